@@ -1,0 +1,31 @@
+# A bare machine needs Python 3.11 or newer, pip and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## create or refresh .venv (DETECTRON2_SOURCE chooses the Detectron2, see INSTALL.md)
+	@$(PYTHON) tools/setup_env.py --venv $(VENV)
+
+demo: setup  ## generate scenes, train, code, evaluate and draw, into output/demo
+	$(PY) tools/demo.py
+
+test: setup  ## run the tests
+	$(PY) -m pytest
+
+lint: setup  ## check style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup  ## mend style and format in place
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove .venv and every cache; output/ and datasets/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

