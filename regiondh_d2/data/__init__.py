@@ -1,0 +1,18 @@
+"""Datasets: the strict VOC reader, retrieval datasets and the generated scenes.
+
+Importing this package registers the shipped names; no file is read before a dataset is used.
+"""
+
+from regiondh_d2.data.builtin import register_builtin
+from regiondh_d2.data.retrieval import register_retrieval_dataset
+from regiondh_d2.data.voc import VOC_CLASSES, VOCFormatError, load_voc, register_voc
+
+__all__ = [
+    "VOC_CLASSES",
+    "VOCFormatError",
+    "load_voc",
+    "register_retrieval_dataset",
+    "register_voc",
+]
+
+register_builtin()

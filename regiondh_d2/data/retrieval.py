@@ -1,0 +1,158 @@
+"""Retrieval datasets: a database and queries out of any registered detection datasets.
+
+A retrieval dataset is one ordinary Detectron2 dataset whose dicts say which part an image plays, so
+that a single pass of `inference_on_dataset` codes everything that an evaluation needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from regiondh_d2.data.catalog import load_dataset, register_source
+
+
+@dataclass(frozen=True)
+class RetrievalSource:
+    """A retrieval dataset; the fields are `register_retrieval_dataset`'s."""
+
+    name: str
+    database: tuple[str, ...]
+    queries: tuple[str, ...]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All detection datasets, each once."""
+        return tuple(dict.fromkeys(self.database + self.queries))
+
+    def load(self, problems: list[str] | None = None) -> list[dict]:
+        """Load the parts and merge them: the database in its order, then the remaining queries.
+
+        Args:
+            problems: None raises at the first defect; a list receives a line for each instead, and
+                the defective image is left out.
+
+        Returns:
+            Copies of the parts' dicts with `role` ("query", "database" or "both"), `image_labels`
+            and `difficult_labels` (sorted class ids). Parts without label keys get theirs from
+            `annotations`, crowd regions included, with no label known to be difficult.
+
+        Raises:
+            ValueError: the parts disagree about their classes or about an image.
+        """
+
+        def report(message: str) -> None:
+            message = f"retrieval dataset {self.name!r}: {message}"
+            if problems is None:
+                raise ValueError(message)
+            problems.append(message)
+
+        dicts = {part: load_dataset(part, problems) for part in self.parts}
+        # Some datasets, such as COCO's, know their classes only once they are loaded.
+        classes = _common_classes(self.parts, report)
+        if classes is None:
+            report(f"none of {', '.join(self.parts)} has thing_classes in its metadata")
+            return []
+        MetadataCatalog.get(self.name).thing_classes = classes
+
+        merged: dict[object, dict] = {}
+        for role, names in (("database", self.database), ("query", self.queries)):
+            for name in names:
+                for source_record in dicts[name]:
+                    record = _with_labels(source_record, role)
+                    image_id = record["image_id"]
+                    if not all(0 <= label < len(classes) for label in record["image_labels"]):
+                        report(
+                            f"{record['file_name']} of {name} has class ids"
+                            f" {record['image_labels']}, but there are {len(classes)} classes"
+                        )
+                        continue
+                    seen = merged.setdefault(image_id, record)
+                    for key in ("file_name", "image_labels", "difficult_labels"):
+                        if seen[key] != record[key]:
+                            report(
+                                f"image_id {image_id!r} of {name} occurs twice with different"
+                                f" {key}: {seen[key]} and {record[key]}"
+                            )
+                            break
+                    else:
+                        if seen["role"] != role:
+                            seen["role"] = "both"
+        return list(merged.values())
+
+
+def register_retrieval_dataset(
+    name: str, *, database: str | Sequence[str], queries: str | Sequence[str]
+) -> None:
+    """Register a retrieval dataset over registered detection datasets.
+
+    The same image on both sides is one dict with the role "both". The metadata has
+    `evaluator_type` "regiondh_retrieval", `thing_classes` (after the first loading, where a part
+    knows its classes no sooner), `database_datasets`, `query_datasets` and, with a single query
+    dataset, its `dirname`, `year` and `split` if it has them, for Detectron2's VOC evaluator.
+
+    Args:
+        name: name of the new dataset. Repeating a registration does nothing.
+        database: name or names of the detection datasets to search in.
+        queries: name or names of the detection datasets to search with.
+
+    Raises:
+        ValueError: a side is empty or names an unknown dataset, the sides are known to have
+            different classes, or `name` is taken by another dataset.
+    """
+    source = RetrievalSource(name, _as_tuple(database), _as_tuple(queries))
+
+    def fail(message: str) -> None:
+        raise ValueError(f"retrieval dataset {name!r}: {message}")
+
+    for side, names in (("database", source.database), ("queries", source.queries)):
+        if not names:
+            fail(f"{side} names no dataset")
+    for part in source.parts:
+        if part not in DatasetCatalog.list():
+            fail(f"{part!r} is not a registered dataset: register it first")
+
+    metadata = {"database_datasets": source.database, "query_datasets": source.queries}
+    classes = _common_classes(source.parts, fail)
+    if classes is not None:
+        metadata["thing_classes"] = classes
+    if len(source.queries) == 1:
+        query_metadata = MetadataCatalog.get(source.queries[0])
+        for key in ("dirname", "year", "split", "parent_split"):
+            if query_metadata.get(key) is not None:
+                metadata[key] = query_metadata.get(key)
+    register_source(name, source, evaluator_type="regiondh_retrieval", **metadata)
+
+
+def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _common_classes(parts: Sequence[str], fail: Callable[[str], None]) -> list[str] | None:
+    """The classes of those parts that know theirs, None if none does; `fail` hears of a conflict."""
+    known = {part: MetadataCatalog.get(part).get("thing_classes") for part in parts}
+    known = {part: list(names) for part, names in known.items() if names is not None}
+    if not known:
+        return None
+    first, classes = next(iter(known.items()))
+    for part, names in known.items():
+        if names != classes:
+            only = sorted(set(names) ^ set(classes))
+            fail(
+                f"{first} and {part} have different thing_classes"
+                f" ({'only in one: ' + ', '.join(only) if only else 'the order differs'})"
+            )
+    return classes
+
+
+def _with_labels(record: dict, role: str) -> dict:
+    """Copy a detection dict and complete its role and labels."""
+    record = {**record, "role": role}
+    if "image_labels" not in record:
+        record["image_labels"] = sorted(
+            {annotation["category_id"] for annotation in record.get("annotations", ())}
+        )
+    record.setdefault("difficult_labels", [])
+    return record
