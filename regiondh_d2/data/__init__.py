@@ -5,13 +5,17 @@ Importing this package registers the shipped names; no file is read before a dat
 
 from regiondh_d2.data.builtin import register_builtin
 from regiondh_d2.data.retrieval import register_retrieval_dataset
+from regiondh_d2.data.scenes import SCENE_CLASSES, generate_scenes, register_scenes
 from regiondh_d2.data.voc import VOC_CLASSES, VOCFormatError, load_voc, register_voc
 
 __all__ = [
+    "SCENE_CLASSES",
     "VOC_CLASSES",
     "VOCFormatError",
+    "generate_scenes",
     "load_voc",
     "register_retrieval_dataset",
+    "register_scenes",
     "register_voc",
 ]
 

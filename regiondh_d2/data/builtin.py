@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regiondh_d2.data.retrieval import register_retrieval_dataset
+from regiondh_d2.data.scenes import register_scenes
 from regiondh_d2.data.voc import VOC_CLASSES, register_voc
 
 
@@ -68,3 +69,4 @@ def register_builtin(root: str | os.PathLike | None = None) -> None:
         register_voc(name, os.path.join(root, folder), split, VOC_CLASSES, year, subset)
     for name, database, queries in VOC_RETRIEVAL:
         register_retrieval_dataset(name, database=database, queries=queries)
+    register_scenes(os.path.join(root, "scenes"))

@@ -61,3 +61,8 @@ def load_dataset(name: str, problems: list[str] | None = None) -> list[dict]:
     """
     source = find_source(name)
     return DatasetCatalog.get(name) if source is None else source.load(problems)
+
+
+def registered_names() -> list[str]:
+    """The names that were registered here, in the order of registration."""
+    return [name for name in _SOURCES if find_source(name) is not None]

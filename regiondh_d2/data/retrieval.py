@@ -35,9 +35,8 @@ class RetrievalSource:
                 the defective image is left out.
 
         Returns:
-            Copies of the parts' dicts with `role` ("query", "database" or "both"), `image_labels`
-            and `difficult_labels` (sorted class ids). Parts without label keys get theirs from
-            `annotations`, crowd regions included, with no label known to be difficult.
+            Copies of the parts' dicts, completed by `with_labels`, with `role` ("query", "database"
+            or "both").
 
         Raises:
             ValueError: the parts disagree about their classes or about an image.
@@ -61,7 +60,7 @@ class RetrievalSource:
         for role, names in (("database", self.database), ("query", self.queries)):
             for name in names:
                 for source_record in dicts[name]:
-                    record = _with_labels(source_record, role)
+                    record = {**with_labels(source_record), "role": role}
                     image_id = record["image_id"]
                     if not all(0 <= label < len(classes) for label in record["image_labels"]):
                         report(
@@ -131,7 +130,7 @@ def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _common_classes(parts: Sequence[str], fail: Callable[[str], None]) -> list[str] | None:
-    """The classes of those parts that know theirs, None if none does; `fail` hears of a conflict."""
+    """The classes of the parts that know theirs, or None; `fail` hears of a conflict."""
     known = {part: MetadataCatalog.get(part).get("thing_classes") for part in parts}
     known = {part: list(names) for part, names in known.items() if names is not None}
     if not known:
@@ -147,12 +146,13 @@ def _common_classes(parts: Sequence[str], fail: Callable[[str], None]) -> list[s
     return classes
 
 
-def _with_labels(record: dict, role: str) -> dict:
-    """Copy a detection dict and complete its role and labels."""
-    record = {**record, "role": role}
+def with_labels(record: dict) -> dict:
+    """Copy a detection dict, with `image_labels` and `difficult_labels` if it has none.
+
+    Labels come from `annotations`, crowd regions included; none is known to be difficult then.
+    """
+    record = dict(record)
     if "image_labels" not in record:
-        record["image_labels"] = sorted(
-            {annotation["category_id"] for annotation in record.get("annotations", ())}
-        )
+        record["image_labels"] = sorted({a["category_id"] for a in record.get("annotations", ())})
     record.setdefault("difficult_labels", [])
     return record

@@ -1,8 +1,8 @@
 """Strict reader of datasets in PASCAL VOC layout.
 
-Detectron2's own reader drops the `difficult` flag, which a retrieval ground truth needs, and turns a
-defective file into a traceback from deep inside. Here every defect is one line that names the file,
-the object and the mend.
+Detectron2's own reader drops the `difficult` flag, which a retrieval ground truth needs, and turns
+a defective file into a traceback from deep inside. Here every defect is one line that names the
+file, the object and the mend.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from detectron2.structures import BoxMode
 
@@ -153,13 +154,13 @@ def _list_file(dirname: str, split: str) -> str:
 
 
 def _require_layout(dirname: str) -> None:
+    root = Path(dirname).absolute()
     for folder in ("", "Annotations", "ImageSets/Main", "JPEGImages"):
-        if not os.path.isdir(os.path.join(dirname, folder)):
+        if not (root / folder).is_dir():
             raise VOCNotFoundError(
-                f"{os.path.join(dirname, folder)}: no such folder; expected"
-                f" {os.path.basename(dirname)}/{{Annotations,ImageSets/Main,JPEGImages}} in"
-                f" {os.path.abspath(os.path.dirname(dirname))}: set $DETECTRON2_DATASETS to the"
-                " folder that holds it (see datasets/README.md)"
+                f"{root / folder}: no such folder; expected"
+                f" {root.name}/{{Annotations,ImageSets/Main,JPEGImages}} in {root.parent}: set"
+                " $DETECTRON2_DATASETS to the folder that holds it (see datasets/README.md)"
             )
 
 

@@ -1,0 +1,115 @@
+"""What a registered dataset holds, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+from detectron2.data import MetadataCatalog
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from regiondh_d2.data.catalog import find_source, load_dataset
+from regiondh_d2.data.retrieval import RetrievalSource, with_labels
+from regiondh_d2.data.voc import VOCSource
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """The result of `check_dataset`.
+
+    Attributes:
+        name: the dataset.
+        images: number of images that could be read.
+        objects: number of their annotated objects, of which `difficult` are marked difficult.
+        roles: number of images a role; empty for a detection dataset. Images of both roles count
+            for each.
+        class_images: number of images that show a class, for every class in its order.
+        problems: one line a defect.
+    """
+
+    name: str
+    images: int
+    objects: int
+    difficult: int
+    roles: dict[str, int]
+    class_images: dict[str, int]
+    problems: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Two lines: counts, and the classes."""
+        roles = ", ".join(f"{count} {role}" for role, count in self.roles.items())
+        classes = ", ".join(f"{name} {count}" for name, count in self.class_images.items())
+        return (
+            f"{self.name}: {self.images} images{f' ({roles})' if roles else ''},"
+            f" {self.objects} objects ({self.difficult} difficult),"
+            f" {len(self.problems) or 'no'} problem{'' if len(self.problems) == 1 else 's'}\n"
+            f"  images a class: {classes or 'none'}"
+        )
+
+
+def is_present(name: str) -> bool:
+    """Whether the image lists of a dataset exist; True for datasets of other code."""
+    source = find_source(name)
+    if isinstance(source, VOCSource):
+        return os.path.isfile(source.list_file)
+    if isinstance(source, RetrievalSource):
+        return all(is_present(part) for part in source.parts)
+    return True
+
+
+def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
+    """Load a registered dataset and collect every problem.
+
+    Args:
+        name: a registered dataset.
+        open_images: also decode every image and compare its size with the annotation's.
+    """
+    problems: list[str] = []
+    try:
+        dicts = load_dataset(name, problems)
+    except Exception as error:  # whatever the loader of a foreign dataset raises is the finding
+        problems.append(f"{name}: cannot be loaded: {type(error).__name__}: {error}")
+        dicts = []
+    dicts = [with_labels(record) for record in dicts]
+    if open_images:
+        for record in tqdm(dicts, desc=name, disable=None, leave=False):
+            problem = _image_problem(
+                record["file_name"], (record.get("width"), record.get("height"))
+            )
+            if problem:
+                problems.append(problem)
+
+    annotations = [a for record in dicts for a in record.get("annotations", ())]
+    roles = Counter(record["role"] for record in dicts if "role" in record)
+    both = roles.pop("both", 0)
+    class_names = MetadataCatalog.get(name).get("thing_classes", [])
+    label_counts = Counter(label for record in dicts for label in record["image_labels"])
+    return DatasetReport(
+        name=name,
+        images=len(dicts),
+        objects=len(annotations),
+        difficult=sum(bool(a.get("difficult")) for a in annotations),
+        roles={role: roles[role] + both for role in ("database", "query")} if roles or both else {},
+        class_images={name: label_counts[label] for label, name in enumerate(class_names)},
+        problems=tuple(problems),
+    )
+
+
+@functools.cache  # several datasets share their images
+def _image_problem(path: str, expected: tuple[int | None, int | None]) -> str | None:
+    """What is wrong with an image file, or None; `expected` is (width, height) in pixels."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            size = ImageOps.exif_transpose(image).size  # Detectron2 turns images upright, too
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"{path}: cannot be decoded ({error}): replace it"
+    if None not in expected and size != expected:
+        return (
+            f"{path}: the image has {size[0]} x {size[1]} pixels, its annotation says"
+            f" {expected[0]} x {expected[1]}: correct one of them"
+        )
+    return None

@@ -1,0 +1,517 @@
+"""Generated scenes: a small multi-label dataset in VOC layout that needs no download.
+
+Every image holds one to five drawn objects of twelve shapes before a cluttered background. Colour,
+texture, size and rotation are drawn independently of the class, so only the shape tells it: a
+histogram of colours knows nothing. Classes come in groups that tend to occur together, as in
+photographs.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from regiondh_d2.data.retrieval import register_retrieval_dataset
+from regiondh_d2.data.voc import register_voc
+
+logger = logging.getLogger(__name__)
+
+# Increase whenever the same arguments give other images, so that old folders are not reused.
+_VERSION = 1
+_RECORD = "scenes.json"
+_SPLITS = ("database", "queries")
+
+_SUPERSAMPLING = 4
+_JPEG_QUALITY = 90
+_OBJECT_COUNTS = (0.25, 0.3, 0.22, 0.14, 0.09)  # probability of 1, 2, ... objects
+_SIZE_RANGE = (0.28, 0.58)  # longer side of an object, as a share of the image's shorter side
+_SAME_GROUP = 0.75  # probability that a further object comes from the scene's group
+_MIN_VISIBLE = 0.5  # an object is never covered further than this
+_DIFFICULT_VISIBLE = 0.75  # and is marked difficult below this
+_PLACEMENT_TRIES = 12
+
+Point = tuple[float, float]
+
+# --- shapes ----------------------------------------------------------------------------------
+# Each function draws one class; the generator varies its proportions, so that two objects of a
+# class are hardly ever the same polygon.
+
+
+class _Stencil:
+    """Draws on the square [-1, 1] x [-1, 1] (y down) of a mask of `size` pixels."""
+
+    def __init__(self, size: int) -> None:
+        self.image = Image.new("L", (size, size))
+        self._draw = ImageDraw.Draw(self.image)
+        self._half = size / 2
+
+    def _pixels(self, points: Sequence[Point]) -> list[Point]:
+        return [((x + 1) * self._half, (y + 1) * self._half) for x, y in points]
+
+    def polygon(self, points: Sequence[Point], fill: int = 255) -> None:
+        self._draw.polygon(self._pixels(points), fill=fill)
+
+    def disc(self, x: float, y: float, radius: float, fill: int = 255) -> None:
+        self.ellipse(x, y, radius, radius, fill)
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, fill: int = 255) -> None:
+        self._draw.ellipse(self._pixels([(x - rx, y - ry), (x + rx, y + ry)]), fill=fill)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, fill: int = 255) -> None:
+        self._draw.rectangle(self._pixels([(x0, y0), (x1, y1)]), fill=fill)
+
+
+def _polar(radius: float, angle: float) -> Point:
+    return radius * math.cos(angle), radius * math.sin(angle)
+
+
+def _star(s: _Stencil, rng: np.random.Generator) -> None:
+    points = int(rng.integers(5, 7))
+    inner = rng.uniform(0.36, 0.46)
+    s.polygon([_polar((0.95, inner)[i % 2], math.pi * i / points) for i in range(2 * points)])
+
+
+def _ring(s: _Stencil, rng: np.random.Generator) -> None:
+    s.disc(0, 0, 0.92)
+    s.disc(0, 0, rng.uniform(0.5, 0.68), fill=0)
+
+
+def _cross(s: _Stencil, rng: np.random.Generator) -> None:
+    arm = rng.uniform(0.22, 0.32)
+    s.box(-0.92, -arm, 0.92, arm)
+    s.box(-arm, -0.92, arm, 0.92)
+
+
+def _triangle(s: _Stencil, rng: np.random.Generator) -> None:
+    s.polygon([(rng.uniform(-0.3, 0.3), -0.92), (0.92, 0.8), (-0.92, 0.8)])
+
+
+def _crescent(s: _Stencil, rng: np.random.Generator) -> None:
+    s.disc(0, 0, 0.94)
+    s.disc(rng.uniform(0.4, 0.52), 0, rng.uniform(0.74, 0.82), fill=0)
+
+
+def _arrow(s: _Stencil, rng: np.random.Generator) -> None:
+    shaft, neck = rng.uniform(0.14, 0.22), rng.uniform(-0.05, 0.15)
+    s.box(-0.95, -shaft, neck + 0.05, shaft)
+    s.polygon([(neck, -0.62), (0.95, 0), (neck, 0.62)])
+
+
+def _heart(s: _Stencil, rng: np.random.Generator) -> None:
+    height = rng.uniform(0.9, 1.1)
+    angles = [2 * math.pi * i / 60 for i in range(60)]
+    s.polygon(
+        [
+            (
+                0.92 * math.sin(t) ** 3,
+                -height
+                * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))
+                / 17,
+            )
+            for t in angles
+        ]
+    )
+
+
+def _house(s: _Stencil, rng: np.random.Generator) -> None:
+    eaves = rng.uniform(-0.25, -0.05)
+    s.polygon([(-0.92, eaves), (0, -0.92), (0.92, eaves)])
+    s.box(-0.68, eaves, 0.68, 0.88)
+    door, window = rng.uniform(-0.4, -0.2), rng.uniform(0.15, 0.3)
+    s.box(door, 0.3, door + 0.28, 0.88, fill=0)
+    s.box(window, 0.15, window + 0.26, 0.42, fill=0)
+
+
+def _spiral(s: _Stencil, rng: np.random.Generator) -> None:
+    turns, width = rng.uniform(1.9, 2.4), rng.uniform(0.1, 0.13)
+    for i in range(300):
+        t = i / 299
+        s.disc(*_polar(0.06 + 0.76 * t, 2 * math.pi * turns * t), width)
+
+
+def _gear(s: _Stencil, rng: np.random.Generator) -> None:
+    teeth = int(rng.integers(7, 10))
+    step = 2 * math.pi / teeth
+    outline = []
+    for i in range(teeth):
+        for offset, radius in ((-0.32, 0.68), (-0.2, 0.95), (0.2, 0.95), (0.32, 0.68)):
+            outline.append(_polar(radius, (i + offset) * step))
+    s.polygon(outline)
+    s.disc(0, 0, rng.uniform(0.2, 0.3), fill=0)
+
+
+def _fish(s: _Stencil, rng: np.random.Generator) -> None:
+    belly = rng.uniform(0.4, 0.55)
+    s.ellipse(0.2, 0, 0.74, belly)
+    s.polygon([(-0.35, 0), (-0.95, -0.52), (-0.78, 0), (-0.95, 0.52)])
+    s.polygon([(0.0, -belly + 0.06), (0.3, -belly - 0.22), (0.45, -belly + 0.1)])
+    s.disc(0.58, -0.12, 0.09, fill=0)
+
+
+def _key(s: _Stencil, rng: np.random.Generator) -> None:
+    s.disc(-0.55, 0, 0.4)
+    s.disc(-0.58, 0, rng.uniform(0.17, 0.22), fill=0)
+    s.box(-0.22, -0.11, 0.95, 0.11)
+    for x in (0.78, rng.uniform(0.42, 0.52)):
+        s.box(x - 0.09, 0, x + 0.09, rng.uniform(0.34, 0.46))
+
+
+_SHAPES: dict[str, Callable[[_Stencil, np.random.Generator], None]] = {
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+    "triangle": _triangle,
+    "crescent": _crescent,
+    "arrow": _arrow,
+    "heart": _heart,
+    "house": _house,
+    "spiral": _spiral,
+    "gear": _gear,
+    "fish": _fish,
+    "key": _key,
+}
+SCENE_CLASSES = tuple(_SHAPES)
+
+# Classes that tend to occur together, with the share of scenes of each group.
+_GROUPS = (
+    (0.34, ("star", "crescent", "ring", "heart")),
+    (0.28, ("house", "key", "arrow")),
+    (0.22, ("gear", "cross", "triangle", "key")),
+    (0.16, ("fish", "spiral", "ring")),
+)
+
+
+def _object_mask(name: str, length: int, rng: np.random.Generator) -> np.ndarray:
+    """One object's opacity, float32 (h, w) in [0, 1], rotated and cropped to its extent.
+
+    `length` is the longer side of the unrotated drawing in pixels.
+    """
+    stencil = _Stencil(length * _SUPERSAMPLING)
+    _SHAPES[name](stencil, rng)
+    image = stencil.image
+    stretch = rng.uniform(0.85, 1.0)
+    size = [image.width, round(image.height * stretch)]
+    image = image.resize(size if rng.random() < 0.5 else size[::-1], Image.Resampling.BILINEAR)
+    image = image.rotate(rng.uniform(0, 360), resample=Image.Resampling.BICUBIC, expand=True)
+    image = image.resize(
+        [max(1, round(side / _SUPERSAMPLING)) for side in image.size], Image.Resampling.BOX
+    )
+    mask = np.asarray(image, dtype=np.float32) / 255
+    rows, columns = np.nonzero(mask > 0.5)
+    return mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+# --- colours and textures --------------------------------------------------------------------
+
+
+def _colour(rng: np.random.Generator) -> np.ndarray:
+    """A random RGB colour, float32 (3,) in [0, 255]."""
+    hue, saturation, value = rng.random(), rng.uniform(0.15, 1.0), rng.uniform(0.15, 1.0)
+    return np.float32(colorsys.hsv_to_rgb(hue, saturation, value)) * 255
+
+
+def _luma(colour: np.ndarray) -> np.ndarray:
+    return colour @ np.float32([0.299, 0.587, 0.114])
+
+
+def _contrasting_colour(against: float, rng: np.random.Generator, contrast: float) -> np.ndarray:
+    """A random colour whose luma differs from `against` by at least `contrast`."""
+    for _ in range(50):
+        colour = _colour(rng)
+        if abs(_luma(colour) - against) >= contrast:
+            return colour
+    return np.float32([255, 255, 255] if against < 128 else [0, 0, 0])
+
+
+def _texture(h: int, w: int, base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A patch around the colour `base`, float32 (h, w, 3) in [0, 255]."""
+    second = np.clip(base + rng.choice([-1, 1]) * rng.uniform(25, 60), 0, 255)
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    angle = rng.uniform(0, math.pi)
+    along = x * math.cos(angle) + y * math.sin(angle)
+    across = y * math.cos(angle) - x * math.sin(angle)
+    period = rng.uniform(6, 12)
+    kind = rng.integers(6)
+    if kind == 0:  # plain
+        weight = np.zeros((h, w))
+    elif kind == 1:  # stripes
+        weight = (along % period < period / 2).astype(np.float32)
+    elif kind == 2:  # checks
+        weight = ((along // period + across // period) % 2).astype(np.float32)
+    elif kind == 3:  # gradient
+        weight = (along - along.min()) / max(float(np.ptp(along)), 1.0)
+    elif kind == 4:  # dots
+        u, v = along % period - period / 2, across % period - period / 2
+        weight = (np.hypot(u, v) < period * 0.28).astype(np.float32)
+    else:  # speckle
+        weight = rng.random((h, w))
+    return base + weight[..., None] * (second - base)
+
+
+def _smooth_noise(h: int, w: int, cell: int, rng: np.random.Generator) -> np.ndarray:
+    """Blurred noise, float32 (h, w) in [0, 1], with blobs of about `cell` pixels."""
+    small = rng.integers(0, 256, (max(2, h // cell), max(2, w // cell)), dtype=np.uint8)
+    image = Image.fromarray(small).resize((w, h), Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+def _background(w: int, h: int, rng: np.random.Generator) -> np.ndarray:
+    """Gradient, noise and clutter that belongs to no class; float32 (h, w, 3) in [0, 255]."""
+    first, second = _colour(rng), _colour(rng)
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    angle = rng.uniform(0, 2 * math.pi)
+    ramp = x / w * math.cos(angle) + y / h * math.sin(angle)
+    ramp = (ramp - ramp.min()) / np.ptp(ramp)
+    canvas = first + ramp[..., None] * (second - first)
+    cell = int(rng.integers(8, 40))
+    canvas = canvas + (_smooth_noise(h, w, cell, rng)[..., None] - 0.5) * rng.uniform(20, 90)
+
+    big = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).resize((2 * w, 2 * h))
+    draw = ImageDraw.Draw(big)
+    for _ in range(rng.integers(4, 14)):
+        at = np.clip(canvas[rng.integers(h), rng.integers(w)], 0, 255)
+        colour = tuple(int(v) for v in at + rng.uniform(0.25, 0.8) * (_colour(rng) - at))
+        cx, cy = rng.uniform(0, 2 * w), rng.uniform(0, 2 * h)
+        reach = rng.uniform(10, 0.8 * min(w, h))
+        kind = rng.integers(4)
+        if kind == 0:  # line
+            dx, dy = _polar(2 * reach, rng.uniform(0, math.pi))
+            draw.line([cx - dx, cy - dy, cx + dx, cy + dy], colour, int(rng.integers(2, 9)))
+        elif kind == 1:  # blob
+            ry = reach * rng.uniform(0.3, 0.7)
+            draw.ellipse([cx - reach / 2, cy - ry / 2, cx + reach / 2, cy + ry / 2], fill=colour)
+        elif kind == 2:  # dots
+            for _ in range(rng.integers(5, 25)):
+                px, py = rng.normal(cx, reach / 2), rng.normal(cy, reach / 2)
+                r = rng.uniform(1.5, 5)
+                draw.ellipse([px - r, py - r, px + r, py + r], fill=colour)
+        else:  # arc
+            start = rng.uniform(0, 360)
+            box = [cx - reach, cy - reach, cx + reach, cy + reach]
+            draw.arc(box, start, start + rng.uniform(40, 150), colour, int(rng.integers(2, 8)))
+    return np.asarray(big.resize((w, h), Image.Resampling.BOX), dtype=np.float32)
+
+
+# --- scenes ----------------------------------------------------------------------------------
+
+
+def _scene_classes(rng: np.random.Generator) -> list[str]:
+    """The classes of one scene's objects, with repetitions."""
+    shares = np.array([share for share, _ in _GROUPS])
+    group = _GROUPS[rng.choice(len(_GROUPS), p=shares / shares.sum())][1]
+    count = 1 + int(rng.choice(len(_OBJECT_COUNTS), p=_OBJECT_COUNTS))
+    return [
+        str(rng.choice(group if index == 0 or rng.random() < _SAME_GROUP else SCENE_CLASSES))
+        for index in range(count)
+    ]
+
+
+def _paint(canvas: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
+    """Lay a textured object of opacity `mask` (h, w) over `canvas` (h, w, 3), in place."""
+    around = float(_luma(canvas).mean())
+    base = _contrasting_colour(around, rng, contrast=55)
+    paint = _texture(*mask.shape, base, rng)
+    if rng.random() < 0.5:
+        opaque = Image.fromarray((mask > 0.5).astype(np.uint8) * 255)
+        inner = np.asarray(opaque.filter(ImageFilter.MinFilter(3))) > 0
+        paint[~inner] = _contrasting_colour(float(_luma(base)), rng, contrast=40)
+    canvas += mask[..., None] * (paint - canvas)
+
+
+def _draw_scene(
+    w: int, h: int, rng: np.random.Generator
+) -> tuple[Image.Image, list[tuple[str, tuple[int, int, int, int], bool]]]:
+    """Draw one scene of w x h pixels.
+
+    Returns:
+        The image, and for each object its class, its box (VOC's 1-based inclusive corners of the
+        visible part) and whether it is difficult.
+    """
+    canvas = _background(w, h, rng)
+    names: list[str] = []
+    areas: list[int] = []
+    visible: list[np.ndarray] = []
+    for name in _scene_classes(rng):
+        for _ in range(_PLACEMENT_TRIES):
+            length = round(rng.uniform(*_SIZE_RANGE) * min(w, h))
+            mask = _object_mask(name, length, rng)
+            mh, mw = mask.shape
+            if mh > h or mw > w:
+                continue
+            top, left = int(rng.integers(h - mh + 1)), int(rng.integers(w - mw + 1))
+            place = np.s_[top : top + mh, left : left + mw]
+            covered = np.zeros((h, w), dtype=bool)
+            covered[place] = mask > 0.5
+            if any(
+                (seen & ~covered).sum() < _MIN_VISIBLE * area
+                for seen, area in zip(visible, areas, strict=True)
+            ):
+                continue
+            visible = [seen & ~covered for seen in visible] + [covered]
+            areas.append(int(covered.sum()))
+            names.append(name)
+            _paint(canvas[place], mask, rng)
+            break
+
+    canvas += rng.normal(0, rng.uniform(1, 7), canvas.shape)
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    objects = []
+    for name, seen, area in zip(names, visible, areas, strict=True):
+        rows, columns = np.nonzero(seen)
+        box = (columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1)
+        difficult = bool(seen.sum() < _DIFFICULT_VISIBLE * area)
+        objects.append((name, tuple(int(v) for v in box), difficult))
+    return image, objects
+
+
+def _annotation(
+    image_id: str,
+    size: tuple[int, int],
+    objects: Sequence[tuple[str, tuple[int, int, int, int], bool]],
+) -> str:
+    """The scene's XML, with every tag that Detectron2's VOC evaluator insists on."""
+    lines = [
+        "<annotation>",
+        f"\t<filename>{escape(image_id)}.jpg</filename>",
+        f"\t<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
+    ]
+    for name, box, difficult in objects:
+        corners = "".join(
+            f"<{key}>{value}</{key}>"
+            for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        )
+        lines.append(
+            f"\t<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated>"
+            f"<difficult>{int(difficult)}</difficult><bndbox>{corners}</bndbox></object>"
+        )
+    return "\n".join([*lines, "</annotation>", ""])
+
+
+def generate_scenes(
+    root: str | os.PathLike,
+    *,
+    num_database: int = 400,
+    num_queries: int = 100,
+    image_size: tuple[int, int] = (192, 144),
+    seed: int = 0,
+) -> Path:
+    """Write a dataset of generated scenes in VOC layout.
+
+    The lists are `database` and `queries`. Every image depends on the seed, its list and its number
+    alone, so a larger dataset begins with the images of a smaller one. The folder appears under its
+    name only when it is complete; one that is there already with the same parameters is reused.
+
+    Args:
+        root: the folder to write.
+        num_database: images to search in.
+        num_queries: images to search with.
+        image_size: width and height in pixels; one scene in five is upright, with the two swapped.
+        seed: chooses the scenes.
+
+    Returns:
+        `root`.
+
+    Raises:
+        ValueError: a parameter is out of range.
+        FileExistsError: `root` holds something else.
+    """
+    root = Path(root).expanduser()
+    if num_database < 1 or num_queries < 1:
+        raise ValueError(
+            f"scenes need at least one image a list, got num_database={num_database},"
+            f" num_queries={num_queries}"
+        )
+    if len(image_size) != 2 or not all(64 <= side <= 4096 for side in image_size):
+        raise ValueError(f"image_size must be two sides of 64 to 4096 pixels, got {image_size}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    counts = (num_database, num_queries)
+    record = {
+        "version": _VERSION,
+        "num_database": num_database,
+        "num_queries": num_queries,
+        "image_size": list(image_size),
+        "seed": seed,
+    }
+    if _is_complete(root, record):
+        return root
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    work = root.with_name(f".{root.name}.{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (work / folder).mkdir(parents=True)
+        for stream, (split, count) in enumerate(zip(_SPLITS, counts, strict=True)):
+            image_ids = [f"{split}_{index:06d}" for index in range(count)]
+            for index, image_id in enumerate(image_ids):
+                rng = np.random.default_rng([seed, stream, index])
+                size = image_size if rng.random() < 0.8 else image_size[::-1]
+                image, objects = _draw_scene(*size, rng)
+                image.save(work / "JPEGImages" / f"{image_id}.jpg", quality=_JPEG_QUALITY)
+                xml = _annotation(image_id, size, objects)
+                (work / "Annotations" / f"{image_id}.xml").write_text(xml, encoding="utf-8")
+                if (index + 1) % 100 == 0:
+                    logger.info("%s: %d of %d scenes", split, index + 1, count)
+            (work / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(image_ids) + "\n")
+        (work / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        try:
+            os.replace(work, root)
+        except OSError:
+            # Another process may have finished the same folder meanwhile.
+            if not _is_complete(root, record):
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return root
+
+
+def _is_complete(root: Path, record: dict) -> bool:
+    """Whether `root` holds these very scenes; FileExistsError if it holds anything else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        found = json.loads((root / _RECORD).read_text())
+    except (OSError, ValueError):
+        raise FileExistsError(
+            f"{root}: exists and holds no generated scenes: choose another folder"
+        ) from None
+    if found != record:
+        raise FileExistsError(
+            f"{root}: holds scenes of other parameters ({found}): delete it or choose another"
+            " folder"
+        )
+    return True
+
+
+def register_scenes(root: str | os.PathLike, prefix: str = "") -> str:
+    """Register the scenes below `root`; they may be generated later.
+
+    Args:
+        root: the folder of `generate_scenes`.
+        prefix: put before the names, for scenes beside the shipped ones.
+
+    Returns:
+        Name of the retrieval dataset, `<prefix>scenes_retrieval`; its detection datasets are
+        `<prefix>regiondh_scenes_database` and `<prefix>regiondh_scenes_queries`.
+
+    Raises:
+        ValueError: these names are taken by scenes in another folder.
+    """
+    root = os.path.expanduser(os.fspath(root))
+    database, queries = (f"{prefix}regiondh_scenes_{split}" for split in _SPLITS)
+    for name, split in ((database, "database"), (queries, "queries")):
+        register_voc(name, root, split, SCENE_CLASSES)
+    name = f"{prefix}scenes_retrieval"
+    register_retrieval_dataset(name, database=database, queries=queries)
+    return name
