@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog
 
-import regiondh_d2  # noqa: F401  (registers the shipped names)
+import regiondh_d2.data  # noqa: F401  (registers the shipped names)
 from regiondh_d2.data.catalog import registered_names
 from regiondh_d2.data.check import check_dataset, is_present
 

@@ -1,0 +1,122 @@
+"""The dataset checker and the scenes command, as commands."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from regiondh_d2.data.check import check_dataset
+from regiondh_d2.data.scenes import generate_scenes, register_scenes
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "datasets"
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Five scenes, registered with the prefix t_."""
+    root = generate_scenes(tmp_path / "s", num_database=3, num_queries=2)
+    before = set(DatasetCatalog.list())
+    register_scenes(root, prefix="t_")
+    yield root
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def main():
+    return load_script("check_datasets").main
+
+
+def test_sound(root, main, capsys):
+    assert main(["t_scenes_retrieval", "t_regiondh_scenes_queries", "--images"]) == 0
+    out, err = capsys.readouterr()
+    assert "t_scenes_retrieval: 5 images (3 database, 2 query)" in out
+    assert "t_regiondh_scenes_queries: 2 images, " in out
+    assert "no problems" in out
+    assert "images a class: star " in out
+    assert err == ""
+
+
+def test_counts(root):
+    report = check_dataset("t_scenes_retrieval")
+    records = DatasetCatalog.get("t_scenes_retrieval")
+    assert report.objects == sum(len(r["annotations"]) for r in records)
+    assert sum(report.class_images.values()) == sum(len(r["image_labels"]) for r in records)
+    assert report.roles == {"database": 3, "query": 2}
+
+
+def test_every_problem_once(root, main, capsys):
+    (root / "JPEGImages/queries_000000.jpg").unlink()
+    (root / "Annotations/database_000001.xml").write_text("<annotation>")
+    Image.new("RGB", (9, 9)).save(root / "JPEGImages/database_000000.jpg")
+    (root / "JPEGImages/database_000002.jpg").write_bytes(b"no image")
+    names = ["t_scenes_retrieval", "t_regiondh_scenes_database"]
+    assert main(names) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert main([*names, "--images"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert any("queries_000000.jpg: image missing" in line for line in lines)
+    assert any("database_000001.xml: not well-formed" in line for line in lines)
+    assert any("database_000000.jpg: the image has 9 x 9 pixels" in line for line in lines)
+    assert any("database_000002.jpg: cannot be decoded" in line for line in lines)
+
+
+def test_missing_folder(tmp_path, main, capsys):
+    register_scenes(tmp_path / "nowhere", prefix="t_gone_")
+    try:
+        assert main(["t_gone_scenes_retrieval"]) == 1
+    finally:
+        for part in ("regiondh_scenes_database", "regiondh_scenes_queries", "scenes_retrieval"):
+            DatasetCatalog.remove(f"t_gone_{part}")
+            MetadataCatalog.remove(f"t_gone_{part}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "nowhere") in line
+
+
+def test_foreign_loader_that_fails(main, capsys):
+    def load():
+        raise AssertionError("boom")
+
+    DatasetCatalog.register("t_foreign", load)
+    try:
+        assert main(["t_foreign"]) == 1
+    finally:
+        DatasetCatalog.remove("t_foreign")
+    assert "t_foreign: cannot be loaded: AssertionError: boom" in capsys.readouterr().err
+
+
+def test_unknown_name(main, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["t_nope"])
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert "unknown dataset t_nope" in message
+    assert "voc_2007_retrieval_train_val" in message
+
+
+def test_without_names(root, main, capsys):
+    main([])  # the status depends on what else is in $DETECTRON2_DATASETS
+    assert "t_scenes_retrieval: 5 images" in capsys.readouterr().out
+
+
+def test_prepare_scenes(tmp_path, capsys):
+    main = load_script("prepare_scenes").main
+    arguments = ["--output", str(tmp_path / "s"), "--num-database", "2", "--num-queries", "1"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--seed", "5"]) == 1
+    assert "other parameters" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        main(["--output", str(tmp_path / "t"), "--num-queries", "0"])
+    assert error.value.code == 2

@@ -1,0 +1,182 @@
+"""Retrieval datasets: roles, labels, metadata and what is refused."""
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from regiondh_d2.data.builtin import VOC_RETRIEVAL
+from regiondh_d2.data.retrieval import register_retrieval_dataset
+
+CLASSES = ["cat", "dog", "cow"]
+
+
+def image(image_id, category_ids=(), **extra):
+    return {
+        "file_name": f"{image_id}.jpg",
+        "image_id": image_id,
+        "height": 4,
+        "width": 6,
+        "annotations": [{"category_id": c, "iscrowd": 0} for c in category_ids],
+        **extra,
+    }
+
+
+@pytest.fixture
+def register():
+    """Registers detection datasets in memory, and removes everything afterwards."""
+    before = set(DatasetCatalog.list())
+
+    def add(name, dicts, classes=CLASSES, **metadata):
+        DatasetCatalog.register(name, lambda: dicts)
+        if classes is not None:
+            metadata["thing_classes"] = classes
+        MetadataCatalog.get(name).set(**metadata)
+
+    yield add
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def roles(name):
+    return {r["image_id"]: r["role"] for r in DatasetCatalog.get(name)}
+
+
+def test_roles_and_order(register):
+    register("t_a", [image(1), image(2)])
+    register("t_b", [image(4), image(2), image(3)])
+    register("t_c", [image(1)])
+    register_retrieval_dataset("t_r", database=("t_a", "t_c"), queries="t_b")
+    assert list(roles("t_r").items()) == [
+        (1, "database"),  # listed by two database datasets
+        (2, "both"),
+        (4, "query"),
+        (3, "query"),
+    ]
+
+
+def test_a_dataset_against_itself(register):
+    register("t_a", [image(1), image(2)])
+    register_retrieval_dataset("t_r", database="t_a", queries="t_a")
+    assert roles("t_r") == {1: "both", 2: "both"}
+
+
+def test_dicts_are_copies(register):
+    dicts = [image(1, [2])]
+    register("t_a", dicts)
+    register_retrieval_dataset("t_r", database="t_a", queries="t_a")
+    DatasetCatalog.get("t_r")
+    assert dicts == [image(1, [2])]
+
+
+def test_labels(register):
+    crowd = image(2, [1, 0])
+    crowd["annotations"][0]["iscrowd"] = 1
+    register("t_a", [image(1, [2, 0, 2]), crowd, image(3)])
+    register("t_b", [image(4, [1], image_labels=[0, 1], difficult_labels=[0])])
+    register_retrieval_dataset("t_r", database="t_a", queries="t_b")
+    labels = {r["image_id"]: r["image_labels"] for r in DatasetCatalog.get("t_r")}
+    assert labels == {1: [0, 2], 2: [0, 1], 3: [], 4: [0, 1]}
+    difficult = [r["difficult_labels"] for r in DatasetCatalog.get("t_r")]
+    assert difficult == [[], [], [], [0]]
+
+
+def test_metadata(register):
+    register("t_a", [image(1)], dirname="A", year=2007, split="train")
+    register("t_b", [image(2)], dirname="B", year=2012, split="val")
+    register_retrieval_dataset("t_r", database="t_a", queries="t_b")
+    metadata = MetadataCatalog.get("t_r")
+    assert metadata.evaluator_type == "regiondh_retrieval"
+    assert metadata.thing_classes == CLASSES
+    assert metadata.database_datasets == ("t_a",)
+    assert metadata.query_datasets == ("t_b",)
+    assert (metadata.dirname, metadata.year, metadata.split) == ("B", 2012, "val")
+
+    register_retrieval_dataset("t_r2", database="t_a", queries=["t_a", "t_b"])
+    assert MetadataCatalog.get("t_r2").get("dirname") is None  # not one folder
+
+
+def test_classes_known_only_after_loading(register):
+    def load():
+        MetadataCatalog.get("t_lazy").thing_classes = CLASSES
+        return [image(1, [2])]
+
+    DatasetCatalog.register("t_lazy", load)
+    register_retrieval_dataset("t_r", database="t_lazy", queries="t_lazy")
+    assert MetadataCatalog.get("t_r").get("thing_classes") is None
+    DatasetCatalog.get("t_r")
+    assert MetadataCatalog.get("t_r").thing_classes == CLASSES
+
+
+def test_repetition(register):
+    register("t_a", [image(1)])
+    register("t_b", [image(2)])
+    register_retrieval_dataset("t_r", database="t_a", queries="t_b")
+    register_retrieval_dataset("t_r", database=["t_a"], queries=("t_b",))
+    with pytest.raises(ValueError, match="'t_r' is already registered"):
+        register_retrieval_dataset("t_r", database="t_b", queries="t_a")
+
+
+def test_refused_at_registration(register):
+    register("t_a", [image(1)])
+    register("t_other", [image(2)], classes=["cat", "dog", "sheep"])
+    register("t_order", [image(2)], classes=["dog", "cat", "cow"])
+    with pytest.raises(ValueError, match="'t_none' is not a registered dataset"):
+        register_retrieval_dataset("t_r", database="t_a", queries="t_none")
+    with pytest.raises(ValueError, match="queries names no dataset"):
+        register_retrieval_dataset("t_r", database="t_a", queries=())
+    with pytest.raises(ValueError, match="different thing_classes .*cow, sheep"):
+        register_retrieval_dataset("t_r", database="t_a", queries="t_other")
+    with pytest.raises(ValueError, match="the order differs"):
+        register_retrieval_dataset("t_r", database="t_a", queries="t_order")
+    assert "t_r" not in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (image(1, [0], file_name="elsewhere.jpg"), r"image_id 1 .* file_name: 1.jpg and elsewhere"),
+        (image(1, [1]), r"image_id 1 .* image_labels: \[0\] and \[1\]"),
+        (image(2, [3]), r"2.jpg of t_b has class ids \[3\], but there are 3 classes"),
+        (image(2, [-1]), r"2.jpg of t_b has class ids \[-1\]"),
+    ],
+)
+def test_refused_at_loading(register, query, message):
+    register("t_a", [image(1, [0])])
+    register("t_b", [query])
+    register_retrieval_dataset("t_r", database="t_a", queries="t_b")
+    with pytest.raises(ValueError, match=message):
+        DatasetCatalog.get("t_r")
+
+
+def test_no_classes_anywhere(register):
+    register("t_a", [image(1)], classes=None)
+    register_retrieval_dataset("t_r", database="t_a", queries="t_a")
+    with pytest.raises(ValueError, match="none of t_a has thing_classes"):
+        DatasetCatalog.get("t_r")
+
+
+def test_over_a_dataset_of_detectron2():
+    name = "voc_2007_val"
+    try:
+        register_retrieval_dataset("t_builtin", database="voc_2007_train", queries=name)
+        metadata = MetadataCatalog.get("t_builtin")
+        assert metadata.split == "val"
+        assert len(metadata.thing_classes) == 20
+    finally:
+        DatasetCatalog.remove("t_builtin")
+        MetadataCatalog.remove("t_builtin")
+
+
+@pytest.mark.parametrize("row", VOC_RETRIEVAL, ids=lambda row: row[0])
+def test_shipped_names(row):
+    name, database, queries = row
+    metadata = MetadataCatalog.get(name)
+    assert name in DatasetCatalog.list()
+    assert (metadata.database_datasets, metadata.query_datasets) == ((database,), (queries,))
+    assert metadata.thing_classes == MetadataCatalog.get(queries).thing_classes
+    try:
+        found = roles(name)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert set(found.values()) == {"database", "query"}
+    assert list(found.values()).count("query") == len(DatasetCatalog.get(queries))
