@@ -1,0 +1,108 @@
+"""Every config key of the package, with its default, its legal values and where it comes from.
+
+Keys live in nodes of our own (``MODEL.REGION_DH``, ``MODEL.TIMM``, ``TEST.RETRIEVAL``), never in
+Detectron2's, so that a newer Detectron2 can't give one of them another meaning.
+"""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_regiondh_config(cfg: CN) -> None:
+    """Add the keys of regiondh_d2 to a Detectron2 config, in place."""
+    _add_region_dh(cfg)
+    _add_timm(cfg)
+    _add_retrieval(cfg)
+
+
+def _add_region_dh(cfg: CN) -> None:
+    cfg.MODEL.REGION_DH = node = CN()
+
+    # Code length. One key sets both lengths; the other two override it where they are not 0.
+    node.BITS = 48
+    node.BITS_INSTANCE = 0  # K1, one code per region (H1)
+    node.BITS_IMAGE = 0  # K2, one code per image (H2)
+
+    # Initial weights of the two latent layers: a normal distribution of this standard deviation
+    # (the paper: 0.005), and a constant bias.
+    node.LATENT_INIT_STD = 0.005
+    node.LATENT_INIT_BIAS = 0.0
+    # What the instance classifier reads: "h1" (the paper: the activations of H1) or "box_features"
+    # (fc7, so that H1 stands beside the classifier instead of under it).
+    node.CLASSIFIER_INPUT = "h1"
+
+    # Cross-proposal fusion. Which regions are fused, in training and at test alike:
+    # "topk": the first FUSION_NUM_ROIS proposals of the RPN by objectness, before sampling.
+    # "sampled": the sampled RoIs in training and every proposal at test (the author's code).
+    node.FUSION_ROIS = "topk"
+    node.FUSION_NUM_ROIS = 100
+    # "sum": P^T A1 (the paper). "mean": that divided by the number of regions.
+    # "class_mean": (P^T A1) / sum_i p_ic for each class c, joined with max_i p_ic.
+    node.FUSION_NORM = "sum"
+    # A region that covers the whole image: "none" (the paper), "region" (one more fused region),
+    # "row" (its H1 activations as one more row of the fusion matrix, unmixed with the others), or
+    # "feature" (its box-head features beside the fusion matrix).
+    node.WHOLE_IMAGE = "none"
+    # False stops the gradient of the image branch at the fusion.
+    node.FUSION_GRADIENT = True
+
+    # The image classification loss: "logistic" (one binary problem per class, summed over classes)
+    # or "softmax" (cross entropy with the normalised multi-label vector).
+    node.IMAGE_LOSS = "logistic"
+
+    # Weights of Equations 3 to 7. They multiply once, in the meta-architecture; Detectron2's own
+    # loss weights stay 1 (setting both is refused).
+    node.LOSS_WEIGHTS = CN()
+    node.LOSS_WEIGHTS.ALPHA = [1.0, 1.0]  # loss_rpn_loc, loss_box_reg
+    node.LOSS_WEIGHTS.BETA = [1.0, 1.0, 1.0]  # loss_rpn_cls, loss_cls, loss_cls_image
+    # Forcing-binary (E1) and bit-balance (E2) terms of each latent layer. The author's code gives
+    # 0.05 and 10 to the terms of both layers; read literally, the paper gives 0.05 to H1 and 10 to
+    # H2, which is [0.05, 0.05] and [10.0, 10.0] here.
+    node.LOSS_WEIGHTS.GAMMA_H1 = [0.05, 10.0]
+    node.LOSS_WEIGHTS.GAMMA_H2 = [0.05, 10.0]
+
+    # Factors on SOLVER.BASE_LR for each part of the network; 0 freezes a part.
+    node.LR_FACTORS = CN()
+    node.LR_FACTORS.BACKBONE = 1.0
+    node.LR_FACTORS.PROPOSAL_GENERATOR = 1.0
+    node.LR_FACTORS.BOX_HEAD = 1.0
+    node.LR_FACTORS.BOX_PREDICTOR = 1.0
+    node.LR_FACTORS.INSTANCE_HASH = 1.0
+    node.LR_FACTORS.IMAGE_HASH = 1.0
+
+    # A folder for cached region features. Where it is set, the backbone and the RPN must be frozen
+    # (factors 0); the features of each training image are computed once, and the heads train on
+    # them.
+    node.FEATURE_CACHE = ""
+
+
+def _add_timm(cfg: CN) -> None:
+    cfg.MODEL.TIMM = node = CN()
+    # Any timm model that supports `features_only`.
+    node.NAME = "tf_efficientnet_lite0"
+    # Which of its feature levels to return, as in timm's `out_indices`; "stage<i>" names level i.
+    node.OUT_INDICES = [4]
+    # 32, 16 or 8 where the model supports dilation; 0 keeps the model's own.
+    node.OUTPUT_STRIDE = 16
+    # Input sides are padded to a multiple of this. Networks with "same" padding (tf_*) need it:
+    # their padding depends on the input size.
+    node.SIZE_DIVISIBILITY = 32
+    # Batch norm as fixed affine layers, as Detectron2 does for small batches.
+    node.FREEZE_BN = True
+
+    # The light box head ("LightBoxHead"): one 1x1 convolution (0: none) before average pooling.
+    # 1280 is the width of EfficientNet-Lite0's conv_head, whose ImageNet weights then fit.
+    node.HEAD_CONV_DIM = 0
+
+
+def _add_retrieval(cfg: CN) -> None:
+    cfg.TEST.RETRIEVAL = node = CN()
+    # Cut-off k of the ranking metrics.
+    node.TOPK = 1000
+    # Whether objects marked difficult count as labels (the paper's numbers imply that they do).
+    node.COUNT_DIFFICULT = True
+    # A code file of the database to search instead of coding the database again ("": code it).
+    node.DATABASE_CODES = ""
+    # Detections below this score get no row among the instance codes of a code file.
+    node.INSTANCE_MIN_SCORE = 0.3
+    # Box AP on the queries beside the retrieval metrics (datasets in VOC layout only).
+    node.BOX_AP = True

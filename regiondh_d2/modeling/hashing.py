@@ -1,0 +1,212 @@
+"""Latent hash layers, cross-proposal fusion and the hash losses.
+
+Notation of the Region-DH paper (Fotso Mtope and Wei): N regions of an image, C foreground classes,
+K1 and K2 bits; an *activation* is a sigmoid output in (0, 1), a *code* its binarisation. Everything
+here computes in float32, also under autocast: a threshold at 0.5 and squared deviations from it
+don't bear half precision.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = [
+    "FUSION_NORMS",
+    "ImageCodes",
+    "ImageHashHead",
+    "LatentLayer",
+    "binarize",
+    "bit_balance_loss",
+    "cross_proposal_fusion",
+    "forcing_binary_loss",
+    "fusion_width",
+    "multi_label_logistic_loss",
+    "multi_label_softmax_loss",
+]
+
+FUSION_NORMS = ("sum", "mean", "class_mean")
+
+
+def binarize(activations: torch.Tensor) -> torch.Tensor:
+    """Codes of activations (Equations 1 and 2): bit j is set where activation j is at least 0.5.
+
+    The paper's sign function is read as +-1, as in SSDH; with its literal {0, 1} the codes would
+    take the values 0.5 and 1.
+
+    Args:
+        activations: float tensor of any shape.
+
+    Returns:
+        A bool tensor of the same shape.
+    """
+    return activations >= 0.5
+
+
+def forcing_binary_loss(activations: torch.Tensor) -> torch.Tensor:
+    """E1 (Equation 8): minus the mean squared deviation of the activations from 0.5.
+
+    Mean over the bits and over the rows, as in the author's code; a sum over regions would grow
+    with their number.
+
+    Args:
+        activations: (N, K) in (0, 1). N may be 0.
+
+    Returns:
+        A scalar in [-0.25, 0], least when every activation is 0 or 1.
+    """
+    if activations.numel() == 0:
+        return activations.sum() * 0.0
+    return -(activations.float() - 0.5).square().mean()
+
+
+def bit_balance_loss(activations: torch.Tensor) -> torch.Tensor:
+    """E2 (Equation 9): mean over rows of the squared deviation of a row's mean from 0.5.
+
+    It balances the bits within each code, not one bit over the batch.
+
+    Args:
+        activations: (N, K) in (0, 1). N may be 0.
+
+    Returns:
+        A scalar in [0, 0.25], 0 when half of every row's activation mass is on.
+    """
+    if activations.numel() == 0:
+        return activations.sum() * 0.0
+    return (activations.float().mean(dim=1) - 0.5).square().mean()
+
+
+def multi_label_logistic_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Image classification loss: a logistic loss per class, summed over classes.
+
+    The author's code has a two-way softmax per class, which is the same family of models.
+
+    Args:
+        scores: (B, C) logits.
+        targets: (B, C) in {0, 1}.
+
+    Returns:
+        A scalar, the mean over the images.
+    """
+    if scores.numel() == 0:
+        return scores.sum() * 0.0
+    loss = F.binary_cross_entropy_with_logits(scores.float(), targets.float(), reduction="sum")
+    return loss / len(scores)
+
+
+def multi_label_softmax_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The other reading of the paper: cross entropy between a softmax and the normalised labels.
+
+    Args:
+        scores: (B, C) logits.
+        targets: (B, C) in {0, 1}. An image without labels adds nothing.
+
+    Returns:
+        A scalar, the mean over the images.
+    """
+    if scores.numel() == 0:
+        return scores.sum() * 0.0
+    targets = targets.float()
+    targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1.0)
+    return -(targets * F.log_softmax(scores.float(), dim=1)).sum() / len(scores)
+
+
+def fusion_width(num_classes: int, bits: int, norm: str) -> int:
+    """Number of columns that :func:`cross_proposal_fusion` returns."""
+    return num_classes * (bits + 1 if norm == "class_mean" else bits)
+
+
+def cross_proposal_fusion(
+    probabilities: torch.Tensor, activations: torch.Tensor, norm: str = "sum", eps: float = 1e-6
+) -> torch.Tensor:
+    """Fuse the regions of one image into one row per class ("cross-proposal fusion").
+
+    With P the (N, C) class probabilities without the background and A the (N, K) activations of H1:
+    "sum" gives P^T A (the paper), "mean" P^T A / N (as IAH does), and "class_mean" the mean of the
+    activations weighted by each class's probabilities, joined with the class's largest probability,
+    without which a class that is absent would look like one that is present.
+
+    Args:
+        probabilities: (N, C) float, background column dropped.
+        activations: (N, K) float.
+        norm: one of :data:`FUSION_NORMS`.
+        eps: keeps the weights of "class_mean" finite.
+
+    Returns:
+        (C * K,) float32, row-major, or (C * (K + 1),) for "class_mean". Zeros where N is 0.
+    """
+    probabilities, activations = probabilities.float(), activations.float()
+    num_regions, num_classes = probabilities.shape
+    if num_regions == 0:
+        width = fusion_width(num_classes, activations.shape[1], norm)
+        # The sums keep the graph, so that an image without regions still reaches every parameter.
+        return activations.new_zeros(width) + 0.0 * (probabilities.sum() + activations.sum())
+    fused = probabilities.t() @ activations
+    if norm == "mean":
+        fused = fused / num_regions
+    elif norm == "class_mean":
+        fused = fused / (probabilities.sum(dim=0)[:, None] + eps)
+        fused = torch.cat([fused, probabilities.amax(dim=0)[:, None]], dim=1)
+    elif norm != "sum":
+        raise ValueError(f"fusion norm {norm!r}: expected one of {', '.join(FUSION_NORMS)}")
+    return fused.flatten()
+
+
+class LatentLayer(nn.Module):
+    """A latent hash layer: linear, then sigmoid (SSDH's; Region-DH's H1 and H2)."""
+
+    def __init__(
+        self, input_dim: int, bits: int, *, init_std: float = 0.005, init_bias: float = 0.0
+    ):
+        """
+        Args:
+            input_dim: width of the input.
+            bits: code length K.
+            init_std: standard deviation of the initial weights (the paper: 0.005).
+            init_bias: initial bias. 0 starts each bit undecided; the published SSDH networks use 1.
+        """
+        super().__init__()
+        self.linear = nn.Linear(input_dim, bits)
+        nn.init.normal_(self.linear.weight, std=init_std)
+        nn.init.constant_(self.linear.bias, init_bias)
+
+    @property
+    def bits(self) -> int:
+        return self.linear.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, D) features to (N, K) float32 activations in (0, 1)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linear(x.float()).sigmoid()
+
+
+class ImageCodes(NamedTuple):
+    """What H2 says of a batch of B images."""
+
+    activations: torch.Tensor  # (B, K2) float32 in (0, 1); binarise for the codes
+    scores: torch.Tensor  # (B, C) float32 logits
+
+
+class ImageHashHead(nn.Module):
+    """H2 and the multi-label classifier on top of it."""
+
+    def __init__(self, input_dim: int, bits: int, num_classes: int, **latent):
+        """
+        Args:
+            input_dim: width of the fused image representation.
+            bits: code length K2.
+            num_classes: C.
+            latent: further arguments of :class:`LatentLayer`.
+        """
+        super().__init__()
+        self.latent = LatentLayer(input_dim, bits, **latent)
+        self.classifier = nn.Linear(bits, num_classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: torch.Tensor) -> ImageCodes:
+        """Map (B, input_dim) to :class:`ImageCodes`."""
+        activations = self.latent(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return ImageCodes(activations, self.classifier(activations))

@@ -1,0 +1,138 @@
+"""The Region-DH meta-architecture: a GeneralizedRCNN whose outputs carry image codes."""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+
+from .hashing import ImageCodes, binarize
+
+__all__ = ["LossWeights", "RegionDH"]
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of Equations 3 to 7: alpha of the two box losses, beta of the three classification
+    losses, gamma of E1 and E2 of each latent layer."""
+
+    alpha: tuple[float, float] = (1.0, 1.0)
+    beta: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    gamma_h1: tuple[float, float] = (0.05, 10.0)
+    gamma_h2: tuple[float, float] = (0.05, 10.0)
+
+    def apply(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weight the losses of the RPN and the ROI heads, and join E1 and E2 of each layer.
+
+        Args:
+            losses: the unweighted losses of the RPN and of ``RegionDHROIHeads.forward``.
+
+        Returns:
+            ``loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_hash_instance,
+            loss_hash_image, loss_cls_image``, in that order, always.
+        """
+        hashes = {
+            layer: gamma[0] * losses[f"loss_hash_{layer}_binary"]
+            + gamma[1] * losses[f"loss_hash_{layer}_balance"]
+            for layer, gamma in (("instance", self.gamma_h1), ("image", self.gamma_h2))
+        }
+        return {
+            "loss_rpn_cls": self.beta[0] * losses["loss_rpn_cls"],
+            "loss_rpn_loc": self.alpha[0] * losses["loss_rpn_loc"],
+            "loss_cls": self.beta[1] * losses["loss_cls"],
+            "loss_box_reg": self.alpha[1] * losses["loss_box_reg"],
+            "loss_hash_instance": hashes["instance"],
+            "loss_hash_image": hashes["image"],
+            "loss_cls_image": self.beta[2] * losses["loss_cls_image"],
+        }
+
+
+@META_ARCH_REGISTRY.register()
+class RegionDH(GeneralizedRCNN):
+    """Detection and hashing in one network.
+
+    At test each image's dict holds, beside ``instances`` (with ``pred_codes``), ``image_code`` (bool,
+    (K2,)), ``image_activation`` (float32, (K2,)), ``image_scores`` (float32 logits, (C,)) and
+    ``image_probabilities`` (their sigmoid).
+    """
+
+    @configurable
+    def __init__(self, *, loss_weights: LossWeights, **kwargs):
+        """
+        Args:
+            loss_weights: weights of the loss terms.
+            kwargs: see :class:`detectron2.modeling.GeneralizedRCNN`; ``roi_heads`` must have
+                ``forward_hash``, as :class:`RegionDHROIHeads` has.
+        """
+        super().__init__(**kwargs)
+        self.loss_weights = loss_weights
+
+    @classmethod
+    def from_config(cls, cfg):
+        _refuse_double_weights(cfg)
+        node = cfg.MODEL.REGION_DH.LOSS_WEIGHTS
+        weights = LossWeights(
+            alpha=tuple(node.ALPHA),
+            beta=tuple(node.BETA),
+            gamma_h1=tuple(node.GAMMA_H1),
+            gamma_h2=tuple(node.GAMMA_H2),
+        )
+        return {**super().from_config(cfg), "loss_weights": weights}
+
+    def forward(self, batched_inputs: list[dict]):
+        """As :class:`GeneralizedRCNN`. Losses are weighted; see the class for the outputs at test."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        return self.loss_weights.apply(super().forward(batched_inputs))
+
+    def inference(self, batched_inputs, detected_instances=None, do_postprocess: bool = True):
+        """As :meth:`GeneralizedRCNN.inference`, with image codes where ``do_postprocess`` is True.
+
+        With ``detected_instances`` only their ``pred_codes`` are added, and there is no image code.
+        """
+        if detected_instances is not None:
+            return super().inference(batched_inputs, detected_instances, do_postprocess)
+        images, features, proposals = self._propose(batched_inputs)
+        instances, codes = self.roi_heads.forward_hash(features, proposals, detect=True)
+        if not do_postprocess:
+            return instances
+        results = GeneralizedRCNN._postprocess(instances, batched_inputs, images.image_sizes)
+        for result, code in zip(results, _per_image(codes), strict=True):
+            result.update(code)
+        return results
+
+    def code_images(self, batched_inputs: list[dict]) -> list[dict]:
+        """Image codes alone: the dicts of :meth:`inference` without ``instances``, in less time."""
+        _, features, proposals = self._propose(batched_inputs)
+        return _per_image(self.roi_heads.forward_hash(features, proposals, detect=False)[1])
+
+    def _propose(self, batched_inputs):
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        proposals, _ = self.proposal_generator(images, features, None)
+        return images, features, proposals
+
+
+def _per_image(codes: ImageCodes) -> list[dict]:
+    return [
+        {
+            "image_code": code,
+            "image_activation": activation,
+            "image_scores": scores,
+            "image_probabilities": scores.sigmoid(),
+        }
+        for code, activation, scores in zip(binarize(codes.activations), *codes, strict=True)
+    ]
+
+
+def _refuse_double_weights(cfg) -> None:
+    for node, key in (
+        ("RPN", "LOSS_WEIGHT"),
+        ("RPN", "BBOX_REG_LOSS_WEIGHT"),
+        ("ROI_BOX_HEAD", "BBOX_REG_LOSS_WEIGHT"),
+    ):
+        if cfg.MODEL[node][key] != 1.0:
+            raise ValueError(
+                f"MODEL.{node}.{key} is {cfg.MODEL[node][key]}: Region-DH weights its losses by "
+                "MODEL.REGION_DH.LOSS_WEIGHTS alone; leave it at 1.0"
+            )

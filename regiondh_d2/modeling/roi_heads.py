@@ -1,0 +1,332 @@
+"""ROI heads of Region-DH: detection, a code per region (H1), fusion, and a code per image (H2)."""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from .hashing import (
+    FUSION_NORMS,
+    ImageCodes,
+    ImageHashHead,
+    LatentLayer,
+    binarize,
+    bit_balance_loss,
+    cross_proposal_fusion,
+    forcing_binary_loss,
+    fusion_width,
+    multi_label_logistic_loss,
+    multi_label_softmax_loss,
+)
+
+__all__ = ["CACHED_REGIONS", "RegionDHOutputLayers", "RegionDHROIHeads"]
+
+FUSION_ROIS = ("topk", "sampled")
+WHOLE_IMAGE = ("none", "region", "row", "feature")
+CLASSIFIER_INPUTS = ("h1", "box_features")
+# Key of cached region features among the feature maps: per image a table (R, D), its last row the
+# whole image; proposals and ground truth then carry `region_index`, their rows in it.
+CACHED_REGIONS = "cached_regions"
+IMAGE_LOSSES = {"logistic": multi_label_logistic_loss, "softmax": multi_label_softmax_loss}
+
+
+class RegionDHOutputLayers(FastRCNNOutputLayers):
+    """Fast R-CNN outputs whose class scores may read the H1 activations instead of fc7.
+
+    Boxes always read fc7 (the paper's FC8 "from FC7"); losses and inference are Detectron2's.
+    """
+
+    @configurable
+    def __init__(self, input_shape, *, classifier_input: str, bits: int, **kwargs):
+        """
+        Args:
+            input_shape: shape of the region features.
+            classifier_input: one of :data:`CLASSIFIER_INPUTS`.
+            bits: K1, the width of the H1 activations.
+            kwargs: see :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`.
+        """
+        super().__init__(input_shape, **kwargs)
+        if classifier_input not in CLASSIFIER_INPUTS:
+            raise ValueError(_choices("CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS))
+        if self.use_sigmoid_ce:
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE has no background column, which the fusion needs "
+                "to tell objects from background; set it to False"
+            )
+        self.classifier_input = classifier_input
+        if classifier_input == "h1":
+            self.cls_score = nn.Linear(bits, self.num_classes + 1)
+            nn.init.normal_(self.cls_score.weight, std=0.01)
+            nn.init.zeros_(self.cls_score.bias)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        node = cfg.MODEL.REGION_DH
+        return {
+            **super().from_config(cfg, input_shape),
+            "classifier_input": node.CLASSIFIER_INPUT,
+            "bits": node.BITS_INSTANCE or node.BITS,
+        }
+
+    def class_scores(self, features: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
+        """Class logits (R, C + 1), background last, of features (R, D) and activations (R, K1)."""
+        return self.cls_score(activations if self.classifier_input == "h1" else features)
+
+
+@dataclass
+class _Regions:
+    """Head outputs for regions, all images one after the other."""
+
+    features: torch.Tensor  # (R, D)
+    activations: torch.Tensor  # (R, K1) float32
+    scores: torch.Tensor  # (R, C + 1) logits
+
+    def split(self, counts: list[int]) -> list["_Regions"]:
+        parts = (x.split(counts) for x in (self.features, self.activations, self.scores))
+        return [_Regions(*part) for part in zip(*parts, strict=True)]
+
+    def rows(self, index) -> "_Regions":
+        return _Regions(self.features[index], self.activations[index], self.scores[index])
+
+
+@ROI_HEADS_REGISTRY.register()
+class RegionDHROIHeads(StandardROIHeads):
+    """Standard box heads plus the latent layers H1 and H2 and the cross-proposal fusion between them.
+
+    The box head runs once per batch, on the rows that detection needs and those that the fusion needs.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        instance_hash: LatentLayer,
+        image_hash: ImageHashHead,
+        fusion_rois: str = "topk",
+        fusion_num_rois: int = 100,
+        fusion_norm: str = "sum",
+        whole_image: str = "none",
+        fusion_gradient: bool = True,
+        image_loss: str = "logistic",
+        **kwargs,
+    ):
+        """
+        Args:
+            instance_hash: H1, from region features to K1 activations.
+            image_hash: H2 and its classifier.
+            fusion_rois, fusion_num_rois, fusion_norm, whole_image, fusion_gradient, image_loss: see
+                the keys of the same names in :mod:`regiondh_d2.config`.
+            kwargs: see :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
+
+        Raises:
+            ValueError: an option has a value that isn't known.
+        """
+        super().__init__(**kwargs)
+        for key, value, known in (
+            ("FUSION_ROIS", fusion_rois, FUSION_ROIS),
+            ("FUSION_NORM", fusion_norm, FUSION_NORMS),
+            ("WHOLE_IMAGE", whole_image, WHOLE_IMAGE),
+            ("IMAGE_LOSS", image_loss, tuple(IMAGE_LOSSES)),
+        ):
+            if value not in known:
+                raise ValueError(_choices(key, value, known))
+        self.instance_hash = instance_hash
+        self.image_hash = image_hash
+        self.fusion_rois = fusion_rois
+        self.fusion_num_rois = fusion_num_rois
+        self.fusion_norm = fusion_norm
+        self.whole_image = whole_image
+        self.fusion_gradient = fusion_gradient
+        self.image_loss = IMAGE_LOSSES[image_loss]
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        node = cfg.MODEL.REGION_DH
+        shape = ret["box_head"].output_shape
+        features = shape.channels * (shape.height or 1) * (shape.width or 1)
+        bits_instance = node.BITS_INSTANCE or node.BITS
+        bits_image = node.BITS_IMAGE or node.BITS
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        latent = {"init_std": node.LATENT_INIT_STD, "init_bias": node.LATENT_INIT_BIAS}
+        fused = fusion_width(num_classes, bits_instance, node.FUSION_NORM)
+        fused += {"row": bits_instance, "feature": features}.get(node.WHOLE_IMAGE, 0)
+        return {
+            **ret,
+            "box_predictor": RegionDHOutputLayers(cfg, shape),
+            "instance_hash": LatentLayer(features, bits_instance, **latent),
+            "image_hash": ImageHashHead(fused, bits_image, num_classes, **latent),
+            "fusion_rois": node.FUSION_ROIS,
+            "fusion_num_rois": node.FUSION_NUM_ROIS,
+            "fusion_norm": node.FUSION_NORM,
+            "whole_image": node.WHOLE_IMAGE,
+            "fusion_gradient": node.FUSION_GRADIENT,
+            "image_loss": node.IMAGE_LOSS,
+        }
+
+    def forward(self, images, features, proposals, targets=None):
+        """As :class:`detectron2.modeling.roi_heads.ROIHeads`; at test the image codes are dropped.
+
+        Returns:
+            In training the sampled proposals and the unweighted losses ``loss_cls``,
+            ``loss_box_reg``, ``loss_cls_image`` and, for each of the layers ``instance`` and ``image``,
+            ``loss_hash_<layer>_binary`` (E1) and ``loss_hash_<layer>_balance`` (E2). At test the
+            detections, with ``pred_codes``, and an empty dict.
+        """
+        del images
+        if not self.training:
+            instances, _ = self.forward_hash(features, proposals, detect=True)
+            return instances, {}
+        if targets is None:
+            raise ValueError("training needs ground truth: the inputs have no 'instances'")
+        labels = self.image_labels(targets)
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        fused = proposals if self.fusion_rois == "topk" else sampled
+        return sampled, self._losses(features, sampled, fused, labels)
+
+    def image_labels(self, targets: list[Instances]) -> torch.Tensor:
+        """Multi-hot labels (B, C) of the objects in each image."""
+        labels = torch.zeros(len(targets), self.num_classes, device=targets[0].gt_classes.device)
+        for row, target in zip(labels, targets, strict=True):
+            row[target.gt_classes] = 1.0
+        return labels
+
+    def _losses(self, features, sampled, fused, labels) -> dict[str, torch.Tensor]:
+        fused = [self._region_rows(p).rows(self._fused_index(len(p))) for p in fused]
+        rows = [_Rows.of(p) for p in sampled]
+        counts = [len(x) for x in (*rows, *fused)]
+        regions = self._regions(features, [*rows, *fused])
+        num_sampled = sum(counts[: len(rows)])
+        detection = regions.rows(slice(num_sampled))
+        codes = self._fuse(regions.split(counts)[len(rows) :])
+
+        deltas = self.box_predictor.bbox_pred(detection.features)
+        losses = self.box_predictor.losses((detection.scores, deltas), sampled)
+        for layer, activations in (
+            ("instance", detection.activations),
+            ("image", codes.activations),
+        ):
+            losses[f"loss_hash_{layer}_binary"] = forcing_binary_loss(activations)
+            losses[f"loss_hash_{layer}_balance"] = bit_balance_loss(activations)
+        losses["loss_cls_image"] = self.image_loss(codes.scores, labels)
+        return losses
+
+    def forward_hash(
+        self, features: dict[str, torch.Tensor], proposals: list[Instances], detect: bool = True
+    ) -> tuple[list[Instances] | None, ImageCodes]:
+        """Inference: the codes of images and, if asked for, their detections.
+
+        Args:
+            features: feature maps by name.
+            proposals: per image, with ``proposal_boxes``, by descending objectness; may be empty.
+            detect: False skips NMS, box decoding and every region that isn't fused.
+
+        Returns:
+            ``(instances, codes)``: per image the detections (``pred_boxes``, ``scores``,
+            ``pred_classes`` and ``pred_codes``, bool (R, K1), the code of the proposal behind the
+            detection), or None without ``detect``; and the codes of all images, also of those without
+            any detection or proposal.
+        """
+        rows = [self._region_rows(p) for p in proposals]
+        fused = [self._fused_index(len(p)) for p in proposals]
+        if not detect:
+            rows = [r.rows(index) for r, index in zip(rows, fused, strict=True)]
+            regions = self._regions(features, rows)
+            return None, self._fuse(regions.split([len(r) for r in rows]))
+        images = self._regions(features, rows).split([len(r) for r in rows])
+        codes = self._fuse([r.rows(index) for r, index in zip(images, fused, strict=True)])
+
+        images = [r.rows(slice(len(p))) for r, p in zip(images, proposals, strict=True)]
+        scores = torch.cat([r.scores for r in images])
+        deltas = self.box_predictor.bbox_pred(torch.cat([r.features for r in images]))
+        instances, kept = self.box_predictor.inference((scores, deltas), proposals)
+        for found, index, r in zip(instances, kept, images, strict=True):
+            found.pred_codes = binarize(r.activations[index])
+        return instances, codes
+
+    def forward_with_given_boxes(self, features, instances: list[Instances]) -> list[Instances]:
+        """Add ``pred_codes`` to instances with known ``pred_boxes``."""
+        rows = [_Rows(x.pred_boxes.tensor) for x in instances]
+        activations = self._regions(features, rows).activations
+        for found, a in zip(instances, activations.split([len(r) for r in rows]), strict=True):
+            found.pred_codes = binarize(a)
+        return instances
+
+    def _region_rows(self, proposals: Instances) -> "_Rows":
+        """The proposals of an image and, where the option asks for it, a whole-image region, last."""
+        rows = _Rows.of(proposals)
+        return rows if self.whole_image == "none" else rows.with_whole_image(proposals.image_size)
+
+    def _fused_index(self, num_proposals: int) -> list[int]:
+        """Which of :meth:`_region_rows` are fused."""
+        fused = num_proposals
+        if self.fusion_rois == "topk":
+            fused = min(fused, self.fusion_num_rois)
+        return [*range(fused), *([] if self.whole_image == "none" else [num_proposals])]
+
+    def _regions(self, features, rows: list["_Rows"]) -> _Regions:
+        """Run the box head and H1 on regions, given as one or more lists of B images on end."""
+        if CACHED_REGIONS in features:
+            tables = features[CACHED_REGIONS] * (len(rows) // len(features[CACHED_REGIONS]))
+            pooled = torch.cat([t[r.index] for t, r in zip(tables, rows, strict=True)])
+            x = self.box_head.fc(pooled.float())
+        else:
+            maps = [features[f] for f in self.box_in_features]
+            groups = [rows[i : i + len(maps[0])] for i in range(0, len(rows), len(maps[0]))]
+            pooled = [self.box_pooler(maps, [Boxes(r.boxes) for r in g]) for g in groups]
+            x = self.box_head(torch.cat(pooled)).flatten(1)
+        activations = self.instance_hash(x)
+        return _Regions(x, activations, self.box_predictor.class_scores(x, activations))
+
+    def _fuse(self, images: list[_Regions]) -> ImageCodes:
+        """Fuse the regions of each image and hash the result."""
+        fused = []
+        for regions in images:
+            # The background is Detectron2's last column.
+            p = regions.scores.float().softmax(dim=1)[:, :-1]
+            a, f = regions.activations, regions.features.float()
+            if not self.fusion_gradient:
+                p, a, f = p.detach(), a.detach(), f.detach()
+            if self.whole_image == "row":
+                parts = [cross_proposal_fusion(p[:-1], a[:-1], self.fusion_norm), a[-1]]
+            elif self.whole_image == "feature":
+                parts = [cross_proposal_fusion(p[:-1], a[:-1], self.fusion_norm), f[-1]]
+            else:
+                parts = [cross_proposal_fusion(p, a, self.fusion_norm)]
+            fused.append(torch.cat(parts))
+        return self.image_hash(torch.stack(fused))
+
+
+@dataclass
+class _Rows:
+    """Regions of one image: boxes and, with cached features, their rows in the image's table."""
+
+    boxes: torch.Tensor  # (R, 4)
+    index: torch.Tensor | None = None  # (R,) int64
+
+    @classmethod
+    def of(cls, proposals: Instances) -> "_Rows":
+        index = proposals.region_index if proposals.has("region_index") else None
+        return cls(proposals.proposal_boxes.tensor, index)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def rows(self, keep) -> "_Rows":
+        return _Rows(self.boxes[keep], None if self.index is None else self.index[keep])
+
+    def with_whole_image(self, image_size: tuple[int, int]) -> "_Rows":
+        """Append a region that covers the unpadded image; a table's last row is its cached row."""
+        height, width = image_size
+        boxes = torch.cat([self.boxes, self.boxes.new_tensor([[0.0, 0.0, width, height]])])
+        if self.index is None:
+            return _Rows(boxes)
+        return _Rows(boxes, torch.cat([self.index, self.index.new_tensor([-1])]))
+
+
+def _choices(key: str, value: str, known) -> str:
+    return f"MODEL.REGION_DH.{key}: {value!r} isn't one of {', '.join(known)}"

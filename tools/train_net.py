@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Train or evaluate a network: tools/train_net.py --config-file C [--eval-only] [KEY VALUE ...]."""
+
+from detectron2.engine import default_argument_parser, launch
+
+import regiondh_d2  # noqa: F401  (registers the components that configs name)
+from regiondh_d2.checkpoint import RegionDHCheckpointer
+from regiondh_d2.engine import RegionDHTrainer, setup_cfg
+
+
+def main(args):
+    cfg = setup_cfg(args)
+    if args.eval_only:
+        model = RegionDHTrainer.build_model(cfg)
+        RegionDHCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        return RegionDHTrainer.test(cfg, model)
+    trainer = RegionDHTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
