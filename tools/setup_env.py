@@ -412,7 +412,8 @@ class Environment:
         """Ask the environment about its Detectron2."""
         # -P keeps the current folder off the path: a folder named detectron2 there is no answer.
         command = [str(self.python), "-P", "-c", PROBE]
-        return json.loads(self.run("looking for Detectron2", command).strip().splitlines()[-1])
+        output = self.run("looking for Detectron2", command)
+        return json.loads([line for line in output.splitlines() if line.startswith("{")][-1])
 
 
 def copy_checkout(checkout: Path, target: Path) -> Path:
