@@ -154,7 +154,8 @@ class RegionDHCheckpointer(DetectionCheckpointer):
         if wrong:
             raise WeightsError(
                 f"the weights lack {len(wrong)} tensors of the backbone or have them in another "
-                f"shape (first: {wrong[0]}); check MODEL.WEIGHTS against MODEL.BACKBONE and MODEL.TIMM"
+                f"shape (first: {wrong[0]}); check MODEL.WEIGHTS against MODEL.BACKBONE and "
+                "MODEL.TIMM"
             )
         return incompatible
 

@@ -7,6 +7,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
 from .hashing import ImageCodes, binarize
+from .roi_heads import CACHED_REGIONS
 
 __all__ = ["LossWeights", "RegionDH"]
 
@@ -51,9 +52,9 @@ class LossWeights:
 class RegionDH(GeneralizedRCNN):
     """Detection and hashing in one network.
 
-    At test each image's dict holds, beside ``instances`` (with ``pred_codes``), ``image_code`` (bool,
-    (K2,)), ``image_activation`` (float32, (K2,)), ``image_scores`` (float32 logits, (C,)) and
-    ``image_probabilities`` (their sigmoid).
+    At test each image's dict holds, beside ``instances`` (with ``pred_codes``), ``image_code``
+    (bool, (K2,)), ``image_activation`` (float32, (K2,)), ``image_scores`` (float32 logits, (C,))
+    and ``image_probabilities`` (their sigmoid).
     """
 
     @configurable
@@ -80,10 +81,22 @@ class RegionDH(GeneralizedRCNN):
         return {**super().from_config(cfg), "loss_weights": weights}
 
     def forward(self, batched_inputs: list[dict]):
-        """As :class:`GeneralizedRCNN`. Losses are weighted; see the class for the outputs at test."""
+        """As :class:`GeneralizedRCNN`; losses are weighted, outputs at test are the class's."""
         if not self.training:
             return self.inference(batched_inputs)
-        return self.loss_weights.apply(super().forward(batched_inputs))
+        if "region_features" in batched_inputs[0]:
+            losses = self._losses_from_cache(batched_inputs)
+        else:
+            losses = super().forward(batched_inputs)
+        return self.loss_weights.apply(losses)
+
+    def _losses_from_cache(self, batched_inputs) -> dict[str, torch.Tensor]:
+        """Losses of the heads on cached regions; those of the frozen RPN are 0."""
+        _, features, proposals = self._propose(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        _, losses = self.roi_heads(None, features, proposals, targets)
+        zero = losses["loss_cls"].detach() * 0.0
+        return {**losses, "loss_rpn_cls": zero, "loss_rpn_loc": zero}
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess: bool = True):
         """As :meth:`GeneralizedRCNN.inference`, with image codes where ``do_postprocess`` is True.
@@ -92,11 +105,11 @@ class RegionDH(GeneralizedRCNN):
         """
         if detected_instances is not None:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
-        images, features, proposals = self._propose(batched_inputs)
+        image_sizes, features, proposals = self._propose(batched_inputs)
         instances, codes = self.roi_heads.forward_hash(features, proposals, detect=True)
         if not do_postprocess:
             return instances
-        results = GeneralizedRCNN._postprocess(instances, batched_inputs, images.image_sizes)
+        results = GeneralizedRCNN._postprocess(instances, batched_inputs, image_sizes)
         for result, code in zip(results, _per_image(codes), strict=True):
             result.update(code)
         return results
@@ -107,10 +120,15 @@ class RegionDH(GeneralizedRCNN):
         return _per_image(self.roi_heads.forward_hash(features, proposals, detect=False)[1])
 
     def _propose(self, batched_inputs):
+        """Image sizes, features by name and proposals: computed, or cached in the inputs."""
+        if "region_features" in batched_inputs[0]:
+            proposals = [x["proposals"].to(self.device) for x in batched_inputs]
+            tables = [x["region_features"].to(self.device) for x in batched_inputs]
+            return [p.image_size for p in proposals], {CACHED_REGIONS: tables}, proposals
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        return images, features, proposals
+        return images.image_sizes, features, proposals
 
 
 def _per_image(codes: ImageCodes) -> list[dict]:

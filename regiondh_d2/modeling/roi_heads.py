@@ -54,8 +54,8 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
             raise ValueError(_choices("CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS))
         if self.use_sigmoid_ce:
             raise ValueError(
-                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE has no background column, which the fusion needs "
-                "to tell objects from background; set it to False"
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE has no background column, which the fusion "
+                "needs to tell objects from background; set it to False"
             )
         self.classifier_input = classifier_input
         if classifier_input == "h1":
@@ -95,9 +95,10 @@ class _Regions:
 
 @ROI_HEADS_REGISTRY.register()
 class RegionDHROIHeads(StandardROIHeads):
-    """Standard box heads plus the latent layers H1 and H2 and the cross-proposal fusion between them.
+    """Standard box heads plus the latent layers H1 and H2 and the fusion between them.
 
-    The box head runs once per batch, on the rows that detection needs and those that the fusion needs.
+    The box head runs once per batch, on the rows that detection needs and those that the fusion
+    needs.
     """
 
     @configurable
@@ -173,9 +174,9 @@ class RegionDHROIHeads(StandardROIHeads):
 
         Returns:
             In training the sampled proposals and the unweighted losses ``loss_cls``,
-            ``loss_box_reg``, ``loss_cls_image`` and, for each of the layers ``instance`` and ``image``,
-            ``loss_hash_<layer>_binary`` (E1) and ``loss_hash_<layer>_balance`` (E2). At test the
-            detections, with ``pred_codes``, and an empty dict.
+            ``loss_box_reg``, ``loss_cls_image`` and, for each of the layers ``instance`` and
+            ``image``, ``loss_hash_<layer>_binary`` (E1) and ``loss_hash_<layer>_balance`` (E2). At
+            test the detections, with ``pred_codes``, and an empty dict.
         """
         del images
         if not self.training:
@@ -228,8 +229,8 @@ class RegionDHROIHeads(StandardROIHeads):
         Returns:
             ``(instances, codes)``: per image the detections (``pred_boxes``, ``scores``,
             ``pred_classes`` and ``pred_codes``, bool (R, K1), the code of the proposal behind the
-            detection), or None without ``detect``; and the codes of all images, also of those without
-            any detection or proposal.
+            detection), or None without ``detect``; and the codes of all images, also of those
+            without any detection or proposal.
         """
         rows = [self._region_rows(p) for p in proposals]
         fused = [self._fused_index(len(p)) for p in proposals]
@@ -257,7 +258,7 @@ class RegionDHROIHeads(StandardROIHeads):
         return instances
 
     def _region_rows(self, proposals: Instances) -> "_Rows":
-        """The proposals of an image and, where the option asks for it, a whole-image region, last."""
+        """The proposals of an image, then a whole-image region where the option asks for it."""
         rows = _Rows.of(proposals)
         return rows if self.whole_image == "none" else rows.with_whole_image(proposals.image_size)
 
