@@ -16,7 +16,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -382,7 +381,7 @@ def _annotation(
     """The scene's XML, with every tag that Detectron2's VOC evaluator insists on."""
     lines = [
         "<annotation>",
-        f"\t<filename>{escape(image_id)}.jpg</filename>",
+        f"\t<filename>{image_id}.jpg</filename>",
         f"\t<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
     ]
     for name, box, difficult in objects:
