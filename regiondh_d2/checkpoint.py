@@ -148,9 +148,13 @@ class RegionDHCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
-        wrong = [k for k in incompatible.missing_keys if k.startswith("backbone.")]
-        wrong += [k for k, *_ in incompatible.incorrect_shapes if k.startswith("backbone.")]
-        wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
+        # fvcore lists a tensor of another shape as missing, too.
+        names = [*incompatible.missing_keys, *(k for k, *_ in incompatible.incorrect_shapes)]
+        wrong = [
+            k
+            for k in dict.fromkeys(names)
+            if k.startswith("backbone.") and not k.endswith("num_batches_tracked")
+        ]
         if wrong:
             raise WeightsError(
                 f"the weights lack {len(wrong)} tensors of the backbone or have them in another "

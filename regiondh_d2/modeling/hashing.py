@@ -142,7 +142,8 @@ def cross_proposal_fusion(
         width = fusion_width(num_classes, activations.shape[1], norm)
         # The sums keep the graph, so that an image without regions still reaches every parameter.
         return activations.new_zeros(width) + 0.0 * (probabilities.sum() + activations.sum())
-    fused = probabilities.t() @ activations
+    with torch.autocast(activations.device.type, enabled=False):
+        fused = probabilities.t() @ activations
     if norm == "mean":
         fused = fused / num_regions
     elif norm == "class_mean":

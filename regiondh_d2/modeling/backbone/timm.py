@@ -47,7 +47,13 @@ class TimmBackbone(Backbone):
             model = timm.create_model(
                 name, features_only=True, out_indices=tuple(out_indices), **dilation
             )
-        except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+        except (
+            RuntimeError,
+            TypeError,
+            NotImplementedError,
+            AssertionError,
+            IndexError,
+        ) as error:
             raise ValueError(
                 f"MODEL.TIMM: timm can't build features {list(out_indices)} of {name!r} at output "
                 f"stride {output_stride or 'native'} ({error}); `timm.list_models()` lists names"
@@ -59,6 +65,8 @@ class TimmBackbone(Backbone):
         _freeze_levels(self.model, freeze_at)
         self._size_divisibility = size_divisibility
         self._out_features = [f"stage{i}" for i in out_indices]
+        # Some transformers (Swin) have their channels last.
+        self._channels_last = str(getattr(self.model, "output_fmt", "")).endswith("NHWC")
         info = self.model.feature_info
         self._out_feature_channels = dict(zip(self._out_features, info.channels(), strict=True))
         self._out_feature_strides = dict(zip(self._out_features, info.reduction(), strict=True))
@@ -76,6 +84,8 @@ class TimmBackbone(Backbone):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map normalised images (N, 3, H, W) to features (N, C_i, H / stride_i, W / stride_i)."""
         features = self.model(x.contiguous(memory_format=torch.channels_last))
+        if self._channels_last:
+            features = [f.permute(0, 3, 1, 2) for f in features]
         return dict(zip(self._out_features, features, strict=True))
 
 
@@ -83,9 +93,16 @@ def _freeze_levels(model: nn.Module, num_levels: int) -> None:
     """Fix the weights of everything up to the end of the given number of feature levels."""
     if num_levels <= 0:
         return
-    # A network that timm flattens into a list of modules has underscores where the info has dots.
-    info = model.feature_info.info[num_levels - 1]
-    targets = (info["module"], info["module"].replace(".", "_"))
+    levels = model.feature_info.info
+    if num_levels > len(levels):
+        raise ValueError(
+            f"MODEL.BACKBONE.FREEZE_AT: {num_levels}, but {model.default_cfg['architecture']} has "
+            f"{len(levels)} feature levels"
+        )
+    # A network that timm flattens into a list of modules has underscores where the info has dots;
+    # one that it wraps has its modules below "model".
+    last = levels[num_levels - 1]["module"]
+    targets = (last, last.replace(".", "_"), f"model.{last}")
     inside = False
     for name, module in model.named_modules():  # in the order of the forward pass
         if any(name == t or name.startswith(t + ".") for t in targets):
