@@ -1,0 +1,473 @@
+"""ROI heads on synthetic features: losses, fusion, codes of regions and images."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_roi_heads
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from regiondh_d2.modeling.hashing import (
+    ImageCodes,
+    binarize,
+    bit_balance_loss,
+    cross_proposal_fusion,
+    forcing_binary_loss,
+    multi_label_logistic_loss,
+)
+from regiondh_d2.modeling.roi_heads import CACHED_REGIONS
+
+SIZE = (96, 128)
+LOSSES = {
+    "loss_cls",
+    "loss_box_reg",
+    "loss_cls_image",
+    "loss_hash_instance_binary",
+    "loss_hash_instance_balance",
+    "loss_hash_image_binary",
+    "loss_hash_image_balance",
+}
+
+
+def random_boxes(num, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(num, 2, generator=g) * 60
+    return Boxes(torch.cat([corner, corner + 8 + 24 * torch.rand(num, 2, generator=g)], 1))
+
+
+def make_proposals(*counts):
+    proposals = []
+    for seed, count in enumerate(counts):
+        p = Instances(SIZE, proposal_boxes=random_boxes(count, seed))
+        p.objectness_logits = torch.linspace(3, -3, count)
+        proposals.append(p)
+    return proposals
+
+
+def make_targets(*counts, num_classes=3):
+    targets = []
+    for seed, count in enumerate(counts):
+        t = Instances(SIZE, gt_boxes=random_boxes(count, seed))
+        t.gt_classes = torch.arange(count) % num_classes
+        targets.append(t)
+    return targets
+
+
+def make_features(num_images, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return {"stage4": torch.randn(num_images, 8, 6, 8, generator=g)}
+
+
+@pytest.fixture
+def make_heads(tiny_cfg):
+    """A function that builds the heads with overrides KEY, VALUE of MODEL.REGION_DH."""
+
+    def make(*opts, training=False):
+        cfg = tiny_cfg.clone()
+        cfg.merge_from_list(
+            [f"MODEL.REGION_DH.{o}" if i % 2 == 0 else o for i, o in enumerate(opts)]
+        )
+        torch.manual_seed(0)
+        heads = build_roi_heads(cfg, {"stage4": ShapeSpec(channels=8, stride=16)}).train(training)
+        # The initial scores are all but equal, and so would be what a wrong fusion gives.
+        torch.nn.init.normal_(heads.box_predictor.cls_score.weight, std=1.0)
+        torch.nn.init.normal_(heads.image_hash.classifier.weight, std=1.0)
+        return heads
+
+    return make
+
+
+def train(heads, features, proposals, targets, seed=0):
+    torch.manual_seed(seed)
+    with EventStorage():
+        return heads(None, features, proposals, targets)
+
+
+def by_hand(heads, features, boxes, image):
+    """Features, activations and scores of the boxes of one image, from the modules alone."""
+    pooled = heads.box_pooler([features["stage4"][image : image + 1]], [Boxes(boxes)])
+    x = heads.box_head(pooled)
+    a = torch.sigmoid(x @ heads.instance_hash.linear.weight.t() + heads.instance_hash.linear.bias)
+    classifier = heads.box_predictor.cls_score
+    read = a if heads.box_predictor.classifier_input == "h1" else x
+    return x, a, read @ classifier.weight.t() + classifier.bias
+
+
+def image_code_by_hand(heads, fused):
+    h2, classifier = heads.image_hash.latent.linear, heads.image_hash.classifier
+    a = torch.sigmoid(fused @ h2.weight.t() + h2.bias)
+    return a, a @ classifier.weight.t() + classifier.bias
+
+
+# --- Inference -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classifier_input", ["h1", "box_features"])
+@pytest.mark.parametrize("norm", ["sum", "mean", "class_mean"])
+@torch.no_grad()
+def test_image_codes_are_the_hashed_fusion_of_the_best_proposals(
+    make_heads, norm, classifier_input
+):
+    heads = make_heads("FUSION_NORM", norm, "CLASSIFIER_INPUT", classifier_input)
+    features, proposals = make_features(2), make_proposals(20, 5)
+    _, codes = heads.forward_hash(features, proposals)
+    for i, p in enumerate(proposals):
+        _, a, scores = by_hand(heads, features, p.proposal_boxes.tensor[:8], i)
+        fused = cross_proposal_fusion(scores.softmax(1)[:, :3], a, norm)
+        activations, image_scores = image_code_by_hand(heads, fused)
+        torch.testing.assert_close(codes.activations[i], activations, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(codes.scores[i], image_scores, rtol=1e-4, atol=1e-4)
+    assert (codes.activations[0] - codes.activations[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature"])
+@pytest.mark.parametrize("num", [0, 5, 20])
+@torch.no_grad()
+def test_whole_image_options(make_heads, whole, num):
+    heads = make_heads("WHOLE_IMAGE", whole)
+    features, proposals = make_features(1), make_proposals(num)
+    whole_box = torch.tensor([[0.0, 0.0, SIZE[1], SIZE[0]]])
+    boxes = torch.cat([proposals[0].proposal_boxes.tensor[:8], whole_box])
+    x, a, scores = by_hand(heads, features, boxes, 0)
+    p = scores.softmax(1)[:, :3]
+    if whole == "region":
+        fused = cross_proposal_fusion(p, a)
+    else:
+        extra = {"none": [], "row": [a[-1]], "feature": [x[-1]]}[whole]
+        fused = torch.cat([cross_proposal_fusion(p[:-1], a[:-1]), *extra])
+    expected = image_code_by_hand(heads, fused)[0]
+    instances, codes = heads.forward_hash(features, proposals)
+    torch.testing.assert_close(codes.activations[0], expected, rtol=1e-4, atol=1e-5)
+    # The whole image is for the fusion alone and never a detection of its own.
+    plain = make_heads()
+    plain.load_state_dict(
+        {k: v for k, v in heads.state_dict().items() if "image_hash" not in k}, strict=False
+    )
+    assert torch.equal(
+        instances[0].pred_boxes.tensor,
+        plain.forward_hash(features, proposals)[0][0].pred_boxes.tensor,
+    )
+
+
+@torch.no_grad()
+def test_the_background_column_is_the_last_and_is_dropped(make_heads):
+    """All regions are background: the image must look almost empty."""
+    heads = make_heads("LATENT_INIT_STD", 0.1)
+    heads.box_predictor.cls_score.weight.zero_()
+    heads.box_predictor.cls_score.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 30.0]))
+    features, proposals = make_features(1), make_proposals(8)
+    _, background = heads.forward_hash(features, proposals)
+    _, empty = heads.forward_hash(features, make_proposals(0))
+    torch.testing.assert_close(background.activations, empty.activations, rtol=1e-5, atol=1e-6)
+    # And the first column is a class like the others.
+    heads.box_predictor.cls_score.bias.copy_(torch.tensor([30.0, 0.0, 0.0, 0.0]))
+    _, first = heads.forward_hash(features, proposals)
+    assert (first.activations - empty.activations).abs().max() > 0.01
+    a = by_hand(heads, features, proposals[0].proposal_boxes.tensor, 0)[1]
+    fused = torch.cat([a.sum(0), torch.zeros(24)])
+    torch.testing.assert_close(
+        first.activations[0], image_code_by_hand(heads, fused)[0], rtol=1e-4, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_pred_codes_are_those_of_the_proposal_behind_the_detection(make_heads):
+    heads = make_heads()
+    # Boxes that aren't moved, so that each detection shows which proposal is behind it.
+    heads.box_predictor.bbox_pred.weight.zero_()
+    features, proposals = make_features(2), make_proposals(20, 7)
+    instances, _ = heads.forward_hash(features, proposals)
+    for i, (found, p) in enumerate(zip(instances, proposals, strict=True)):
+        assert len(found) > 3
+        assert found.pred_codes.dtype == torch.bool
+        assert found.pred_codes.shape == (len(found), 12)
+        boxes = p.proposal_boxes.tensor
+        distance = (found.pred_boxes.tensor[:, None] - boxes[None]).abs().amax(2)
+        assert distance.amin(1).max() < 1e-3
+        _, a, scores = by_hand(heads, features, boxes[distance.argmin(1)], i)
+        sure = (a - 0.5).abs() > 1e-4
+        assert torch.equal(found.pred_codes[sure], binarize(a)[sure])
+        picked = scores.softmax(1)[torch.arange(len(found)), found.pred_classes]
+        torch.testing.assert_close(found.scores, picked, rtol=1e-4, atol=1e-5)
+    assert len({tuple(c) for c in instances[0].pred_codes.tolist()}) > 1
+
+
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature"])
+@pytest.mark.parametrize("rois", ["topk", "sampled"])
+@torch.no_grad()
+def test_codes_alone_equal_the_codes_beside_detections(make_heads, whole, rois):
+    heads = make_heads("WHOLE_IMAGE", whole, "FUSION_ROIS", rois)
+    features, proposals = make_features(3), make_proposals(20, 0, 5)
+    instances, codes = heads.forward_hash(features, proposals, detect=True)
+    nothing, alone = heads.forward_hash(features, proposals, detect=False)
+    assert nothing is None
+    assert [len(p) for p in proposals] == [20, 0, 5]
+    assert isinstance(alone, ImageCodes)
+    torch.testing.assert_close(alone.activations, codes.activations, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone.scores, codes.scores, rtol=1e-5, atol=1e-5)
+    assert codes.activations.shape == (3, 12)
+    assert codes.scores.shape == (3, 3)
+    assert len(instances[1]) == 0
+    assert instances[1].pred_codes.shape == (0, 12)
+
+
+@torch.no_grad()
+def test_codes_alone_skip_the_regions_that_are_not_fused(make_heads, monkeypatch):
+    heads = make_heads("WHOLE_IMAGE", "row")
+    rows, forward = [], heads.box_head.forward
+    monkeypatch.setattr(heads.box_head, "forward", lambda x: rows.append(len(x)) or forward(x))
+    features, proposals = make_features(2), make_proposals(20, 3)
+    heads.forward_hash(features, proposals, detect=False)
+    heads.forward_hash(features, proposals, detect=True)
+    assert rows == [8 + 1 + 3 + 1, 20 + 1 + 3 + 1]
+
+
+@torch.no_grad()
+def test_topk_reads_the_first_proposals_and_sampled_reads_all_at_test(make_heads):
+    topk, sampled = make_heads(), make_heads("FUSION_ROIS", "sampled")
+    features, (p,) = make_features(1), make_proposals(20)
+    first = [p[:8]]
+    torch.testing.assert_close(
+        topk.forward_hash(features, [p])[1].activations,
+        sampled.forward_hash(features, first)[1].activations,
+    )
+    assert not torch.allclose(
+        sampled.forward_hash(features, [p])[1].activations,
+        sampled.forward_hash(features, first)[1].activations,
+        atol=1e-3,
+    )
+
+
+@torch.no_grad()
+def test_an_image_code_exists_without_any_detection_or_proposal(make_heads):
+    heads = make_heads("LATENT_INIT_BIAS", 0.25)
+    heads.box_predictor.test_score_thresh = 1.1
+    instances, codes = heads.forward_hash(make_features(2), make_proposals(20, 0))
+    assert [len(i) for i in instances] == [0, 0]
+    assert [i.pred_codes.dtype for i in instances] == [torch.bool] * 2
+    assert codes.activations.isfinite().all()
+    # Nothing to fuse: H2's bias alone.
+    torch.testing.assert_close(codes.activations[1], torch.full((12,), 0.25).sigmoid())
+    _, none_at_all = heads.forward_hash(make_features(2), make_proposals(0, 0), detect=False)
+    torch.testing.assert_close(none_at_all.activations[0], codes.activations[1])
+
+
+@torch.no_grad()
+def test_given_boxes_only_get_codes(make_heads):
+    heads = make_heads()
+    features = make_features(2)
+    given = [Instances(SIZE, pred_boxes=random_boxes(n, n), tag=torch.arange(n)) for n in (4, 0)]
+    results = heads.forward_with_given_boxes(features, given)
+    assert [set(r.get_fields()) for r in results] == [{"pred_boxes", "tag", "pred_codes"}] * 2
+    a = by_hand(heads, features, random_boxes(4, 4).tensor, 0)[1]
+    assert torch.equal(results[0].pred_codes, a >= 0.5)
+    assert results[1].pred_codes.shape == (0, 12)
+
+
+@torch.no_grad()
+def test_code_lengths_can_differ(make_heads):
+    heads = make_heads("BITS_INSTANCE", 5, "BITS_IMAGE", 7, "WHOLE_IMAGE", "row")
+    instances, codes = heads.forward_hash(make_features(1), make_proposals(20))
+    assert instances[0].pred_codes.shape[1] == 5
+    assert codes.activations.shape == (1, 7)
+    assert heads.image_hash.latent.linear.in_features == 3 * 5 + 5
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", ["none", "feature"])
+@pytest.mark.parametrize("rois", ["topk", "sampled"])
+@pytest.mark.parametrize(
+    ("num_proposals", "num_objects"),
+    [((20, 20), (2, 1)), ((20, 20), (0, 2)), ((0, 20), (2, 0)), ((0, 0), (0, 0)), ((5,), (0,))],
+)
+def test_losses_are_always_the_same_and_reach_every_parameter(
+    make_heads, num_proposals, num_objects, rois, whole
+):
+    heads = make_heads("FUSION_ROIS", rois, "WHOLE_IMAGE", whole, training=True)
+    targets = make_targets(*num_objects)
+    features, proposals = make_features(len(targets)), make_proposals(*num_proposals)
+    sampled, losses = train(heads, features, proposals, targets)
+    assert len(sampled) == len(targets)
+    assert set(losses) == LOSSES
+    assert all(v.ndim == 0 and v.isfinite() for v in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in heads.named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_losses_equal_those_of_the_parts(make_heads):
+    heads = make_heads(training=True)
+    features, proposals, targets = make_features(2), make_proposals(20, 6), make_targets(2, 1)
+    sampled, losses = train(heads, features, proposals, targets)
+    with torch.no_grad():
+        parts = [
+            by_hand(heads, features, s.proposal_boxes.tensor, i) for i, s in enumerate(sampled)
+        ]
+        scores = torch.cat([s for *_, s in parts])
+        a = torch.cat([a for _, a, _ in parts])
+        classes = torch.cat([s.gt_classes for s in sampled])
+        images = []
+        for i, p in enumerate(proposals):
+            _, ai, si = by_hand(heads, features, p.proposal_boxes.tensor[:8], i)
+            images.append(
+                image_code_by_hand(heads, cross_proposal_fusion(si.softmax(1)[:, :3], ai))
+            )
+        a2, s2 = (torch.stack(x) for x in zip(*images, strict=True))
+        labels = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+        expected = {
+            "loss_cls": torch.nn.functional.cross_entropy(scores, classes),
+            "loss_hash_instance_binary": forcing_binary_loss(a),
+            "loss_hash_instance_balance": bit_balance_loss(a),
+            "loss_hash_image_binary": forcing_binary_loss(a2),
+            "loss_hash_image_balance": bit_balance_loss(a2),
+            "loss_cls_image": multi_label_logistic_loss(s2, labels),
+        }
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key].detach(), value, rtol=1e-4, atol=1e-5)
+    assert losses["loss_box_reg"] > 0
+
+
+@pytest.mark.parametrize("rois", ["topk", "sampled"])
+def test_which_regions_are_fused_in_training(make_heads, monkeypatch, rois):
+    """topk: the proposals as at test, without ground truth; sampled: the sampled rows."""
+    heads = make_heads("FUSION_ROIS", rois)
+    seen, fuse = [], heads._fuse
+    monkeypatch.setattr(heads, "_fuse", lambda images: seen.append(images) or fuse(images))
+    features, proposals, targets = make_features(2), make_proposals(20, 6), make_targets(2, 0)
+    heads.forward_hash(features, proposals)
+    heads.train()
+    sampled, _ = train(heads, features, proposals, targets)
+    at_test, in_training = seen
+    if rois == "topk":
+        assert [len(r.features) for r in in_training] == [8, 6]
+        for one, other in zip(in_training, at_test, strict=True):
+            torch.testing.assert_close(one.activations, other.activations, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(one.scores, other.scores, rtol=1e-5, atol=1e-5)
+    else:
+        for i, (r, s) in enumerate(zip(in_training, sampled, strict=True)):
+            a = by_hand(heads, features, s.proposal_boxes.tensor, i)[1]
+            torch.testing.assert_close(r.activations, a, rtol=1e-4, atol=1e-5)
+        assert [len(r.features) for r in at_test] == [20, 6]
+
+
+@pytest.mark.parametrize("flows", [True, False])
+def test_fusion_gradient(make_heads, flows):
+    heads = make_heads("FUSION_GRADIENT", flows, "WHOLE_IMAGE", "feature", training=True)
+    _, losses = train(heads, make_features(1), make_proposals(20), make_targets(2))
+    losses["loss_cls_image"].backward()
+    assert heads.image_hash.latent.linear.weight.grad.any()
+    below = [*heads.instance_hash.parameters(), *heads.box_predictor.cls_score.parameters()]
+    below += [*heads.box_head.parameters()]
+    assert all((p.grad is not None and bool(p.grad.any())) == flows for p in below)
+
+
+@torch.no_grad()
+def test_image_labels_are_the_classes_in_the_image(make_heads):
+    heads = make_heads(training=True)
+    targets = make_targets(4, 0, 2)
+    targets[2].gt_classes[:] = 2
+    assert heads.image_labels(targets).tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
+
+
+@torch.no_grad()
+def test_image_loss_option(make_heads):
+    arguments = make_features(1), make_proposals(20), make_targets(2)
+    logistic = train(make_heads(training=True), *arguments)[1]
+    softmax = train(make_heads("IMAGE_LOSS", "softmax", training=True), *arguments)[1]
+    assert logistic["loss_cls_image"] != softmax["loss_cls_image"]
+    assert logistic["loss_cls"] == softmax["loss_cls"]
+
+
+def test_training_without_ground_truth_is_refused(make_heads):
+    with pytest.raises(ValueError, match="instances"):
+        train(make_heads(training=True), make_features(1), make_proposals(3), None)
+
+
+def test_one_class(tiny_cfg):
+    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    heads = build_roi_heads(tiny_cfg, {"stage4": ShapeSpec(channels=8, stride=16)})
+    _, losses = train(heads, make_features(1), make_proposals(9), make_targets(2, num_classes=1))
+    assert set(losses) == LOSSES
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in heads.parameters())
+    heads.eval()
+    with torch.no_grad():
+        instances, codes = heads.forward_hash(make_features(1), make_proposals(9))
+    assert codes.scores.shape == (1, 1)
+    assert len(instances[0]) > 0
+
+
+def test_autocast_keeps_codes_and_hash_losses_in_float32(make_heads):
+    heads = make_heads("WHOLE_IMAGE", "feature", training=True)
+    arguments = make_features(1), make_proposals(9), make_targets(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = train(heads, *arguments)[1]
+        heads.eval()
+        codes = heads.forward_hash(*arguments[:2])[1]
+    assert all(x.dtype == torch.float32 for x in codes)
+    assert all(v.dtype == torch.float32 for k, v in losses.items() if "hash" in k or "image" in k)
+    sum(losses.values()).backward()
+
+
+# --- Cached regions ------------------------------------------------------------------------------
+
+
+def with_cache(heads, features, proposals, targets):
+    """The same inputs with region features computed beforehand: proposals, objects, whole image."""
+    tables, cached_proposals, cached_targets = [], [], []
+    pooler = ROIPooler(4, (1 / 16,), 2, "ROIAlignV2")
+    for i, (p, t) in enumerate(zip(proposals, targets, strict=True)):
+        whole = torch.tensor([[0.0, 0.0, SIZE[1], SIZE[0]]])
+        boxes = torch.cat([p.proposal_boxes.tensor, t.gt_boxes.tensor, whole])
+        with torch.no_grad():
+            pooled = pooler([features["stage4"][i : i + 1]], [Boxes(boxes)])
+            tables.append(heads.box_head.pool(pooled))
+        p, t = Instances(SIZE, **p.get_fields()), Instances(SIZE, **t.get_fields())
+        p.region_index = torch.arange(len(p))
+        t.region_index = torch.arange(len(p), len(p) + len(t))
+        cached_proposals.append(p)
+        cached_targets.append(t)
+    return {CACHED_REGIONS: tables}, cached_proposals, cached_targets
+
+
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature"])
+@pytest.mark.parametrize("rois", ["topk", "sampled"])
+def test_cached_regions_give_the_same_losses_and_codes(make_heads, whole, rois):
+    heads = make_heads("WHOLE_IMAGE", whole, "FUSION_ROIS", rois, training=True)
+    features = make_features(3)
+    proposals, targets = make_proposals(20, 0, 6), make_targets(2, 1, 0)
+    cached = with_cache(heads, features, proposals, targets)
+    _, expected = train(heads, features, proposals, targets)
+    _, losses = train(heads, *cached)
+    assert set(losses) == LOSSES
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-4, atol=1e-5)
+    heads.eval()
+    for detect in (True, False):
+        with torch.no_grad():
+            instances, codes = heads.forward_hash(features, proposals, detect)
+            found, cached_codes = heads.forward_hash(*cached[:2], detect)
+        torch.testing.assert_close(cached_codes.activations, codes.activations)
+        for one, other in zip(found or [], instances or [], strict=True):
+            torch.testing.assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor)
+            assert torch.equal(one.pred_codes, other.pred_codes)
+
+
+# --- Options that are refused --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key", ["FUSION_ROIS", "FUSION_NORM", "WHOLE_IMAGE", "IMAGE_LOSS", "CLASSIFIER_INPUT"]
+)
+def test_unknown_values_name_the_key(make_heads, key):
+    with pytest.raises(ValueError, match=rf"MODEL\.REGION_DH\.{key}: 'nonsense'"):
+        make_heads(key, "nonsense")
+
+
+def test_sigmoid_classifiers_are_refused(tiny_cfg):
+    tiny_cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
+        build_roi_heads(tiny_cfg, {"stage4": ShapeSpec(channels=8, stride=16)})
