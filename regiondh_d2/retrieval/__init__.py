@@ -1,0 +1,1 @@
+"""Storing and searching binary codes."""

@@ -1,0 +1,391 @@
+"""Binary codes in memory and on disk: one HDF5 layout for evaluation, indexing and search.
+
+========================= ====================== ================================================
+root attributes                                  ``format`` "regiondh-codes", ``version``,
+                                                 ``bits`` K, ``dataset``, ``config``,
+                                                 ``class_names``, ``count_difficult``,
+                                                 ``model_fingerprint``
+``codes``                 uint8 (N, ceil(K/8))   as ``numpy.packbits`` with bitorder "big"
+``labels``                uint8 (N, C)           multi-hot; absent where unknown
+``image_ids``             UTF-8 str (N,)
+``file_names``            UTF-8 str (N,)
+``activations``           float16 (N, K)         optional
+``features``              float16 (N, D)         optional
+``instances``             group                  optional; attribute ``bits`` K1
+``instances/codes``       uint8 (M, ceil(K1/8))  one row a detection
+``instances/image_index`` int64 (M,)             row of ``codes``
+``instances/boxes``       float32 (M, 4)         XYXY, pixels of the original image
+``instances/scores``      float32 (M,)
+``instances/classes``     int64 (M,)
+========================= ====================== ================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+FORMAT = "regiondh-codes"
+VERSION = 1
+
+_MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
+
+
+class CodeFileError(ValueError):
+    """A code file that cannot be used; the message is one line with the file and the mend."""
+
+
+@dataclass
+class InstanceCodes:
+    """Codes of detected objects.
+
+    Attributes:
+        codes: uint8 (M, ceil(bits / 8)).
+        bits: code length K1.
+        image_index: int64 (M,), row of the image in the :class:`CodeSet`.
+        boxes: float32 (M, 4), XYXY in pixels of the original image.
+        scores: float32 (M,).
+        classes: int64 (M,).
+    """
+
+    codes: np.ndarray
+    bits: int
+    image_index: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass
+class CodeSet:
+    """Codes of images and where they come from.
+
+    Attributes:
+        codes: uint8 (N, ceil(bits / 8)).
+        bits: code length K.
+        image_ids, file_names: N strings each.
+        labels: multi-hot uint8 (N, C), or None where unknown.
+        class_names: C names, or empty where unknown.
+        dataset: name of the dataset.
+        config: name of the model's configuration.
+        count_difficult: whether ``labels`` count classes that only difficult objects show.
+        model_fingerprint: sha256 over the model's state dict; codes of two models do not mix.
+        activations: float16 (N, bits) before binarisation, or None.
+        features: float16 (N, D), or None.
+        instances: codes of detected objects, or None.
+    """
+
+    codes: np.ndarray
+    bits: int
+    image_ids: Sequence[str]
+    file_names: Sequence[str]
+    labels: np.ndarray | None = None
+    class_names: Sequence[str] = field(default_factory=list)
+    dataset: str = ""
+    config: str = ""
+    count_difficult: bool = True
+    model_fingerprint: str = ""
+    activations: np.ndarray | None = None
+    features: np.ndarray | None = None
+    instances: InstanceCodes | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+def pack_codes(codes: np.ndarray) -> np.ndarray:
+    """Packs bool (N, K) into uint8 (N, ceil(K / 8)), first bit highest, zero padded."""
+    return np.packbits(np.asarray(codes, dtype=bool), axis=1)
+
+
+def unpack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The inverse of :func:`pack_codes`: uint8 (N, ceil(bits / 8)) to bool (N, bits)."""
+    return np.unpackbits(codes, axis=1, count=bits).astype(bool)
+
+
+@contextmanager
+def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path beside ``path`` to write to, renamed to ``path`` when the block succeeds.
+
+    So ``path`` is complete or absent (or still the old file), whatever interrupts the writing.
+    Missing folders are created.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, values: Any) -> None:
+    """Writes JSON, complete or not at all."""
+    with replace_when_complete(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
+    """Refuses two code sets whose distances mean nothing.
+
+    Returns:
+        Warnings, one line each, for what cannot be checked or makes numbers hard to compare.
+
+    Raises:
+        CodeFileError: different code lengths, class names or model fingerprints.
+    """
+    if query.bits != database.bits:
+        raise CodeFileError(
+            f"the queries have {query.bits} bits and the database {database.bits}: "
+            "code both with the same model"
+        )
+    if list(query.class_names) != list(database.class_names):
+        raise CodeFileError(
+            f"the queries' {len(query.class_names)} class names are not the database's "
+            f"{len(database.class_names)}: labels of different classes cannot be compared"
+        )
+    prints = {query.model_fingerprint, database.model_fingerprint}
+    notes = []
+    if "" in prints:
+        notes.append("a model fingerprint is missing: cannot check that one model made all codes")
+    elif len(prints) > 1:
+        raise CodeFileError(
+            f"the queries were coded by model {query.model_fingerprint[:12]} and the database by "
+            f"{database.model_fingerprint[:12]}: code both with the same model"
+        )
+    if query.count_difficult != database.count_difficult:
+        notes.append("only one side counts difficult objects as labels")
+    return notes
+
+
+def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
+    """Writes a code file: complete, or absent (an older file of that name stays).
+
+    Raises:
+        CodeFileError: the code set's arrays do not fit together.
+    """
+    problem = _find_problem(code_set)
+    if problem:
+        raise CodeFileError(f"{path}: not written, {problem}")
+
+    def strings(values: Sequence[str]) -> np.ndarray:
+        """Fixed length, since HDF5 follows damaged references of variable-length text blindly."""
+        encoded = [str(value).encode("utf-8") for value in values]
+        length = max(map(len, encoded), default=0) or 1
+        return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
+
+    # Since HDF5 1.10 headers carry checksums: damage is then an error, not a crash of the library.
+    with (
+        replace_when_complete(path) as temporary,
+        h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+    ):
+        attributes = {"format": FORMAT, "class_names": list(code_set.class_names)}
+        for name in ("dataset", "config", "model_fingerprint"):
+            attributes[name] = getattr(code_set, name)
+        for name, value in attributes.items():
+            text = strings(value if isinstance(value, list) else [value])
+            file.attrs.create(name, text if isinstance(value, list) else text[0], dtype=text.dtype)
+        file.attrs["version"] = VERSION
+        file.attrs["bits"] = int(code_set.bits)
+        file.attrs["count_difficult"] = bool(code_set.count_difficult)
+        file["codes"] = code_set.codes
+        for name in ("image_ids", "file_names"):
+            file[name] = strings(getattr(code_set, name))
+        for name, dtype in (("labels", "u1"), ("activations", "f2"), ("features", "f2")):
+            values = getattr(code_set, name)
+            if values is not None:
+                file[name] = np.asarray(values, dtype)
+        found = code_set.instances
+        if found is not None:
+            group = file.create_group("instances")
+            group.attrs["bits"] = int(found.bits)
+            group["codes"] = found.codes
+            group["image_index"] = np.asarray(found.image_index, "i8")
+            group["boxes"] = np.asarray(found.boxes, "f4")
+            group["scores"] = np.asarray(found.scores, "f4")
+            group["classes"] = np.asarray(found.classes, "i8")
+
+
+def read_codes(path: str | os.PathLike) -> CodeSet:
+    """Reads a code file and checks everything that a reader relies on.
+
+    The file may come from a stranger: only plain datasets of this layout are read, and nothing is
+    allocated for a size that the file's bytes cannot hold.
+
+    Raises:
+        CodeFileError: missing, not HDF5, damaged, another format or version, or inconsistent.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CodeFileError(f"{path}: no such file; write it with tools/extract_codes.py")
+    try:
+        with h5py.File(path, "r") as file:
+            code_set = _read(file, path)
+    except CodeFileError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CodeFileError(
+            f"{path}: not a readable HDF5 code file, damaged or incomplete ({reason}); extract the "
+            "codes again"
+        ) from error
+    problem = _find_problem(code_set)
+    if problem:
+        raise CodeFileError(f"{path}: {problem}; extract the codes again")
+    return code_set
+
+
+def _read(file: h5py.File, path: Path) -> CodeSet:
+    def attribute(source: h5py.Group, name: str, kind: type) -> Any:
+        if name not in source.attrs:
+            raise CodeFileError(f"{path}: attribute {name!r} is missing; extract the codes again")
+        value = source.attrs[name]
+        if isinstance(value, bytes):
+            value = value.decode("utf-8")
+        if isinstance(value, (np.generic, np.ndarray)) and np.ndim(value) == 0:
+            value = value.item()
+        if not isinstance(value, kind):
+            raise CodeFileError(
+                f"{path}: attribute {name!r} is {type(value).__name__}, not {kind.__name__}; "
+                "extract the codes again"
+            )
+        return value
+
+    def array(name: str, kinds: str) -> np.ndarray:
+        # A link could point at another file, and external or virtual storage at any file.
+        link = file
+        for part in name.split("/"):
+            if not isinstance(link.get(part, getlink=True), h5py.HardLink):
+                raise CodeFileError(f"{path}: {name} is a link; extract the codes again")
+            link = link[part]
+        dataset = link
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+            raise CodeFileError(f"{path}: {name} is not an array; extract the codes again")
+        if dataset.is_virtual or dataset.external:
+            raise CodeFileError(f"{path}: {name} is stored elsewhere; extract the codes again")
+        declared = math.prod(dataset.shape) * dataset.dtype.itemsize
+        if declared > _MAX_COMPRESSION * dataset.id.get_storage_size():
+            raise CodeFileError(
+                f"{path}: {name} declares shape {dataset.shape} but holds "
+                f"{dataset.id.get_storage_size()} bytes; extract the codes again"
+            )
+        if h5py.check_string_dtype(dataset.dtype) is not None:
+            if "O" not in kinds:
+                raise CodeFileError(f"{path}: {name} holds text; extract the codes again")
+            return dataset.asstr("utf-8")[()]
+        if dataset.dtype.kind not in kinds:
+            raise CodeFileError(
+                f"{path}: {name} holds {dataset.dtype}, not the expected type; "
+                "extract the codes again"
+            )
+        return dataset[()]
+
+    if "format" not in file.attrs or attribute(file, "format", str) != FORMAT:
+        raise CodeFileError(
+            f"{path}: an HDF5 file, but not of format {FORMAT!r}; write it with "
+            "tools/extract_codes.py"
+        )
+    version = attribute(file, "version", int)
+    if version != VERSION:
+        raise CodeFileError(
+            f"{path}: format version {version}, this release reads {VERSION}; update regiondh_d2 "
+            "or extract the codes again"
+        )
+    for name in ("codes", "image_ids", "file_names"):
+        if name not in file:
+            raise CodeFileError(f"{path}: {name} is missing; extract the codes again")
+    instances = None
+    if "instances" in file:
+        instances = InstanceCodes(
+            codes=array("instances/codes", "u"),
+            bits=attribute(file["instances"], "bits", int),
+            image_index=array("instances/image_index", "iu"),
+            boxes=array("instances/boxes", "f"),
+            scores=array("instances/scores", "f"),
+            classes=array("instances/classes", "iu"),
+        )
+    names = attribute(file, "class_names", np.ndarray)
+    return CodeSet(
+        codes=array("codes", "u"),
+        bits=attribute(file, "bits", int),
+        image_ids=array("image_ids", "O").tolist(),
+        file_names=array("file_names", "O").tolist(),
+        labels=array("labels", "u") if "labels" in file else None,
+        class_names=[n.decode("utf-8") if isinstance(n, bytes) else str(n) for n in names.ravel()],
+        dataset=attribute(file, "dataset", str),
+        config=attribute(file, "config", str),
+        count_difficult=attribute(file, "count_difficult", bool),
+        model_fingerprint=attribute(file, "model_fingerprint", str),
+        activations=array("activations", "f") if "activations" in file else None,
+        features=array("features", "f") if "features" in file else None,
+        instances=instances,
+    )
+
+
+def _find_problem(code_set: CodeSet) -> str | None:
+    """What is inconsistent in a code set, in half a line, or None."""
+    rows = len(code_set.codes) if np.ndim(code_set.codes) else 0
+    problem = _find_code_problem("codes", code_set.codes, code_set.bits)
+    if problem:
+        return problem
+    for name in ("image_ids", "file_names"):
+        values = getattr(code_set, name)
+        if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != rows:
+            return f"{name} must be {rows} strings, one a code"
+    names = code_set.class_names
+    labels = code_set.labels
+    if labels is not None:
+        if np.ndim(labels) != 2 or len(labels) != rows:
+            return f"labels are of shape {np.shape(labels)}, not ({rows}, classes)"
+        if len(names) and labels.shape[1] != len(names):
+            return f"labels have {labels.shape[1]} columns for {len(names)} class names"
+        if not np.isin(labels, (0, 1)).all():
+            return "labels are not multi-hot: only 0 and 1 are allowed"
+    for name, width in (("activations", code_set.bits), ("features", None)):
+        values = getattr(code_set, name)
+        if values is None:
+            continue
+        shape = np.shape(values)
+        if len(shape) != 2 or shape[0] != rows or shape[1] != (width or shape[1]):
+            return f"{name} are of shape {shape}, not ({rows}, {width or 'features'})"
+    found = code_set.instances
+    if found is None:
+        return None
+    problem = _find_code_problem("instances/codes", found.codes, found.bits)
+    if problem:
+        return problem
+    count = len(found.codes)
+    for name, tail in (("image_index", ()), ("boxes", (4,)), ("scores", ()), ("classes", ())):
+        shape = np.shape(getattr(found, name))
+        if shape != (count, *tail):
+            return f"instances/{name} is of shape {shape}, not {(count, *tail)}"
+    if count and not (np.min(found.image_index) >= 0 and np.max(found.image_index) < rows):
+        return f"instances/image_index points outside the {rows} images"
+    limit = len(names) or np.inf
+    if count and not (np.min(found.classes) >= 0 and np.max(found.classes) < limit):
+        return f"instances/classes points outside the {len(names)} class names"
+    return None
+
+
+def _find_code_problem(name: str, codes: np.ndarray, bits: int) -> str | None:
+    """As :func:`_find_problem`, for one matrix of packed codes."""
+    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits < 1:
+        return f"bits of {name} must be a positive integer, not {bits!r}"
+    width = -(-bits // 8)
+    if not isinstance(codes, np.ndarray) or codes.dtype != np.uint8:
+        return f"{name} must be packed uint8"
+    if codes.ndim != 2 or codes.shape[1] != width:
+        return f"{name} are of shape {codes.shape}, but {bits} bits need (N, {width})"
+    if bits % 8 and np.any(codes[:, -1] & (0xFF >> (bits % 8))):
+        return f"{name} have bits set beyond the declared {bits}"
+    return None
