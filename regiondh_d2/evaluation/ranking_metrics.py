@@ -1,0 +1,601 @@
+"""Ranking metrics of binary codes, exact under ties. Codes and labels in, numbers out.
+
+A K-bit code has only K + 1 distances, so a Hamming ranking is full of ties, and a number that
+depends on how ties happen to be sorted is not a property of the codes. Every metric is therefore
+the expectation over a uniformly random order of equal distances, in closed form (McSherry & Najork,
+"Computing information retrieval performance measures efficiently in the presence of tied scores",
+ECIR 2008; for Hamming distances He, Cakir, Bargal & Sclaroff, CVPR 2018; here extended to a cut-off
+inside a tie group), beside three companions:
+
+* ``-optimistic`` and ``-pessimistic``: the exact maximum and minimum over all orders of the ties;
+* ``-index_order``: ties by ascending database row, what a stable sort gives.
+
+For one query, ``s_i`` is the number of labels shared with the item at rank ``i``, ``rel_i`` is 1
+if ``s_i > 0`` and else 0, ``R`` counts the relevant items of the database, ``Prec_i`` and ``ACG_i`` are
+the means of ``rel`` and ``s`` over the first ``i`` ranks:
+
+* ``P@k``: ``Prec_k``.
+* ``ACG@k``: ``ACG_k``, a number of labels, so it may exceed 1.
+* ``NDCG@k``: ``DCG / IDCG`` with ``DCG = sum_{i<=k} (2^s_i - 1) / log2(i + 1)``.
+* ``MAP@k``: ``sum_{i<=k} rel_i Prec_i`` divided by the relevant items inside the top k. It
+  saturates, and a further hit can lower it.
+* ``MAP_min@k``, ``MAP_all@k``: the same sum divided by ``min(R, k)``, by ``R``.
+* ``WMAP@k``: ``sum_{i<=k} rel_i ACG_i`` divided by the relevant items inside the top k; may
+  exceed 1.
+
+Everything but the index order follows from how many database items lie at each (distance, number of
+shared labels), so the cost after one counting pass does not depend on the database's size.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+METRICS = ("MAP", "MAP_min", "MAP_all", "WMAP", "ACG", "NDCG", "P")
+"""Metric names without cut-off, in table order."""
+
+TIE_ORDERS = ("", "-optimistic", "-pessimistic", "-index_order")
+"""Suffixes of the metric names: the expectation has none."""
+
+
+@dataclass(frozen=True)
+class RankingResult:
+    """What :func:`evaluate_ranking` returns.
+
+    Attributes:
+        metrics: flat names, ``"MAP@1000"``, ``"MAP@1000-optimistic"``, ..., to fractions (not
+            percent), and ``"num_queries"``, ``"num_database"``, ``"num_queries_without_relevant"``
+            to ints.
+        per_query: the same metric names to float64 arrays (Q,), NaN where a query has no relevant
+            item in the database (such queries are left out of every mean).
+    """
+
+    metrics: dict[str, float]
+    per_query: dict[str, np.ndarray]
+
+
+def evaluate_ranking(
+    query_codes: np.ndarray,
+    database_codes: np.ndarray,
+    query_labels: np.ndarray,
+    database_labels: np.ndarray,
+    *,
+    bits: int,
+    topk: int | Sequence[int] = 1000,
+    max_pairs: int = 1 << 21,
+    progress: Callable[[int, int], None] | None = None,
+) -> RankingResult:
+    """Ranks the database by Hamming distance to every query and measures the rankings.
+
+    Args:
+        query_codes: uint8 (Q, ceil(bits / 8)), packed as by ``numpy.packbits`` (padding bits zero).
+        database_codes: uint8 (N, ceil(bits / 8)), likewise.
+        query_labels: multi-hot (Q, C), bool or numbers 0 and 1.
+        database_labels: multi-hot (N, C).
+        bits: code length K.
+        topk: one cut-off or several. One above N is measured over all N items, which are then the
+            divisor; its metrics keep the requested k in their names, and one warning says so.
+        max_pairs: query-database pairs held in memory at once (about 40 bytes each).
+        progress: called as ``progress(queries done, queries)`` after each chunk of queries.
+
+    Returns:
+        A :class:`RankingResult`.
+
+    Raises:
+        ValueError: inputs of the wrong type or shape, empty, or no query with a relevant item.
+    """
+    query_words, database_words = _check_codes(query_codes, database_codes, bits)
+    query_labels = _check_labels(query_labels, len(query_codes), "query")
+    database_labels = _check_labels(database_labels, len(database_codes), "database")
+    if query_labels.shape[1] != database_labels.shape[1]:
+        raise ValueError(
+            f"queries have {query_labels.shape[1]} label columns, "
+            f"the database {database_labels.shape[1]}: both need the same classes"
+        )
+    num_queries, num_database = len(query_words), len(database_words)
+    requested = _check_topk(topk)
+    too_large = [k for k in requested if k > num_database]
+    if too_large:
+        warnings.warn(
+            f"top k of {', '.join(map(str, too_large))} is above the database's {num_database} "
+            f"items: ranking and divisor stop at {num_database}",
+            stacklevel=2,
+        )
+    cutoffs = {k: min(k, num_database) for k in requested}
+    deepest = max(cutoffs.values())
+
+    max_shared = int(min(query_labels.sum(1).max(), database_labels.sum(1).max()))
+    query_label_words = _to_words(np.packbits(query_labels, axis=1))
+    database_label_words = _to_words(np.packbits(database_labels, axis=1))
+    tables = _Tables.build(deepest, num_database)
+    # Queries of one chunk: bounded by the tables of counts and by the top k kept per query.
+    cells = (bits + 1) * (max_shared + 1)
+    chunk = max(1, min(256, max_pairs // (8 * cells), max_pairs // deepest))
+
+    parts: list[dict[str, np.ndarray]] = []
+    for begin in range(0, num_queries, chunk):
+        rows = slice(begin, begin + chunk)
+        counts, top_levels = _count_pairs(
+            query_words[rows],
+            database_words,
+            query_label_words[rows],
+            database_label_words,
+            num_distances=bits + 1,
+            num_levels=max_shared + 1,
+            top=deepest,
+            block=max(1, max_pairs // chunk),
+        )
+        part: dict[str, np.ndarray] = {"relevant": counts[:, :, 1:].sum(axis=(1, 2))}
+        for name, k in cutoffs.items():
+            for key, values in _measure(counts, top_levels[:, :k], k, tables).items():
+                metric, dash, order = key.partition("-")
+                part[f"{metric}@{name}{dash}{order}"] = values
+        parts.append(part)
+        if progress is not None:
+            progress(min(begin + chunk, num_queries), num_queries)
+
+    per_query = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    measurable = per_query.pop("relevant") > 0
+    if not measurable.any():
+        raise ValueError(
+            "no query shares a label with any database item: there is nothing to measure"
+        )
+    metrics: dict[str, float] = {}
+    for name, values in per_query.items():
+        metrics[name] = float(values[measurable].mean())
+        values[~measurable] = np.nan
+    metrics["num_queries"] = num_queries
+    metrics["num_database"] = num_database
+    metrics["num_queries_without_relevant"] = int(num_queries - measurable.sum())
+    return RankingResult(metrics, per_query)
+
+
+# --------------------------------------------------------------------------------------------------
+# Input checks
+
+
+def _check_codes(query: np.ndarray, database: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
+    """Returns both code matrices as uint64 words (rows, ceil(bits / 64))."""
+    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits < 1:
+        raise ValueError(f"bits must be a positive integer, not {bits!r}")
+    width = -(-int(bits) // 8)
+    words = []
+    for name, codes in (("query", query), ("database", database)):
+        codes = np.asarray(codes)
+        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != width:
+            raise ValueError(
+                f"{name} codes must be packed uint8 of shape (N, {width}) for {bits} bits, "
+                f"not {codes.dtype} of shape {codes.shape}"
+            )
+        if not len(codes):
+            raise ValueError(f"there are no {name} codes")
+        if bits % 8 and np.any(codes[:, -1] & (0xFF >> (bits % 8))):
+            raise ValueError(f"{name} codes have bits set beyond the declared {bits} bits")
+        words.append(_to_words(codes))
+    return tuple(words)
+
+
+def _check_labels(labels: np.ndarray, rows: int, name: str) -> np.ndarray:
+    """Returns the labels as bool (rows, C)."""
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or len(labels) != rows or not labels.shape[1]:
+        raise ValueError(f"{name} labels must be of shape ({rows}, C), not {labels.shape}")
+    if labels.dtype != bool:
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError(f"{name} labels must be multi-hot: only 0 and 1")
+        labels = labels.astype(bool)
+    return labels
+
+
+def _check_topk(topk: int | Sequence[int]) -> list[int]:
+    """Returns the distinct cut-offs in the order they were asked for."""
+    values = [topk] if isinstance(topk, (int, np.integer)) else list(topk)
+    for k in values:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise ValueError(f"top k must be a positive integer, not {k!r}")
+    if not values:
+        raise ValueError("no top k was given")
+    return list(dict.fromkeys(int(k) for k in values))
+
+
+# --------------------------------------------------------------------------------------------------
+# Counting pairs
+
+
+def _to_words(packed: np.ndarray) -> np.ndarray:
+    """uint8 (N, B) to uint64 (N, ceil(B / 8)), zero padded: popcounts run on 8 bytes at once."""
+    padded = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    return padded.view(np.uint64)
+
+
+def _pairwise_popcount(combine: np.ufunc, a: np.ndarray, b: np.ndarray, largest: int) -> np.ndarray:
+    """Set bits of ``combine(a_i, b_j)`` for all pairs, in the smallest type to hold ``largest``.
+
+    ``combine`` is ``numpy.bitwise_xor`` for Hamming distances and ``numpy.bitwise_and`` for
+    intersections.
+    """
+    total = np.zeros((len(a), len(b)), np.min_scalar_type(largest))
+    for word in range(a.shape[1]):
+        total += np.bitwise_count(combine(a[:, word, None], b[None, :, word]))
+    return total
+
+
+def _count_pairs(
+    query_words: np.ndarray,
+    database_words: np.ndarray,
+    query_label_words: np.ndarray,
+    database_label_words: np.ndarray,
+    *,
+    num_distances: int,
+    num_levels: int,
+    top: int,
+    block: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One pass over the database in blocks of ``block`` rows.
+
+    Returns:
+        counts: int64 (Q, num_distances, num_levels), database items per distance and number of
+            shared labels ("level").
+        top_levels: (Q, top), the levels of the first ``top`` items with ties by ascending row.
+    """
+    rows = len(query_words)
+    cells = num_distances * num_levels
+    row_offset = (np.arange(rows) * cells)[:, None]
+    counts = np.zeros(rows * cells, np.int64)
+    top_distances = top_levels = None
+    for begin in range(0, len(database_words), block):
+        part = slice(begin, begin + block)
+        distances = _pairwise_popcount(
+            np.bitwise_xor, query_words, database_words[part], num_distances - 1
+        )
+        levels = _pairwise_popcount(
+            np.bitwise_and, query_label_words, database_label_words[part], num_levels - 1
+        )
+        cell = distances * np.intp(num_levels)
+        cell += levels
+        cell += row_offset
+        counts += np.bincount(cell.ravel(), minlength=rows * cells)
+        del cell
+
+        # A stable sort of 8 or 16 bit keys is a radix sort, and keeps equal distances in row order.
+        # What earlier blocks left stands in front, since its rows are smaller.
+        order = np.argsort(distances, axis=1, kind="stable")[:, :top]
+        distances = np.take_along_axis(distances, order, axis=1)
+        levels = np.take_along_axis(levels, order, axis=1)
+        if top_levels is None:
+            top_distances, top_levels = distances, levels
+            continue
+        distances = np.concatenate((top_distances, distances), axis=1)
+        levels = np.concatenate((top_levels, levels), axis=1)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :top]
+        top_distances = np.take_along_axis(distances, order, axis=1)
+        top_levels = np.take_along_axis(levels, order, axis=1)
+    return counts.reshape(rows, num_distances, num_levels), top_levels
+
+
+# --------------------------------------------------------------------------------------------------
+# From counts to metrics
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Cumulative tables that make the sum over any stretch of ranks a difference of two entries.
+
+    Attributes:
+        harmonic: ``harmonic[r] = sum_{i<=r} 1/i``.
+        discount: ``discount[r] = sum_{i<=r} 1/log2(i + 1)``.
+        log_factorial: ``log(n!)`` up to the database's size.
+    """
+
+    harmonic: np.ndarray
+    discount: np.ndarray
+    log_factorial: np.ndarray
+
+    @classmethod
+    def build(cls, deepest: int, num_database: int) -> _Tables:
+        ranks = np.arange(1, deepest + 1)
+        return cls(
+            harmonic=np.concatenate(([0.0], np.cumsum(1 / ranks))),
+            discount=np.concatenate(([0.0], np.cumsum(1 / np.log2(ranks + 1)))),
+            log_factorial=np.fromiter(map(math.lgamma, range(1, num_database + 2)), np.float64),
+        )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the top k, each (Q,).
+
+    Attributes:
+        relevant, shared, dcg: of ``rel_i``, ``s_i`` and the discounted gain.
+        ap: of ``rel_i Prec_i``.
+        ap_top, wap_top: of ``rel_i Prec_i`` and ``rel_i ACG_i``, but already divided by the number
+            of relevant items in the top k (0 if none), which depends on the order.
+    """
+
+    relevant: np.ndarray
+    shared: np.ndarray
+    dcg: np.ndarray
+    ap: np.ndarray
+    ap_top: np.ndarray
+    wap_top: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The tie group that holds rank k, one a query; arrays are (Q,) where nothing else is said.
+
+    Attributes:
+        group: its index.
+        size, inside: its items, and how many of them are in the top k.
+        level_counts: (Q, S + 1), its items by number of shared labels.
+        relevant, shared: relevant items and sum of shared labels in it.
+        items_before, relevant_before, shared_before: the same totals over the nearer groups.
+        row, x: (T,), a ragged scan: for each query (``row``) every possible number ``x`` of
+            relevant items of this group inside the top k.
+        starts: where each query's stretch begins in ``row`` and ``x``.
+    """
+
+    group: np.ndarray
+    size: np.ndarray
+    inside: np.ndarray
+    level_counts: np.ndarray
+    relevant: np.ndarray
+    shared: np.ndarray
+    items_before: np.ndarray
+    relevant_before: np.ndarray
+    shared_before: np.ndarray
+    row: np.ndarray
+    x: np.ndarray
+    starts: np.ndarray
+
+
+def _measure(
+    counts: np.ndarray, top_levels: np.ndarray, k: int, tables: _Tables
+) -> dict[str, np.ndarray]:
+    """All metrics at one ``k`` within the database's size, as ``{metric + tie order: (Q,)}``."""
+    by_level = counts.sum(axis=1)
+    relevant = by_level[:, 1:].sum(axis=1)
+    ideal = _sorted_within_groups(by_level[:, None], k, tables, best_first=True)[2]
+
+    cut = _cut_group(counts, k)
+    # Groups behind the last cut of the chunk are out of every top k.
+    counts = counts[:, : cut.group.max() + 1]
+    sums = {
+        "": _expected(counts, cut, k, tables),
+        "-optimistic": _bound(counts, cut, k, tables, best_first=True),
+        "-pessimistic": _bound(counts, cut, k, tables, best_first=False),
+        "-index_order": _in_given_order(top_levels, tables),
+    }
+    results = {}
+    for order, total in sums.items():
+        results["MAP" + order] = total.ap_top
+        results["MAP_min" + order] = _divide(total.ap, np.minimum(relevant, k))
+        results["MAP_all" + order] = _divide(total.ap, relevant)
+        results["WMAP" + order] = total.wap_top
+        results["ACG" + order] = total.shared / k
+        results["NDCG" + order] = _divide(total.dcg, ideal)
+        results["P" + order] = total.relevant / k
+    return results
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a / b``, 0 where ``b`` is 0."""
+    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b != 0)
+
+
+def _before(values: np.ndarray) -> np.ndarray:
+    """Exclusive cumulative sum along axis 1."""
+    return np.cumsum(values, axis=1) - values
+
+
+def _cut_group(counts: np.ndarray, k: int) -> _Cut:
+    """Finds the group of rank k, see :class:`_Cut`; ``counts`` is (Q, G, S + 1)."""
+    levels = np.arange(counts.shape[2])
+    size = counts.sum(axis=2)
+    relevant = counts[:, :, 1:].sum(axis=2)
+    shared = counts @ levels
+    group = np.argmax(np.cumsum(size, axis=1) >= k, axis=1)
+
+    def pick(values: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(values, group[:, None], axis=1)[:, 0]
+
+    n, p, before = pick(size), pick(relevant), pick(_before(size))
+    inside = k - before
+    fewest = np.maximum(0, inside - (n - p))
+    scan = np.minimum(inside, p) - fewest + 1
+    starts = np.cumsum(scan) - scan
+    row = np.repeat(np.arange(len(counts)), scan)
+    return _Cut(
+        group=group,
+        size=n,
+        inside=inside,
+        level_counts=np.take_along_axis(counts, group[:, None, None], axis=1)[:, 0],
+        relevant=p,
+        shared=pick(shared),
+        items_before=before,
+        relevant_before=pick(_before(relevant)),
+        shared_before=pick(_before(shared)),
+        row=row,
+        x=np.arange(len(row)) - starts[row] + fewest[row],
+        starts=starts,
+    )
+
+
+def _expected(counts: np.ndarray, cut: _Cut, k: int, tables: _Tables) -> _Sums:
+    """Expectations over a uniformly random order within every group.
+
+    At the t-th rank ``r = N + t`` of a group of n items, p of them relevant, with label sum G,
+    after N items with P relevant and label sum S (McSherry & Najork 2008 for AP; likewise for ACG):
+    ``E[rel_r Prec_r] = (p/n) (P + 1 + (t-1) q) / r`` and
+    ``E[rel_r ACG_r] = (p S + G + (t-1) G q) / (n r)`` with ``q = (p-1)/(n-1)``.
+    The sums over t are differences of the harmonic table, since
+    ``sum_{t<=m} (t-1)/(N+t) = m - (N+1) sum_{t<=m} 1/(N+t)``.
+    """
+    levels = np.arange(counts.shape[2])
+    n = counts.sum(axis=2)
+    p = counts[:, :, 1:].sum(axis=2)
+    g = counts @ levels
+    gains = counts @ (np.exp2(levels) - 1)
+    n_before, p_before, g_before = _before(n), _before(p), _before(g)
+
+    taken = np.clip(k - n_before, 0, n)
+    first, last = np.minimum(n_before, k), np.minimum(n_before + taken, k)
+    h = tables.harmonic[last] - tables.harmonic[first]
+    b = taken - (n_before + 1) * h
+    q = _divide(p - 1, n - 1)
+    ap = _divide(p, n) * ((p_before + 1) * h + q * b)
+    wap = _divide((p * g_before + g) * h + g * q * b, n)
+    share = _divide(taken, n)
+    dcg = _divide(gains, n) * (tables.discount[last] - tables.discount[first])
+
+    # The number of relevant items in the top k, the divisor of MAP and WMAP, is itself random when
+    # k cuts a group: it is P + X with X hypergeometric, and given X = x the formulas above hold
+    # with p = x and n = m inside the cut group, where a relevant item's mean label sum is G/p.
+    nearer = np.arange(counts.shape[1]) < cut.group[:, None]
+    row, x = cut.row, cut.x
+    m = cut.inside
+    h = tables.harmonic[k] - tables.harmonic[cut.items_before]
+    b = m - (cut.items_before + 1) * h
+    x_share = x / m[row]
+    q = _divide(x - 1, (m - 1)[row])
+    mean_shared = _divide(cut.shared, cut.relevant)
+    divisor = cut.relevant_before[row] + x
+    probability = _hypergeometric(cut, tables.log_factorial)
+
+    def mean_over_x(nearer_sum: np.ndarray, start: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """``start`` and ``step``: what the first relevant item, and each further one, adds."""
+        inside = x_share * ((start * h)[row] + q * (step * b)[row])
+        value = _divide(nearer_sum[row] + inside, divisor)
+        return np.add.reduceat(probability * value, cut.starts)
+
+    return _Sums(
+        relevant=(p * share).sum(axis=1),
+        shared=(g * share).sum(axis=1),
+        dcg=dcg.sum(axis=1),
+        ap=ap.sum(axis=1),
+        ap_top=mean_over_x((ap * nearer).sum(axis=1), cut.relevant_before + 1, np.ones(len(m))),
+        wap_top=mean_over_x(
+            (wap * nearer).sum(axis=1), cut.shared_before + mean_shared, mean_shared
+        ),
+    )
+
+
+def _hypergeometric(cut: _Cut, log_factorial: np.ndarray) -> np.ndarray:
+    """Probability of each ``cut.x``: relevant ones among ``inside`` draws from the cut group."""
+
+    def log_binomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return log_factorial[a] - log_factorial[b] - log_factorial[a - b]
+
+    row, x = cut.row, cut.x
+    p, m, rest = cut.relevant[row], cut.inside[row], (cut.size - cut.relevant)[row]
+    all_draws = log_binomial(cut.size, cut.inside)[row]
+    weight = np.exp(log_binomial(p, x) + log_binomial(rest, m - x) - all_draws)
+    # Dividing by the sum removes the rounding that all terms of a query share.
+    return weight / np.add.reduceat(weight, cut.starts)[row]
+
+
+def _sorted_within_groups(
+    counts: np.ndarray, k: int, tables: _Tables, *, best_first: bool
+) -> tuple[np.ndarray, ...]:
+    """Sums over the top k when each group is sorted by shared labels.
+
+    The items of one group with equal level form a run; over a run of c items of level s that starts
+    after M items with label sum T, ``sum_j (T + s j) / (M + j) = s c + (T - s M) (H[M+c] - H[M])``.
+
+    Args:
+        counts: int (Q, G, S + 1).
+        k: cut-off.
+        tables: rank tables.
+        best_first: most shared labels first, or last.
+
+    Returns:
+        Sums of ``rel_i``, ``s_i`` and discounted gain, each (Q,), then the terms of the sums of
+        ``rel_i Prec_i`` and ``rel_i ACG_i`` by group, each (Q, G).
+    """
+    queries, groups, num_levels = counts.shape
+    levels = np.arange(num_levels)
+    if best_first:
+        levels, counts = levels[::-1], counts[:, :, ::-1]
+    level = np.tile(levels, groups)
+    hit = level > 0
+    size = counts.reshape(queries, -1)
+    start = _before(size)
+    taken = np.clip(k - start, 0, size)
+    first, last = np.minimum(start, k), np.minimum(start + taken, k)
+    h = tables.harmonic[last] - tables.harmonic[first]
+    ap = hit * (taken + (_before(size * hit) - start) * h)
+    wap = hit * (level * taken + (_before(size * level) - level * start) * h)
+    dcg = (np.exp2(level) - 1) * (tables.discount[last] - tables.discount[first])
+    return (
+        (taken * hit).sum(axis=1),
+        (taken * level).sum(axis=1),
+        dcg.sum(axis=1),
+        ap.reshape(counts.shape).sum(axis=2),
+        wap.reshape(counts.shape).sum(axis=2),
+    )
+
+
+def _bound(counts: np.ndarray, cut: _Cut, k: int, tables: _Tables, *, best_first: bool) -> _Sums:
+    """The largest (``best_first``) or smallest value of every sum over all orders of the ties.
+
+    Sorting each group by shared labels is extreme for every sum with a constant divisor. It is not
+    for MAP and WMAP when k cuts a group: there a further hit also raises the divisor. So all
+    numbers x of relevant items that the cut group may place inside the top k are tried, each with its best
+    (worst) x items in the best (worst) places.
+    """
+    relevant, shared, dcg, ap, wap = _sorted_within_groups(counts, k, tables, best_first=best_first)
+    nearer = np.arange(counts.shape[1]) < cut.group[:, None]
+    row, x = cut.row, cut.x
+    divisor = cut.relevant_before[row] + x
+    first_rank = cut.items_before[row] if best_first else k - x
+    extreme = np.maximum if best_first else np.minimum
+
+    def extreme_over_x(
+        group_sums: np.ndarray, before: np.ndarray, level_counts: np.ndarray
+    ) -> np.ndarray:
+        """``level_counts`` (Q, S): items of level 1, 2, ..., S in the cut group."""
+        value = (group_sums * nearer).sum(axis=1)[row]
+        start, label_sum, left = first_rank, before[row], x
+        levels = range(1, level_counts.shape[1] + 1)
+        for level in reversed(levels) if best_first else levels:
+            run = np.minimum(left, level_counts[row, level - 1])
+            h = tables.harmonic[start + run] - tables.harmonic[start]
+            value = value + level * run + (label_sum - level * start) * h
+            start, label_sum, left = start + run, label_sum + level * run, left - run
+        return extreme.reduceat(_divide(value, divisor), cut.starts)
+
+    return _Sums(
+        relevant=relevant,
+        shared=shared,
+        dcg=dcg,
+        ap=ap.sum(axis=1),
+        ap_top=extreme_over_x(ap, cut.relevant_before, cut.relevant[:, None]),
+        wap_top=extreme_over_x(wap, cut.shared_before, cut.level_counts[:, 1:]),
+    )
+
+
+def _in_given_order(levels: np.ndarray, tables: _Tables) -> _Sums:
+    """The sums of one order: ``levels`` (Q, k) are the shared labels at ranks 1 to k."""
+    ranks = np.arange(1, levels.shape[1] + 1)
+    hit = levels > 0
+    prefix_relevant = np.cumsum(hit, axis=1)
+    prefix_shared = np.cumsum(levels, axis=1, dtype=np.int64)
+    relevant = prefix_relevant[:, -1]
+    discount = np.diff(tables.discount)[: len(ranks)]
+    gain = np.exp2(np.arange(int(levels.max()) + 1)) - 1
+    ap = (hit * prefix_relevant) @ (1 / ranks)
+    wap = (hit * prefix_shared) @ (1 / ranks)
+    return _Sums(
+        relevant=relevant,
+        shared=prefix_shared[:, -1],
+        dcg=gain[levels] @ discount,
+        ap=ap,
+        ap_top=_divide(ap, relevant),
+        wap_top=_divide(wap, relevant),
+    )

@@ -1,0 +1,424 @@
+"""Evaluators in Detectron2's contract: retrieval by codes, and box AP beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import tempfile
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+from ..retrieval.code_store import (
+    CodeSet,
+    InstanceCodes,
+    check_comparable,
+    pack_codes,
+    read_codes,
+    write_codes,
+    write_json,
+)
+from .ranking_metrics import evaluate_ranking
+
+_ROLES = ("query", "database", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Detections:
+    """The kept detections of one image: arrays as in ``InstanceCodes``, without the image."""
+
+    codes: np.ndarray
+    bits: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What one image leaves behind: small, on the CPU, picklable."""
+
+    image_id: str
+    file_name: str
+    role: str
+    labels: list[int]
+    code: np.ndarray
+    bits: int
+    activation: np.ndarray | None
+    detections: _Detections | None
+
+
+class RetrievalEvaluator(DatasetEvaluator):
+    """Measures how well image codes retrieve images that share labels with a query.
+
+    One pass over a retrieval dataset codes queries and database together. Each input dict carries
+    ``image_id``, ``file_name``, ``role`` ("query", "database" or "both"), ``image_labels`` (all
+    class ids of the image) and ``difficult_labels`` (those that only difficult objects show). Each
+    output dict carries ``image_code``, bool (K2,), and if available ``image_activation``, float
+    (K2,), and ``instances`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R, K1).
+
+    An image with both roles retrieves itself first.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        topk: int | Sequence[int] = 1000,
+        count_difficult: bool = True,
+        output_dir: str | os.PathLike | None = None,
+        database_codes: str | os.PathLike | None = None,
+        config_name: str = "",
+        model_fingerprint: str = "",
+        instance_min_score: float = 0.3,
+        distributed: bool = True,
+    ):
+        """
+        Args:
+            dataset_name: registered retrieval dataset; its metadata has ``thing_classes``.
+            topk: cut-off or cut-offs of the metrics.
+            count_difficult: whether the classes of ``difficult_labels`` count as labels.
+            output_dir: where to write ``<dataset_name>/{query.h5,database.h5,metrics.json}``; None
+                writes nothing.
+            database_codes: code file to search in instead of the dataset's database images.
+            config_name, model_fingerprint: written into the code files.
+            instance_min_score: detections below this score are not stored.
+            distributed: collect records from all ranks; False if only this rank evaluates.
+
+        Raises:
+            CodeFileError: ``database_codes`` cannot be read; better now than after the coding.
+        """
+        self._logger = logging.getLogger(__name__)
+        self._dataset_name = dataset_name
+        self._topk = topk
+        self._count_difficult = count_difficult
+        self._output_dir = None if output_dir is None else Path(output_dir) / dataset_name
+        self._database = None if database_codes is None else read_codes(database_codes)
+        self._config_name = config_name
+        self._model_fingerprint = model_fingerprint
+        self._instance_min_score = instance_min_score
+        self._distributed = distributed
+        self._records: list[_Record] = []
+
+    def reset(self) -> None:
+        self._records = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Keeps a small record of each image: packed code, labels, kept detections.
+
+        Raises:
+            ValueError: a dict lacks what retrieval needs.
+        """
+        for given, output in zip(inputs, outputs, strict=True):
+            missing = [key for key in ("image_id", "role", "image_labels") if key not in given]
+            if missing:
+                raise ValueError(
+                    f"{self._dataset_name}: an image has no {' and no '.join(missing)}: evaluate a "
+                    "dataset registered with register_retrieval_dataset"
+                )
+            if given["role"] not in _ROLES:
+                raise ValueError(
+                    f"{self._dataset_name}: image {given['image_id']} has role {given['role']!r}, "
+                    f"not one of {', '.join(_ROLES)}"
+                )
+            if "image_code" not in output:
+                raise ValueError(
+                    f"{self._dataset_name}: the model gave no image_code: evaluate a model that "
+                    "hashes images"
+                )
+            labels = set(given["image_labels"])
+            if not self._count_difficult:
+                labels -= set(given.get("difficult_labels", ()))
+            code = output["image_code"].cpu().numpy().astype(bool)
+            activation = output.get("image_activation")
+            if activation is not None:
+                activation = activation.float().cpu().numpy().astype(np.float16)
+            self._records.append(
+                _Record(
+                    image_id=str(given["image_id"]),
+                    file_name=str(given.get("file_name", "")),
+                    role=given["role"],
+                    labels=sorted(labels),
+                    code=pack_codes(code[None])[0],
+                    bits=len(code),
+                    activation=activation,
+                    detections=self._keep_detections(output.get("instances")),
+                )
+            )
+
+    def _keep_detections(self, instances) -> _Detections | None:
+        if instances is None or not instances.has("pred_codes"):
+            return None
+        instances = instances[instances.scores >= self._instance_min_score].to("cpu")
+        codes = instances.pred_codes.numpy().astype(bool)
+        return _Detections(
+            codes=pack_codes(codes),
+            bits=codes.shape[1],
+            boxes=instances.pred_boxes.tensor.float().numpy(),
+            scores=instances.scores.float().numpy(),
+            classes=instances.pred_classes.numpy(),
+        )
+
+    def evaluate(self) -> OrderedDict:
+        """Ranks the database for every query; call it on all ranks.
+
+        Returns:
+            On the main process ``{"retrieval": {name: number}}`` with the names of
+            :func:`~regiondh_d2.evaluation.ranking_metrics.evaluate_ranking`; elsewhere, and when
+            nothing was processed, an empty dict.
+
+        Raises:
+            ValueError: no query or no database image, two files of one image id, or a database file
+                of another model.
+        """
+        records = self._records
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(records, dst=0)
+            if not comm.is_main_process():
+                return OrderedDict()
+            records = [record for part in gathered for record in part]
+        if not records:
+            self._logger.warning(
+                "%s: no image was processed, so there is nothing to measure", self._dataset_name
+            )
+            return OrderedDict()
+
+        records = self._merge(records)
+        query = self._code_set([r for r in records if r.role in ("query", "both")], "query")
+        database = self._database
+        if database is None:
+            found = [r for r in records if r.role in ("database", "both")]
+            database = self._code_set(found, "database")
+        elif database.labels is None:
+            raise ValueError(f"{self._dataset_name}: the given database codes have no labels")
+        for note in check_comparable(query, database):
+            self._logger.warning("%s: %s", self._dataset_name, note)
+
+        if self._output_dir is not None:
+            write_codes(self._output_dir / "query.h5", query)
+            if self._database is None:
+                write_codes(self._output_dir / "database.h5", database)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = evaluate_ranking(
+                query.codes,
+                database.codes,
+                query.labels,
+                database.labels,
+                bits=query.bits,
+                topk=self._topk,
+            )
+        for warning in caught:
+            self._logger.warning("%s: %s", self._dataset_name, warning.message)
+        if self._output_dir is not None:
+            write_json(self._output_dir / "metrics.json", result.metrics)
+        return OrderedDict(retrieval=dict(result.metrics))
+
+    def _merge(self, records: list[_Record]) -> list[_Record]:
+        """One record an image, in the dataset's order whatever the order of arrival."""
+        merged: dict[str, _Record] = {}
+        for record in records:
+            seen = merged.get(record.image_id, record)
+            if seen.file_name != record.file_name:
+                raise ValueError(
+                    f"{self._dataset_name}: image_id {record.image_id} names two files, "
+                    f"{seen.file_name} and {record.file_name}: image ids must be unique"
+                )
+            both = seen.role != record.role
+            merged[record.image_id] = dataclasses.replace(seen, role="both") if both else seen
+        position: dict[str, int] = {}
+        if self._dataset_name in DatasetCatalog.list():
+            for row, entry in enumerate(DatasetCatalog.get(self._dataset_name)):
+                position.setdefault(str(entry["image_id"]), row)
+            absent = len(position.keys() - merged.keys())
+            if absent and self._database is None:
+                self._logger.warning(
+                    "%s: %d of its %d images were not processed",
+                    self._dataset_name,
+                    absent,
+                    len(position),
+                )
+        last = len(position)
+        return sorted(merged.values(), key=lambda r: (position.get(r.image_id, last), r.image_id))
+
+    def _code_set(self, records: list[_Record], role: str) -> CodeSet:
+        if not records:
+            raise ValueError(f"{self._dataset_name}: no processed image has the role {role!r}")
+        class_names = list(MetadataCatalog.get(self._dataset_name).thing_classes)
+        labels = np.zeros((len(records), len(class_names)), np.uint8)
+        for row, record in enumerate(records):
+            labels[row, record.labels] = 1
+        activations = [record.activation for record in records]
+        return CodeSet(
+            codes=np.stack([record.code for record in records]),
+            bits=records[0].bits,
+            image_ids=[record.image_id for record in records],
+            file_names=[record.file_name for record in records],
+            labels=labels,
+            class_names=class_names,
+            dataset=self._dataset_name,
+            config=self._config_name,
+            count_difficult=self._count_difficult,
+            model_fingerprint=self._model_fingerprint,
+            activations=None if any(a is None for a in activations) else np.stack(activations),
+            instances=_join_detections([record.detections for record in records]),
+        )
+
+
+def _join_detections(detections: list[_Detections | None]) -> InstanceCodes | None:
+    """All images' detections as one table; None if no image had instance codes."""
+    found = [(row, kept) for row, kept in enumerate(detections) if kept is not None]
+    if not found:
+        return None
+    rows, kept = zip(*found, strict=True)
+    return InstanceCodes(
+        codes=np.concatenate([k.codes for k in kept]),
+        bits=kept[0].bits,
+        image_index=np.repeat(np.array(rows, np.int64), [len(k.scores) for k in kept]),
+        boxes=np.concatenate([k.boxes for k in kept]),
+        scores=np.concatenate([k.scores for k in kept]),
+        classes=np.concatenate([k.classes for k in kept]),
+    )
+
+
+class RoleFilter(DatasetEvaluator):
+    """Shows another evaluator only the images of one role, such as box AP only the queries."""
+
+    def __init__(self, role: str, evaluator: DatasetEvaluator):
+        """
+        Args:
+            role: "query" or "database"; images of the role "both" pass either way.
+            evaluator: the evaluator to feed.
+
+        Raises:
+            ValueError: another role.
+        """
+        if role not in ("query", "database"):
+            raise ValueError(f"role must be 'query' or 'database', not {role!r}")
+        self._roles = (role, "both")
+        self._evaluator = evaluator
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        pairs = [
+            pair for pair in zip(inputs, outputs, strict=True) if pair[0]["role"] in self._roles
+        ]
+        if pairs:
+            self._evaluator.process([given for given, _ in pairs], [output for _, output in pairs])
+
+    def evaluate(self):
+        return self._evaluator.evaluate()
+
+
+class VOCBoxEvaluator(PascalVOCDetectionEvaluator):
+    """Detectron2's PASCAL VOC box AP for any registered dataset with annotations.
+
+    It differs from its base class in two points. The images and their true boxes come from the
+    registered dicts, so a split needs no ImageSets file, and coordinates with decimals (VOC 2012
+    has some) do not stop it; annotations with ``difficult`` set count neither way. And classes
+    without a true box are left out of the mean, where the base class lets each pull it down by a
+    zero.
+    """
+
+    def __init__(self, dataset_name: str):
+        """
+        Args:
+            dataset_name: registered detection dataset. ``year`` 2007 in its metadata asks for the
+                11-point AP, anything else for the area under the curve.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        self._dataset_name = dataset_name
+        self._class_names = None
+        self._is_2007 = metadata.get("year") == 2007
+        self._cpu_device = torch.device("cpu")
+        self._logger = logging.getLogger(__name__)
+
+    def evaluate(self) -> OrderedDict:
+        """
+        Returns:
+            On the main process ``{"bbox": {"AP", "AP50", "AP75"}}`` in percent, NaN if no class has
+            a true box; elsewhere an empty dict.
+        """
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
+            return OrderedDict()
+        lines = defaultdict(list)
+        for predictions in gathered:
+            for class_id, found in predictions.items():
+                lines[class_id].extend(found)
+
+        dicts = DatasetCatalog.get(self._dataset_name)
+        class_names = MetadataCatalog.get(self._dataset_name).thing_classes
+        present = {
+            annotation["category_id"]
+            for entry in dicts
+            for annotation in entry.get("annotations", ())
+            if not annotation.get("difficult", False)
+        }
+        thresholds = range(50, 100, 5)
+        aps = np.zeros((len(present), len(thresholds)))
+        with tempfile.TemporaryDirectory(prefix="regiondh_voc_eval_") as folder:
+            for entry in dicts:
+                _write_voc_xml(os.path.join(folder, f"{entry['image_id']}.xml"), entry, class_names)
+            image_set = os.path.join(folder, "images.txt")
+            Path(image_set).write_text("\n".join(str(entry["image_id"]) for entry in dicts))
+            detections = os.path.join(folder, "detections.txt")
+            for row, class_id in enumerate(sorted(present)):
+                if not lines[class_id]:
+                    continue
+                Path(detections).write_text("\n".join(lines[class_id]))
+                for column, threshold in enumerate(thresholds):
+                    aps[row, column] = voc_eval(
+                        detections,
+                        os.path.join(folder, "{}.xml"),
+                        image_set,
+                        class_names[class_id],
+                        ovthresh=threshold / 100,
+                        use_07_metric=self._is_2007,
+                    )[2]
+        # It remembers every file it ever read, and these names will not come again.
+        parse_rec.cache_clear()
+        if not present:
+            self._logger.warning("%s has no true boxes: box AP is undefined", self._dataset_name)
+            mean = np.full(len(thresholds), np.nan)
+        else:
+            mean = 100 * aps.mean(axis=0)
+        values = {"AP": float(mean.mean()), "AP50": float(mean[0]), "AP75": float(mean[5])}
+        return OrderedDict(bbox=values)
+
+
+def _write_voc_xml(path: str, entry: dict, class_names: Sequence[str]) -> None:
+    """Writes the boxes of a dataset dict the way ``voc_eval`` reads them."""
+    root = ElementTree.Element("annotation")
+    for annotation in entry.get("annotations", ()):
+        x0, y0, x1, y1 = BoxMode.convert(
+            list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS
+        )
+        element = ElementTree.SubElement(root, "object")
+        for tag, text in (
+            ("name", class_names[annotation["category_id"]]),
+            ("pose", ""),
+            ("truncated", "0"),
+            ("difficult", str(int(annotation.get("difficult", False)))),
+        ):
+            ElementTree.SubElement(element, tag).text = text
+        box = ElementTree.SubElement(element, "bndbox")
+        # VOC counts pixels from 1 and includes the last one.
+        corners = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
+        for tag, value in corners.items():
+            ElementTree.SubElement(box, tag).text = str(round(value))
+    ElementTree.ElementTree(root).write(path, encoding="utf-8")

@@ -1,0 +1,327 @@
+"""The evaluators, fed with small fake outputs."""
+
+import json
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
+
+from regiondh_d2.evaluation import (
+    RetrievalEvaluator,
+    RoleFilter,
+    VOCBoxEvaluator,
+    evaluate_ranking,
+)
+from regiondh_d2.retrieval.code_store import CodeFileError, pack_codes, read_codes, unpack_codes
+
+CLASSES = ["cat", "dog", "horse"]
+BITS, INSTANCE_BITS = 10, 6
+ROLES = ["database"] * 8 + ["query"] * 5 + ["both"] * 2
+
+
+@pytest.fixture
+def dataset():
+    """A registered dataset, not in the order of its ids, and what a model might put out."""
+    rng = np.random.default_rng(0)
+    inputs, outputs = [], []
+    ids = rng.permutation(len(ROLES))
+    for image_id, role in zip(ids, ROLES, strict=True):
+        labels = sorted(rng.choice(3, size=int(rng.integers(1, 4)), replace=False).tolist())
+        inputs.append(
+            {
+                "image_id": f"{image_id:06d}",
+                "file_name": f"images/{image_id:06d}.jpg",
+                "role": role,
+                "image_labels": labels,
+                "difficult_labels": labels[1:],
+            }
+        )
+        count = int(rng.integers(0, 4))
+        instances = Instances(
+            (100, 200),
+            pred_boxes=Boxes(torch.rand(count, 4) * 100),
+            scores=torch.linspace(0.9, 0.1, count),
+            pred_classes=torch.randint(0, 3, (count,)),
+            pred_codes=torch.rand(count, INSTANCE_BITS) < 0.5,
+        )
+        outputs.append(
+            {
+                "image_code": torch.from_numpy(rng.random(BITS) < 0.5),
+                "image_activation": torch.rand(BITS),
+                "image_scores": torch.rand(3),
+                "instances": instances,
+            }
+        )
+    name = "fake_retrieval_for_evaluator_tests"
+    DatasetCatalog.register(name, lambda: inputs)
+    MetadataCatalog.get(name).set(thing_classes=CLASSES, evaluator_type="regiondh_retrieval")
+    yield SimpleNamespace(name=name, inputs=inputs, outputs=outputs)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def feed(evaluator, dataset, order=None, rows=None):
+    """Process rows in batches of two."""
+    order = list(range(len(dataset.inputs))) if order is None else order
+    evaluator.reset()
+    for begin in range(0, len(order), 2):
+        batch = order[begin : begin + 2]
+        evaluator.process([dataset.inputs[i] for i in batch], [dataset.outputs[i] for i in batch])
+    return evaluator.evaluate()
+
+
+def expected_metrics(dataset, topk, drop_difficult=False):
+    def select(role):
+        rows = [i for i, given in enumerate(dataset.inputs) if given["role"] in (role, "both")]
+        labels = np.zeros((len(rows), 3), np.uint8)
+        for row, i in enumerate(rows):
+            dropped = dataset.inputs[i]["difficult_labels"] if drop_difficult else []
+            labels[row, [c for c in dataset.inputs[i]["image_labels"] if c not in dropped]] = 1
+        return pack_codes(np.stack([dataset.outputs[i]["image_code"] for i in rows])), labels
+
+    query, query_labels = select("query")
+    database, database_labels = select("database")
+    return evaluate_ranking(
+        query, database, query_labels, database_labels, bits=BITS, topk=topk
+    ).metrics
+
+
+def test_metrics_and_files(dataset, tmp_path):
+    evaluator = RetrievalEvaluator(
+        dataset.name, topk=5, output_dir=tmp_path, config_name="c.yaml", model_fingerprint="f" * 64
+    )
+    results = feed(evaluator, dataset)
+    assert list(results) == ["retrieval"]
+    assert results["retrieval"] == expected_metrics(dataset, 5)
+    assert all(isinstance(value, (float, int)) for value in results["retrieval"].values())
+    folder = tmp_path / dataset.name
+    assert json.loads((folder / "metrics.json").read_text()) == results["retrieval"]
+
+    for role, size in (("query", 7), ("database", 10)):
+        codes = read_codes(folder / f"{role}.h5")
+        rows = [i for i, given in enumerate(dataset.inputs) if given["role"] in (role, "both")]
+        assert len(codes) == size
+        assert codes.bits == BITS
+        assert list(codes.image_ids) == [dataset.inputs[i]["image_id"] for i in rows]
+        assert codes.class_names == CLASSES
+        assert (codes.dataset, codes.config) == (dataset.name, "c.yaml")
+        assert codes.model_fingerprint == "f" * 64
+        found = codes.instances
+        assert found.bits == INSTANCE_BITS
+        assert (found.scores >= 0.3).all()
+        for row, i in enumerate(rows):
+            output = dataset.outputs[i]
+            np.testing.assert_array_equal(
+                unpack_codes(codes.codes[row : row + 1], BITS)[0], output["image_code"]
+            )
+            np.testing.assert_allclose(codes.activations[row], output["image_activation"], 1e-3)
+            kept = output["instances"][output["instances"].scores >= 0.3]
+            mine = found.image_index == row
+            np.testing.assert_array_equal(found.boxes[mine], kept.pred_boxes.tensor)
+            np.testing.assert_array_equal(
+                unpack_codes(found.codes[mine], INSTANCE_BITS), kept.pred_codes
+            )
+
+
+def test_arrival_order_and_duplicates_change_nothing(dataset, tmp_path):
+    first = feed(RetrievalEvaluator(dataset.name, topk=5, output_dir=tmp_path / "a"), dataset)
+    order = [*range(len(ROLES)), 0, 3, 12]
+    random.Random(0).shuffle(order)
+    evaluator = RetrievalEvaluator(dataset.name, topk=5, output_dir=tmp_path / "b")
+    assert feed(evaluator, dataset, order) == first
+    assert feed(evaluator, dataset, order) == first  # reset() forgets
+    for role in ("query", "database"):
+        a, b = (read_codes(tmp_path / x / dataset.name / f"{role}.h5") for x in "ab")
+        assert a.image_ids == b.image_ids
+        np.testing.assert_array_equal(a.codes, b.codes)
+
+
+def test_difficult_labels_can_be_left_out(dataset):
+    results = feed(RetrievalEvaluator(dataset.name, topk=5, count_difficult=False), dataset)
+    assert results["retrieval"] == expected_metrics(dataset, 5, drop_difficult=True)
+    assert results["retrieval"] != expected_metrics(dataset, 5)
+
+
+def test_records_of_all_ranks_are_joined(dataset, monkeypatch):
+    """Three ranks, one of which saw nothing: what the main process does, and the others."""
+    complete = feed(RetrievalEvaluator(dataset.name, topk=5), dataset)
+    other = RetrievalEvaluator(dataset.name, topk=5)
+    other.process(dataset.inputs[6:], dataset.outputs[6:])
+    evaluator = RetrievalEvaluator(dataset.name, topk=5)
+    evaluator.process(dataset.inputs[:8], dataset.outputs[:8])
+    monkeypatch.setattr(comm, "gather", lambda data, dst: [data, [], other._records])
+    assert evaluator.evaluate() == complete
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    assert evaluator.evaluate() == {}
+
+
+def test_a_coded_database_replaces_the_images(dataset, tmp_path):
+    feed(RetrievalEvaluator(dataset.name, output_dir=tmp_path, model_fingerprint="a"), dataset)
+    path = tmp_path / dataset.name / "database.h5"
+    queries = [i for i, role in enumerate(ROLES) if role != "database"]
+    evaluator = RetrievalEvaluator(dataset.name, topk=5, database_codes=path, model_fingerprint="a")
+    assert feed(evaluator, dataset, queries)["retrieval"] == expected_metrics(dataset, 5)
+
+    stranger = RetrievalEvaluator(dataset.name, database_codes=path, model_fingerprint="b")
+    with pytest.raises(CodeFileError, match="same model"):
+        feed(stranger, dataset, queries)
+    with pytest.raises(CodeFileError, match="no such file"):
+        RetrievalEvaluator(dataset.name, database_codes=tmp_path / "absent.h5")
+
+
+def test_nothing_processed_warns(dataset, caplog):
+    assert feed(RetrievalEvaluator(dataset.name), dataset, []) == {}
+    assert "no image was processed" in caplog.text
+
+
+def test_incomplete_passes_and_large_k_warn(dataset, caplog):
+    feed(RetrievalEvaluator(dataset.name, topk=1000), dataset, [0, 1, 2, 8, 9])
+    assert "10 of its 15 images were not processed" in caplog.text
+    assert "is above the database's 3 items" in caplog.text
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [8, 9, 10]], ids=["query", "database"])
+def test_a_missing_role_is_an_error(dataset, request, rows):
+    with pytest.raises(ValueError, match="no processed image has the role"):
+        feed(RetrievalEvaluator(dataset.name), dataset, rows)
+
+
+@pytest.mark.parametrize(
+    ("drop", "change", "message"),
+    [
+        ("role", {}, "no role: evaluate a dataset registered with"),
+        ("image_labels", {}, "no image_labels"),
+        (None, {"role": "gallery"}, "has role 'gallery'"),
+        (None, {"image_id": "000001", "file_name": "other.jpg"}, "names two files"),
+    ],
+)
+def test_bad_inputs_are_one_clear_line(dataset, drop, change, message):
+    given = {key: value for key, value in dataset.inputs[0].items() if key != drop} | change
+    dataset.inputs.append(given)
+    dataset.outputs.append(dataset.outputs[0])
+    with pytest.raises(ValueError, match=message) as error:
+        feed(RetrievalEvaluator(dataset.name), dataset)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_codes_is_an_error(dataset):
+    del dataset.outputs[0]["image_code"]
+    with pytest.raises(ValueError, match="no image_code"):
+        feed(RetrievalEvaluator(dataset.name), dataset)
+
+
+def test_outputs_without_instances_or_activations(dataset, tmp_path):
+    for output in dataset.outputs:
+        del output["instances"], output["image_activation"]
+    feed(RetrievalEvaluator(dataset.name, output_dir=tmp_path), dataset)
+    codes = read_codes(tmp_path / dataset.name / "query.h5")
+    assert codes.instances is None
+    assert codes.activations is None
+
+
+def test_role_filter(dataset):
+    class Recorder(DatasetEvaluator):
+        def reset(self):
+            self.seen = []
+
+        def process(self, inputs, outputs):
+            self.seen += zip(inputs, outputs, strict=True)
+
+        def evaluate(self):
+            return {"seen": len(self.seen)}
+
+    recorder = Recorder()
+    assert feed(RoleFilter("query", recorder), dataset) == {"seen": 7}
+    assert {given["role"] for given, _ in recorder.seen} == {"query", "both"}
+    assert all(dataset.outputs[dataset.inputs.index(g)] is output for g, output in recorder.seen)
+    assert feed(RoleFilter("database", recorder), dataset) == {"seen": 10}
+    with pytest.raises(ValueError, match="role must be"):
+        RoleFilter("both", recorder)
+
+
+@pytest.fixture
+def boxes():
+    """Three images: classes 0 and 1 with boxes (one has decimals, one is difficult), 2 without."""
+
+    def annotation(class_id, *bbox, difficult=False):
+        return {
+            "category_id": class_id,
+            "bbox": list(bbox),
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "difficult": difficult,
+        }
+
+    dicts = [
+        {"image_id": "a", "annotations": [annotation(0, 10, 10, 50, 50)]},
+        {
+            "image_id": "b",
+            "annotations": [
+                annotation(1, 9.7, 20.2, 60.4, 80.1),
+                annotation(1, 100, 100, 150, 150, difficult=True),
+            ],
+        },
+        {"image_id": "c", "annotations": []},
+    ]
+    name = "fake_boxes_for_evaluator_tests"
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).set(thing_classes=CLASSES, year=2012)
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def box_ap(name, found):
+    """``found``: image id to rows (class, score, x0, y0, x1, y1)."""
+    evaluator = VOCBoxEvaluator(name)
+    evaluator.reset()
+    for image_id, rows in found.items():
+        table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+        instances = Instances(
+            (200, 200),
+            pred_boxes=Boxes(table[:, 2:]),
+            scores=table[:, 1],
+            pred_classes=table[:, 0].long(),
+        )
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    return evaluator.evaluate()["bbox"]
+
+
+def test_box_ap(boxes):
+    perfect = {"a": [(0, 0.9, 10, 10, 50, 50)], "b": [(1, 0.8, 10, 20, 60, 80)], "c": []}
+    # Class 2 has no true box: it does not pull the mean down, not even when it is detected.
+    assert box_ap(boxes, perfect | {"c": [(2, 0.9, 0, 0, 9, 9)]}) == {
+        "AP": 100,
+        "AP50": 100,
+        "AP75": 100,
+    }
+    # A difficult object counts neither way.
+    perfect["b"].append((1, 0.9, 100, 100, 150, 150))
+    assert box_ap(boxes, perfect)["AP"] == 100
+    # A confident false alarm halves class 1; a class without detections is a zero.
+    assert box_ap(boxes, {"c": [(1, 1.0, 0, 0, 9, 9)], "b": perfect["b"]})["AP50"] == 25
+    # An overlap of 0.64 counts at 0.5, not at 0.75.
+    loose = box_ap(boxes, {"a": [(0, 0.9, 10, 10, 42, 50)]})
+    assert loose["AP50"] == 50
+    loose = box_ap(boxes, {"a": [(0, 0.9, 10, 10, 36, 50)]})
+    assert (loose["AP50"], loose["AP75"]) == (50, 0)
+
+
+def test_box_ap_uses_eleven_points_in_2007_only(boxes):
+    found = {"c": [(0, 1.0, 0, 0, 9, 9)], "a": [(0, 0.9, 10, 10, 50, 50)]}
+    area = box_ap(boxes, found)["AP50"]
+    MetadataCatalog.get(boxes).__dict__["year"] = 2007
+    assert box_ap(boxes, found)["AP50"] == pytest.approx(area)
+    # Detected one of two: recall stops at a half, 6 of 11 points against half of the area.
+    DatasetCatalog.get(boxes)[2]["annotations"].append(
+        {"category_id": 0, "bbox": [100, 100, 140, 140], "bbox_mode": BoxMode.XYXY_ABS}
+    )
+    found = {"a": [(0, 0.9, 10, 10, 50, 50)]}
+    assert box_ap(boxes, found)["AP50"] == pytest.approx(100 * 6 / 11 / 2)
+    MetadataCatalog.get(boxes).__dict__["year"] = 2012
+    assert box_ap(boxes, found)["AP50"] == pytest.approx(25)
