@@ -44,12 +44,14 @@ def test_the_convolution_is_the_head_of_the_timm_classifier():
     state |= {f"conv_head.norm.{k}": v for k, v in net.bn2.state_dict().items()}
     del state["conv_head.norm.num_batches_tracked"]
     head.load_state_dict(state, strict=True)
-    x = torch.randn(2, 320, 3, 4)
+    x = 4 * torch.randn(2, 320, 3, 4)
     with torch.no_grad():
         expected = net.forward_head(net.bn2(net.conv_head(x)), pre_logits=True)
         torch.testing.assert_close(head(x), expected, rtol=1e-5, atol=1e-6)
-    assert (expected == 0).any()
-    assert (expected > 0).any()
+    # ReLU6: both of its bends are in use.
+    activated = head.conv_head(x)
+    assert (activated == 0).any()
+    assert (activated == 6).any()
 
 
 def test_from_config(tiny_cfg):

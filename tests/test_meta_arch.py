@@ -225,7 +225,10 @@ def test_an_image_without_detections_has_a_code(make_model, make_inputs, proposa
 @torch.no_grad()
 def test_codes_alone(model, make_inputs):
     inputs = make_inputs((96, 128), (64, 96))
-    for alone, result in zip(model.code_images(inputs), model(inputs), strict=True):
+    results = model(inputs)
+    # Neither box decoding nor NMS is needed.
+    model.roi_heads.box_predictor.inference = None
+    for alone, result in zip(model.code_images(inputs), results, strict=True):
         assert set(alone) == CODE_KEYS
         torch.testing.assert_close(alone["image_activation"], result["image_activation"])
         assert torch.equal(alone["image_code"], result["image_code"])

@@ -193,6 +193,22 @@ def test_pred_codes_are_those_of_the_proposal_behind_the_detection(make_heads):
     assert len({tuple(c) for c in instances[0].pred_codes.tolist()}) > 1
 
 
+@torch.no_grad()
+def test_boxes_are_moved_by_the_deltas_of_their_own_proposal(make_heads):
+    heads = make_heads("WHOLE_IMAGE", "region")
+    torch.nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.5)
+    features, proposals = make_features(2), make_proposals(9, 4)
+    instances, _ = heads.forward_hash(features, proposals)
+    for i, (found, p) in enumerate(zip(instances, proposals, strict=True)):
+        x = by_hand(heads, features, p.proposal_boxes.tensor, i)[0]
+        deltas = heads.box_predictor.bbox_pred(x)
+        decode = heads.box_predictor.box2box_transform.apply_deltas
+        boxes = decode(deltas, p.proposal_boxes.tensor).view(len(p), 3, 4)
+        boxes = boxes.clamp(min=0).minimum(torch.tensor([SIZE[1], SIZE[0]] * 2))
+        for box, c in zip(found.pred_boxes.tensor, found.pred_classes, strict=True):
+            assert (boxes[:, c] - box).abs().amax(1).min() < 1e-3
+
+
 @pytest.mark.parametrize("whole", ["none", "region", "row", "feature"])
 @pytest.mark.parametrize("rois", ["topk", "sampled"])
 @torch.no_grad()
@@ -300,6 +316,7 @@ def test_losses_are_always_the_same_and_reach_every_parameter(
 
 def test_losses_equal_those_of_the_parts(make_heads):
     heads = make_heads(training=True)
+    torch.nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.5)
     features, proposals, targets = make_features(2), make_proposals(20, 6), make_targets(2, 1)
     sampled, losses = train(heads, features, proposals, targets)
     with torch.no_grad():
@@ -325,9 +342,20 @@ def test_losses_equal_those_of_the_parts(make_heads):
             "loss_hash_image_balance": bit_balance_loss(a2),
             "loss_cls_image": multi_label_logistic_loss(s2, labels),
         }
+        # Smooth L1 with beta 0, of the own class's deltas, over all sampled rows.
+        box_loss = 0.0
+        for (x, _, _), s in zip(parts, sampled, strict=True):
+            deltas = heads.box_predictor.bbox_pred(x).view(len(s), 3, 4)
+            for row, c in enumerate(s.gt_classes.tolist()):
+                if c < 3:
+                    goal = heads.box_predictor.box2box_transform.get_deltas(
+                        s.proposal_boxes.tensor[row : row + 1], s.gt_boxes.tensor[row : row + 1]
+                    )
+                    box_loss += (deltas[row, c] - goal[0]).abs().sum()
+        expected["loss_box_reg"] = box_loss / len(classes)
+    assert expected["loss_box_reg"] > 0
     for key, value in expected.items():
         torch.testing.assert_close(losses[key].detach(), value, rtol=1e-4, atol=1e-5)
-    assert losses["loss_box_reg"] > 0
 
 
 @pytest.mark.parametrize("rois", ["topk", "sampled"])
