@@ -1,0 +1,258 @@
+"""Retrieval as a picture: each query beside its nearest images.
+
+Relevant results (those that share a label with the query) have a green frame, others a red one, and
+results of unknown labels a grey one. Drawn with Pillow alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .code_store import CodeSet, check_comparable, replace_when_complete
+
+__all__ = ["GridLayout", "Tile", "draw_grid", "nearest", "retrieval_rows", "save_image"]
+
+GREEN, RED, GREY, BLUE = (34, 150, 83), (214, 58, 58), (150, 155, 163), (56, 98, 190)
+_INK, _FAINT, _PAPER, _RULE = (33, 37, 41), (118, 124, 132), (255, 255, 255), (226, 229, 233)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a grid.
+
+    Attributes:
+        image: a file, or an image.
+        caption: a short line under the image, such as the distance.
+        names: class names, each with whether it is one of the query's; in small text, the query's
+            in green.
+        frame: RGB colour of the frame.
+    """
+
+    image: str | os.PathLike | Image.Image
+    caption: str = ""
+    names: Sequence[tuple[str, bool]] = field(default_factory=tuple)
+    frame: tuple[int, int, int] = GREY
+
+
+@dataclass(frozen=True)
+class GridLayout:
+    """Sizes of a grid in pixels.
+
+    Attributes:
+        box: width and height that an image is fitted into, its aspect kept.
+        frame: width of the frame around an image.
+        text: height of the text under an image.
+        gap: space between tiles.
+        margin: space around the grid.
+        header: height of the line above the grid.
+        query_gap: further space between the query and its results.
+    """
+
+    box: tuple[int, int] = (176, 146)
+    frame: int = 5
+    text: int = 54
+    gap: int = 16
+    margin: int = 24
+    header: int = 58
+    query_gap: int = 28
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Width and height of a tile: image, frame and text."""
+        width, height = self.box
+        return width + 2 * self.frame, height + 2 * self.frame + self.text
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Left and top of a tile; column 0 is the query."""
+        width, height = self.tile
+        left = self.margin + column * (width + self.gap) + (self.query_gap if column else 0)
+        return left, self.margin + self.header + row * (height + self.gap)
+
+    def size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Width and height of a picture of ``rows`` x ``columns`` tiles, queries included."""
+        left, top = self.corner(max(rows, 1) - 1, max(columns, 1) - 1)
+        width, height = self.tile
+        return left + width + self.margin, top + height + self.margin
+
+
+def nearest(
+    query_codes: np.ndarray, database_codes: np.ndarray, topk: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest database rows of each query by Hamming distance, ties by ascending row.
+
+    Args:
+        query_codes: uint8 (Q, B), packed.
+        database_codes: uint8 (N, B), packed.
+        topk: how many, at most N.
+
+    Returns:
+        Rows and distances, int64 (Q, min(topk, N)) each.
+    """
+    rows = np.empty((len(query_codes), min(topk, len(database_codes))), np.int64)
+    distances = np.empty_like(rows)
+    for i, code in enumerate(query_codes):
+        distance = np.bitwise_count(database_codes ^ code).sum(axis=1, dtype=np.int64)
+        rows[i] = np.argsort(distance, kind="stable")[: rows.shape[1]]
+        distances[i] = distance[rows[i]]
+    return rows, distances
+
+
+def retrieval_rows(
+    query: CodeSet, database: CodeSet, query_rows: Sequence[int], topk: int = 5
+) -> list[list[Tile]]:
+    """The tiles of some queries and their nearest images, for :func:`draw_grid`.
+
+    Args:
+        query: codes of the queries; ``file_names`` must be readable from here.
+        database: codes to search in, by the same model.
+        query_rows: rows of ``query``.
+        topk: results a query.
+
+    Returns:
+        One list a query: its tile, then its results by ascending distance.
+
+    Raises:
+        CodeFileError: the two don't fit together.
+    """
+    check_comparable(query, database)
+    found, distances = nearest(query.codes[list(query_rows)], database.codes, topk)
+    grid = []
+    for query_row, rows, row_distances in zip(query_rows, found, distances, strict=True):
+        wanted = _label_ids(query, query_row)
+        line = [
+            Tile(query.file_names[query_row], "query", _names(query, wanted, wanted), frame=BLUE)
+        ]
+        for row, distance in zip(rows, row_distances, strict=True):
+            labels = _label_ids(database, row)
+            if wanted is None or labels is None:
+                frame = GREY
+            else:
+                frame = GREEN if wanted & labels else RED
+            caption = f"distance {distance}"
+            line.append(
+                Tile(database.file_names[row], caption, _names(database, labels, wanted), frame)
+            )
+        grid.append(line)
+    return grid
+
+
+def _label_ids(codes: CodeSet, row: int) -> set[int] | None:
+    return None if codes.labels is None else set(np.flatnonzero(codes.labels[row]).tolist())
+
+
+def _names(
+    codes: CodeSet, labels: set[int] | None, wanted: set[int] | None
+) -> list[tuple[str, bool]]:
+    """Class names with whether the query has them, shared ones first."""
+    if not labels or not codes.class_names:
+        return []
+    shared = labels & (wanted or set())
+    order = sorted(labels, key=lambda label: (label not in shared, label))
+    return [(codes.class_names[label], label in shared) for label in order]
+
+
+def draw_grid(
+    rows: Sequence[Sequence[Tile]], title: str = "", layout: GridLayout | None = None
+) -> Image.Image:
+    """Draw rows of tiles, the query of each row first.
+
+    Args:
+        rows: at least one tile a row; rows may differ in length.
+        title: a line above the grid.
+        layout: sizes; the default if None.
+
+    Returns:
+        An RGB image of ``layout.size(len(rows), longest row)``.
+
+    Raises:
+        ValueError: there is nothing to draw.
+        OSError: an image can't be read.
+    """
+    if not rows or not all(rows):
+        raise ValueError("there is nothing to draw: every row needs at least one tile")
+    layout = layout or GridLayout()
+    picture = Image.new("RGB", layout.size(len(rows), max(map(len, rows))), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    _text(draw, (layout.margin, layout.margin - 4), title, 20, _INK, picture.width)
+    if max(map(len, rows)) > 1:
+        # What the colours mean, with a rule between queries and results.
+        left, top = layout.corner(0, 1)
+        x, y = layout.margin, layout.margin + 26
+        for colour, text in ((GREEN, "shares a label with the query"), (RED, "shares none")):
+            draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
+            x = _text(draw, (x + 18, y), text, 14, _FAINT, picture.width) + 22
+        x = left - (layout.gap + layout.query_gap) // 2
+        draw.line((x, top, x, picture.height - layout.margin), fill=_RULE, width=2)
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            _draw_tile(picture, draw, tile, layout.corner(i, j), layout)
+    return picture
+
+
+def _draw_tile(
+    picture: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    tile: Tile,
+    corner: tuple[int, int],
+    layout: GridLayout,
+) -> None:
+    (left, top), (width, height), frame = corner, layout.box, layout.frame
+    image = _fit(tile.image, layout.box)
+    # The frame hugs the image, which stands in the middle of its box.
+    x = left + frame + (width - image.width) // 2
+    y = top + frame + (height - image.height) // 2
+    outer = (x - frame, y - frame, x + image.width + frame - 1, y + image.height + frame - 1)
+    draw.rectangle(outer, fill=tile.frame)
+    picture.paste(image, (x, y))
+    x, y, right = left, top + height + 2 * frame + 5, left + layout.tile[0]
+    _text(draw, (x, y), tile.caption, 14, _INK, right)
+    y += 20
+    for index, (name, shared) in enumerate(tile.names):
+        text = name if index == len(tile.names) - 1 else f"{name}, "
+        font = _font(13)
+        if x > left and x + draw.textlength(text, font) > right:
+            x, y = left, y + 15
+            if y + 15 > top + layout.tile[1]:
+                break
+        x = _text(draw, (x, y), text, 13, GREEN if shared else _FAINT, right)
+
+
+def _fit(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
+    """The image in RGB, enlarged or shrunk to fit into a box."""
+    if not isinstance(image, Image.Image):
+        with Image.open(image) as file:
+            return _fit(file.convert("RGB"), box)
+    scale = min(box[0] / image.width, box[1] / image.height)
+    size = [max(1, round(side * scale)) for side in image.size]
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _text(draw, at: tuple[float, float], text: str, size: int, colour, right: float) -> float:
+    """Draw a line of text, cut short before ``right``; returns where it ends."""
+    font = _font(size)
+    if at[0] + draw.textlength(text.rstrip(), font) > right:
+        while text and at[0] + draw.textlength(text + "...", font) > right:
+            text = text[:-1]
+        text += "..."
+    draw.text(at, text, colour, font)
+    return at[0] + draw.textlength(text, font)
+
+
+def save_image(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write an image file, complete or not at all; its name's ending tells the format."""
+    ending = Path(path).suffix.lower()
+    formats = Image.registered_extensions()
+    if ending not in formats:
+        raise ValueError(f"{path}: {ending or 'no ending'!r} is no image format; use .png")
+    with replace_when_complete(path) as temporary:
+        image.save(temporary, format=formats[ending])

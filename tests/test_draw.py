@@ -1,0 +1,172 @@
+"""Retrieval grids: the right neighbours, the right colours in the right places."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, pack_codes
+from regiondh_d2.retrieval.draw import (
+    BLUE,
+    GREEN,
+    GREY,
+    RED,
+    GridLayout,
+    Tile,
+    draw_grid,
+    nearest,
+    retrieval_rows,
+    save_image,
+)
+
+LAYOUT = GridLayout(box=(60, 40))
+
+
+def colour(value):
+    return Image.new("RGB", (60, 40), value)
+
+
+def code_set(codes, labels, files, **more):
+    return CodeSet(
+        codes=pack_codes(np.array(codes)),
+        bits=len(codes[0]),
+        image_ids=[str(i) for i in range(len(codes))],
+        file_names=files,
+        labels=None if labels is None else np.array(labels, np.uint8),
+        class_names=["cat", "dog", "sofa"],
+        **more,
+    )
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+    for i, path in enumerate(paths):
+        colour((0, 0, 60 * i)).save(path)
+    return paths
+
+
+@pytest.fixture
+def sides(files):
+    """One query and a database at distances 2, 0, 1, 0."""
+    query = code_set([[1, 1, 0, 0]], [[1, 0, 1]], files[:1])
+    database = code_set(
+        [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]],
+        [[0, 1, 0], [0, 0, 1], [0, 1, 0], [1, 1, 1]],
+        files,
+    )
+    return query, database
+
+
+def test_nearest_agrees_with_counting_bits_and_breaks_ties_by_row():
+    rng = np.random.default_rng(0)
+    query, database = rng.random((7, 12)) < 0.5, rng.random((40, 12)) < 0.5
+    rows, distances = nearest(pack_codes(query), pack_codes(database), 9)
+    assert rows.shape == distances.shape == (7, 9)
+    for q, found, at in zip(query, rows, distances, strict=True):
+        ranked = sorted((int((q != d).sum()), i) for i, d in enumerate(database))[:9]
+        assert list(zip(at.tolist(), found.tolist(), strict=True)) == ranked
+
+
+def test_nearest_of_a_small_database():
+    codes = np.array([[3], [1]], np.uint8)
+    rows, distances = nearest(codes[:1], codes, 5)
+    assert rows.tolist() == [[0, 1]]
+    assert distances.tolist() == [[0, 1]]
+
+
+def test_rows_carry_rank_relevance_and_names(sides, files):
+    query, *results = retrieval_rows(*sides, [0], topk=3)[0]
+    assert query == Tile(files[0], "query", [("cat", True), ("sofa", True)], BLUE)
+    assert [r.image for r in results] == [files[1], files[3], files[2]]
+    assert [r.caption for r in results] == ["distance 0", "distance 0", "distance 1"]
+    assert [r.frame for r in results] == [GREEN, GREEN, RED]
+    assert results[1].names == [("cat", True), ("sofa", True), ("dog", False)]
+    assert results[2].names == [("dog", False)]
+
+
+def test_unknown_labels_are_grey(sides):
+    query, database = sides
+    query.labels = None
+    assert [t.frame for t in retrieval_rows(query, database, [0], 2)[0]] == [BLUE, GREY, GREY]
+    database.labels = None
+    assert retrieval_rows(query, database, [0], 2)[0][1].names == []
+
+
+def test_codes_of_two_models_are_refused(sides):
+    query, database = sides
+    query.model_fingerprint, database.model_fingerprint = "a", "b"
+    with pytest.raises(CodeFileError, match="same model"):
+        retrieval_rows(query, database, [0])
+
+
+def test_pixels_of_frames_and_images():
+    rows = [
+        [Tile(colour((1, 2, 3)), frame=BLUE), Tile(colour((9, 9, 9)), frame=GREEN)],
+        [Tile(colour((4, 5, 6)), frame=BLUE)],
+        [Tile(colour((7, 8, 9)), frame=BLUE), Tile(colour((7, 7, 7)), "x", [("y", True)], RED)],
+    ]
+    picture = draw_grid(rows, "title", LAYOUT)
+    assert picture.mode == "RGB"
+    assert picture.size == LAYOUT.size(3, 2)
+    (width, height), frame = LAYOUT.box, LAYOUT.frame
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            left, top = LAYOUT.corner(i, j)
+            right, bottom = left + width + 2 * frame - 1, top + height + 2 * frame - 1
+            corners = [(left, top), (right, top), (left, bottom), (right, bottom)]
+            inside = [(left + frame, top + frame), (right - frame, bottom - frame)]
+            assert {picture.getpixel(p) for p in corners} == {tile.frame}
+            assert {picture.getpixel(p) for p in inside} == {tile.image.getpixel((0, 0))}
+            assert picture.getpixel((left - 1, top)) == (255, 255, 255)
+    left, top = LAYOUT.corner(1, 1)  # no tile there
+    assert picture.getpixel((left + 20, top + 20)) == (255, 255, 255)
+
+
+def test_aspect_is_kept_and_the_frame_hugs_the_image():
+    upright = Image.new("RGB", (20, 40), (9, 9, 9))
+    picture = draw_grid([[Tile(upright, frame=RED)]], layout=LAYOUT)
+    left, top = LAYOUT.corner(0, 0)
+    y = top + LAYOUT.frame + 20
+    line = [picture.getpixel((left + x, y)) for x in range(60 + 2 * LAYOUT.frame)]
+    assert line == (
+        [(255, 255, 255)] * 20
+        + [RED] * LAYOUT.frame
+        + [(9, 9, 9)] * 20
+        + [RED] * LAYOUT.frame
+        + [(255, 255, 255)] * 20
+    )
+
+
+def test_text_stays_inside_its_tile():
+    names = [(f"class number {i}", i % 2 == 0) for i in range(30)]
+    tile = Tile(colour((0, 0, 0)), "a caption that is far too long for a tile", names, GREEN)
+    picture = np.asarray(draw_grid([[tile]], layout=LAYOUT))
+    left, top = LAYOUT.corner(0, 0)
+    width, height = LAYOUT.tile
+    assert (picture[top + height - LAYOUT.text : top + height, left : left + width] < 255).any()
+    blank = picture.copy()
+    blank[top : top + height, left : left + width] = 255
+    assert (blank == 255).all()
+
+
+def test_nothing_to_draw():
+    for rows in ([], [[]]):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            draw_grid(rows)
+
+
+def test_saved_complete_or_not_at_all(tmp_path):
+    save_image(colour(RED), tmp_path / "new" / "grid.png")
+    with Image.open(tmp_path / "new" / "grid.png") as image:
+        assert image.size == (60, 40)
+    with pytest.raises(ValueError, match=r"grid\.xyz.*use \.png"):
+        save_image(colour(RED), tmp_path / "grid.xyz")
+
+    class Broken:
+        def save(self, path, format):
+            path.write_bytes(b"half")
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        save_image(Broken(), tmp_path / "grid.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
