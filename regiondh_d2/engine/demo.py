@@ -1,0 +1,222 @@
+"""The whole way on generated scenes: train, code, evaluate beside two references, draw."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import get_event_storage
+from fvcore.common.config import CfgNode
+
+from ..data.scenes import generate_scenes, register_scenes
+from ..evaluation import RetrievalEvaluator, evaluate_ranking
+from ..retrieval.code_store import CodeSet, read_codes, write_codes, write_json
+from ..retrieval.color_histogram import color_histograms, itq_codes
+from ..retrieval.draw import draw_grid, retrieval_rows, save_image
+from .defaults import build_cfg
+from .trainer import RegionDHTrainer
+
+__all__ = ["DemoResult", "format_table", "run_demo"]
+
+PREFIX = "demo_"  # of the dataset names: the plain ones belong to DETECTRON2_DATASETS
+OUTPUTS = ("metrics.json", "query.h5", "database.h5", "retrieval.png")
+TABLE = ("MAP", "MAP_min", "NDCG", "ACG")
+REFERENCES = {"color_histogram": "colour histogram, ITQ", "untrained": "untrained network"}
+PICTURE_QUERIES = 6
+PICTURE_RESULTS = 5
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo run leaves.
+
+    Attributes:
+        metrics: the contents of ``metrics.json``: the trained network's metrics by name, those of
+            the references under ``untrained/`` and ``color_histogram/``.
+        topk: the cut-off k of the metrics.
+        picture: path of ``retrieval.png``.
+    """
+
+    metrics: dict[str, float]
+    topk: int
+    picture: Path
+
+
+def run_demo(
+    output: str | os.PathLike,
+    config_file: str | os.PathLike,
+    *,
+    images: int = 400,
+    queries: int = 100,
+    iterations: int | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = print,
+) -> DemoResult:
+    """Generate scenes, train Region-DH on them, code, evaluate and draw.
+
+    Complete scenes of an earlier run are reused; everything else starts anew. The results in
+    ``output`` are those of one run: an earlier run's are removed first.
+
+    Args:
+        output: folder for ``scenes/``, ``training/`` and the four results.
+        config_file: a config for the scenes; its datasets and output folder are replaced.
+        images, queries: number of database and of query images.
+        iterations: training iterations, or None for the config's.
+        seed: chooses the scenes, the initial weights and the order of training.
+        report: takes lines of progress.
+
+    Returns:
+        A :class:`DemoResult`.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        FileExistsError: ``output/scenes`` holds other scenes.
+        ValueError: a parameter is out of range.
+    """
+    output = Path(output).expanduser()
+    started = time.perf_counter()
+    if not Path(config_file).is_file():
+        raise FileNotFoundError(f"{config_file}: no such config file")
+    cfg = build_cfg(os.fspath(config_file))
+    report(f"scenes: {images} to search in, {queries} to search with ({output / 'scenes'})")
+    generate_scenes(output / "scenes", num_database=images, num_queries=queries, seed=seed)
+    dataset = register_scenes(output / "scenes", PREFIX)
+    for name in OUTPUTS:
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / "training", ignore_errors=True)
+    _adapt(cfg, output / "training", dataset, iterations, seed)
+    _log_to_file(output / "training")
+    coding = cfg.clone()
+    cfg.DATASETS.TEST = ()  # the demo codes when it says so, not the trainer at its end
+
+    seed_all_rng(cfg.SEED)
+    trainer = RegionDHTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([_Report(report)])
+    metrics: dict[str, float] = {}
+
+    report("untrained: coding with ImageNet weights and random hash layers")
+    untrained = RetrievalEvaluator(dataset, topk=cfg.TEST.RETRIEVAL.TOPK)
+    result = RegionDHTrainer.test(coding, trainer.model, [untrained])
+    metrics.update({f"untrained/{k}": v for k, v in result["retrieval"].items()})
+
+    report(f"training: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images")
+    trainer.train()
+
+    report("coding with the trained network")
+    result = RegionDHTrainer.test(coding, trainer.model)
+    metrics.update(result["retrieval"])
+    metrics.update({f"bbox/{k}": v for k, v in result.get("bbox", {}).items()})
+    codes = output / "training" / "inference" / dataset
+    query, database = read_codes(codes / "query.h5"), read_codes(codes / "database.h5")
+
+    report("colour histogram: 48-bit codes by iterative quantization")
+    reference = _color_histogram_metrics(query, database, cfg.TEST.RETRIEVAL.TOPK)
+    metrics.update({f"color_histogram/{k}": v for k, v in reference.items()})
+
+    write_codes(output / "query.h5", query)
+    write_codes(output / "database.h5", database)
+    picture = output / "retrieval.png"
+    _draw(query, database, picture)
+    write_json(output / "metrics.json", metrics)
+    report(f"done in {(time.perf_counter() - started) / 60:.1f} minutes")
+    return DemoResult(metrics, cfg.TEST.RETRIEVAL.TOPK, picture)
+
+
+def format_table(result: DemoResult) -> str:
+    """The main metrics of the trained network and the references, as lines of text."""
+    lines = [f"{'':24}" + "".join(f"{f'{name}@{result.topk}':>12}" for name in TABLE)]
+    for prefix, title in {**REFERENCES, "": "Region-DH"}.items():
+        names = [f"{prefix}/{m}@{result.topk}" if prefix else f"{m}@{result.topk}" for m in TABLE]
+        values = "".join(f"{result.metrics[name]:12.3f}" for name in names)
+        lines.append(f"{title:24}{values}")
+    return "\n".join(lines)
+
+
+def _adapt(cfg: CfgNode, folder: Path, dataset: str, iterations: int | None, seed: int) -> None:
+    """Point a config at the demo's datasets and folder, in place."""
+    cfg.DATASETS.TRAIN = (f"{PREFIX}regiondh_scenes_database",)
+    cfg.DATASETS.TEST = (dataset,)
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.SEED = seed
+    if iterations is not None:
+        if iterations < 1:
+            raise ValueError(f"training needs at least one iteration, got {iterations}")
+        cfg.SOLVER.MAX_ITER = iterations
+    cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER // 4)
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER
+    folder.mkdir(parents=True)
+
+
+def _log_to_file(folder: Path) -> None:
+    """Send Detectron2's and our long logs to a file; the terminal gets the demo's own lines."""
+    handler = logging.FileHandler(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    for name in ("detectron2", "fvcore", "regiondh_d2"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        for old in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(old)
+            old.close()
+        logger.addHandler(handler)
+
+
+class _Report(HookBase):
+    """A line of progress about every 15 seconds."""
+
+    PERIOD = 15.0
+
+    def __init__(self, report: Callable[[str], None]):
+        self._report = report
+        self._start = self._last = 0.0
+
+    def before_train(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def after_step(self) -> None:
+        now, done = time.perf_counter(), self.trainer.iter + 1
+        if now - self._last < self.PERIOD and done < self.trainer.max_iter:
+            return
+        self._last = now
+        left = (now - self._start) / done * (self.trainer.max_iter - done)
+        losses = get_event_storage().histories()
+        shown = "  ".join(
+            f"{name} {losses[key].median(20):.2f}"
+            for name, key in (("regions", "loss_cls"), ("images", "loss_cls_image"))
+            if key in losses
+        )
+        self._report(
+            f"training: {done}/{self.trainer.max_iter}  classification loss of {shown}  "
+            f"{left / 60:.1f} min left"
+        )
+
+
+def _color_histogram_metrics(query: CodeSet, database: CodeSet, topk: int) -> dict[str, float]:
+    """The metrics of ITQ codes of colour histograms, learned from the database's images.
+
+    They are as long as the network's codes, or as long as a small database allows.
+    """
+    features = [color_histograms(codes.file_names) for codes in (query, database)]
+    bits = min(query.bits, len(database))
+    query_codes, database_codes = itq_codes(features[1], *features, bits=bits)
+    return evaluate_ranking(
+        query_codes, database_codes, query.labels, database.labels, bits=bits, topk=topk
+    ).metrics
+
+
+def _draw(query: CodeSet, database: CodeSet, path: Path) -> None:
+    """Queries at even distances, so that nobody chose them."""
+    count = min(PICTURE_QUERIES, len(query))
+    rows = np.linspace(0, len(query) - 1, count).round().astype(int).tolist()
+    tiles = retrieval_rows(query, database, rows, PICTURE_RESULTS)
+    title = f"Region-DH: the nearest of {len(database)} scenes by {query.bits}-bit codes"
+    save_image(draw_grid(tiles, title), path)

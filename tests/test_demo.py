@@ -1,0 +1,146 @@
+"""The demo from its command line to its four files, with a network that learns nothing."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from regiondh_d2.engine.demo import DemoResult, format_table
+from regiondh_d2.evaluation.ranking_metrics import METRICS, TIE_ORDERS, evaluate_ranking
+from regiondh_d2.retrieval.code_store import read_codes
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "tools" / "demo.py"
+CONFIGS = ROOT / "configs" / "quick_schedules"
+INSTANT = CONFIGS / "regiondh_effnetlite0_scenes_instant.yaml"
+
+
+def arguments(*more):
+    fixed = ["--images", 52, "--queries", 6, "--iterations", 2, "--config-file", INSTANT]
+    return [str(a) for a in ["--output", "demo", *fixed, *more]]
+
+
+def demo(folder):
+    """Run the command elsewhere than in the checkout, so that it must find its own files."""
+    code = (
+        "import sys, runpy; sys.path.insert(0, sys.argv[1]); del sys.argv[:2];"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(ROOT), str(SCRIPT), *arguments()]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def main():
+    """The command's main function, by its path: a package called `tools` may belong to anyone."""
+    return runpy.run_path(str(SCRIPT))["main"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    result = demo(folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_leaves_four_complete_files(finished):
+    folder, _ = finished
+    query, database = (read_codes(folder / "demo" / f"{s}.h5") for s in ("query", "database"))
+    assert (len(query), len(database), query.bits) == (6, 52, 48)
+    assert query.model_fingerprint == database.model_fingerprint != ""
+    with Image.open(folder / "demo" / "retrieval.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 500
+    names = {p.name for p in (folder / "demo").iterdir()}
+    assert names == {
+        "scenes", "training", "metrics.json", "query.h5", "database.h5", "retrieval.png"
+    }  # fmt: skip
+
+
+def test_metrics_of_the_network_and_both_references(finished):
+    folder, _ = finished
+    metrics = json.loads((folder / "demo" / "metrics.json").read_text())
+    names = {f"{metric}@5{order}" for metric in METRICS for order in TIE_ORDERS}
+    names |= {"num_queries", "num_database", "num_queries_without_relevant"}
+    references = {f"{p}/{n}" for p in ("untrained", "color_histogram") for n in names}
+    assert set(metrics) == names | references | {"bbox/AP", "bbox/AP50", "bbox/AP75"}
+    assert all(isinstance(value, (int, float)) for value in metrics.values())
+
+    query, database = (read_codes(folder / "demo" / f"{s}.h5") for s in ("query", "database"))
+    again = evaluate_ranking(
+        query.codes, database.codes, query.labels, database.labels, bits=48, topk=5
+    ).metrics
+    assert {name: metrics[name] for name in names} == pytest.approx(again)
+
+
+def test_shows_progress_the_table_and_where_the_picture_lies(finished):
+    folder, result = finished
+    lines = result.stdout.splitlines()
+    metrics = json.loads((folder / "demo" / "metrics.json").read_text())
+    assert any(line.startswith("training: 2/2") for line in lines)
+    table = {line[:24].strip(): line[24:].split() for line in lines}
+    for title, prefix in (
+        ("Region-DH", ""),
+        ("untrained network", "untrained/"),
+        ("colour histogram, ITQ", "color_histogram/"),
+    ):
+        expected = [metrics[f"{prefix}{m}@5"] for m in ("MAP", "MAP_min", "NDCG", "ACG")]
+        assert table[title] == [f"{value:.3f}" for value in expected]
+    assert lines[-1] == f"picture: {Path('demo') / 'retrieval.png'}"
+
+
+def test_refuses_scenes_of_another_kind(finished, main, monkeypatch, capsys):
+    folder, _ = finished
+    before = (folder / "demo" / "metrics.json").read_bytes()
+    monkeypatch.chdir(folder)
+    assert main(arguments("--seed", 1)) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith(f"error: {Path('demo') / 'scenes'}: holds scenes of other")
+    assert (folder / "demo" / "metrics.json").read_bytes() == before
+
+
+def test_runs_again_on_the_same_scenes_with_the_same_numbers(finished):
+    folder, _ = finished
+    scene = folder / "demo" / "scenes" / "JPEGImages" / "database_000000.jpg"
+    written = scene.stat().st_mtime_ns
+    before = (folder / "demo" / "metrics.json").read_bytes()
+    # What an interrupted run leaves.
+    (folder / "demo" / "retrieval.png").unlink()
+    (folder / "demo" / "training" / "model_final.pth").write_bytes(b"half")
+    assert demo(folder).returncode == 0
+    assert scene.stat().st_mtime_ns == written
+    assert (folder / "demo" / "retrieval.png").is_file()
+    assert (folder / "demo" / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--images", "0"], ["--seed", "-1"], ["--iterations", "many"], ["--unknown"]]
+)
+def test_wrong_arguments(wrong, main, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(wrong)
+    assert stop.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_is_one_line(main, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config-file", "no.yaml"]) == 1
+    assert capsys.readouterr().err.splitlines() == ["error: no.yaml: no such config file"]
+
+
+def test_table_has_a_line_for_each_reference():
+    names = [f"{p}{m}@50" for p in ("", "untrained/", "color_histogram/") for m in METRICS]
+    result = DemoResult(dict.fromkeys(names, 0.25), 50, Path("x.png"))
+    lines = format_table(result).splitlines()
+    assert [line[:24].strip() for line in lines] == [
+        "", "colour histogram, ITQ", "untrained network", "Region-DH"
+    ]  # fmt: skip
+    assert lines[0].split() == ["MAP@50", "MAP_min@50", "NDCG@50", "ACG@50"]

@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Train Region-DH on generated scenes, measure it beside two references, and draw what it finds."""
+
+import argparse
+import sys
+from pathlib import Path
+
+CONFIG = Path(__file__).parents[1] / "configs/quick_schedules/regiondh_effnetlite0_scenes.yaml"
+
+
+def number(least: int):
+    """An argument type: a whole number of at least ``least``."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return value
+
+    parse.__name__ = "number"  # argparse names it in its message
+    return parse
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--output", default="output/demo", metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--images", type=number(1), default=400, help="to train on and to search in (%(default)s)"
+    )
+    parser.add_argument(
+        "--queries", type=number(1), default=100, help="to search with (%(default)s)"
+    )
+    parser.add_argument(
+        "--iterations", type=number(1), help="of training (default: the config's number)"
+    )
+    parser.add_argument("--seed", type=number(0), default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--config-file", default=str(CONFIG), metavar="FILE", help="default: %(default)s"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    # After the arguments, because these imports take seconds.
+    from regiondh_d2.engine.demo import format_table, run_demo
+
+    try:
+        result = run_demo(
+            args.output,
+            args.config_file,
+            images=args.images,
+            queries=args.queries,
+            iterations=args.iterations,
+            seed=args.seed,
+            report=lambda line: print(line, flush=True),
+        )
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{format_table(result)}\n\npicture: {result.picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
