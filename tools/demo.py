@@ -2,7 +2,9 @@
 """Train Region-DH on generated scenes, measure it beside two references, and draw what it finds."""
 
 import argparse
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 CONFIG = Path(__file__).parents[1] / "configs/quick_schedules/regiondh_effnetlite0_scenes.yaml"
@@ -44,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    # PyTorch's remarks on Detectron2's code would drown the demo's few lines.
+    warnings.filterwarnings("ignore", module="torch")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     # After the arguments, because these imports take seconds.
     from regiondh_d2.engine.demo import format_table, run_demo
 

@@ -118,7 +118,7 @@ def run_demo(
     codes = output / "training" / "inference" / dataset
     query, database = read_codes(codes / "query.h5"), read_codes(codes / "database.h5")
 
-    report("colour histogram: 48-bit codes by iterative quantization")
+    report("colour histogram: coding by iterative quantization")
     reference = _color_histogram_metrics(query, database, cfg.TEST.RETRIEVAL.TOPK)
     metrics.update({f"color_histogram/{k}": v for k, v in reference.items()})
 
@@ -152,7 +152,7 @@ def _adapt(cfg: CfgNode, folder: Path, dataset: str, iterations: int | None, see
             raise ValueError(f"training needs at least one iteration, got {iterations}")
         cfg.SOLVER.MAX_ITER = iterations
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER // 4)
-    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER + 1  # the final one is enough
     folder.mkdir(parents=True)
 
 
