@@ -37,11 +37,15 @@ def _add_region_dh(cfg: CN) -> None:
     node.FUSION_NUM_ROIS = 100
     # "sum": P^T A1 (the paper). "mean": that divided by the number of regions.
     # "class_mean": (P^T A1) / sum_i p_ic for each class c, joined with max_i p_ic.
+    # "class_presence": the latter, the mean's deviation from 0.5 scaled by max_i p_ic.
     node.FUSION_NORM = "sum"
     # A region that covers the whole image: "none" (the paper), "region" (one more fused region),
     # "row" (its H1 activations as one more row of the fusion matrix, unmixed with the others), or
-    # "feature" (its box-head features beside the fusion matrix).
+    # "feature" (its box-head features beside the fusion matrix), or "pooled" (what the box head's
+    # fully connected layers read of it; LightBoxHead only).
     node.WHOLE_IMAGE = "none"
+    # True standardises what H2 reads, each dimension by its running mean and variance.
+    node.NORMALIZE_FUSED = False
     # False stops the gradient of the image branch at the fusion.
     node.FUSION_GRADIENT = True
 

@@ -151,9 +151,13 @@ def fused_by_loop(p, a, norm, eps=1e-6):
                 row[k] += float(p[i, c]) * float(a[i, k])
         if norm == "mean":
             row = [v / num for v in row]
-        if norm == "class_mean":
+        if norm in ("class_mean", "class_presence"):
             weight = sum(float(p[i, c]) for i in range(num)) + eps
-            row = [v / weight for v in row] + [max(float(p[i, c]) for i in range(num))]
+            presence = max(float(p[i, c]) for i in range(num))
+            row = [v / weight for v in row]
+            if norm == "class_presence":
+                row = [(v - 0.5) * presence for v in row]
+            row.append(presence)
         out += row
     return torch.tensor(out)
 
@@ -277,3 +281,17 @@ def test_half_precision_inputs_are_widened():
     assert bit_balance_loss(a).dtype == torch.float32
     assert cross_proposal_fusion(rand(4, 3).bfloat16(), a).dtype == torch.float32
     assert LatentLayer(6, 2)(a).dtype == torch.float32
+
+
+def test_normalised_image_head_standardises_each_input():
+    """In training by the batch, at test and for one image alone by the running statistics."""
+    head = ImageHashHead(3, 4, 2, normalize=True, init_std=1.0)
+    x = rand(6, 3) * torch.tensor([1.0, 100.0, 0.01]) + 5.0
+    mean, var = x.mean(0), x.var(0, unbiased=False)
+    standard = (x - mean) / (var + head.norm.eps).sqrt()
+    torch.testing.assert_close(head(x).activations, head.latent(standard), rtol=1e-4, atol=1e-4)
+    running = 0.1 * mean, 0.9 + 0.1 * x.var(0)
+    torch.testing.assert_close((head.norm.running_mean, head.norm.running_var), running)
+    expected = head.latent((x[:1] - running[0]) / (running[1] + head.norm.eps).sqrt())
+    torch.testing.assert_close(head(x[:1]).activations, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head.eval()(x).activations[:1], expected, rtol=1e-4, atol=1e-4)

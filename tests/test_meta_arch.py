@@ -314,7 +314,7 @@ def test_region_dh_is_registered():
 # --- Cached regions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("whole", ["none", "region", "row", "feature"])
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
 def test_cached_inputs_give_the_same_losses_and_codes(make_model, make_inputs, whole):
     model = make_model("MODEL.REGION_DH.WHOLE_IMAGE", whole).eval()
     inputs = make_inputs((96, 128))

@@ -40,11 +40,7 @@ def test_every_parameter_belongs_to_a_part(make_model, tiny_cfg):
     "bias_factor",
     [
         1.0,
-        pytest.param(
-            2.0,
-            # Detectron2 applies its bias factor after, and instead of, the factors by name.
-            marks=pytest.mark.xfail(reason="SOLVER.BIAS_LR_FACTOR replaces LR_FACTORS on biases"),
-        ),
+        2.0,
     ],
 )
 def test_factors_multiply_the_base_learning_rate(make_model, tiny_cfg, bias_factor):

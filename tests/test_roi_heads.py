@@ -104,7 +104,7 @@ def image_code_by_hand(heads, fused):
 
 
 @pytest.mark.parametrize("classifier_input", ["h1", "box_features"])
-@pytest.mark.parametrize("norm", ["sum", "mean", "class_mean"])
+@pytest.mark.parametrize("norm", ["sum", "mean", "class_mean", "class_presence"])
 @torch.no_grad()
 def test_image_codes_are_the_hashed_fusion_of_the_best_proposals(
     make_heads, norm, classifier_input
@@ -121,7 +121,7 @@ def test_image_codes_are_the_hashed_fusion_of_the_best_proposals(
     assert (codes.activations[0] - codes.activations[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("whole", ["none", "region", "row", "feature"])
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
 @pytest.mark.parametrize("num", [0, 5, 20])
 @torch.no_grad()
 def test_whole_image_options(make_heads, whole, num):
@@ -134,7 +134,9 @@ def test_whole_image_options(make_heads, whole, num):
     if whole == "region":
         fused = cross_proposal_fusion(p, a)
     else:
-        extra = {"none": [], "row": [a[-1]], "feature": [x[-1]]}[whole]
+        maps = [features[name] for name in heads.box_in_features]
+        pooled = heads.box_head.pool(heads.box_pooler(maps, [Boxes(boxes)]))
+        extra = {"none": [], "row": [a[-1]], "feature": [x[-1]], "pooled": [pooled[-1]]}[whole]
         fused = torch.cat([cross_proposal_fusion(p[:-1], a[:-1]), *extra])
     expected = image_code_by_hand(heads, fused)[0]
     instances, codes = heads.forward_hash(features, proposals)
@@ -209,7 +211,7 @@ def test_boxes_are_moved_by_the_deltas_of_their_own_proposal(make_heads):
             assert (boxes[:, c] - box).abs().amax(1).min() < 1e-3
 
 
-@pytest.mark.parametrize("whole", ["none", "region", "row", "feature"])
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
 @pytest.mark.parametrize("rois", ["topk", "sampled"])
 @torch.no_grad()
 def test_codes_alone_equal_the_codes_beside_detections(make_heads, whole, rois):
@@ -231,8 +233,8 @@ def test_codes_alone_equal_the_codes_beside_detections(make_heads, whole, rois):
 @torch.no_grad()
 def test_codes_alone_skip_the_regions_that_are_not_fused(make_heads, monkeypatch):
     heads = make_heads("WHOLE_IMAGE", "row")
-    rows, forward = [], heads.box_head.forward
-    monkeypatch.setattr(heads.box_head, "forward", lambda x: rows.append(len(x)) or forward(x))
+    rows, pool = [], heads.box_head.pool
+    monkeypatch.setattr(heads.box_head, "pool", lambda x: rows.append(len(x)) or pool(x))
     features, proposals = make_features(2), make_proposals(20, 3)
     heads.forward_hash(features, proposals, detect=False)
     heads.forward_hash(features, proposals, detect=True)
@@ -461,7 +463,7 @@ def with_cache(heads, features, proposals, targets):
     return {CACHED_REGIONS: tables}, cached_proposals, cached_targets
 
 
-@pytest.mark.parametrize("whole", ["none", "region", "row", "feature"])
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
 @pytest.mark.parametrize("rois", ["topk", "sampled"])
 def test_cached_regions_give_the_same_losses_and_codes(make_heads, whole, rois):
     heads = make_heads("WHOLE_IMAGE", whole, "FUSION_ROIS", rois, training=True)

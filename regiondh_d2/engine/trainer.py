@@ -41,7 +41,9 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     factors = {prefix: cfg.MODEL.REGION_DH.LR_FACTORS[part] for part, prefix in PARTS.items()}
 
     def factor(name: str) -> float:
-        return next((f for prefix, f in factors.items() if name.startswith(prefix)), 1.0)
+        part = next((f for prefix, f in factors.items() if name.startswith(prefix)), 1.0)
+        # Detectron2's own `bias_lr_factor` would replace the factors of the parts on biases.
+        return part * (cfg.SOLVER.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0)
 
     for name, parameter in model.named_parameters():
         if factor(name) == 0.0:
@@ -50,7 +52,6 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         lr_factor_func=factor,
     )

@@ -26,7 +26,7 @@ __all__ = [
     "multi_label_softmax_loss",
 ]
 
-FUSION_NORMS = ("sum", "mean", "class_mean")
+FUSION_NORMS = ("sum", "mean", "class_mean", "class_presence")
 
 
 def binarize(activations: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ def multi_label_softmax_loss(scores: torch.Tensor, targets: torch.Tensor) -> tor
 
 def fusion_width(num_classes: int, bits: int, norm: str) -> int:
     """Number of columns that :func:`cross_proposal_fusion` returns."""
-    return num_classes * (bits + 1 if norm == "class_mean" else bits)
+    return num_classes * (bits + 1 if norm in ("class_mean", "class_presence") else bits)
 
 
 def cross_proposal_fusion(
@@ -125,16 +125,18 @@ def cross_proposal_fusion(
     With P the (N, C) class probabilities without the background and A the (N, K) activations of H1:
     "sum" gives P^T A (the paper), "mean" P^T A / N (as IAH does), and "class_mean" the mean of the
     activations weighted by each class's probabilities, joined with the class's largest probability,
-    without which a class that is absent would look like one that is present.
+    without which a class that is absent would look like one present. "class_presence" is the
+    latter with the mean's deviation from 0.5 scaled by that probability, so that what the regions
+    say of an absent class, which is noise, is small.
 
     Args:
         probabilities: (N, C) float, background column dropped.
         activations: (N, K) float.
         norm: one of :data:`FUSION_NORMS`.
-        eps: keeps the weights of "class_mean" finite.
+        eps: keeps the weights of the class means finite.
 
     Returns:
-        (C * K,) float32, row-major, or (C * (K + 1),) for "class_mean". Zeros where N is 0.
+        (C * K,) float32, row-major, or (C * (K + 1),) for the class means. Zeros where N is 0.
     """
     probabilities, activations = probabilities.float(), activations.float()
     num_regions, num_classes = probabilities.shape
@@ -146,9 +148,12 @@ def cross_proposal_fusion(
         fused = probabilities.t() @ activations
     if norm == "mean":
         fused = fused / num_regions
-    elif norm == "class_mean":
+    elif norm in ("class_mean", "class_presence"):
+        presence = probabilities.amax(dim=0)[:, None]
         fused = fused / (probabilities.sum(dim=0)[:, None] + eps)
-        fused = torch.cat([fused, probabilities.amax(dim=0)[:, None]], dim=1)
+        if norm == "class_presence":
+            fused = (fused - 0.5) * presence
+        fused = torch.cat([fused, presence], dim=1)
     elif norm != "sum":
         raise ValueError(f"fusion norm {norm!r}: expected one of {', '.join(FUSION_NORMS)}")
     return fused.flatten()
@@ -192,15 +197,21 @@ class ImageCodes(NamedTuple):
 class ImageHashHead(nn.Module):
     """H2 and the multi-label classifier on top of it."""
 
-    def __init__(self, input_dim: int, bits: int, num_classes: int, **latent):
+    def __init__(
+        self, input_dim: int, bits: int, num_classes: int, *, normalize: bool = False, **latent
+    ):
         """
         Args:
             input_dim: width of the fused image representation.
             bits: code length K2.
             num_classes: C.
+            normalize: standardise each input dimension by running statistics first. The fused
+                values differ in scale by orders of magnitude, between classes and between the
+                fusion matrix and a whole-image feature, and a plain gradient step hardly moves H2.
             latent: further arguments of :class:`LatentLayer`.
         """
         super().__init__()
+        self.norm = nn.BatchNorm1d(input_dim, affine=False) if normalize else None
         self.latent = LatentLayer(input_dim, bits, **latent)
         self.classifier = nn.Linear(bits, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -208,6 +219,11 @@ class ImageHashHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> ImageCodes:
         """Map (B, input_dim) to :class:`ImageCodes`."""
+        if self.norm is not None:
+            # One image alone has no statistics; it is standardised by the running ones.
+            training = self.training and len(x) > 1
+            mean, var = self.norm.running_mean, self.norm.running_var
+            x = F.batch_norm(x.float(), mean, var, training=training, momentum=self.norm.momentum)
         activations = self.latent(x)
         with torch.autocast(x.device.type, enabled=False):
             return ImageCodes(activations, self.classifier(activations))

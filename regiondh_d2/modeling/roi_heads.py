@@ -1,6 +1,6 @@
 """ROI heads of Region-DH: detection, a code per region (H1), fusion, and a code per image (H2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from detectron2.config import configurable
@@ -26,7 +26,7 @@ from .hashing import (
 __all__ = ["CACHED_REGIONS", "RegionDHOutputLayers", "RegionDHROIHeads"]
 
 FUSION_ROIS = ("topk", "sampled")
-WHOLE_IMAGE = ("none", "region", "row", "feature")
+WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
 CLASSIFIER_INPUTS = ("h1", "box_features")
 # Key of cached region features among the feature maps: per image a table (R, D), its last row the
 # whole image; proposals and ground truth then carry `region_index`, their rows in it.
@@ -81,16 +81,17 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
 class _Regions:
     """Head outputs for regions, all images one after the other."""
 
+    pooled: torch.Tensor  # (R, ...), what the box head or its fully connected layers read
     features: torch.Tensor  # (R, D)
     activations: torch.Tensor  # (R, K1) float32
     scores: torch.Tensor  # (R, C + 1) logits
 
     def split(self, counts: list[int]) -> list["_Regions"]:
-        parts = (x.split(counts) for x in (self.features, self.activations, self.scores))
+        parts = (getattr(self, f.name).split(counts) for f in fields(self))
         return [_Regions(*part) for part in zip(*parts, strict=True)]
 
     def rows(self, index) -> "_Regions":
-        return _Regions(self.features[index], self.activations[index], self.scores[index])
+        return _Regions(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -155,12 +156,22 @@ class RegionDHROIHeads(StandardROIHeads):
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         latent = {"init_std": node.LATENT_INIT_STD, "init_bias": node.LATENT_INIT_BIAS}
         fused = fusion_width(num_classes, bits_instance, node.FUSION_NORM)
-        fused += {"row": bits_instance, "feature": features}.get(node.WHOLE_IMAGE, 0)
+        if node.WHOLE_IMAGE == "pooled" and not hasattr(ret["box_head"], "pooled_dim"):
+            raise ValueError(
+                "MODEL.REGION_DH.WHOLE_IMAGE 'pooled' needs a box head that pools before its fully "
+                f"connected layers (LightBoxHead), not {cfg.MODEL.ROI_BOX_HEAD.NAME}"
+            )
+        beside = {"row": bits_instance, "feature": features}
+        fused += beside.get(node.WHOLE_IMAGE, 0)
+        if node.WHOLE_IMAGE == "pooled":
+            fused += ret["box_head"].pooled_dim
         return {
             **ret,
             "box_predictor": RegionDHOutputLayers(cfg, shape),
             "instance_hash": LatentLayer(features, bits_instance, **latent),
-            "image_hash": ImageHashHead(fused, bits_image, num_classes, **latent),
+            "image_hash": ImageHashHead(
+                fused, bits_image, num_classes, normalize=node.NORMALIZE_FUSED, **latent
+            ),
             "fusion_rois": node.FUSION_ROIS,
             "fusion_num_rois": node.FUSION_NUM_ROIS,
             "fusion_norm": node.FUSION_NORM,
@@ -273,15 +284,19 @@ class RegionDHROIHeads(StandardROIHeads):
         """Run the box head and H1 on regions, given as one or more lists of B images on end."""
         if CACHED_REGIONS in features:
             tables = features[CACHED_REGIONS] * (len(rows) // len(features[CACHED_REGIONS]))
-            pooled = torch.cat([t[r.index] for t, r in zip(tables, rows, strict=True)])
-            x = self.box_head.fc(pooled.float())
+            pooled = torch.cat([t[r.index] for t, r in zip(tables, rows, strict=True)]).float()
+            x = self.box_head.fc(pooled)
         else:
             maps = [features[f] for f in self.box_in_features]
             groups = [rows[i : i + len(maps[0])] for i in range(0, len(rows), len(maps[0]))]
-            pooled = [self.box_pooler(maps, [Boxes(r.boxes) for r in g]) for g in groups]
-            x = self.box_head(torch.cat(pooled)).flatten(1)
+            pooled = torch.cat([self.box_pooler(maps, [Boxes(r.boxes) for r in g]) for g in groups])
+            if hasattr(self.box_head, "pool"):
+                pooled = self.box_head.pool(pooled)
+                x = self.box_head.fc(pooled)
+            else:
+                x = self.box_head(pooled).flatten(1)
         activations = self.instance_hash(x)
-        return _Regions(x, activations, self.box_predictor.class_scores(x, activations))
+        return _Regions(pooled, x, activations, self.box_predictor.class_scores(x, activations))
 
     def _fuse(self, images: list[_Regions]) -> ImageCodes:
         """Fuse the regions of each image and hash the result."""
@@ -289,17 +304,14 @@ class RegionDHROIHeads(StandardROIHeads):
         for regions in images:
             # The background is Detectron2's last column.
             p = regions.scores.float().softmax(dim=1)[:, :-1]
-            a, f = regions.activations, regions.features.float()
-            if not self.fusion_gradient:
-                p, a, f = p.detach(), a.detach(), f.detach()
-            if self.whole_image == "row":
-                parts = [cross_proposal_fusion(p[:-1], a[:-1], self.fusion_norm), a[-1]]
-            elif self.whole_image == "feature":
-                parts = [cross_proposal_fusion(p[:-1], a[:-1], self.fusion_norm), f[-1]]
-            else:
-                parts = [cross_proposal_fusion(p, a, self.fusion_norm)]
-            fused.append(torch.cat(parts))
-        return self.image_hash(torch.stack(fused))
+            a, beside = regions.activations, []
+            if self.whole_image in ("row", "feature", "pooled"):
+                whole = {"row": a, "feature": regions.features, "pooled": regions.pooled}
+                beside = [whole[self.whole_image][-1].float()]
+                p, a = p[:-1], a[:-1]
+            fused.append(torch.cat([cross_proposal_fusion(p, a, self.fusion_norm), *beside]))
+        fused = torch.stack(fused)
+        return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 
 @dataclass
