@@ -1,7 +1,7 @@
 """Region features of a frozen backbone and RPN, cached on disk, so that heads train in minutes.
 
 One HDF5 file a dataset. A *view* is an image at the test resolution, plain or mirrored (mirrored
-ones for training sets only). Each view owns a table of rows: its proposals, its ground-truth boxes
+ones for training sets only, and only where ``INPUT.RANDOM_FLIP`` asks for them). Each view owns a table of rows: its proposals, its ground-truth boxes
 and, last, the whole image.
 """
 
@@ -80,6 +80,7 @@ class FeatureCache:
 
     def __init__(self, cfg):
         self.folder = Path(cfg.MODEL.REGION_DH.FEATURE_CACHE)
+        self.mirrored = cfg.INPUT.RANDOM_FLIP != "none"
         self._cfg = cfg
         frozen = cfg.MODEL.REGION_DH.LR_FACTORS
         for part in ("BACKBONE", "PROPOSAL_GENERATOR"):
@@ -97,7 +98,7 @@ class FeatureCache:
 
     def train_loader(self):
         """An endless loader over the views of ``DATASETS.TRAIN``."""
-        datasets = [self.dataset(name, mirrored=True) for name in self._cfg.DATASETS.TRAIN]
+        datasets = [self.dataset(name, self.mirrored) for name in self._cfg.DATASETS.TRAIN]
         dataset = torch.utils.data.ConcatDataset(datasets)
         seed = max(self._cfg.SEED, 0)
         return build_batch_data_loader(

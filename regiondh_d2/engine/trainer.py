@@ -94,7 +94,7 @@ class RegionDHTrainer(DefaultTrainer):
         if self.cfg.MODEL.REGION_DH.FEATURE_CACHE:
             cache = FeatureCache(self.cfg)
             for name in self.cfg.DATASETS.TRAIN:
-                cache.ensure(_unwrap(self.model), name, mirrored=True)
+                cache.ensure(_unwrap(self.model), name, mirrored=cache.mirrored)
             self._trainer.reset_data_loader(cache.train_loader)
 
     def build_hooks(self):

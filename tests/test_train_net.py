@@ -1,0 +1,113 @@
+"""tools/train_net.py end to end on a few scenes: train, resume, evaluate, cached features."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from regiondh_d2.data import generate_scenes
+from regiondh_d2.retrieval.code_store import read_codes
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A folder of scenes, and an output folder that the tests share in order."""
+    folder = tmp_path_factory.mktemp("train_net")
+    generate_scenes(folder / "scenes", num_database=8, num_queries=4)
+    return folder
+
+
+def train_net(workspace, *args):
+    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(CONFIG)]
+    env = {**os.environ, "DETECTRON2_DATASETS": str(workspace), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, *args], cwd=workspace, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def metrics_of(folder):
+    """The last value of each scalar; the lines of metrics.json hold what was new at their time."""
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return {key: value for line in lines for key, value in json.loads(line).items()}
+
+
+def test_train_resume_and_evaluate(workspace):
+    output = workspace / "run"
+    result = train_net(workspace, "OUTPUT_DIR", str(output))
+    assert result.returncode == 0, result.stderr
+    last = metrics_of(output)
+    assert {"loss_cls_image", "loss_hash_image", "loss_hash_instance"} <= set(last)
+    assert 0.0 < last["retrieval/MAP_min@5"] <= 1.0
+    assert "bbox/AP50" in last
+    database = read_codes(output / "inference/scenes_retrieval/database.h5")
+    assert (len(database), database.bits) == (8, 48)
+    assert len(database.model_fingerprint) == 64
+
+    result = train_net(workspace, "--resume", "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "5")
+    assert result.returncode == 0, result.stderr
+    assert "Starting training from iteration 3" in result.stdout
+
+    weights = str(output / "model_final.pth")
+    evaluated = workspace / "evaluated"
+    result = train_net(
+        workspace, "--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(evaluated)
+    )
+    assert result.returncode == 0, result.stderr
+    trained = read_codes(output / "inference/scenes_retrieval/query.h5")
+    again = read_codes(evaluated / "inference/scenes_retrieval/query.h5")
+    assert trained.model_fingerprint == again.model_fingerprint
+    assert (trained.codes == again.codes).all()
+
+
+def test_heads_train_on_cached_features(workspace):
+    """The codes from cached features are those from images, but for half-precision rounding."""
+    output = workspace / "cached"
+    frozen = [f"MODEL.REGION_DH.LR_FACTORS.{p}" for p in ("BACKBONE", "PROPOSAL_GENERATOR")]
+    opts = [x for key in frozen for x in (key, "0.0")]
+    opts += ["MODEL.REGION_DH.WHOLE_IMAGE", "pooled", "MODEL.REGION_DH.NORMALIZE_FUSED", "True"]
+    result = train_net(
+        workspace, *opts, "MODEL.REGION_DH.FEATURE_CACHE", "cache", "OUTPUT_DIR", str(output)
+    )
+    assert result.returncode == 0, result.stderr
+    names = ["regiondh_scenes_database.h5", "scenes_retrieval.h5"]
+    assert sorted(p.name for p in (workspace / "cache").iterdir()) == names
+
+    images = workspace / "from_images"
+    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
+    result = train_net(workspace, "--eval-only", *opts, *weights, "OUTPUT_DIR", str(images))
+    assert result.returncode == 0, result.stderr
+    cached, direct = (
+        read_codes(folder / "inference/scenes_retrieval/database.h5") for folder in (output, images)
+    )
+    assert abs(cached.activations.astype(float) - direct.activations).max() < 0.02
+
+    other = train_net(
+        workspace,
+        *opts,
+        "MODEL.REGION_DH.FEATURE_CACHE",
+        "cache",
+        "MODEL.WEIGHTS",
+        str(workspace / "run/model_final.pth"),
+        "OUTPUT_DIR",
+        str(workspace / "other"),
+    )
+    assert other.returncode != 0
+    assert "was made by other weights" in other.stderr
+
+
+def test_a_cache_needs_frozen_features(workspace):
+    result = train_net(
+        workspace,
+        "MODEL.REGION_DH.FEATURE_CACHE",
+        "unused",
+        "OUTPUT_DIR",
+        str(workspace / "refused"),
+    )
+    assert result.returncode != 0
+    assert "LR_FACTORS.BACKBONE" in result.stderr
