@@ -1,8 +1,8 @@
 """Region features of a frozen backbone and RPN, cached on disk, so that heads train in minutes.
 
 One HDF5 file a dataset. A *view* is an image at the test resolution, plain or mirrored (mirrored
-ones for training sets only, and only where ``INPUT.RANDOM_FLIP`` asks for them). Each view owns a table of rows: its proposals, its ground-truth boxes
-and, last, the whole image.
+ones for training sets only, and only where ``INPUT.RANDOM_FLIP`` asks for them). Each view owns a
+table of rows: its proposals, its ground-truth boxes and, last, the whole image.
 """
 
 import logging
