@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,8 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_regiondh_config(cfg)
     if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(f"no config file {config_file}")
         cfg.merge_from_file(config_file)
     if len(opts) % 2:
         raise ValueError(f"overrides come in pairs KEY VALUE; the last one is alone: {opts[-1]}")

@@ -66,7 +66,8 @@ class RetrievalEvaluator(DatasetEvaluator):
     ``image_id``, ``file_name``, ``role`` ("query", "database" or "both"), ``image_labels`` (all
     class ids of the image) and ``difficult_labels`` (those that only difficult objects show). Each
     output dict carries ``image_code``, bool (K2,), and if available ``image_activation``, float
-    (K2,), and ``instances`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R, K1).
+    (K2,), and ``instances`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``,
+    bool (R, K1).
 
     An image with both roles retrieves itself first.
     """

@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Measure retrieval with two code files: no model, no images.
+
+Every metric is the expectation over a random order of equal distances, beside its exact bounds over
+all orders and its value when ties are sorted by database row.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+
+from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult, evaluate_ranking
+from regiondh_d2.retrieval.code_store import (
+    CodeFileError,
+    CodeSet,
+    check_comparable,
+    read_codes,
+    write_json,
+)
+
+COLUMNS = {
+    "expected": "",
+    "pessimistic": "-pessimistic",
+    "optimistic": "-optimistic",
+    "index order": "-index_order",
+}
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--query", required=True, metavar="Q.h5", help="codes of the queries")
+    parser.add_argument("--database", required=True, metavar="D.h5", help="codes to search in")
+    parser.add_argument(
+        "--topk",
+        type=positive_int,
+        nargs="+",
+        default=[1000],
+        metavar="K",
+        help="cut-off or cut-offs of the ranking (default: 1000)",
+    )
+    parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
+    return parser
+
+
+def evaluate(query: CodeSet, database: CodeSet, topk: list[int]) -> tuple[RankingResult, list[str]]:
+    """Returns the result and what the reader should be warned of."""
+    notes = check_comparable(query, database)
+    for role, codes in (("query", query), ("database", database)):
+        if codes.labels is None:
+            raise CodeFileError(
+                f"the {role} file has no labels: extract the codes from a labelled dataset"
+            )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = evaluate_ranking(
+            query.codes,
+            database.codes,
+            query.labels,
+            database.labels,
+            bits=query.bits,
+            topk=topk,
+            progress=make_progress(),
+        )
+    return result, notes + [str(warning.message) for warning in caught]
+
+
+def make_progress(every: float = 5.0):
+    """A progress callback that prints to standard error at most once in ``every`` seconds."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            print(f"{done} of {total} queries ranked", file=sys.stderr)
+
+    return progress
+
+
+def format_table(metrics: dict[str, float], topk: list[int]) -> str:
+    lines = [f"{'':16}" + "".join(f"{column:>13}" for column in COLUMNS)]
+    for k in dict.fromkeys(topk):
+        for metric in METRICS:
+            name = f"{metric}@{k}"
+            values = "".join(f"{metrics[name + order]:13.4f}" for order in COLUMNS.values())
+            lines.append(f"{name:16}{values}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        query, database = read_codes(args.query), read_codes(args.database)
+        result, notes = evaluate(query, database, args.topk)
+        if args.json:
+            write_json(args.json, result.metrics)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    print(f"{len(query)} queries in {len(database)} codes of {query.bits} bits")
+    print(format_table(result.metrics, args.topk))
+    left_out = result.metrics["num_queries_without_relevant"]
+    if left_out:
+        print(f"{left_out} queries without any relevant item in the database are left out")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
