@@ -1,5 +1,7 @@
-"""tools/evaluate_codes.py end to end."""
+"""The command line that evaluates code files."""
 
+import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -8,68 +10,135 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regiondh_d2.evaluation import evaluate_ranking
 from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, write_codes
 
-TOOL = Path(__file__).parents[1] / "tools/evaluate_codes.py"
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tools" / "evaluate_codes.py"
 
 
-def code_set(rows, seed, bits=12, classes=("cat", "dog", "cow")):
-    rng = np.random.default_rng(seed)
-    return CodeSet(
-        codes=pack_codes(rng.random((rows, bits)) < 0.5),
-        bits=bits,
-        image_ids=[f"{seed}-{i}" for i in range(rows)],
-        file_names=[f"{i}.jpg" for i in range(rows)],
-        labels=(rng.random((rows, len(classes))) < 0.5).astype(np.uint8),
-        class_names=list(classes),
-    )
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("evaluate_codes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Three queries; the last has no relevant item. All orders of the ties are few enough to list.
+QUERY = np.array([[0, 0, 0], [0, 0, 1], [1, 1, 1]], bool)
+QUERY_LABELS = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
+DATABASE = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 0]], bool)
+DATABASE_LABELS = np.array([[0, 1, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
+
+
+def write(path, codes=None, labels=None, **changes):
+    codes = QUERY if codes is None else codes
+    values = {
+        "codes": pack_codes(codes),
+        "bits": codes.shape[1],
+        "image_ids": [str(i) for i in range(len(codes))],
+        "file_names": [f"{i}.jpg" for i in range(len(codes))],
+        "labels": labels,
+        "class_names": ["a", "b", "c"],
+        "model_fingerprint": "f" * 64,
+    }
+    write_codes(path, CodeSet(**(values | changes)))
+    return str(path)
 
 
 @pytest.fixture
 def files(tmp_path):
-    query, database = code_set(5, seed=1), code_set(40, seed=2)
-    write_codes(tmp_path / "q.h5", query)
-    write_codes(tmp_path / "d.h5", database)
-    return tmp_path, query, database
+    return (
+        write(tmp_path / "q.h5", QUERY, QUERY_LABELS),
+        write(tmp_path / "d.h5", DATABASE, DATABASE_LABELS),
+    )
 
 
-def evaluate(*args):
-    command = [sys.executable, str(TOOL), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def map_over_all_orders(k):
+    """Mean over the queries of the mean, the minimum and the maximum of AP over all tie orders."""
+    collected = []
+    for code, labels in zip(QUERY[:2], QUERY_LABELS, strict=False):
+        distances = (code != DATABASE).sum(1)
+        relevant = DATABASE_LABELS @ labels > 0
+        groups = [np.flatnonzero(distances == d) for d in np.unique(distances)]
+        values = []
+        for parts in itertools.product(*map(itertools.permutations, groups)):
+            top = relevant[list(itertools.chain(*parts))][:k]
+            hits = np.cumsum(top)
+            precision = hits / np.arange(1, k + 1)
+            values.append((top * precision).sum() / max(1, hits[-1]))
+        collected.append((np.mean(values), min(values), max(values)))
+    return np.mean(collected, axis=0)
 
 
-def test_prints_and_writes_the_metrics_of_two_files(files):
-    folder, query, database = files
-    paths = ["--query", folder / "q.h5", "--database", folder / "d.h5"]
-    result = evaluate(*paths, "--topk", 10, "--json", folder / "out.json")
-    assert result.returncode == 0, result.stderr
-    written = json.loads((folder / "out.json").read_text())
-    expected = evaluate_ranking(
-        query.codes, database.codes, query.labels, database.labels, bits=12, topk=10
-    ).metrics
-    for name, value in expected.items():
-        assert written[name] == pytest.approx(value, abs=1e-12), name
-    for name in ("MAP@10", "MAP_min@10", "NDCG@10", "ACG@10"):
-        assert name in result.stdout
-        assert f"{expected[name]:.4f}" in result.stdout
+def test_table_and_json(tool, files, tmp_path, capsys):
+    query, database = files
+    out = tmp_path / "new" / "metrics.json"
+    arguments = ["--query", query, "--database", database, "--topk", "3", "6", "--json", str(out)]
+    assert tool.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    metrics = json.loads(out.read_text())
+    for k in (3, 6):
+        expected, lowest, highest = map_over_all_orders(k)
+        assert metrics[f"MAP@{k}"] == pytest.approx(expected, abs=1e-9)
+        assert metrics[f"MAP@{k}-pessimistic"] == pytest.approx(lowest, abs=1e-12)
+        assert metrics[f"MAP@{k}-optimistic"] == pytest.approx(highest, abs=1e-12)
+        row = next(line for line in printed.out.splitlines() if line.startswith(f"MAP@{k} "))
+        assert row.split()[1:4] == [f"{value:.4f}" for value in (expected, lowest, highest)]
+    assert metrics["num_queries_without_relevant"] == 1
+    assert "3 queries in 6 codes of 3 bits" in printed.out
+    assert "1 queries without any relevant item" in printed.out
 
 
-def test_a_failure_is_one_clear_line(files):
-    folder, *_ = files
-    write_codes(folder / "other.h5", code_set(5, seed=3, bits=16))
-    for name, reason in (("missing.h5", "missing.h5"), ("other.h5", "16")):
-        result = evaluate(
-            "--query", folder / name, "--database", folder / "d.h5", "--json", folder / "no.json"
-        )
-        assert result.returncode == 1
-        last = result.stderr.strip().splitlines()[-1]
-        assert last.startswith("error: ")
-        assert reason in last
-        assert not (folder / "no.json").exists()
+def test_a_large_k_warns(tool, files, capsys):
+    assert tool.main(["--query", files[0], "--database", files[1]]) == 0
+    assert capsys.readouterr().err.startswith("warning: top k of 1000 is above the database's 6")
 
 
-def test_a_wrong_argument_exits_with_2(files):
-    folder, *_ = files
-    result = evaluate("--query", folder / "q.h5", "--database", folder / "d.h5", "--topk", "0")
-    assert result.returncode == 2
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codes": np.zeros((6, 4), bool)}, "3 bits and the database 4"),
+        ({"class_names": ["a", "b", "d"]}, "class names"),
+        ({"model_fingerprint": "e" * 64}, "code both with the same model"),
+        ({"labels": None}, "the database file has no labels"),
+        ({"labels": np.zeros((6, 3))}, "nothing to measure"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tool, files, tmp_path, capsys, changes, message):
+    arguments = {"codes": DATABASE, "labels": DATABASE_LABELS} | changes
+    database = write(tmp_path / "other.h5", **arguments)
+    out = tmp_path / "metrics.json"
+    arguments = ["--query", files[0], "--database", database, "--topk", "3", "--json", str(out)]
+    assert tool.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--query", "q.h5"], ["--topk", "0"], ["--topk", "x"]])
+def test_wrong_arguments_exit_2(tool, files, arguments):
+    if "--topk" in arguments:
+        arguments = ["--query", files[0], "--database", files[1], *arguments]
+    with pytest.raises(SystemExit) as error:
+        tool.main(arguments)
+    assert error.value.code == 2
+
+
+def test_as_a_program(files, tmp_path):
+    """A missing file: exit status 1 and one line that names it."""
+    absent = str(tmp_path / "absent.h5")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT, "--query", absent, "--database", files[1]],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert absent in done.stderr
+    assert done.stderr.count("\n") == 1

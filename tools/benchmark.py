@@ -53,18 +53,23 @@ def make_codes(rng: np.random.Generator, labels: np.ndarray, projection: np.ndar
 
 
 def rank_in_python(
-    query: np.ndarray, database: np.ndarray, shared: np.ndarray, k: int
+    query: np.ndarray,
+    database: np.ndarray,
+    query_labels: np.ndarray,
+    database_labels: np.ndarray,
+    k: int,
 ) -> dict[str, float]:
     """One query the usual way: sort (distance, row) pairs, then walk over the top k.
 
     Args:
         query: bool (K,).
         database: bool (N, K).
-        shared: int (N,), labels shared with the query.
+        query_labels: int (C,), multi-hot.
+        database_labels: int (N, C), multi-hot.
         k: cut-off.
     """
     distances = np.count_nonzero(database != query, axis=1).tolist()
-    shared = shared.tolist()
+    shared = (database_labels @ query_labels).tolist()
     ranking = sorted(zip(distances, range(len(distances)), strict=True))
     hits = label_sum = 0
     ap = wap = dcg = 0.0
@@ -111,10 +116,10 @@ def benchmark_evaluation(args: argparse.Namespace) -> dict:
 
     sample = min(args.baseline_queries, args.queries)
     query_bits, database_bits = unpack_codes(query, args.bits), unpack_codes(database, args.bits)
-    shared = query_labels[:sample].astype(int) @ database_labels.T
-    measurable = np.flatnonzero(shared.any(axis=1))
+    labels, items = query_labels.astype(int), database_labels.astype(int)
+    measurable = np.flatnonzero((labels[:sample] @ items.T).any(axis=1))
     start = time.perf_counter()
-    plain = [rank_in_python(query_bits[q], database_bits, shared[q], k) for q in measurable]
+    plain = [rank_in_python(query_bits[q], database_bits, labels[q], items, k) for q in measurable]
     per_query = (time.perf_counter() - start) / max(1, len(measurable))
     for q, values in zip(measurable, plain, strict=True):
         for metric, value in values.items():
