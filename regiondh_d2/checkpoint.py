@@ -135,8 +135,7 @@ class _SourceHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering)
 
 
-if not any(p == PREFIX for p in PathManager._path_handlers):  # a reload must not register twice
-    PathManager.register_handler(_SourceHandler())
+PathManager.register_handler(_SourceHandler(), allow_override=True)
 
 
 class RegionDHCheckpointer(DetectionCheckpointer):

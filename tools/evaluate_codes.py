@@ -8,9 +8,9 @@ all orders and its value when ties are sorted by database row.
 import argparse
 import sys
 import time
-import warnings
 
-from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult, evaluate_ranking
+from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
+from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.retrieval.code_store import (
     CodeFileError,
     CodeSet,
@@ -58,18 +58,8 @@ def evaluate(query: CodeSet, database: CodeSet, topk: list[int]) -> tuple[Rankin
             raise CodeFileError(
                 f"the {role} file has no labels: extract the codes from a labelled dataset"
             )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = evaluate_ranking(
-            query.codes,
-            database.codes,
-            query.labels,
-            database.labels,
-            bits=query.bits,
-            topk=topk,
-            progress=make_progress(),
-        )
-    return result, notes + [str(warning.message) for warning in caught]
+    result, warned = rank_code_sets(query, database, topk, progress=make_progress())
+    return result, notes + warned
 
 
 def make_progress(every: float = 5.0):

@@ -33,7 +33,7 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     add_regiondh_config(cfg)
     if config_file:
         if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"no config file {config_file}")
+            raise FileNotFoundError(f"{config_file}: no such config file")
         cfg.merge_from_file(config_file)
     if len(opts) % 2:
         raise ValueError(f"overrides come in pairs KEY VALUE; the last one is alone: {opts[-1]}")

@@ -83,8 +83,6 @@ def run_demo(
     """
     output = Path(output).expanduser()
     started = time.perf_counter()
-    if not Path(config_file).is_file():
-        raise FileNotFoundError(f"{config_file}: no such config file")
     cfg = build_cfg(os.fspath(config_file))
     report(f"scenes: {images} to search in, {queries} to search with ({output / 'scenes'})")
     generate_scenes(output / "scenes", num_database=images, num_queries=queries, seed=seed)

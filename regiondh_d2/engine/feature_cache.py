@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import model_fingerprint
+from ..modeling.roi_heads import with_whole_image_box
 from ..retrieval.code_store import replace_when_complete
 
 __all__ = ["CachedRegions", "FeatureCache"]
@@ -208,9 +209,8 @@ def _view(model, inputs: dict) -> dict[str, np.ndarray]:
     features = model.backbone(images.tensor)
     proposals = model.proposal_generator(images, features, None)[0][0]
     truth = inputs["instances"].to(model.device)
-    height, width = proposals.image_size
-    whole = truth.gt_boxes.tensor.new_tensor([[0.0, 0.0, width, height]])
-    boxes = torch.cat([proposals.proposal_boxes.tensor, truth.gt_boxes.tensor, whole])
+    boxes = torch.cat([proposals.proposal_boxes.tensor, truth.gt_boxes.tensor])
+    boxes = with_whole_image_box(boxes, proposals.image_size)
     heads = model.roi_heads
     pooled = heads.box_pooler([features[f] for f in heads.box_in_features], [Boxes(boxes)])
     objectness = boxes.new_zeros(len(boxes))

@@ -1,6 +1,5 @@
 """The trainer: Detectron2's, with our checkpointer, learning-rate factors and evaluators."""
 
-import logging
 import os
 
 import torch
@@ -18,8 +17,6 @@ from ..evaluation import RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from .feature_cache import FeatureCache
 
 __all__ = ["RegionDHTrainer", "build_optimizer"]
-
-logger = logging.getLogger(__name__)
 
 # Parameter-name prefixes of the parts that MODEL.REGION_DH.LR_FACTORS names.
 PARTS = {
@@ -153,11 +150,8 @@ class RegionDHTrainer(DefaultTrainer):
         )
         evaluators: list[DatasetEvaluator] = [retrieval]
         queries = metadata.query_datasets
-        in_voc_layout = all(
-            MetadataCatalog.get(name).get("evaluator_type", None) == "pascal_voc"
-            for name in queries
-        )
-        if node.BOX_AP and in_voc_layout and len(queries) == 1:
+        kinds = [MetadataCatalog.get(name).get("evaluator_type", None) for name in queries]
+        if node.BOX_AP and kinds == ["pascal_voc"]:
             evaluators.append(RoleFilter("query", VOCBoxEvaluator(queries[0])))
         return DatasetEvaluators(evaluators)
 
@@ -166,8 +160,9 @@ class RegionDHTrainer(DefaultTrainer):
         """As :meth:`DefaultTrainer.test`; code files carry the fingerprint of the model."""
         module = _unwrap(model)
         if cfg.MODEL.REGION_DH.FEATURE_CACHE:
+            cache = FeatureCache(cfg)
             for name in cfg.DATASETS.TEST:
-                FeatureCache(cfg).ensure(module, name, mirrored=False)
+                cache.ensure(module, name, mirrored=False)
         if evaluators is None:
             fingerprint = model_fingerprint(module)
             evaluators = [

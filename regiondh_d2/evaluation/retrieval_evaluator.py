@@ -9,7 +9,7 @@ import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from ..retrieval.code_store import (
     write_codes,
     write_json,
 )
-from .ranking_metrics import evaluate_ranking
+from .ranking_metrics import RankingResult, evaluate_ranking
 
 _ROLES = ("query", "database", "both")
 
@@ -211,18 +211,9 @@ class RetrievalEvaluator(DatasetEvaluator):
             write_codes(self._output_dir / "query.h5", query)
             if self._database is None:
                 write_codes(self._output_dir / "database.h5", database)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            result = evaluate_ranking(
-                query.codes,
-                database.codes,
-                query.labels,
-                database.labels,
-                bits=query.bits,
-                topk=self._topk,
-            )
-        for warning in caught:
-            self._logger.warning("%s: %s", self._dataset_name, warning.message)
+        result, notes = rank_code_sets(query, database, self._topk)
+        for note in notes:
+            self._logger.warning("%s: %s", self._dataset_name, note)
         if self._output_dir is not None:
             write_json(self._output_dir / "metrics.json", result.metrics)
         return OrderedDict(retrieval=dict(result.metrics))
@@ -292,6 +283,31 @@ def _join_detections(detections: list[_Detections | None]) -> InstanceCodes | No
         scores=np.concatenate([k.scores for k in kept]),
         classes=np.concatenate([k.classes for k in kept]),
     )
+
+
+def rank_code_sets(
+    query: CodeSet,
+    database: CodeSet,
+    topk: int | Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[RankingResult, list[str]]:
+    """:func:`evaluate_ranking` on two labelled code sets of equal length.
+
+    Returns:
+        The result, and the warnings it gave as lines of text, for the caller to show.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = evaluate_ranking(
+            query.codes,
+            database.codes,
+            query.labels,
+            database.labels,
+            bits=query.bits,
+            topk=topk,
+            progress=progress,
+        )
+    return result, [str(warning.message) for warning in caught]
 
 
 class RoleFilter(DatasetEvaluator):

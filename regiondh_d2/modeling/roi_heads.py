@@ -156,15 +156,14 @@ class RegionDHROIHeads(StandardROIHeads):
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         latent = {"init_std": node.LATENT_INIT_STD, "init_bias": node.LATENT_INIT_BIAS}
         fused = fusion_width(num_classes, bits_instance, node.FUSION_NORM)
-        if node.WHOLE_IMAGE == "pooled" and not hasattr(ret["box_head"], "pooled_dim"):
+        pooled = getattr(ret["box_head"], "pooled_dim", 0)
+        if node.WHOLE_IMAGE == "pooled" and not pooled:
             raise ValueError(
                 "MODEL.REGION_DH.WHOLE_IMAGE 'pooled' needs a box head that pools before its fully "
                 f"connected layers (LightBoxHead), not {cfg.MODEL.ROI_BOX_HEAD.NAME}"
             )
-        beside = {"row": bits_instance, "feature": features}
+        beside = {"row": bits_instance, "feature": features, "pooled": pooled}
         fused += beside.get(node.WHOLE_IMAGE, 0)
-        if node.WHOLE_IMAGE == "pooled":
-            fused += ret["box_head"].pooled_dim
         return {
             **ret,
             "box_predictor": RegionDHOutputLayers(cfg, shape),
@@ -305,9 +304,9 @@ class RegionDHROIHeads(StandardROIHeads):
             # The background is Detectron2's last column.
             p = regions.scores.float().softmax(dim=1)[:, :-1]
             a, beside = regions.activations, []
-            if self.whole_image in ("row", "feature", "pooled"):
-                whole = {"row": a, "feature": regions.features, "pooled": regions.pooled}
-                beside = [whole[self.whole_image][-1].float()]
+            values = {"row": a, "feature": regions.features, "pooled": regions.pooled}
+            if self.whole_image in values:
+                beside = [values[self.whole_image][-1].float()]
                 p, a = p[:-1], a[:-1]
             fused.append(torch.cat([cross_proposal_fusion(p, a, self.fusion_norm), *beside]))
         fused = torch.stack(fused)
@@ -334,11 +333,16 @@ class _Rows:
 
     def with_whole_image(self, image_size: tuple[int, int]) -> "_Rows":
         """Append a region that covers the unpadded image; a table's last row is its cached row."""
-        height, width = image_size
-        boxes = torch.cat([self.boxes, self.boxes.new_tensor([[0.0, 0.0, width, height]])])
+        boxes = with_whole_image_box(self.boxes, image_size)
         if self.index is None:
             return _Rows(boxes)
         return _Rows(boxes, torch.cat([self.index, self.index.new_tensor([-1])]))
+
+
+def with_whole_image_box(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Boxes (R, 4) with one more, last, that covers an image of size (height, width)."""
+    height, width = image_size
+    return torch.cat([boxes, boxes.new_tensor([[0.0, 0.0, width, height]])])
 
 
 def _choices(key: str, value: str, known) -> str:
