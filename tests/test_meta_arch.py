@@ -100,6 +100,11 @@ def test_weights_come_from_the_config(make_model, make_inputs):
     assert after["loss_cls_image"].item() == pytest.approx(6 * before["loss_cls_image"].item())
 
 
+def test_too_few_weights_name_the_key(make_model):
+    with pytest.raises(ValueError, match=r"LOSS_WEIGHTS\.BETA takes 3 weights, not 2"):
+        make_model("MODEL.REGION_DH.LOSS_WEIGHTS.BETA", [1.0, 1.0])
+
+
 @pytest.mark.parametrize(
     "key",
     ["RPN.LOSS_WEIGHT", "RPN.BBOX_REG_LOSS_WEIGHT", "ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT"],
@@ -220,6 +225,17 @@ def test_an_image_without_detections_has_a_code(make_model, make_inputs, proposa
     assert result["instances"].pred_codes.shape == (0, 12)
     assert set(result) == {"instances", *CODE_KEYS}
     assert result["image_activation"].isfinite().all()
+
+
+@torch.no_grad()
+def test_proposals_can_come_with_the_inputs(make_model, make_inputs):
+    model = make_model("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals").eval()
+    inputs = make_inputs((64, 96))
+    corner = torch.tensor([[0.0, 0.0], [20.0, 10.0]])
+    proposals = Instances((64, 96), proposal_boxes=Boxes(torch.cat([corner, corner + 30], dim=1)))
+    proposals.objectness_logits = torch.zeros(2)
+    (result,) = model([{**inputs[0], "proposals": proposals}])
+    assert set(result) == {"instances", *CODE_KEYS}
 
 
 @torch.no_grad()

@@ -196,6 +196,24 @@ def test_pred_codes_are_those_of_the_proposal_behind_the_detection(make_heads):
 
 
 @torch.no_grad()
+def test_a_proposal_that_is_not_finite_does_not_shift_the_codes(make_heads):
+    heads = make_heads()
+    features, proposals = make_features(2), make_proposals(20, 7)
+    without = [p[torch.arange(len(p)) != bad] for p, bad in zip(proposals, (4, 0), strict=True)]
+    expected, _ = heads.forward_hash(features, without)
+
+    def overflow(module, inputs, deltas):
+        deltas[[4, 20]] = torch.inf  # the first image has 20 rows
+
+    heads.box_predictor.bbox_pred.register_forward_hook(overflow)
+    instances, _ = heads.forward_hash(features, proposals)
+    for found, other in zip(instances, expected, strict=True):
+        assert len(found) > 3
+        torch.testing.assert_close(found.pred_boxes.tensor, other.pred_boxes.tensor)
+        assert torch.equal(found.pred_codes, other.pred_codes)
+
+
+@torch.no_grad()
 def test_boxes_are_moved_by_the_deltas_of_their_own_proposal(make_heads):
     heads = make_heads("WHOLE_IMAGE", "region")
     torch.nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.5)
@@ -495,6 +513,18 @@ def test_cached_regions_give_the_same_losses_and_codes(make_heads, whole, rois):
 def test_unknown_values_name_the_key(make_heads, key):
     with pytest.raises(ValueError, match=rf"MODEL\.REGION_DH\.{key}: 'nonsense'"):
         make_heads(key, "nonsense")
+
+
+def test_a_negative_number_of_fused_regions_is_refused(make_heads):
+    with pytest.raises(ValueError, match=r"MODEL\.REGION_DH\.FUSION_NUM_ROIS: -1"):
+        make_heads("FUSION_NUM_ROIS", -1)
+
+
+@pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON", "ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES"])
+def test_other_heads_are_refused(tiny_cfg, key):
+    tiny_cfg.merge_from_list([f"MODEL.{key}", True])
+    with pytest.raises(ValueError, match=key.split(".")[-1]):
+        build_roi_heads(tiny_cfg, {"stage4": ShapeSpec(channels=8, stride=16)})
 
 
 def test_sigmoid_classifiers_are_refused(tiny_cfg):

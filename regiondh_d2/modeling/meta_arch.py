@@ -1,6 +1,6 @@
 """The Region-DH meta-architecture: a GeneralizedRCNN whose outputs carry image codes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from detectron2.config import configurable
@@ -21,6 +21,15 @@ class LossWeights:
     beta: tuple[float, float, float] = (1.0, 1.0, 1.0)
     gamma_h1: tuple[float, float] = (0.05, 10.0)
     gamma_h2: tuple[float, float] = (0.05, 10.0)
+
+    def __post_init__(self):
+        for field in fields(self):
+            given, wanted = len(getattr(self, field.name)), len(field.default)
+            if given != wanted:
+                raise ValueError(
+                    f"MODEL.REGION_DH.LOSS_WEIGHTS.{field.name.upper()} takes {wanted} weights, "
+                    f"not {given}"
+                )
 
     def apply(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weight the losses of the RPN and the ROI heads, and join E1 and E2 of each layer.
@@ -127,7 +136,10 @@ class RegionDH(GeneralizedRCNN):
             return [p.image_size for p in proposals], {CACHED_REGIONS: tables}, proposals
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        proposals, _ = self.proposal_generator(images, features, None)
+        if self.proposal_generator is not None:
+            proposals, _ = self.proposal_generator(images, features, None)
+        else:  # as in GeneralizedRCNN, precomputed ones come with the inputs
+            proposals = [x["proposals"].to(self.device) for x in batched_inputs]
         return images.image_sizes, features, proposals
 
 

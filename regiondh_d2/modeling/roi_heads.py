@@ -136,6 +136,8 @@ class RegionDHROIHeads(StandardROIHeads):
         ):
             if value not in known:
                 raise ValueError(_choices(key, value, known))
+        if fusion_num_rois < 0:
+            raise ValueError(f"MODEL.REGION_DH.FUSION_NUM_ROIS: {fusion_num_rois} is below 0")
         self.instance_hash = instance_hash
         self.image_hash = image_hash
         self.fusion_rois = fusion_rois
@@ -147,6 +149,7 @@ class RegionDHROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        _refuse_other_heads(cfg)
         ret = super().from_config(cfg, input_shape)
         node = cfg.MODEL.REGION_DH
         shape = ret["box_head"].output_shape
@@ -255,9 +258,22 @@ class RegionDHROIHeads(StandardROIHeads):
         scores = torch.cat([r.scores for r in images])
         deltas = self.box_predictor.bbox_pred(torch.cat([r.features for r in images]))
         instances, kept = self.box_predictor.inference((scores, deltas), proposals)
-        for found, index, r in zip(instances, kept, images, strict=True):
-            found.pred_codes = binarize(r.activations[index])
+        finite = self._finite_rows((scores, deltas), proposals)
+        for found, index, rows, r in zip(instances, kept, finite, images, strict=True):
+            found.pred_codes = binarize(r.activations[rows][index])
         return instances, codes
+
+    def _finite_rows(self, predictions, proposals: list[Instances]) -> list[torch.Tensor]:
+        """Per image a mask (R,) of the proposals among which Detectron2's inference counts.
+
+        It drops those whose boxes or scores aren't finite before it numbers what it keeps.
+        """
+        boxes = self.box_predictor.predict_boxes(predictions, proposals)
+        scores = self.box_predictor.predict_probs(predictions, proposals)
+        return [
+            b.isfinite().all(dim=1) & s.isfinite().all(dim=1)
+            for b, s in zip(boxes, scores, strict=True)
+        ]
 
     def forward_with_given_boxes(self, features, instances: list[Instances]) -> list[Instances]:
         """Add ``pred_codes`` to instances with known ``pred_boxes``."""
@@ -343,6 +359,17 @@ def with_whole_image_box(boxes: torch.Tensor, image_size: tuple[int, int]) -> to
     """Boxes (R, 4) with one more, last, that covers an image of size (height, width)."""
     height, width = image_size
     return torch.cat([boxes, boxes.new_tensor([[0.0, 0.0, width, height]])])
+
+
+def _refuse_other_heads(cfg) -> None:
+    """The losses and the cached features are those of boxes alone."""
+    for node, key in (
+        (cfg.MODEL, "MASK_ON"),
+        (cfg.MODEL, "KEYPOINT_ON"),
+        (cfg.MODEL.ROI_BOX_HEAD, "TRAIN_ON_PRED_BOXES"),
+    ):
+        if node[key]:
+            raise ValueError(f"RegionDHROIHeads has no {key}; set it to False")
 
 
 def _choices(key: str, value: str, known) -> str:
