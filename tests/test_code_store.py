@@ -1,11 +1,16 @@
 """Code files: what is written comes back, and whatever is wrong is one line that names the file."""
 
 import contextlib
+import dataclasses
 import os
+import resource
+import signal
 
 import h5py
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
 
 from regiondh_d2.retrieval import code_store
 from regiondh_d2.retrieval.code_store import (
@@ -13,8 +18,11 @@ from regiondh_d2.retrieval.code_store import (
     CodeSet,
     InstanceCodes,
     check_comparable,
+    codes_from_outputs,
+    join_code_sets,
     pack_codes,
     read_codes,
+    take_rows,
     unpack_codes,
     write_codes,
     write_json,
@@ -34,6 +42,7 @@ def make_code_set(rows=5, bits=12, instances=True, **changes):
         "config": "some.yaml",
         "count_difficult": False,
         "model_fingerprint": "ab" * 32,
+        "settings": "INPUT.FORMAT 'RGB'\ninstances True",
         "activations": rng.random((rows, bits)).astype(np.float16),
         "features": rng.random((rows, 7)).astype(np.float16),
     }
@@ -115,6 +124,36 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_codes(path, make_code_set(rows=9))
     assert os.listdir(tmp_path) == ["codes.h5"]
     assert_same(old, read_codes(path))
+
+
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond 16 KiB, which Python reports as an error like that of a full disk."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, full_disk):
+    path = tmp_path / "codes.h5"
+    old = make_code_set()
+    write_codes(path, old)
+    with pytest.raises(OSError) as error:
+        write_codes(path, make_code_set(rows=2000))
+    assert error.value.filename == str(path)
+    assert os.listdir(tmp_path) == ["codes.h5"]
+    assert_same(old, read_codes(path))
+
+
+def test_files_of_before_settings_are_read(tmp_path):
+    path = tmp_path / "codes.h5"
+    write_codes(path, make_code_set())
+    with h5py.File(path, "r+") as file:
+        del file.attrs["settings"]
+    assert_same(make_code_set(settings=""), read_codes(path))
 
 
 def test_inconsistent_code_sets_are_not_written(tmp_path):
@@ -272,3 +311,88 @@ def test_write_json_is_complete_or_absent(tmp_path):
         write_json(path, {"a": float("nan")})
     assert path.read_text() == '{\n  "a": 1.5\n}\n'
     assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def make_output(image_code, scores=None):
+    """A model's output with detections of these scores, the r-th of class r at (r, 0, 9, 9)."""
+    code = torch.tensor(image_code, dtype=torch.bool)
+    output = {"image_code": code, "image_activation": code * 0.5 + 0.25}
+    if scores is not None:
+        rows = torch.arange(len(scores))
+        instances = Instances((9, 9))
+        instances.pred_boxes = Boxes([[float(r), 0.0, 9.0, 9.0] for r in rows])
+        instances.scores = torch.tensor(scores)
+        instances.pred_classes = rows
+        instances.pred_codes = rows[:, None] == torch.arange(3)
+        output["instances"] = instances
+    return output
+
+
+def test_codes_from_outputs():
+    codes = codes_from_outputs(
+        [make_output([1, 0, 1], [0.9, 0.2, 0.3]), make_output([0, 0, 1], [0.1, 0.8])],
+        image_ids=["a", "b"],
+        file_names=["a.jpg", "b.jpg"],
+        labels=[[2, 0], []],
+        class_names=["x", "y", "z"],
+        instance_min_score=0.3,
+        dataset="some",
+    )
+    assert (codes.bits, codes.image_ids, codes.dataset) == (3, ["a", "b"], "some")
+    np.testing.assert_array_equal(unpack_codes(codes.codes, 3), [[1, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(codes.activations, [[0.75, 0.25, 0.75], [0.25, 0.25, 0.75]])
+    assert codes.activations.dtype == np.float16
+    np.testing.assert_array_equal(codes.labels, [[1, 0, 1], [0, 0, 0]])
+    found = codes.instances
+    np.testing.assert_array_equal(found.image_index, [0, 0, 1])
+    np.testing.assert_array_equal(found.classes, [0, 2, 1])
+    np.testing.assert_array_equal(found.boxes[:, 0], [0, 2, 1])
+    np.testing.assert_array_equal(unpack_codes(found.codes, 3), np.eye(3)[[0, 2, 1]])
+    np.testing.assert_allclose(found.scores, [0.9, 0.3, 0.8])
+
+
+def test_codes_from_outputs_of_image_codes_alone():
+    outputs = [make_output([1, 1])]
+    names = {"image_ids": ["a"], "file_names": ["a.jpg"]}
+    codes = codes_from_outputs(outputs, **names, activations=False)
+    assert codes.instances is codes.labels is codes.activations is None
+    with pytest.raises(ValueError, match="no image_code"):
+        codes_from_outputs([{"instances": 1}], **names)
+
+
+def test_join_and_take_rows_are_inverse(tmp_path):
+    """Rows taken one by one and joined in another order are those rows, instances and all."""
+    whole = make_code_set()
+    order = [3, 0, 4, 2, 1]
+    joined = join_code_sets([take_rows(whole, [row]) for row in order])
+    assert joined.image_ids == [f"{row:06d}" for row in order]
+    for name in ("codes", "labels", "activations", "features"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name)[order])
+    # Of instances 0 to 3, in rows 0, 0, 2 and 4 of the whole.
+    np.testing.assert_array_equal(joined.instances.image_index, [1, 1, 2, 3])
+    np.testing.assert_array_equal(joined.instances.boxes, whole.instances.boxes[[0, 1, 3, 2]])
+    assert_same(whole, take_rows(joined, np.argsort(order)))
+
+
+def test_take_rows_leaves_out_the_instances_of_other_rows():
+    taken = take_rows(make_code_set(), [2, 1])
+    np.testing.assert_array_equal(taken.instances.image_index, [0])
+    np.testing.assert_array_equal(taken.instances.classes, [1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bits": 11, "codes": np.zeros((5, 2), np.uint8), "activations": None},
+        {"dataset": "other"},
+        {"class_names": ["a", "b", "c"]},
+        {"model_fingerprint": ""},
+        {"settings": ""},
+        {"activations": None},
+        {"instances": dataclasses.replace(make_code_set().instances, bits=10)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_codes_that_do_not_belong_together_are_not_joined(changes):
+    with pytest.raises(CodeFileError, match=next(iter(changes))):
+        join_code_sets([make_code_set(), dataclasses.replace(make_code_set(), **changes)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,10 @@ def train_net(workspace, *args):
     )
 
 
+def last_line(text):
+    return text.rstrip().rsplit("\n", 1)[-1]
+
+
 def metrics_of(folder):
     """The last value of each scalar; the lines of metrics.json hold what was new at their time."""
     lines = (folder / "metrics.json").read_text().splitlines()
@@ -48,6 +53,7 @@ def test_train_resume_and_evaluate(workspace):
     database = read_codes(output / "inference/scenes_retrieval/database.h5")
     assert (len(database), database.bits) == (8, 48)
     assert len(database.model_fingerprint) == 64
+    assert database.config == str(output / "config.yaml")
 
     result = train_net(workspace, "--resume", "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "5")
     assert result.returncode == 0, result.stderr
@@ -97,8 +103,8 @@ def test_heads_train_on_cached_features(workspace):
         "OUTPUT_DIR",
         str(workspace / "other"),
     )
-    assert other.returncode != 0
-    assert "was made by other weights" in other.stderr
+    assert other.returncode == 1
+    assert re.match(r"error: \S+_database\.h5 was made by other", last_line(other.stderr))
 
 
 def test_a_cache_needs_frozen_features(workspace):
@@ -109,5 +115,21 @@ def test_a_cache_needs_frozen_features(workspace):
         "OUTPUT_DIR",
         str(workspace / "refused"),
     )
-    assert result.returncode != 0
-    assert "LR_FACTORS.BACKBONE" in result.stderr
+    assert result.returncode == 1
+    assert re.match(r"error: .+LR_FACTORS\.BACKBONE", last_line(result.stderr))
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(workspace):
+    output = workspace / "diverging"
+    opts = ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
+    result = train_net(workspace, *opts, "SOLVER.BASE_LR", "1e30", "OUTPUT_DIR", str(output))
+    assert result.returncode == 1
+    assert re.match(r"error: .*(infinite or NaN|Inf/NaN)", last_line(result.stderr))
+    assert (output / "model_0000000.pth").is_file()
+    assert not (output / "model_final.pth").exists()
+
+
+def test_an_unknown_key_is_named(workspace):
+    result = train_net(workspace, "MODEL.REGION_DH.BITZ", "48")
+    assert result.returncode == 1
+    assert re.match(r"error: .+BITZ", last_line(result.stderr))

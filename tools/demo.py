@@ -2,7 +2,6 @@
 """Train Region-DH on generated scenes, measure it beside two references, and draw what it finds."""
 
 import argparse
-import logging
 import sys
 import warnings
 from pathlib import Path
@@ -44,29 +43,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    # PyTorch's remarks on Detectron2's code would drown the demo's few lines.
-    warnings.filterwarnings("ignore", module="torch")
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
-    # After the arguments, because these imports take seconds.
+def run(args: argparse.Namespace) -> None:
     from regiondh_d2.engine.demo import format_table, run_demo
 
-    try:
-        result = run_demo(
-            args.output,
-            args.config_file,
-            images=args.images,
-            queries=args.queries,
-            iterations=args.iterations,
-            seed=args.seed,
-            report=lambda line: print(line, flush=True),
-        )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    result = run_demo(
+        args.output,
+        args.config_file,
+        images=args.images,
+        queries=args.queries,
+        iterations=args.iterations,
+        seed=args.seed,
+        report=lambda line: print(line, flush=True),
+    )
     print(f"\n{format_table(result)}\n\npicture: {result.picture}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    # After the arguments, because these imports take seconds, and without PyTorch's remarks.
+    warnings.filterwarnings("ignore", module="torch")
+    from regiondh_d2.engine.command import run_command
+
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 
+from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.retrieval.code_store import (
@@ -25,13 +26,6 @@ COLUMNS = {
     "optimistic": "-optimistic",
     "index order": "-index_order",
 }
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
-    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,16 +79,11 @@ def format_table(metrics: dict[str, float], topk: list[int]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        query, database = read_codes(args.query), read_codes(args.database)
-        result, notes = evaluate(query, database, args.topk)
-        if args.json:
-            write_json(args.json, result.metrics)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    query, database = read_codes(args.query), read_codes(args.database)
+    result, notes = evaluate(query, database, args.topk)
+    if args.json:
+        write_json(args.json, result.metrics)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     print(f"{len(query)} queries in {len(database)} codes of {query.bits} bits")
@@ -102,7 +91,11 @@ def main(argv: list[str] | None = None) -> int:
     left_out = result.metrics["num_queries_without_relevant"]
     if left_out:
         print(f"{left_out} queries without any relevant item in the database are left out")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

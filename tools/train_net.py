@@ -1,11 +1,14 @@
 #!/usr/bin/env python
 """Train or evaluate a network: tools/train_net.py --config-file C [--eval-only] [KEY VALUE ...]."""
 
+import sys
+
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 from detectron2.engine import default_argument_parser, launch
 
-import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import RegionDHCheckpointer
 from regiondh_d2.engine import RegionDHTrainer, setup_cfg
+from regiondh_d2.engine.command import run_command
 
 
 def main(args):
@@ -23,11 +26,16 @@ def main(args):
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
+    sys.exit(
+        run_command(
+            lambda: launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            ),
+            interrupted="interrupted: --resume goes on from the last checkpoint",
+        )
     )

@@ -145,6 +145,7 @@ class RegionDHTrainer(DefaultTrainer):
             count_difficult=node.COUNT_DIFFICULT,
             output_dir=output_folder,
             database_codes=node.DATABASE_CODES or None,
+            config_name=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
             model_fingerprint=model_fingerprint,
             instance_min_score=node.INSTANCE_MIN_SCORE,
         )

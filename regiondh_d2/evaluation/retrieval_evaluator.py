@@ -22,9 +22,9 @@ from detectron2.utils import comm
 
 from ..retrieval.code_store import (
     CodeSet,
-    InstanceCodes,
     check_comparable,
-    pack_codes,
+    codes_from_outputs,
+    join_code_sets,
     read_codes,
     write_codes,
     write_json,
@@ -35,28 +35,13 @@ _ROLES = ("query", "database", "both")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Detections:
-    """The kept detections of one image: arrays as in ``InstanceCodes``, without the image."""
-
-    codes: np.ndarray
-    bits: int
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class _Record:
     """What one image leaves behind: small, on the CPU, picklable."""
 
     image_id: str
     file_name: str
     role: str
-    labels: list[int]
-    code: np.ndarray
-    bits: int
-    activation: np.ndarray | None
-    detections: _Detections | None
+    codes: CodeSet
 
 
 class RetrievalEvaluator(DatasetEvaluator):
@@ -133,43 +118,23 @@ class RetrievalEvaluator(DatasetEvaluator):
                     f"{self._dataset_name}: image {given['image_id']} has role {given['role']!r}, "
                     f"not one of {', '.join(_ROLES)}"
                 )
-            if "image_code" not in output:
-                raise ValueError(
-                    f"{self._dataset_name}: the model gave no image_code: evaluate a model that "
-                    "hashes images"
-                )
             labels = set(given["image_labels"])
             if not self._count_difficult:
                 labels -= set(given.get("difficult_labels", ()))
-            code = output["image_code"].cpu().numpy().astype(bool)
-            activation = output.get("image_activation")
-            if activation is not None:
-                activation = activation.float().cpu().numpy().astype(np.float16)
-            self._records.append(
-                _Record(
-                    image_id=str(given["image_id"]),
-                    file_name=str(given.get("file_name", "")),
-                    role=given["role"],
-                    labels=sorted(labels),
-                    code=pack_codes(code[None])[0],
-                    bits=len(code),
-                    activation=activation,
-                    detections=self._keep_detections(output.get("instances")),
-                )
+            image_id, file_name = str(given["image_id"]), str(given.get("file_name", ""))
+            codes = codes_from_outputs(
+                [output],
+                image_ids=[image_id],
+                file_names=[file_name],
+                labels=[sorted(labels)],
+                class_names=MetadataCatalog.get(self._dataset_name).thing_classes,
+                instance_min_score=self._instance_min_score,
+                dataset=self._dataset_name,
+                config=self._config_name,
+                count_difficult=self._count_difficult,
+                model_fingerprint=self._model_fingerprint,
             )
-
-    def _keep_detections(self, instances) -> _Detections | None:
-        if instances is None or not instances.has("pred_codes"):
-            return None
-        instances = instances[instances.scores >= self._instance_min_score].to("cpu")
-        codes = instances.pred_codes.numpy().astype(bool)
-        return _Detections(
-            codes=pack_codes(codes),
-            bits=codes.shape[1],
-            boxes=instances.pred_boxes.tensor.float().numpy(),
-            scores=instances.scores.float().numpy(),
-            classes=instances.pred_classes.numpy(),
-        )
+            self._records.append(_Record(image_id, file_name, given["role"], codes))
 
     def evaluate(self) -> OrderedDict:
         """Ranks the database for every query; call it on all ranks.
@@ -248,41 +213,7 @@ class RetrievalEvaluator(DatasetEvaluator):
     def _code_set(self, records: list[_Record], role: str) -> CodeSet:
         if not records:
             raise ValueError(f"{self._dataset_name}: no processed image has the role {role!r}")
-        class_names = list(MetadataCatalog.get(self._dataset_name).thing_classes)
-        labels = np.zeros((len(records), len(class_names)), np.uint8)
-        for row, record in enumerate(records):
-            labels[row, record.labels] = 1
-        activations = [record.activation for record in records]
-        return CodeSet(
-            codes=np.stack([record.code for record in records]),
-            bits=records[0].bits,
-            image_ids=[record.image_id for record in records],
-            file_names=[record.file_name for record in records],
-            labels=labels,
-            class_names=class_names,
-            dataset=self._dataset_name,
-            config=self._config_name,
-            count_difficult=self._count_difficult,
-            model_fingerprint=self._model_fingerprint,
-            activations=None if any(a is None for a in activations) else np.stack(activations),
-            instances=_join_detections([record.detections for record in records]),
-        )
-
-
-def _join_detections(detections: list[_Detections | None]) -> InstanceCodes | None:
-    """All images' detections as one table; None if no image had instance codes."""
-    found = [(row, kept) for row, kept in enumerate(detections) if kept is not None]
-    if not found:
-        return None
-    rows, kept = zip(*found, strict=True)
-    return InstanceCodes(
-        codes=np.concatenate([k.codes for k in kept]),
-        bits=kept[0].bits,
-        image_index=np.repeat(np.array(rows, np.int64), [len(k.scores) for k in kept]),
-        boxes=np.concatenate([k.boxes for k in kept]),
-        scores=np.concatenate([k.scores for k in kept]),
-        classes=np.concatenate([k.classes for k in kept]),
-    )
+        return join_code_sets([record.codes for record in records])
 
 
 def rank_code_sets(

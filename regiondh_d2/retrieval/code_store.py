@@ -4,7 +4,7 @@
 root attributes                                  ``format`` "regiondh-codes", ``version``,
                                                  ``bits`` K, ``dataset``, ``config``,
                                                  ``class_names``, ``count_difficult``,
-                                                 ``model_fingerprint``
+                                                 ``model_fingerprint``; optional ``settings``
 ``codes``                 uint8 (N, ceil(K/8))   as ``numpy.packbits`` with bitorder "big"
 ``labels``                uint8 (N, C)           multi-hot; absent where unknown
 ``image_ids``             UTF-8 str (N,)
@@ -25,9 +25,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class CodeSet:
         config: name of the model's configuration.
         count_difficult: whether ``labels`` count classes that only difficult objects show.
         model_fingerprint: sha256 over the model's state dict; codes of two models do not mix.
+        settings: what else decides about the codes, a line "KEY VALUE" each; "" where unknown.
         activations: float16 (N, bits) before binarisation, or None.
         features: float16 (N, D), or None.
         instances: codes of detected objects, or None.
@@ -94,6 +95,7 @@ class CodeSet:
     config: str = ""
     count_difficult: bool = True
     model_fingerprint: str = ""
+    settings: str = ""
     activations: np.ndarray | None = None
     features: np.ndarray | None = None
     instances: InstanceCodes | None = None
@@ -112,12 +114,184 @@ def unpack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.unpackbits(codes, axis=1, count=bits).astype(bool)
 
 
+def codes_from_outputs(
+    outputs: Sequence[Mapping[str, Any]],
+    *,
+    image_ids: Sequence[str],
+    file_names: Sequence[str],
+    labels: Sequence[Sequence[int]] | None = None,
+    class_names: Sequence[str] = (),
+    instance_min_score: float = 0.3,
+    activations: bool = True,
+    **attributes: Any,
+) -> CodeSet:
+    """What a model says of some images, as a code set on the CPU.
+
+    Args:
+        outputs: a dict for each image with ``image_code``, bool (K,), and if available
+            ``image_activation``, float (K,), and ``instances`` with ``pred_boxes``, ``scores``,
+            ``pred_classes`` and ``pred_codes``, bool (R, K1).
+        image_ids, file_names: a string for each image.
+        labels: the class ids of each image, or None where unknown.
+        class_names: the names of all classes.
+        instance_min_score: detections below this score get no row.
+        activations: whether to keep ``image_activation``, if there is one.
+        attributes: other fields of :class:`CodeSet`.
+
+    Raises:
+        ValueError: an output has no ``image_code``.
+    """
+    if not all("image_code" in output for output in outputs):
+        raise ValueError("the model gave no image_code: use a model that hashes images")
+    codes = np.stack([output["image_code"].cpu().numpy().astype(bool) for output in outputs])
+    kept = None
+    if activations and all("image_activation" in output for output in outputs):
+        kept = np.stack([output["image_activation"].float().cpu().numpy() for output in outputs])
+        kept = kept.astype(np.float16)
+    multi_hot = None
+    if labels is not None:
+        multi_hot = np.zeros((len(outputs), len(class_names)), np.uint8)
+        for row, classes in enumerate(labels):
+            multi_hot[row, list(classes)] = 1
+    return CodeSet(
+        codes=pack_codes(codes),
+        bits=codes.shape[1],
+        image_ids=list(image_ids),
+        file_names=list(file_names),
+        labels=multi_hot,
+        class_names=list(class_names),
+        activations=kept,
+        instances=_keep_instances(
+            [output.get("instances") for output in outputs], instance_min_score
+        ),
+        **attributes,
+    )
+
+
+def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | None:
+    """The detections of all images as one table; None if no image has instance codes."""
+    parts = []
+    for row, instances in enumerate(found):
+        if instances is None or not instances.has("pred_codes"):
+            continue
+        instances = instances[instances.scores >= min_score].to("cpu")
+        codes = instances.pred_codes.numpy().astype(bool)
+        parts.append(
+            InstanceCodes(
+                codes=pack_codes(codes),
+                bits=codes.shape[1],
+                image_index=np.full(len(codes), row, np.int64),
+                boxes=instances.pred_boxes.tensor.float().numpy(),
+                scores=instances.scores.float().numpy(),
+                classes=instances.pred_classes.numpy(),
+            )
+        )
+    return _concatenate_instances(parts) if parts else None
+
+
+def _concatenate_instances(parts: Sequence[InstanceCodes]) -> InstanceCodes:
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return InstanceCodes(
+        codes=column("codes"),
+        bits=parts[0].bits,
+        image_index=column("image_index"),
+        boxes=column("boxes"),
+        scores=column("scores"),
+        classes=column("classes"),
+    )
+
+
+def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
+    """The rows of all code sets, one after the other, with the attributes of the first.
+
+    Raises:
+        CodeFileError: they differ in where the codes come from, or in what they hold.
+    """
+    first = code_sets[0]
+    for name in ("bits", "dataset", "count_difficult", "model_fingerprint", "settings"):
+        if any(getattr(other, name) != getattr(first, name) for other in code_sets):
+            raise CodeFileError(f"codes of different {name} cannot be joined in one set")
+    if any(list(other.class_names) != list(first.class_names) for other in code_sets):
+        raise CodeFileError("codes of different class_names cannot be joined in one set")
+
+    def column(name: str) -> np.ndarray | None:
+        values = [getattr(code_set, name) for code_set in code_sets]
+        if all(value is None for value in values):
+            return None
+        if any(value is None for value in values):
+            raise CodeFileError(f"codes with {name} cannot be joined with codes without")
+        return np.concatenate(values)
+
+    instances = []
+    start = 0
+    for code_set in code_sets:
+        found = code_set.instances
+        if found is not None:
+            instances.append(replace(found, image_index=found.image_index + start))
+        start += len(code_set)
+    if len({part.bits for part in instances}) > 1:
+        raise CodeFileError("codes with instances of different bits cannot be joined in one set")
+    return replace(
+        first,
+        codes=column("codes"),
+        image_ids=[image_id for code_set in code_sets for image_id in code_set.image_ids],
+        file_names=[name for code_set in code_sets for name in code_set.file_names],
+        labels=column("labels"),
+        activations=column("activations"),
+        features=column("features"),
+        instances=_concatenate_instances(instances) if instances else None,
+    )
+
+
+def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
+    """Some rows of a code set, in the order given, each with its instances.
+
+    Args:
+        code_set: the codes to choose from.
+        rows: row numbers, none of them twice.
+    """
+    rows = np.asarray(rows, np.int64)
+
+    def column(name: str) -> np.ndarray | None:
+        values = getattr(code_set, name)
+        return None if values is None else values[rows]
+
+    instances = code_set.instances
+    if instances is not None:
+        new_row = np.full(len(code_set), -1, np.int64)
+        new_row[rows] = np.arange(len(rows))
+        image_index = new_row[instances.image_index]
+        order = np.argsort(image_index, kind="stable")
+        order = order[image_index[order] >= 0]
+        instances = InstanceCodes(
+            codes=instances.codes[order],
+            bits=instances.bits,
+            image_index=image_index[order],
+            boxes=instances.boxes[order],
+            scores=instances.scores[order],
+            classes=instances.classes[order],
+        )
+    return replace(
+        code_set,
+        codes=column("codes"),
+        image_ids=[code_set.image_ids[row] for row in rows],
+        file_names=[code_set.file_names[row] for row in rows],
+        labels=column("labels"),
+        activations=column("activations"),
+        features=column("features"),
+        instances=instances,
+    )
+
+
 @contextmanager
 def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path beside ``path`` to write to, renamed to ``path`` when the block succeeds.
 
     So ``path`` is complete or absent (or still the old file), whatever interrupts the writing.
-    Missing folders are created.
+    Missing folders are created. An ``OSError`` of the writing, such as of a full disk, names
+    ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +299,10 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary), temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -173,10 +351,17 @@ def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
 
     Raises:
         CodeFileError: the code set's arrays do not fit together.
+        OSError: the file cannot be written, for instance because the disk is full.
     """
     problem = _find_problem(code_set)
     if problem:
         raise CodeFileError(f"{path}: not written, {problem}")
+    with replace_when_complete(path) as temporary:
+        temporary.write_bytes(_file_image(code_set))
+
+
+def _file_image(code_set: CodeSet) -> bytes:
+    """The bytes of a code file, made in memory: on a full disk HDF5 would crash the process."""
 
     def strings(values: Sequence[str]) -> np.ndarray:
         """Fixed length, since HDF5 follows damaged references of variable-length text blindly."""
@@ -185,12 +370,11 @@ def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
         return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
 
     # Since HDF5 1.10 headers carry checksums: damage is then an error, not a crash of the library.
-    with (
-        replace_when_complete(path) as temporary,
-        h5py.File(temporary, "w", libver=("v110", "v110")) as file,
-    ):
+    with h5py.File(
+        "codes.h5", "w", libver=("v110", "v110"), driver="core", backing_store=False
+    ) as file:
         attributes = {"format": FORMAT, "class_names": list(code_set.class_names)}
-        for name in ("dataset", "config", "model_fingerprint"):
+        for name in ("dataset", "config", "model_fingerprint", "settings"):
             attributes[name] = getattr(code_set, name)
         for name, value in attributes.items():
             text = strings(value if isinstance(value, list) else [value])
@@ -214,6 +398,8 @@ def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
             group["boxes"] = np.asarray(found.boxes, "f4")
             group["scores"] = np.asarray(found.scores, "f4")
             group["classes"] = np.asarray(found.classes, "i8")
+        file.flush()
+        return file.id.get_file_image()
 
 
 def read_codes(path: str | os.PathLike) -> CodeSet:
@@ -326,6 +512,7 @@ def _read(file: h5py.File, path: Path) -> CodeSet:
         config=attribute(file, "config", str),
         count_difficult=attribute(file, "count_difficult", bool),
         model_fingerprint=attribute(file, "model_fingerprint", str),
+        settings=attribute(file, "settings", str) if "settings" in file.attrs else "",
         activations=array("activations", "f") if "activations" in file else None,
         features=array("features", "f") if "features" in file else None,
         instances=instances,

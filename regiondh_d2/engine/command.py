@@ -1,0 +1,150 @@
+"""What the command lines share: argument types, errors as one line, processes, trained weights."""
+
+import argparse
+import logging
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+
+import yaml
+from detectron2.engine import launch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+from ..checkpoint import RegionDHCheckpointer, WeightsError
+
+__all__ = ["CommandError", "load_trained_model", "positive_int", "run_command", "run_workers"]
+
+# What users and their files cause; anything else is a defect of ours and shows its traceback.
+# FloatingPointError is Detectron2's word for a training that has diverged.
+EXPECTED = (ValueError, KeyError, OSError, ImportError, FloatingPointError, yaml.YAMLError)
+
+# A process waits for the others at the end, and one may have much more to do.
+TIMEOUT = timedelta(days=30)
+
+
+class CommandError(Exception):
+    """A failure that is told already, in one line."""
+
+
+def positive_int(text: str) -> int:
+    """An argument type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
+    return value
+
+
+def run_command(command: Callable[[], None], interrupted: str = "interrupted") -> int:
+    """Run a command and tell its failure in one line on standard error.
+
+    Args:
+        command: the work of the command line.
+        interrupted: the line for Ctrl-C.
+
+    Returns:
+        The exit status: 0, 1 after a failure, or 130 after Ctrl-C.
+    """
+    _quieten_torch()
+    try:
+        command()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    except (CommandError, *EXPECTED) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _quieten_torch() -> None:
+    """PyTorch's remarks on Detectron2's code would drown the few lines of a command."""
+    warnings.filterwarnings("ignore", module="torch")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])  # its str() is in quotes
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def run_workers(worker: Callable[..., None], processes: int, args: tuple) -> None:
+    """:func:`detectron2.engine.launch` on one machine, with a worker's failure as one line.
+
+    Args:
+        worker: a function that a new process can import.
+        processes: how many; 1 calls ``worker`` in this process.
+        args: its arguments.
+
+    Raises:
+        CommandError: a worker failed as users can make it fail, or was killed.
+    """
+    try:
+        launch(_work, processes, dist_url="auto", args=(worker, args), timeout=TIMEOUT)
+    except ProcessRaisedException as error:
+        last = str(error).rstrip().rsplit("\n", 1)[-1]
+        _, found, line = last.partition(f"{CommandError.__name__}: ")
+        if not found:
+            raise
+        raise CommandError(line) from None
+    except ProcessExitedException as error:
+        raise CommandError(str(error)) from None
+    finally:
+        # After Ctrl-C, which may have reached this process alone.
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+
+def _work(worker: Callable[..., None], args: tuple) -> None:
+    """The parent process sees of an exception only its text."""
+    _quieten_torch()
+    try:
+        worker(*args)
+    except EXPECTED as error:
+        if comm.get_world_size() == 1:
+            raise
+        raise CommandError(_one_line(error)) from None
+
+
+def load_trained_model(cfg) -> nn.Module:
+    """The model of a config with the weights of ``MODEL.WEIGHTS``, in evaluation mode.
+
+    Raises:
+        WeightsError: no weights are named, there are none, or they lack a tensor of the model, so
+            that a part of it would stay random.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if not path:
+        raise WeightsError("MODEL.WEIGHTS is empty: name the checkpoint of a trained model")
+    if not PathManager.isfile(PathManager.get_local_path(path)):
+        raise WeightsError(f"{path}: no such file; name a trained model as MODEL.WEIGHTS")
+    model = build_model(cfg)
+    _WholeModelCheckpointer(model).load(path)
+    return model.eval()
+
+
+class _WholeModelCheckpointer(RegionDHCheckpointer):
+    """A :class:`RegionDHCheckpointer` for which any part that isn't loaded is an error."""
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        wrong = [
+            *(k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")),
+            *(k for k, *_ in incompatible.incorrect_shapes),
+        ]
+        if wrong:
+            raise WeightsError(
+                f"MODEL.WEIGHTS lacks {len(wrong)} tensors of the model or has them in another "
+                f"shape (first: {wrong[0]}): name the checkpoint of a trained model, and its config"
+            )
+        return incompatible

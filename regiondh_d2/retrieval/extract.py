@@ -1,0 +1,773 @@
+"""Codes of any images into one code file, on one process or many, resumable whenever it stops.
+
+Every few seconds what has been coded since is saved as a *part*, a small code file in the folder
+``<output>.parts``. At the end the parts, and the codes of an older output, become the output, and
+the folder goes. So a run that is killed loses seconds, and a row can neither be lost nor doubled:
+an image that some file holds is not coded again, and of two rows of an image one is taken.
+
+Only images of equal padded size share a batch, since padding changes features. Batches are planned
+from the images' headers before anything is coded, over all images that the older output lacks,
+and are saved whole. So they are the same however often a run stops, and for any number of
+processes, and so are the codes to the last bit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.utils import comm
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+
+from .code_store import (
+    CodeFileError,
+    CodeSet,
+    codes_from_outputs,
+    join_code_sets,
+    read_codes,
+    take_rows,
+    write_codes,
+)
+
+__all__ = [
+    "CodeExtractor",
+    "ExtractionResult",
+    "ImageEntry",
+    "ImageLoader",
+    "UnreadableImage",
+    "check_output",
+    "code_settings",
+    "dataset_images",
+    "find_images",
+    "plan_batches",
+]
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".webp", ".avif", ".pbm", ".pgm", ".ppm", ".pnm"),
+)
+
+# Config keys that decide about the rows of a code file beside the weights: those that start so,
+# without those of training and of where things are.
+_CODE_KEYS = (
+    "MODEL.",
+    "INPUT.FORMAT",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "TEST.RETRIEVAL.INSTANCE_MIN_SCORE",
+)
+_OTHER_KEYS = (
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "MODEL.REGION_DH.FEATURE_CACHE",
+    "MODEL.REGION_DH.LOSS_WEIGHTS.",
+    "MODEL.REGION_DH.LR_FACTORS.",
+)
+
+_PROGRESS_EVERY = 5.0  # seconds
+
+# How to turn an image of each EXIF orientation, and the orientations that swap width and height.
+_EXIF_ORIENTATION = 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be coded.
+
+    Attributes:
+        file_name: which.
+        reason: why, in half a line.
+    """
+
+    def __init__(self, file_name: str, reason: str):
+        super().__init__(file_name, reason)
+        self.file_name = file_name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.file_name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """An image to code.
+
+    Attributes:
+        image_id: its identity: an image whose id has a row already is not coded again.
+        file_name: path.
+        labels: class ids, or None where unknown.
+    """
+
+    image_id: str
+    file_name: str
+    labels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ExtractionResult:
+    """What :meth:`CodeExtractor.extract` did.
+
+    Attributes:
+        images: number of different images given.
+        coded: number of them coded by this run.
+        rows: rows of the output, 0 if it was not written.
+        unreadable: the images that have no row, in the order given.
+        complete: whether the output is there; False if images are unreadable and were not skipped.
+    """
+
+    images: int
+    coded: int
+    rows: int
+    unreadable: list[UnreadableImage]
+    complete: bool
+
+
+def find_images(inputs: Sequence[str | os.PathLike]) -> list[ImageEntry]:
+    """The images that files and folders name, as entries with absolute paths as ids.
+
+    Folders are searched through, in alphabetical order, for files with an image's suffix; hidden
+    files and folders are passed over. A file is taken whatever its suffix. An image that is named
+    twice counts once.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        OSError: a folder cannot be read.
+        ValueError: there is no image.
+    """
+    files: dict[str, None] = {}
+    for given in inputs:
+        path = os.path.abspath(given)
+        if os.path.isdir(path):
+            files.update(dict.fromkeys(_walk(path)))
+        elif os.path.exists(path):
+            files[path] = None
+        else:
+            raise FileNotFoundError(f"{given}: no such file or folder")
+    if not files:
+        raise ValueError(f"no images in {', '.join(map(str, inputs))}")
+    return [ImageEntry(image_id=name, file_name=name) for name in files]
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield os.path.join(parent, name)
+
+
+def dataset_images(dicts: Sequence[Mapping], count_difficult: bool) -> list[ImageEntry]:
+    """The images of a dataset.
+
+    Args:
+        dicts: dataset dicts with ``image_id`` and ``file_name``, and, if labels are known,
+            ``image_labels`` and ``difficult_labels``, as retrieval datasets have them.
+        count_difficult: whether the classes of ``difficult_labels`` count as labels.
+    """
+    entries = []
+    for record in dicts:
+        labels = None
+        if "image_labels" in record:
+            hidden = () if count_difficult else record.get("difficult_labels", ())
+            labels = tuple(sorted(set(record["image_labels"]) - set(hidden)))
+        entries.append(ImageEntry(str(record["image_id"]), str(record["file_name"]), labels))
+    return entries
+
+
+def code_settings(cfg: CfgNode, **options: Any) -> str:
+    """What decides about the rows of a code file beside the weights, a line "KEY VALUE" each.
+
+    Args:
+        cfg: the model's config.
+        options: more of the kind, such as whether there are codes of instances.
+    """
+    keys = {
+        key: value
+        for key, value in _flatten(cfg)
+        if key.startswith(_CODE_KEYS)
+        and not key.startswith(_OTHER_KEYS)
+        and not key.endswith("_TRAIN")
+    }
+    return "\n".join(f"{key} {value!r}" for key, value in sorted({**keys, **options}.items()))
+
+
+def _flatten(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class ImageLoader:
+    """Reads image files as a network's test inputs.
+
+    For ordinary images the input is that of Detectron2's ``DatasetMapper``, turned as the EXIF
+    orientation says. 16-bit greys are scaled to 8 bits, where Detectron2's reader cuts off all that
+    is above 255, and TIFFs are turned once, where it turns them twice.
+    """
+
+    @configurable
+    def __init__(self, *, min_size: int, max_size: int, image_format: str):
+        """
+        Args:
+            min_size, max_size: the shorter side becomes ``min_size``, unless the longer one would
+                then exceed ``max_size``; a ``min_size`` of 0 leaves images as they are.
+            image_format: as in :func:`detectron2.data.detection_utils.read_image`.
+        """
+        self.min_size = min_size
+        self.max_size = max_size
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, file_name: str) -> dict:
+        """Read an image.
+
+        Returns:
+            ``image``, a tensor (C, H, W) as the network takes it, and ``height`` and ``width`` of
+            the image in the file, once turned.
+
+        Raises:
+            UnreadableImage: it can't be read, whatever the reason.
+        """
+        with _telling_why(file_name), Image.open(file_name) as image:
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            image8 = _to_8_bits(image)
+            upright = image8 if turn is None else image8.transpose(turn)
+            pixels = convert_PIL_to_numpy(upright, self.image_format)
+            height, width = pixels.shape[:2]
+            new_height, new_width = self._input_size(height, width)
+            if (new_height, new_width) != (height, width):
+                resize = T.ResizeTransform(height, width, new_height, new_width)
+                pixels = resize.apply_image(pixels)
+        image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+        return {"image": image, "height": height, "width": width}
+
+    def read_size(self, file_name: str) -> tuple[int, int]:
+        """Height and width of the network's input, from the header of an image file.
+
+        Rarely another than that of the image that is read later, such as where a PNG's orientation
+        stands behind its pixels.
+
+        Raises:
+            UnreadableImage: the header can't be read, or announces too many pixels.
+        """
+        with _telling_why(file_name), Image.open(file_name) as image:
+            width, height = image.size
+            # Asked without need, Pillow may read all pixels; TIFFs' sizes are turned already.
+            if "exif" in image.info and _orientation(image) in _SIDEWAYS:
+                width, height = height, width
+            return self._input_size(height, width)
+
+    def _input_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.min_size == 0:
+            return height, width
+        size = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
+        if min(size) < 1:
+            raise _Reason(
+                f"too thin: {width} x {height} pixels would be {size[1]} x {size[0]} for the "
+                "network"
+            )
+        return size
+
+
+class _Reason(ValueError):
+    """Why an image is unreadable, in our words."""
+
+
+@contextmanager
+def _telling_why(file_name: str) -> Iterator[None]:
+    """Makes any exception an :class:`UnreadableImage`: Pillow's decoders raise nearly every type.
+
+    Their warnings, such as of many pixels, are not for the terminal.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise UnreadableImage(file_name, _describe(file_name, error)) from error
+
+
+def _describe(file_name: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, _Reason):
+        return text
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels ({text})"
+    if isinstance(error, UnidentifiedImageError):
+        empty = os.path.getsize(file_name) == 0
+        return "the file is empty" if empty else "not an image of a known format, or damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"damaged or incomplete ({text or type(error).__name__})"
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF data says nothing about the pixels
+        return None
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit greys scaled to 8 bits: Pillow's own conversion cuts off all that is above 255."""
+    # Pillow opens 16-bit PGM files, and older ones PNG files, as 32-bit integers.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise _Reason("32-bit pixels, whose range is not known: save it with 8 bits a channel")
+    return image
+
+
+def plan_batches(
+    sizes: Sequence[tuple[int, int] | None], batch_size: int, size_divisibility: int
+) -> list[list[int]]:
+    """Batches of images whose padded sizes are equal, in the order in which they become full.
+
+    Args:
+        sizes: height and width of each image, or None for images to leave out.
+        batch_size: the most images of a batch.
+        size_divisibility: sides are padded to a multiple of this; below 2 they stay.
+
+    Returns:
+        Lists of positions in ``sizes``.
+    """
+    batches = []
+    waiting: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        if size is None:
+            continue
+        key = _padded_size(size, size_divisibility)
+        waiting.setdefault(key, []).append(index)
+        if len(waiting[key]) == batch_size:
+            batches.append(waiting.pop(key))
+    return batches + list(waiting.values())
+
+
+def _padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
+    step = max(1, divisibility)
+    height, width = (-(-side // step) * step for side in size)
+    return height, width
+
+
+def check_output(output: str | os.PathLike, resume: bool) -> None:
+    """Refuses to touch what an earlier run wrote, unless it is to be resumed.
+
+    Raises:
+        FileExistsError: the output, or an unfinished one, is there.
+        IsADirectoryError: the output is a folder.
+    """
+    output = Path(output)
+    parts = _parts_folder(output)
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder: name a file to write")
+    if resume:
+        return
+    if output.exists():
+        raise FileExistsError(f"{output} exists: add to it with --resume, or delete it")
+    if any(parts.glob("part-*.h5")):
+        raise FileExistsError(
+            f"{parts} holds an unfinished extraction: go on with --resume, or delete it"
+        )
+
+
+def _parts_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
+
+
+class CodeExtractor:
+    """Codes images with a model and writes their code file."""
+
+    def __init__(
+        self,
+        code: Callable[[list[dict]], list[dict]],
+        load: ImageLoader,
+        attributes: Mapping[str, Any],
+        *,
+        size_divisibility: int,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        instance_min_score: float = 0.3,
+        activations: bool = False,
+        save_every: float = 30.0,
+        report: Callable[[str], None] = print,
+    ):
+        """
+        Args:
+            code: a model's ``inference``, or its ``code_images`` where instances have no codes.
+            load: reads images as the model takes them.
+            attributes: of the code file: ``dataset``, ``config``, ``class_names``,
+                ``count_difficult``, ``model_fingerprint`` and ``settings``.
+            size_divisibility: sides of batches are padded to a multiple of this by the model.
+            batch_size: the most images of a batch.
+            num_workers: processes that read images ahead; 0 reads them in this one.
+            instance_min_score: detections below this score get no row.
+            activations: whether to store the activations before binarisation.
+            save_every: seconds between parts; 0 saves every batch.
+            report: takes lines of progress.
+        """
+        self._code = code
+        self._load = load
+        self._attributes = dict(attributes)
+        self._size_divisibility = size_divisibility
+        self._batch_size = batch_size
+        self._num_workers = num_workers
+        self._instance_min_score = instance_min_score
+        self._activations = activations
+        self._save_every = save_every
+        self._report = report
+
+    def extract(
+        self,
+        images: Sequence[ImageEntry],
+        output: str | os.PathLike,
+        *,
+        resume: bool = False,
+        skip_bad: bool = False,
+    ) -> ExtractionResult | None:
+        """Code images and write their code file; call it on all ranks.
+
+        The rows of the output are in the order of ``images``. Rows of an older output whose images
+        are not among them stay before them.
+
+        Args:
+            images: what to code. An image of an older output, or of an unfinished one, keeps the
+                row it has.
+            output: the code file to write.
+            resume: whether an output or an unfinished one may be there.
+            skip_bad: whether to write the output without the images that can't be read; otherwise
+                all others are coded, and their codes wait in parts.
+
+        Returns:
+            An :class:`ExtractionResult` on the main process, None elsewhere.
+
+        Raises:
+            CodeFileError: earlier codes are by another model, other settings or of another dataset.
+            OSError: the output exists already, or cannot be written.
+            ValueError: there are no images, or an id names two.
+        """
+        output = Path(output)
+        check_output(output, resume)
+        images = _unique(images)
+        parts = _Parts(_parts_folder(output))
+        is_main = comm.is_main_process()
+        with parts.lock() if is_main else nullcontext():
+            plan = _on_main_process(lambda: self._plan(images, output, parts))
+            mine = plan.batches[comm.get_rank() :: comm.get_world_size()]
+            gathered = comm.gather(self._code_batches(images, mine, parts), dst=0)
+            if not is_main:
+                return None
+            bad = dict(plan.unreadable)
+            for found in gathered:
+                bad.update(found)
+            unreadable = [bad[index] for index in sorted(bad)]
+            coded = sum(map(len, plan.batches)) - sum(map(len, gathered))
+            new = parts.paths()
+            sources = [output, *new] if output.exists() else new
+            if not sources or (bad and not skip_bad):
+                return ExtractionResult(len(images), coded, 0, unreadable, complete=False)
+            ids = [image.image_id for index, image in enumerate(images) if index not in bad]
+            code_set = _merge([read_codes(path) for path in sources], ids)
+            if new:
+                parts.become(output, code_set)
+            return ExtractionResult(len(images), coded, len(code_set), unreadable, complete=True)
+
+    def _plan(self, images: list[ImageEntry], output: Path, parts: _Parts) -> _Plan:
+        """What is left to code.
+
+        Images that a part holds count in the making of batches, so that these are always the same.
+        """
+        old = set()
+        if output.exists():
+            code_set = read_codes(output)
+            self._check_source(output, code_set)
+            old.update(code_set.image_ids)
+        saved = set()
+        for path in parts.paths():
+            try:
+                code_set = read_codes(path)
+            except CodeFileError:
+                self._report(f"{path} is damaged: its images are coded again")
+                path.unlink()
+                continue
+            self._check_source(path, code_set)
+            saved.update(code_set.image_ids)
+
+        sizes: list[tuple[int, int] | None] = []
+        unreadable = {}
+        progress = _Progress(self._report, "image headers read", len(images))
+        for index, image in enumerate(images):
+            size = None
+            if image.image_id not in old:
+                try:
+                    _check_name(image)
+                    size = self._load.read_size(image.file_name)
+                except UnreadableImage as error:
+                    if image.image_id not in saved:
+                        unreadable[index] = error
+            sizes.append(size)
+            progress.show(index + 1)
+        batches = plan_batches(sizes, self._batch_size, self._size_divisibility)
+        left = [[i for i in batch if images[i].image_id not in saved] for batch in batches]
+        return _Plan([batch for batch in left if batch], unreadable)
+
+    def _check_source(self, path: Path, code_set: CodeSet) -> None:
+        """Refuses codes that ours can't stand beside."""
+        mend = "name another output, or delete this one to start anew"
+        ours = self._attributes["model_fingerprint"]
+        if code_set.model_fingerprint != ours:
+            raise CodeFileError(
+                f"{path} was coded by model {code_set.model_fingerprint[:12] or '(unknown)'}, not "
+                f"by this one ({ours[:12]}): {mend}"
+            )
+        old, new = (
+            dict(line.partition(" ")[::2] for line in settings.splitlines())
+            for settings in (code_set.settings, self._attributes["settings"])
+        )
+        for name in ("dataset", "count_difficult", "class_names"):
+            old[name], new[name] = getattr(code_set, name), self._attributes[name]
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise CodeFileError(
+                    f"{path} was coded with {key} {old.get(key, '(unknown)')}, which is now "
+                    f"{new.get(key, '(unknown)')}: {mend}"
+                )
+
+    @torch.no_grad()
+    def _code_batches(
+        self, images: list[ImageEntry], batches: list[list[int]], parts: _Parts
+    ) -> dict[int, UnreadableImage]:
+        """Codes batches into parts; returns what is unreadable, by its position in ``images``."""
+        loader = DataLoader(
+            _Inputs(images, self._load),
+            batch_sampler=batches,
+            num_workers=self._num_workers,
+            collate_fn=trivial_batch_collator,
+        )
+        unreadable: dict[int, UnreadableImage] = {}
+        pending: list[CodeSet] = []
+        saved_at = time.monotonic()
+        done = 0
+        report = self._report if comm.is_main_process() else None
+        progress = _Progress(report, _share("images coded"), sum(map(len, batches)))
+        try:
+            for batch in loader:
+                loaded = {}
+                for index, given in batch:
+                    known = unreadable if isinstance(given, UnreadableImage) else loaded
+                    known[index] = given
+                pending += self._code_batch(images, loaded)
+                if pending and time.monotonic() - saved_at >= self._save_every:
+                    parts.add(join_code_sets(pending))
+                    pending, saved_at = [], time.monotonic()
+                done += len(batch)
+                progress.show(done)
+        finally:
+            # Also after Ctrl-C, or when the model fails.
+            if pending:
+                parts.add(join_code_sets(pending))
+        return unreadable
+
+    def _code_batch(self, images: list[ImageEntry], loaded: dict[int, dict]) -> list[CodeSet]:
+        """A code set for each padded size; there are several where a header told another size."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, given in loaded.items():
+            size = _padded_size(given["image"].shape[-2:], self._size_divisibility)
+            groups.setdefault(size, []).append(index)
+        code_sets = []
+        for group in groups.values():
+            entries = [images[index] for index in group]
+            labels = [entry.labels for entry in entries]
+            code_sets.append(
+                codes_from_outputs(
+                    self._code([loaded[index] for index in group]),
+                    image_ids=[entry.image_id for entry in entries],
+                    file_names=[entry.file_name for entry in entries],
+                    labels=None if None in labels else labels,
+                    instance_min_score=self._instance_min_score,
+                    activations=self._activations,
+                    **self._attributes,
+                )
+            )
+        return code_sets
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Positions of the images still to code, by batch, and those whose header can't be read."""
+
+    batches: list[list[int]]
+    unreadable: dict[int, UnreadableImage]
+
+
+class _Parts:
+    """The folder of an unfinished output. Every file in it is complete or absent."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second run out of the folder, which goes at the end if it holds no part.
+
+        The system opens the lock of a process that is killed.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(
+                    f"{self._folder} is in use by another run: wait until it ends"
+                ) from None
+            try:
+                yield
+            finally:
+                if not self.paths():
+                    shutil.rmtree(self._folder, ignore_errors=True)
+
+    def paths(self) -> list[Path]:
+        return sorted(self._folder.glob("part-*.h5"))
+
+    def add(self, code_set: CodeSet) -> None:
+        write_codes(self._folder / f"part-{uuid.uuid4().hex}.h5", code_set)
+
+    def become(self, output: Path, code_set: CodeSet) -> None:
+        """Writes the output; the parts are not needed from then on."""
+        merged = self._folder / "merged.h5"  # here, so that a killed run leaves nothing elsewhere
+        write_codes(merged, code_set)
+        os.replace(merged, output)
+        shutil.rmtree(self._folder)
+
+
+class _Inputs(Dataset):
+    """Positions of images, with the network's input or why there is none."""
+
+    def __init__(self, images: list[ImageEntry], load: ImageLoader):
+        self._images = images
+        self._load = load
+
+    def __getitem__(self, index: int) -> tuple[int, dict | UnreadableImage]:
+        try:
+            return index, self._load(self._images[index].file_name)
+        except UnreadableImage as error:
+            return index, error.with_traceback(None)
+
+
+class _Progress:
+    """A line with the time left every few seconds."""
+
+    def __init__(self, report: Callable[[str], None] | None, what: str, total: int):
+        self._report = report
+        self._what = what
+        self._total = total
+        self._start = self._last = time.monotonic()
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if self._report is None or now - self._last < _PROGRESS_EVERY:
+            return
+        self._last = now
+        left = (now - self._start) / done * (self._total - done)
+        self._report(f"{done} of {self._total} {self._what}, {left / 60:.1f} min left")
+
+
+def _share(what: str) -> str:
+    world = comm.get_world_size()
+    return what if world == 1 else f"{what} by process 1 of {world}"
+
+
+def _unique(images: Sequence[ImageEntry]) -> list[ImageEntry]:
+    """The images without repetitions."""
+    if not images:
+        raise ValueError("there are no images to code")
+    first: dict[str, ImageEntry] = {}
+    for image in images:
+        other = first.setdefault(image.image_id, image)
+        if other.file_name != image.file_name:
+            raise ValueError(
+                f"image_id {image.image_id} names two files, {other.file_name} and "
+                f"{image.file_name}: image ids must be unique"
+            )
+    return list(first.values())
+
+
+def _check_name(image: ImageEntry) -> None:
+    """Code files hold UTF-8, and the name of a file may be any bytes."""
+    try:
+        (image.image_id + image.file_name).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UnreadableImage(image.file_name, "its name is not UTF-8: rename it") from None
+
+
+def _on_main_process(function: Callable[[], Any]) -> Any:
+    """The main process's result on all ranks; its exception, too, or the others would wait."""
+    outcome = None
+    if comm.is_main_process():
+        try:
+            outcome = function()
+        except Exception as error:
+            outcome = error
+    outcome = comm.all_gather(outcome)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _merge(code_sets: Sequence[CodeSet], image_ids: Sequence[str]) -> CodeSet:
+    """The rows of some images in their order, after the rows of all others; each image once.
+
+    Raises:
+        CodeFileError: an image has no row.
+    """
+    joined = join_code_sets(code_sets)
+    row_of: dict[str, int] = {}
+    for row, image_id in enumerate(joined.image_ids):
+        row_of.setdefault(image_id, row)
+    lost = [image_id for image_id in image_ids if image_id not in row_of]
+    if lost:
+        raise CodeFileError(
+            f"{len(lost)} images (first: {lost[0]}) lost their codes, because files of the parts "
+            "folder have gone meanwhile: code them with --resume"
+        )
+    wanted = set(image_ids)
+    others = [row for image_id, row in row_of.items() if image_id not in wanted]
+    return take_rows(joined, others + [row_of[image_id] for image_id in image_ids])

@@ -1,0 +1,736 @@
+"""Extraction: which images are read and how, batches, and files that any interruption leaves right.
+
+A network stands in for the model only where its codes matter; elsewhere a code is a few pixels.
+"""
+
+import fcntl
+import functools
+import io
+import multiprocessing
+import os
+import signal
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from regiondh_d2 import add_regiondh_config
+from regiondh_d2.retrieval import extract
+from regiondh_d2.retrieval.code_store import CodeFileError, read_codes, unpack_codes, write_codes
+from regiondh_d2.retrieval.extract import (
+    CodeExtractor,
+    ImageEntry,
+    ImageLoader,
+    UnreadableImage,
+    code_settings,
+    dataset_images,
+    find_images,
+    plan_batches,
+)
+
+ATTRIBUTES = {
+    "dataset": "",
+    "config": "some.yaml",
+    "class_names": ["a", "b", "c"],
+    "count_difficult": True,
+    "model_fingerprint": "f" * 64,
+    "settings": "INPUT.FORMAT 'RGB'\ninstances True",
+}
+BITS = 16
+
+
+def pixels_of(name, height=20, width=30):
+    """A random picture that is always the same for a name."""
+    rng = np.random.default_rng(list(name.encode()))
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(path, height=20, width=30, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels_of(path.name, height, width)).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images of two padded sizes."""
+    for number in range(12):
+        save(tmp_path / "images" / f"{number:02d}.png", height=20 if number % 3 else 40)
+    return tmp_path / "images"
+
+
+def code_of(image):
+    """The code of an input (3, H, W): whether pixels of the first row are bright."""
+    return image[0, 0, :BITS] > 127
+
+
+def fake_model(inputs):
+    """Codes and, for every image, one detection whose box is the image's size."""
+    assert len({tuple(-(-side // 32) for side in x["image"].shape[1:]) for x in inputs}) == 1
+    outputs = []
+    for given in inputs:
+        code = code_of(given["image"])
+        size = (given["height"], given["width"])
+        instances = Instances(size)
+        instances.pred_boxes = Boxes([[0.0, 0.0, size[1], size[0]]])
+        instances.scores = torch.tensor([0.5])
+        instances.pred_classes = torch.tensor([1])
+        instances.pred_codes = ~code[None]
+        outputs.append({"image_code": code, "image_activation": code * 1.0, "instances": instances})
+    return outputs
+
+
+def make_extractor(model=fake_model, save_every=0.0, report=lambda line: None, **changes):
+    options = {"size_divisibility": 32, "batch_size": 2, "save_every": save_every}
+    options |= {name: changes.pop(name) for name in list(changes) if name not in ATTRIBUTES}
+    loader = options.pop("loader", ImageLoader(min_size=0, max_size=0, image_format="RGB"))
+    return CodeExtractor(model, loader, ATTRIBUTES | changes, report=report, **options)
+
+
+def extract_folder(folder, output, **options):
+    """Codes of a folder; ``resume`` and ``skip_bad`` are the run's, the rest the extractor's."""
+    run = {name: options.pop(name, False) for name in ("resume", "skip_bad")}
+    return make_extractor(**options).extract(find_images([folder]), output, **run)
+
+
+# Finding images
+
+
+def test_folders_are_searched_in_order_and_files_taken_as_they_are(tmp_path, monkeypatch):
+    for name in ("b/2.JPG", "b/10.png", "a.webp", ".hidden.png", ".cache/x.png", "c/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    found = find_images(["b/2.JPG", ".", "c/notes.txt"])
+    names = ["b/2.JPG", "a.webp", "b/10.png", "c/notes.txt"]
+    assert [entry.file_name for entry in found] == [str(tmp_path / name) for name in names]
+    assert all(entry.image_id == entry.file_name and entry.labels is None for entry in found)
+
+
+def test_inputs_that_name_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent: no such file or folder"):
+        find_images([tmp_path / "absent"])
+    with pytest.raises(ValueError, match=f"no images in {tmp_path}"):
+        find_images([tmp_path])
+
+
+def test_dataset_images():
+    dicts = [
+        {"image_id": 7, "file_name": "7.jpg", "image_labels": [2, 0], "difficult_labels": [2]},
+        {"image_id": "x", "file_name": "x.jpg"},
+    ]
+    assert dataset_images(dicts, True) == [
+        ImageEntry("7", "7.jpg", (0, 2)),
+        ImageEntry("x", "x.jpg", None),
+    ]
+    assert dataset_images(dicts, False)[0].labels == (0,)
+
+
+# Reading images
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_regiondh_config(cfg)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 48, 96
+    return cfg
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR", "L"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_ordinary_images_are_read_as_detectron2_reads_them(
+    tmp_path, cfg, image_format, orientation
+):
+    cfg.INPUT.FORMAT = image_format
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = str(save(tmp_path / "some.jpg", 60, 50, exif=exif))
+    given = DatasetMapper(cfg, is_train=False)({"file_name": path})
+    ours = ImageLoader(cfg)(path)
+    assert torch.equal(ours["image"], given["image"])
+    assert (ours["height"], ours["width"]) == (given["height"], given["width"])
+    assert ImageLoader(cfg).read_size(path) == tuple(given["image"].shape[1:])
+
+
+def test_images_can_stay_as_they_are(tmp_path, cfg):
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FORMAT = 0, "RGB"
+    path = str(save(tmp_path / "some.png", 60, 50))
+    np.testing.assert_array_equal(
+        ImageLoader(cfg)(path)["image"], pixels_of("some.png", 60, 50).transpose(2, 0, 1)
+    )
+    assert ImageLoader(cfg).read_size(path) == (60, 50)
+
+
+def test_turned_tiffs_are_turned_once(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    path = str(save(tmp_path / "some.tif", 60, 50, exif=exif))
+    loader = ImageLoader(min_size=0, max_size=0, image_format="RGB")
+    turned = np.rot90(pixels_of("some.tif", 60, 50), -1)
+    np.testing.assert_array_equal(loader(path)["image"], turned.transpose(2, 0, 1))
+    assert loader.read_size(path) == (50, 60)
+
+
+RAMP = np.linspace(0, 65535, 40 * 64).astype(np.uint16).reshape(40, 64)
+RGBA = np.dstack([pixels_of("alpha", 40, 64), np.full((40, 64), 128, np.uint8)])
+UNUSUAL = {
+    "cmyk.jpg": (Image.fromarray(pixels_of("cmyk", 40, 64)).convert("CMYK"), None),
+    "alpha.png": (Image.fromarray(RGBA), RGBA[..., :3]),
+    "grey.png": (
+        Image.fromarray(pixels_of("grey", 40, 64)[..., 0]),
+        pixels_of("grey", 40, 64)[..., [0, 0, 0]],
+    ),
+    "palette.png": (Image.fromarray(pixels_of("palette", 40, 64)).quantize(256), None),
+    "transparent.gif": (Image.fromarray(RGBA).quantize(32), None),
+    "bilevel.png": (
+        Image.fromarray(RAMP > 30000),
+        np.repeat((RAMP > 30000)[..., None] * np.uint8(255), 3, axis=2),
+    ),
+    "16_bit.png": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
+    "16_bit.tif": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
+    "16_bit.pgm": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
+    "one_pixel.png": (Image.new("RGB", (1, 1), (9, 8, 7)), np.array([[[9, 8, 7]]])),
+    "wide.png": (Image.new("RGB", (20000, 30), (1, 2, 3)), np.full((30, 20000, 3), (1, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_images(tmp_path, cfg, name):
+    """Read as they are: the pixels known, or Detectron2's. Resized: the size that was planned."""
+    image, expected = UNUSUAL[name]
+    path = str(tmp_path / name)
+    image.save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = read_image(path, "RGB") if expected is None else expected
+    loader = ImageLoader(min_size=0, max_size=0, image_format="RGB")
+    np.testing.assert_array_equal(loader(path)["image"].numpy().transpose(1, 2, 0), expected)
+    cfg.INPUT.MAX_SIZE_TEST = 1333
+    loader = ImageLoader(cfg)
+    assert loader(path)["image"].shape[1:] == loader.read_size(path)
+
+
+def shorten(data, share):
+    return data[: int(len(data) * share)]
+
+
+def broken_files():
+    def encode(suffix, image=None):
+        buffer = io.BytesIO()
+        (image or Image.fromarray(pixels_of("broken", 60, 60))).save(buffer, suffix)
+        return buffer.getvalue()
+
+    bomb = bytearray(encode("bmp", Image.new("L", (8, 8))))
+    bomb[18:26] = (20000).to_bytes(4, "little") * 2
+    return {
+        "empty.jpg": (b"", "the file is empty"),
+        "text.png": (b"no picture", "not an image of a known format"),
+        "header.png": (shorten(encode("png"), 0.001), "not an image of a known format"),
+        "half.png": (shorten(encode("png"), 0.5), "damaged or incomplete"),
+        "half.jpg": (shorten(encode("jpeg"), 0.5), "damaged or incomplete"),
+        "end.jpg": (encode("jpeg")[:-40], "damaged or incomplete"),
+        "half.webp": (shorten(encode("webp"), 0.5), "damaged"),
+        "half.gif": (shorten(encode("gif"), 0.5), "damaged or incomplete"),
+        "half.tif": (shorten(encode("tiff"), 0.5), "damaged"),
+        "bomb.bmp": (bytes(bomb), "too many pixels"),
+        "float.tif": (encode("tiff", Image.new("F", (9, 9))), "32-bit pixels"),
+        "thin.png": (
+            encode("png", Image.new("L", (20000, 10))),
+            "20000 x 10 pixels would be 96 x 0",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", broken_files())
+def test_unreadable_images_say_why(tmp_path, cfg, name):
+    path = tmp_path / name
+    content, reason = broken_files()[name]
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage) as error:
+        ImageLoader(cfg)(str(path))
+    assert error.value.file_name == str(path)
+    assert reason in error.value.reason
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_are_unreadable(tmp_path, cfg):
+    with pytest.raises(UnreadableImage, match="No such file"):
+        ImageLoader(cfg).read_size(str(tmp_path / "absent.jpg"))
+
+
+# Batches
+
+
+def test_batches_hold_equal_padded_sizes_in_order():
+    sizes = [(32, 64), (30, 33), (65, 64), None, (1, 64), (33, 64), (32, 60), (96, 60)]
+    batches = plan_batches(sizes, 3, 32)
+    assert batches == [[0, 1, 4], [2, 7], [5], [6]]
+    assert plan_batches(sizes[:3], 3, 0) == [[0], [1], [2]]
+
+
+# Files
+
+
+def test_rows_are_in_input_order_and_hold_what_the_model_says(folder, tmp_path):
+    result = extract_folder(folder, tmp_path / "new" / "codes.h5", batch_size=5, activations=True)
+    assert (result.images, result.coded, result.rows, result.complete) == (12, 12, 12, True)
+    codes = read_codes(tmp_path / "new" / "codes.h5")
+    assert codes.file_names == [str(folder / f"{number:02d}.png") for number in range(12)]
+    assert codes.image_ids == codes.file_names
+    for name, value in ATTRIBUTES.items():
+        assert getattr(codes, name) == value
+    expected = np.stack(
+        [
+            pixels_of(f"{number:02d}.png", height=20 if number % 3 else 40)[0, :BITS, 0] > 127
+            for number in range(12)
+        ]
+    )
+    np.testing.assert_array_equal(unpack_codes(codes.codes, BITS), expected)
+    np.testing.assert_array_equal(codes.activations, expected)
+    assert codes.labels is None
+    np.testing.assert_array_equal(codes.instances.image_index, np.arange(12))
+    np.testing.assert_array_equal(unpack_codes(codes.instances.codes, BITS), ~expected)
+    heights = [20 if number % 3 else 40 for number in range(12)]
+    np.testing.assert_array_equal(codes.instances.boxes, [[0, 0, 30, h] for h in heights])
+    assert os.listdir(tmp_path / "new") == ["codes.h5"]
+
+
+def test_labels_of_a_dataset_are_stored(folder, tmp_path):
+    entries = [
+        ImageEntry(str(number), str(folder / f"{number:02d}.png"), labels)
+        for number, labels in enumerate([(0, 2), (), (1,)])
+    ]
+    make_extractor().extract(entries, tmp_path / "codes.h5")
+    np.testing.assert_array_equal(
+        read_codes(tmp_path / "codes.h5").labels, [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    )
+
+
+def test_codes_are_those_of_each_image_alone(folder, tmp_path, make_model):
+    """A real network: every bit that rounding cannot turn, and every box, to a hundredth pixel."""
+    model = make_model("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0).eval()
+    loader = ImageLoader(min_size=64, max_size=96, image_format="RGB")
+    extractor = make_extractor(
+        model.inference, loader=loader, batch_size=8, activations=True, instance_min_score=0.0
+    )
+    extractor.extract(find_images([folder]), tmp_path / "codes.h5")
+    codes = read_codes(tmp_path / "codes.h5")
+    bits = unpack_codes(codes.codes, codes.bits)
+    certain = 0
+    for row, name in enumerate(codes.file_names):
+        with torch.no_grad():
+            (alone,) = model.inference([loader(name)])
+        activation = alone["image_activation"].numpy()
+        clear = abs(activation - 0.5) > 1e-4
+        certain += clear.sum()
+        np.testing.assert_array_equal(bits[row][clear], alone["image_code"].numpy()[clear])
+        np.testing.assert_allclose(codes.activations[row], activation, atol=1e-3)
+        mine = codes.instances.image_index == row
+        boxes = alone["instances"].pred_boxes.tensor.numpy()
+        assert mine.sum() == len(boxes) > 0
+        np.testing.assert_allclose(codes.instances.boxes[mine], boxes, atol=1e-2)
+    assert certain > 0.9 * bits.size
+    assert 0 < bits.mean() < 1
+
+
+def test_image_codes_alone(folder, tmp_path, make_model):
+    loader = ImageLoader(min_size=64, max_size=96, image_format="RGB")
+    model = make_model().eval()
+    for name in ("inference", "code_images"):
+        make_extractor(getattr(model, name), loader=loader).extract(
+            find_images([folder]), tmp_path / f"{name}.h5"
+        )
+    both, alone = (read_codes(tmp_path / f"{name}.h5") for name in ("inference", "code_images"))
+    np.testing.assert_array_equal(both.codes, alone.codes)
+    assert alone.instances is None
+
+
+def test_a_size_that_the_header_did_not_tell(tmp_path):
+    """A PNG whose orientation stands behind its pixels: its batch is coded in two."""
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, 30, 40)
+    exif = Image.Exif()
+    exif[274] = 6
+    data = (tmp_path / "b.png").read_bytes()
+    with_exif = io.BytesIO()
+    Image.open(tmp_path / "b.png").save(with_exif, "png", exif=exif)
+    with_exif = with_exif.getvalue()
+    start = with_exif.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(with_exif[start : start + 4], "big")
+    end = data.index(b"IEND") - 4
+    (tmp_path / "b.png").write_bytes(data[:end] + with_exif[start : start + length] + data[end:])
+    assert extract_folder(tmp_path, tmp_path / "codes.h5").coded == 2
+    codes = read_codes(tmp_path / "codes.h5")
+    np.testing.assert_array_equal(codes.instances.boxes, [[0, 0, 40, 30], [0, 0, 30, 40]])
+
+
+def test_reading_in_another_process_changes_nothing(folder, tmp_path):
+    (folder / "bad.png").write_bytes(b"")
+    save(folder / "half.png").write_bytes((folder / "00.png").read_bytes()[:700])
+    for workers in (0, 1):
+        output = tmp_path / f"{workers}.h5"
+        result = extract_folder(folder, output, num_workers=workers, skip_bad=True)
+        assert [Path(error.file_name).name for error in result.unreadable] == [
+            "bad.png",
+            "half.png",
+        ]
+    assert (tmp_path / "0.h5").read_bytes() == (tmp_path / "1.h5").read_bytes()
+
+
+# Bad images
+
+
+@pytest.fixture
+def with_bad(folder):
+    """The folder with an image whose header can't be read, and one that breaks off later."""
+    (folder / "03a.jpg").write_bytes(b"")
+    (folder / "05a.png").write_bytes(save(folder / "05a.png").read_bytes()[:700])
+    return folder
+
+
+def test_bad_images_are_left_out_if_asked(with_bad, tmp_path):
+    result = extract_folder(with_bad, tmp_path / "codes.h5", skip_bad=True)
+    assert [Path(error.file_name).name for error in result.unreadable] == ["03a.jpg", "05a.png"]
+    assert (result.rows, result.complete) == (12, True)
+    assert len(read_codes(tmp_path / "codes.h5")) == 12
+
+
+def test_bad_images_cost_no_codes(with_bad, tmp_path):
+    """Everything else is coded and waits until the images are mended, or are to be left out."""
+    output = tmp_path / "codes.h5"
+    result = extract_folder(with_bad, output)
+    assert (result.coded, result.rows, result.complete) == (12, 0, False)
+    assert len(result.unreadable) == 2
+    assert not output.exists()
+    save(with_bad / "03a.jpg")
+    result = extract_folder(with_bad, output, resume=True, skip_bad=True)
+    assert (result.coded, result.rows, len(result.unreadable)) == (1, 13, 1)
+    assert [Path(n).name for n in read_codes(output).file_names[3:6]] == [
+        "03.png",
+        "03a.jpg",
+        "04.png",
+    ]
+
+
+def test_nothing_but_bad_images(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    result = extract_folder(tmp_path, tmp_path / "codes.h5", skip_bad=True)
+    assert (result.complete, len(result.unreadable)) == (False, 1)
+    assert os.listdir(tmp_path) == ["a.jpg"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX alone")
+def test_names_that_are_not_utf8(folder, tmp_path):
+    os.link(folder / "00.png", os.fsencode(folder) + b"/\xff.png")
+    result = extract_folder(folder, tmp_path / "codes.h5", skip_bad=True)
+    assert [error.reason for error in result.unreadable] == ["its name is not UTF-8: rename it"]
+
+
+# Resuming
+
+
+def kill_at_event(number, run):
+    """Runs in a process that kills itself at the ``number``-th event; returns whether it did.
+
+    Events are each model call, and the moments before and after every rename, when files are
+    complete but have a temporary name, or have just replaced others.
+    """
+
+    def target():
+        count = 0
+
+        def event():
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def replace(*paths, original=os.replace):
+            event()
+            original(*paths)
+            event()
+
+        def model(inputs):
+            event()
+            return fake_model(inputs)
+
+        os.replace = replace
+        run(model=model)
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def test_killed_at_every_moment(folder, tmp_path):
+    """One run, killed again and again, each time a little later, and resumed every time."""
+    extract_folder(folder, tmp_path / "undisturbed.h5")
+    output = tmp_path / "codes.h5"
+    run = functools.partial(extract_folder, folder, output, resume=True)
+    kills = 0
+    # The third event is past the first rename, so that every run saves something.
+    while kill_at_event(3 + kills, run):
+        kills += 1
+    assert kills >= 4
+    assert output.read_bytes() == (tmp_path / "undisturbed.h5").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["codes.h5", "images", "undisturbed.h5"]
+
+
+def test_killed_once_at_any_moment(folder, tmp_path):
+    extract_folder(folder, tmp_path / "undisturbed.h5")
+    expected = (tmp_path / "undisturbed.h5").read_bytes()
+    number = 1
+    while True:
+        output = tmp_path / f"{number}" / "codes.h5"
+        if not kill_at_event(number, functools.partial(extract_folder, folder, output)):
+            break
+        extract_folder(folder, output, resume=True)
+        assert output.read_bytes() == expected
+        assert os.listdir(output.parent) == ["codes.h5"]
+        number += 1
+    assert number > 3 * 6  # six batches, each with a model call and two sides of a rename
+
+
+def test_new_files_are_added_and_old_ones_not_coded_again(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    extract_folder(folder, output, activations=True)
+    old = read_codes(output)
+    save(folder / "00a.png")
+    save(folder / "deep" / "er" / "x.png")
+    calls = []
+
+    def model(inputs):
+        calls.extend(inputs)
+        return fake_model(inputs)
+
+    result = extract_folder(folder, output, model=model, activations=True, resume=True)
+    assert (result.coded, result.rows, len(calls)) == (2, 14, 2)
+    new = read_codes(output)
+    assert new.image_ids == [entry.image_id for entry in find_images([folder])]
+    kept = [new.image_ids.index(image_id) for image_id in old.image_ids]
+    np.testing.assert_array_equal(new.codes[kept], old.codes)
+    np.testing.assert_array_equal(new.activations[kept], old.activations)
+    np.testing.assert_array_equal(new.instances.boxes[kept], old.instances.boxes)
+    extract_folder(folder, tmp_path / "fresh.h5", activations=True)
+    assert output.read_bytes() == (tmp_path / "fresh.h5").read_bytes()
+
+
+def test_rows_of_other_images_stay(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    extract_folder(folder, output)
+    more = save(tmp_path / "more" / "a.png").parent
+    assert extract_folder(more, output, resume=True).rows == 13
+    names = [str(folder / f"{n:02d}.png") for n in range(12)] + [str(more / "a.png")]
+    assert read_codes(output).image_ids == names
+
+
+def test_a_finished_output_is_left_alone(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    extract_folder(folder, output)
+    before = output.stat()
+    result = extract_folder(folder, output, resume=True)
+    assert (result.coded, result.rows, result.complete) == (0, 12, True)
+    after = output.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert sorted(os.listdir(tmp_path)) == ["codes.h5", "images"]
+
+
+def fail_after(calls):
+    def model(inputs):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise KeyboardInterrupt
+        return fake_model(inputs)
+
+    return model
+
+
+def test_ctrl_c_saves_what_is_coded(folder, tmp_path):
+    """Also what no part holds yet."""
+    output = tmp_path / "codes.h5"
+    with pytest.raises(KeyboardInterrupt):
+        extract_folder(folder, output, model=fail_after(3), save_every=1000.0)
+    result = extract_folder(folder, output, resume=True)
+    assert (result.coded, result.rows) == (6, 12)
+
+
+def test_batches_are_the_same_after_an_interruption(tmp_path):
+    """Also beside an image that broke off, whose batch was saved without it."""
+    for name in "acdefg":
+        save(tmp_path / "images" / f"{name}.png")
+    whole = save(tmp_path / "images" / "b.png").read_bytes()
+    (tmp_path / "images" / "b.png").write_bytes(whole[:700])
+    batches = []
+
+    def model(inputs):
+        batches.append([tuple(given["image"][0, 0, :5].tolist()) for given in inputs])
+        return fake_model(inputs)
+
+    run = functools.partial(extract_folder, tmp_path / "images", skip_bad=True)
+    run(tmp_path / "undisturbed.h5", model=model)
+    undisturbed, batches[:] = list(batches), []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "codes.h5", model=fail_after(2))
+    run(tmp_path / "codes.h5", model=model, resume=True)
+    assert [len(batch) for batch in undisturbed] == [1, 2, 2, 1]
+    assert batches == undisturbed[2:]
+
+
+def test_a_damaged_part_is_coded_again(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    with pytest.raises(KeyboardInterrupt):
+        extract_folder(folder, output, model=fail_after(3))
+    part = sorted((tmp_path / "codes.h5.parts").glob("part-*"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    lines = []
+    result = extract_folder(folder, output, resume=True, report=lines.append)
+    assert result.coded == 8
+    assert f"{part} is damaged: its images are coded again" in lines
+    extract_folder(folder, tmp_path / "undisturbed.h5")
+    assert output.read_bytes() == (tmp_path / "undisturbed.h5").read_bytes()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_fingerprint": "e" * 64}, "was coded by model ffffffffffff, not by this one (eeee"),
+        (
+            {"settings": "INPUT.FORMAT 'BGR'\ninstances True"},
+            "with INPUT.FORMAT 'RGB', which is now",
+        ),
+        ({"settings": "INPUT.FORMAT 'RGB'"}, "with instances True, which is now (unknown)"),
+        ({"dataset": "other"}, "with dataset , which is now other"),
+        ({"class_names": ["a", "b"]}, "class_names"),
+        ({"count_difficult": False}, "count_difficult"),
+    ],
+)
+def test_other_models_and_settings_are_refused(folder, tmp_path, finished, changes, message):
+    output = tmp_path / "codes.h5"
+    if finished:
+        extract_folder(folder, output)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            extract_folder(folder, output, model=fail_after(1))
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(CodeFileError) as error:
+        extract_folder(folder, output, resume=True, **changes)
+    assert message in str(error.value)
+    assert "name another output" in str(error.value)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert extract_folder(folder, output, resume=True).rows == 12
+
+
+def test_earlier_work_is_not_replaced_unasked(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    with pytest.raises(KeyboardInterrupt):
+        extract_folder(folder, output, model=fail_after(1))
+    with pytest.raises(FileExistsError, match="unfinished extraction: go on with --resume"):
+        extract_folder(folder, output)
+    extract_folder(folder, output, resume=True)
+    with pytest.raises(FileExistsError, match="add to it with --resume"):
+        extract_folder(folder, output)
+    with pytest.raises(IsADirectoryError):
+        extract_folder(folder, folder, resume=True)
+
+
+def test_one_run_at_a_time(folder, tmp_path):
+    (tmp_path / "codes.h5.parts").mkdir()
+    with open(tmp_path / "codes.h5.parts" / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="in use by another run"):
+            extract_folder(folder, tmp_path / "codes.h5", resume=True)
+    assert extract_folder(folder, tmp_path / "codes.h5", resume=True).rows == 12
+
+
+def test_a_lost_part_is_not_a_lost_row(folder, tmp_path):
+    """If files vanish under a running extraction, it says so."""
+    output = tmp_path / "codes.h5"
+
+    def model(inputs):
+        for part in (tmp_path / "codes.h5.parts").glob("part-*"):
+            part.unlink()
+        return fake_model(inputs)
+
+    with pytest.raises(CodeFileError, match="10 images .* lost their codes"):
+        extract_folder(folder, output, model=model)
+    assert extract_folder(folder, output, resume=True).rows == 12
+
+
+def test_ids_must_be_unique(folder, tmp_path):
+    first, second = find_images([folder])[:2]
+    twice = ImageEntry(first.image_id, second.file_name)
+    with pytest.raises(ValueError, match="names two files"):
+        make_extractor().extract([first, twice], tmp_path / "codes.h5")
+    result = make_extractor().extract([first, first, second], tmp_path / "codes.h5")
+    assert (result.images, result.rows) == (2, 2)
+    with pytest.raises(ValueError, match="no images"):
+        make_extractor().extract([], tmp_path / "none.h5")
+
+
+def test_a_full_disk_costs_only_what_is_not_saved(folder, tmp_path, monkeypatch):
+    output = tmp_path / "codes.h5"
+    written = []
+
+    def write(path, code_set):
+        if len(written) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path)
+        write_codes(path, code_set)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "write_codes", write)
+        with pytest.raises(OSError, match="No space left"):
+            extract_folder(folder, output)
+    assert extract_folder(folder, output, resume=True).coded == 8
+
+
+def test_progress_tells_the_time_left(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "_PROGRESS_EVERY", 0.0)
+    lines = []
+    extract_folder(folder, tmp_path / "codes.h5", report=lines.append)
+    assert lines[11] == "12 of 12 image headers read, 0.0 min left"
+    assert lines[12].startswith("2 of 12 images coded, ")
+    assert lines[-1] == "12 of 12 images coded, 0.0 min left"
+
+
+# Settings
+
+
+def test_settings_are_those_that_decide_about_codes(cfg):
+    before = code_settings(cfg, instances=True)
+    for key, value in (
+        ("MODEL.WEIGHTS", "other.pth"),
+        ("MODEL.DEVICE", "cpu"),
+        ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 5),
+        ("MODEL.REGION_DH.LOSS_WEIGHTS.ALPHA", [2.0, 1.0]),
+        ("MODEL.REGION_DH.LR_FACTORS.BACKBONE", 0.0),
+        ("MODEL.REGION_DH.FEATURE_CACHE", "cache"),
+        ("SOLVER.MAX_ITER", 7),
+    ):
+        cfg.merge_from_list([key, value])
+        assert code_settings(cfg, instances=True) == before, key
+    for key, value in (
+        ("MODEL.RPN.POST_NMS_TOPK_TEST", 5),
+        ("MODEL.REGION_DH.FUSION_NUM_ROIS", 7),
+        ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
+        ("INPUT.MIN_SIZE_TEST", 64),
+        ("TEST.RETRIEVAL.INSTANCE_MIN_SCORE", 0.5),
+    ):
+        cfg.merge_from_list([key, value])
+        changed = code_settings(cfg, instances=True)
+        assert f"{key} {value!r}" in changed.splitlines()
+        assert changed != before
+        before = changed
+    assert code_settings(cfg, instances=False) != before

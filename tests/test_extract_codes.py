@@ -1,0 +1,348 @@
+"""tools/extract_codes.py end to end with a small network: what it writes, says and survives.
+
+REGIONDH_KILLS=10 makes the test with SIGKILL a long one: 1,000 images, killed that many times.
+"""
+
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+from regiondh_d2.checkpoint import RegionDHCheckpointer
+from regiondh_d2.data import generate_scenes, register_scenes
+from regiondh_d2.engine import build_cfg
+from regiondh_d2.retrieval.code_store import read_codes, unpack_codes
+from regiondh_d2.retrieval.extract import ImageLoader
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tools" / "extract_codes.py"
+CONFIG = str(ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml")
+# Differing codes, and some detections, from random heads.
+OPTS = [
+    *("MODEL.DEVICE", "cpu", "MODEL.REGION_DH.LATENT_INIT_STD", "0.5"),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01", "TEST.RETRIEVAL.INSTANCE_MIN_SCORE", "0.05"),
+]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("extract_codes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A folder with scenes, and with the weights of a network whose heads are random."""
+    folder = tmp_path_factory.mktemp("extract_codes")
+    generate_scenes(folder / "scenes", num_database=8, num_queries=3)
+    torch.manual_seed(0)
+    cfg = build_cfg(CONFIG, OPTS)
+    model = build_model(cfg)
+    RegionDHCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    torch.save({"model": model.state_dict()}, folder / "weights.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(workspace):
+    return register_scenes(workspace / "scenes", "extract_codes_")
+
+
+@pytest.fixture
+def arguments(workspace):
+    """A function from the images and further options to a complete command line."""
+
+    def make(images, output, *options, opts=()):
+        images = images if images[0] == "--dataset" else ["--input", *map(str, images)]
+        weights = ["MODEL.WEIGHTS", str(workspace / "weights.pth")]
+        start = ["--config-file", CONFIG, *images, "--output", str(output), *options]
+        return [*start, *OPTS, *weights, *opts]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tool, workspace):
+    """The code file of the scenes' folder."""
+    output = workspace / "undisturbed.h5"
+    opts = [*OPTS, "MODEL.WEIGHTS", str(workspace / "weights.pth")]
+    images = ["--input", str(workspace / "scenes")]
+    start = ["--config-file", CONFIG, *images, "--output", str(output), "--batch-size", "2"]
+    assert tool.main([*start, *opts]) == 0
+    return output
+
+
+def start(arguments):
+    """The command as a program, the head of a process group."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_parts(process, output, count):
+    """Returns when that many parts are saved, or the process has ended."""
+    while (
+        process.poll() is None
+        and len(list(output.parent.glob(f"{output.name}.parts/part-*"))) < count
+    ):
+        time.sleep(0.005)
+
+
+def errors_of(capsys):
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_dataset(tool, workspace, dataset, arguments, tmp_path, capsys):
+    output = tmp_path / "codes.h5"
+    assert tool.main(arguments(["--dataset", dataset], output, "--activations")) == 0
+    printed = capsys.readouterr()
+    assert f"{output}: 11 rows, 11 of them coded now" in printed.out
+    assert printed.err == ""
+    codes = read_codes(output)
+    records = DatasetCatalog.get(dataset)
+    assert codes.image_ids == [record["image_id"] for record in records]
+    assert codes.file_names == [record["file_name"] for record in records]
+    labels = [np.flatnonzero(row).tolist() for row in codes.labels]
+    assert labels == [record["image_labels"] for record in records]
+    assert (codes.dataset, codes.config) == (dataset, Path(CONFIG).name)
+    assert (codes.bits, len(codes.class_names), len(codes.model_fingerprint)) == (48, 12, 64)
+    assert len(codes.instances.codes) > 0
+    np.testing.assert_array_equal(codes.activations > 0.5, unpack_codes(codes.codes, 48))
+
+
+def test_codes_are_those_of_each_image_alone(workspace, undisturbed):
+    cfg = build_cfg(CONFIG, OPTS)
+    model = build_model(cfg).eval()
+    model.load_state_dict(torch.load(workspace / "weights.pth")["model"])
+    codes = read_codes(undisturbed)
+    bits = unpack_codes(codes.codes, codes.bits)
+    assert len(codes) == 11
+    assert len(np.unique(bits, axis=0)) > 5
+    for row, name in enumerate(codes.file_names):
+        with torch.no_grad():
+            (alone,) = model.inference([ImageLoader(cfg)(name)])
+        clear = abs(alone["image_activation"].numpy() - 0.5) > 1e-4
+        np.testing.assert_array_equal(bits[row][clear], alone["image_code"].numpy()[clear])
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_file_of_one(workspace, undisturbed, arguments, tmp_path):
+    output = tmp_path / "codes.h5"
+    images = [workspace / "scenes"]
+    process = start(arguments(images, output, "--batch-size", "2", "--num-gpus", "2"))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert f"{output}: 11 rows, 11 of them coded now" in out
+    assert output.read_bytes() == undisturbed.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_failure_of_two_processes_is_one_line(workspace, arguments, tmp_path):
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "absent.pth")]
+    images = [workspace / "scenes"]
+    process = start(arguments(images, tmp_path / "codes.h5", "--num-gpus", "2", opts=opts))
+    _, err = process.communicate()
+    assert process.returncode == 1
+    (line,) = [line for line in err.splitlines() if "error" in line]
+    assert line.startswith(f"error: {tmp_path / 'absent.pth'}: no such file")
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(workspace, undisturbed, arguments, tool, tmp_path):
+    """SIGKILL at random moments, then a resumed run by another number of processes."""
+    kills = int(os.environ.get("REGIONDH_KILLS", "2"))
+    images, expected = [workspace / "scenes"], undisturbed
+    options = ["--batch-size", "2", "--save-every", "0", "--resume"]
+    step = 1
+    if "REGIONDH_KILLS" in os.environ:
+        images, expected = [tmp_path / "scenes"], tmp_path / "expected.h5"
+        generate_scenes(tmp_path / "scenes", num_database=1000, num_queries=1)
+        assert tool.main(arguments(images, expected, *options)) == 0
+        step = 400 // kills
+    output = tmp_path / "codes.h5"
+    rng = random.Random(0)
+    parts = 0
+    for _ in range(kills):
+        process = start(arguments(images, output, *options))
+        wait_for_parts(process, output, parts + rng.randint(1, step))
+        time.sleep(rng.random() * 0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        parts = len(list((tmp_path / "codes.h5.parts").glob("part-*")))
+        assert parts > 0
+    assert not output.exists()
+    assert tool.main(arguments(images, output, *options)) == 0
+    assert output.read_bytes() == expected.read_bytes()
+    assert not (tmp_path / "codes.h5.parts").exists()
+
+
+def test_ctrl_c(workspace, arguments, tmp_path):
+    output = tmp_path / "codes.h5"
+    options = ["--batch-size", "1", "--save-every", "0"]
+    process = start(arguments([workspace / "scenes"], output, *options))
+    wait_for_parts(process, output, 1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == (
+        f"interrupted: go on with the same command and --resume ({output})"
+    )
+    assert "Traceback" not in err
+
+
+def test_bad_images(tool, arguments, tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (60, 50)).save(tmp_path / name)
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "half.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
+    output = tmp_path / "codes.h5"
+    assert tool.main(arguments([tmp_path], output)) == 1
+    first, second, last = errors_of(capsys)
+    assert first == f"unreadable: {tmp_path / 'empty.jpg'}: the file is empty"
+    assert second.startswith(f"unreadable: {tmp_path / 'half.png'}: damaged or incomplete")
+    assert last.startswith("error: 2 of 4 images can't be read; the others are coded: mend or")
+    assert not output.exists()
+
+    assert tool.main(arguments([tmp_path], output, "--resume", "--skip-bad")) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [first, second]
+    assert f"{output}: 2 rows, 0 of them coded now, 2 unreadable left out" in printed.out
+    assert [Path(name).name for name in read_codes(output).file_names] == ["a.png", "b.png"]
+
+    only_bad = arguments([tmp_path / "empty.jpg"], tmp_path / "none.h5", "--skip-bad")
+    assert tool.main(only_bad) == 1
+    assert errors_of(capsys)[-1] == "error: none of the 1 images can be read"
+
+
+def test_image_codes_alone_and_other_settings(
+    tool, workspace, undisturbed, arguments, tmp_path, capsys
+):
+    output = tmp_path / "codes.h5"
+    images = [workspace / "scenes"]
+    assert tool.main(arguments(images, output, "--no-instances", "--batch-size", "2")) == 0
+    codes = read_codes(output)
+    assert codes.instances is None
+    assert codes.activations is None
+    np.testing.assert_array_equal(codes.codes, read_codes(undisturbed).codes)
+
+    assert tool.main(arguments(images, output, "--resume")) == 1
+    (error,) = errors_of(capsys)
+    assert error.startswith(f"error: {output} was coded with instances False, which is now True")
+
+
+@pytest.fixture
+def one_image(tmp_path):
+    Image.new("RGB", (60, 50)).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
+        (["MODEL.DEVICE"], "overrides come in pairs"),
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+        (["MODEL.WEIGHTS", "absent.pth"], "absent.pth: no such file"),
+        (["MODEL.REGION_DH.BITS", "16"], "(first: roi_heads."),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN codes no images"),
+    ],
+)
+def test_wrong_configs(tool, arguments, one_image, tmp_path, capsys, opts, message):
+    assert tool.main(arguments([one_image], tmp_path / "codes.h5", opts=opts)) == 1
+    (error,) = [line for line in errors_of(capsys) if line.startswith("error: ")]
+    assert message in error
+    assert os.listdir(tmp_path) == ["image.png"]
+
+
+def test_weights_without_hash_layers(tool, workspace, arguments, one_image, tmp_path, capsys):
+    """Those of a detector would leave the codes random."""
+    weights = torch.load(workspace / "weights.pth")["model"]
+    torch.save(
+        {"model": {k: v for k, v in weights.items() if "hash" not in k}}, tmp_path / "detector.pth"
+    )
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "detector.pth")]
+    assert tool.main(arguments([one_image], tmp_path / "codes.h5", opts=opts)) == 1
+    error = errors_of(capsys)[-1]
+    assert "hash" in error
+    assert "name the checkpoint of a trained model" in error
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (["absent"], "absent: no such file or folder"),
+        (["."], "no images in ."),
+        (["--dataset", "absent"], "Dataset 'absent' is not registered"),
+        (["--dataset", "voc_2007_retrieval_train_val"], "VOC2007"),
+    ],
+)
+def test_no_images(tool, arguments, tmp_path, monkeypatch, capsys, images, message):
+    monkeypatch.chdir(tmp_path)
+    assert tool.main(arguments(images, tmp_path / "codes.h5")) == 1
+    (error,) = errors_of(capsys)
+    assert message in error
+
+
+def test_a_dataset_of_other_classes(tool, workspace, dataset, arguments, tmp_path, capsys):
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", "20"]
+    assert tool.main(arguments(["--dataset", dataset], tmp_path / "c.h5", opts=opts)) == 1
+    (error,) = errors_of(capsys)
+    assert f"{dataset} has 12 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 20" in error
+
+
+def test_outputs_that_cannot_be_written(tool, arguments, one_image, tmp_path, capsys):
+    for output, message in (
+        (one_image / "codes.h5", "Not a directory"),
+        (tmp_path, "is a folder"),
+        (one_image, f"{one_image} exists: add to it with --resume"),
+    ):
+        assert tool.main(arguments([one_image], output)) == 1
+        (error,) = errors_of(capsys)
+        assert message in error
+        assert str(output) in error
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_no_write_permission(tool, arguments, one_image, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert tool.main(arguments([one_image], tmp_path / "locked" / "codes.h5")) == 1
+    (error,) = errors_of(capsys)
+    assert "locked" in error
+    assert "Permission denied" in error
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--output", "o.h5"],
+        ["--input", "a", "--dataset", "b", "--output", "o.h5"],
+        ["--input", "a"],
+        ["--input", "a", "--output", "o.h5", "--batch-size", "0"],
+        ["--input", "a", "--output", "o.h5", "--num-gpus", "none"],
+    ],
+)
+def test_wrong_arguments_exit_2(tool, wrong):
+    with pytest.raises(SystemExit) as error:
+        tool.main(["--config-file", CONFIG, *wrong])
+    assert error.value.code == 2

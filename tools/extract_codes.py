@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""Code images: a dataset, or files and folders, into one code file; resumable when interrupted."""
+
+import argparse
+import os
+import sys
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+import regiondh_d2  # noqa: F401  (registers the components that configs name)
+from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.data.retrieval import with_labels
+from regiondh_d2.engine import build_cfg
+from regiondh_d2.engine.command import (
+    load_trained_model,
+    positive_int,
+    run_command,
+    run_workers,
+)
+from regiondh_d2.retrieval.extract import (
+    CodeExtractor,
+    ExtractionResult,
+    ImageEntry,
+    ImageLoader,
+    check_output,
+    code_settings,
+    dataset_images,
+    find_images,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--dataset", metavar="NAME", help="code a registered dataset")
+    images.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="code these files, and the images in these folders and the folders in them",
+    )
+    parser.add_argument("--output", required=True, metavar="CODES.h5", help="the file to write")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after an interruption, or add new images to a finished output",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that can't be read"
+    )
+    parser.add_argument(
+        "--no-instances", action="store_true", help="code images alone, which is faster"
+    )
+    parser.add_argument(
+        "--activations", action="store_true", help="also store what the codes are rounded from"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=4, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--save-every",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="the most that an interruption can lose (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--num-gpus", type=positive_int, default=1, metavar="N", help="processes, on CPUs as well"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    return parser
+
+
+def find_entries(args: argparse.Namespace, cfg) -> tuple[list[ImageEntry], list[str]]:
+    """The images to code, and the class names of the dataset or of the model's."""
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if args.dataset is None:
+        names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+        known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
+        return find_images(args.input), next((c for c in known if len(c) == count), [])
+    dicts = DatasetCatalog.get(args.dataset)
+    if any("annotations" in record for record in dicts):
+        dicts = [with_labels(record) for record in dicts]
+    class_names = list(MetadataCatalog.get(args.dataset).get("thing_classes", []))
+    if len(class_names) != count:
+        raise ValueError(
+            f"{args.dataset} has {len(class_names)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
+            f"{count}: use the config of a model for this dataset"
+        )
+    return dataset_images(dicts, cfg.TEST.RETRIEVAL.COUNT_DIFFICULT), class_names
+
+
+def code(args: argparse.Namespace, cfg, images: list[ImageEntry], class_names: list[str]) -> None:
+    """What every process does."""
+    model = load_trained_model(cfg)
+    if not hasattr(model, "code_images"):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no images; use RegionDH"
+        )
+    extractor = CodeExtractor(
+        model.code_images if args.no_instances else model.inference,
+        ImageLoader(cfg),
+        {
+            "dataset": args.dataset or "",
+            "config": os.path.basename(args.config_file),
+            "class_names": class_names,
+            "count_difficult": cfg.TEST.RETRIEVAL.COUNT_DIFFICULT,
+            "model_fingerprint": model_fingerprint(model),
+            "settings": code_settings(
+                cfg, activations=args.activations, instances=not args.no_instances
+            ),
+        },
+        size_divisibility=model.backbone.size_divisibility,
+        batch_size=args.batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        instance_min_score=cfg.TEST.RETRIEVAL.INSTANCE_MIN_SCORE,
+        activations=args.activations,
+        save_every=args.save_every,
+        report=lambda line: print(line, flush=True),
+    )
+    result = extractor.extract(images, args.output, resume=args.resume, skip_bad=args.skip_bad)
+    if result is not None:  # the main process
+        tell(result, args.output)
+
+
+def tell(result: ExtractionResult, output: str) -> None:
+    """The lines at the end.
+
+    Raises:
+        ValueError: there is no output, because of images that can't be read.
+    """
+    for error in result.unreadable:
+        print(f"unreadable: {error}", file=sys.stderr)
+    bad = len(result.unreadable)
+    if bad == result.images and not result.complete:
+        raise ValueError(f"none of the {bad} images can be read")
+    if not result.complete:
+        raise ValueError(
+            f"{bad} of {result.images} images can't be read; the others are coded: mend or remove "
+            "those and go on with --resume, or leave them out with --resume --skip-bad"
+        )
+    left_out = f", {bad} unreadable left out" if bad else ""
+    print(f"{output}: {result.rows} rows, {result.coded} of them coded now{left_out}")
+
+
+def extract(args: argparse.Namespace) -> None:
+    cfg = build_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}"
+        )
+    check_output(args.output, args.resume)
+    run_workers(code, args.num_gpus, (args, cfg, *find_entries(args, cfg)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(
+        lambda: extract(args),
+        interrupted=f"interrupted: go on with the same command and --resume ({args.output})",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
