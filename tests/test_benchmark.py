@@ -54,3 +54,28 @@ def test_wrong_arguments_exit_2(tool, arguments):
     with pytest.raises(SystemExit) as error:
         tool.main(arguments)
     assert error.value.code == 2
+
+
+SMALL_SEARCH = ["--queries", "5", "--items", "300", "--bits", "20", "--topk", "50", "--repeat", "2"]
+
+
+def test_search(tool, tmp_path, capsys):
+    out = tmp_path / "numbers.json"
+    assert tool.main(["search", *SMALL_SEARCH, "--json", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "FAISS's faster way being 1" in printed.out
+    numbers = json.loads(out.read_text())["search"]
+    faiss = min(numbers["faiss_heap_seconds"], numbers["faiss_counting_seconds"])
+    assert numbers["ratio"] == pytest.approx(faiss / numbers["seconds"])
+
+
+def test_wrong_distances_are_a_failure(tool, monkeypatch, capsys):
+    class Wrong(type(tool.create_index(20))):
+        def search(self, codes, k):
+            distances, rows = super().search(codes, k)
+            return distances + 1, rows
+
+    monkeypatch.setattr(tool, "create_index", Wrong)
+    assert tool.main(["search", *SMALL_SEARCH]) == 1
+    assert "other distances" in capsys.readouterr().err
