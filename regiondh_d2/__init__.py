@@ -5,8 +5,14 @@ meta-architectures), its datasets and its weight sources (``regiondh://...``) wi
 that a config can name them.
 """
 
-from . import checkpoint, data, modeling  # noqa: F401  (registration is the point of the import)
-from .config import add_regiondh_config
+import warnings
+
+with warnings.catch_warnings():
+    # Detectron2 and fvcore script functions when they are imported, of which PyTorch complains.
+    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", DeprecationWarning)
+    from . import checkpoint, data, modeling  # noqa: F401  (registration is the point of it)
+    from .config import add_regiondh_config
 
 __version__ = "0.1.0"
 __all__ = ["add_regiondh_config"]

@@ -1,12 +1,43 @@
-"""The light box head."""
+"""The box heads, all in two parts."""
 
 import pytest
 import timm
 import torch
+import torchvision
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling.roi_heads import build_box_head
+from detectron2.modeling.roi_heads import Res5ROIHeads, build_box_head
 
-from regiondh_d2.modeling.box_heads import LightBoxHead
+from regiondh_d2.modeling.box_heads import LightBoxHead, PooledBoxHead, Res5BoxHead, VGGBoxHead
+
+HEADS = {
+    "light": lambda: LightBoxHead(ShapeSpec(channels=8), conv_dim=10, num_fc=2, fc_dim=7),
+    "vgg": lambda: VGGBoxHead(ShapeSpec(channels=8, height=4, width=4), fc_dim=7),
+    "res5": lambda: Res5BoxHead(ShapeSpec(channels=8), width_per_group=2),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_pools_and_then_reads_the_vectors(name):
+    """The protocol on which cached features and the whole-image region rely."""
+    head = HEADS[name]().eval()
+    assert isinstance(head, PooledBoxHead)
+    x = torch.randn(5, 8, 4, 4)
+    pooled = head.pool(x)
+    assert pooled.shape == (5, head.pooled_dim)
+    assert head(x).shape == (5, head.output_shape.channels)
+    assert torch.equal(head(x), head.fc(pooled))
+    assert head(x[:0]).shape == (0, head.output_shape.channels)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_no_regions_still_reach_every_parameter(name):
+    head = HEADS[name]()
+    head(torch.zeros(0, 8, 4, 4)).sum().backward()
+    assert list(head.parameters())
+    assert all(p.grad is not None for p in head.parameters())
+
+
+# --- LightBoxHead --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("conv_dim", [0, 10])
@@ -25,12 +56,6 @@ def test_without_convolution_or_layers_it_is_average_pooling():
     head = LightBoxHead(ShapeSpec(channels=6), conv_dim=0, num_fc=0, fc_dim=7)
     x = torch.randn(5, 6, 4, 4)
     torch.testing.assert_close(head(x), torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-def test_no_regions_still_reach_every_parameter():
-    head = LightBoxHead(ShapeSpec(channels=6), conv_dim=10, num_fc=2, fc_dim=7)
-    head(torch.zeros(0, 6, 4, 4)).sum().backward()
-    assert all(p.grad is not None for p in head.parameters())
 
 
 def test_the_convolution_is_the_head_of_the_timm_classifier():
@@ -61,3 +86,72 @@ def test_from_config(tiny_cfg):
     assert (head.pooled_dim, head.output_shape.channels) == (9, 32)
     assert isinstance(head.conv_head.norm, FrozenBatchNorm2d)
     assert sum(isinstance(m, torch.nn.Linear) for m in head.fc) == 1
+
+
+# --- VGGBoxHead ----------------------------------------------------------------------------------
+
+
+def test_fc6_and_fc7_are_those_of_torchvisions_classifier():
+    torch.manual_seed(0)
+    sizes = (8 * 7 * 7, 16, 16, 5)
+    fc6, fc7, fc8 = (torch.nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+    net = torchvision.models.VGG(torch.nn.Identity(), init_weights=False)
+    net.classifier[0], net.classifier[3], net.classifier[6] = fc6, fc7, fc8
+    head = VGGBoxHead(ShapeSpec(channels=8, height=7, width=7), fc_dim=16)
+    assert head.pooled_dim == sizes[0]
+    head.fc.fc6.load_state_dict(fc6.state_dict())
+    head.fc.fc7.load_state_dict(fc7.state_dict())
+    x = torch.randn(4, 8, 7, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(fc8(head.eval()(x)), net.eval()(x))
+
+
+def test_dropout_is_a_matter_of_training_alone():
+    torch.manual_seed(0)
+    head = VGGBoxHead(ShapeSpec(channels=8, height=4, width=4), fc_dim=4000)
+    x = torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        kept = (head.eval()(x) > 0).float().mean()
+        in_training = (head.train()(x) > 0).float().mean()
+        assert torch.equal(head.eval()(x), head(x))
+    assert in_training / kept == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_vgg_head_from_a_config(tiny_cfg):
+    tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "VGGBoxHead"
+    head = build_box_head(tiny_cfg, ShapeSpec(channels=6, height=4, width=3))
+    assert isinstance(head, VGGBoxHead)
+    assert (head.pooled_dim, head.output_shape.channels) == (72, 32)
+    assert (head.fc.drop6.p, head.fc.drop7.p) == (0.5, 0.5)
+
+
+# --- Res5BoxHead ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [(1, 64), (32, 8)], ids=["resnet", "resnext"])
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_res5_is_that_of_detectron2s_own_roi_heads(tiny_cfg, groups, stride_in_1x1):
+    torch.manual_seed(0)
+    tiny_cfg.merge_from_list(
+        [
+            *("MODEL.ROI_BOX_HEAD.NAME", "Res5BoxHead", "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
+            *("MODEL.RESNETS.NUM_GROUPS", groups[0], "MODEL.RESNETS.WIDTH_PER_GROUP", groups[1]),
+            *("MODEL.RESNETS.STRIDE_IN_1X1", stride_in_1x1),
+        ]
+    )
+    head = build_box_head(tiny_cfg, ShapeSpec(channels=64, height=6, width=6))
+    assert isinstance(head, Res5BoxHead)
+    reference, channels = Res5ROIHeads._build_res5_block(tiny_cfg)
+    assert head.pooled_dim == head.output_shape.channels == channels == 128
+    reference.load_state_dict(head.res5.state_dict(), strict=True)
+    x = torch.randn(3, 64, 6, 6)
+    with torch.no_grad():
+        expected = reference(x)
+        assert expected.shape[-2:] == (3, 3)
+        torch.testing.assert_close(head(x), expected.mean(dim=[2, 3]))
+
+
+def test_res5_of_a_network_without_bottlenecks_is_an_error(tiny_cfg):
+    tiny_cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.NAME", "Res5BoxHead", "MODEL.RESNETS.DEPTH", 18])
+    with pytest.raises(ValueError, match=r"MODEL\.RESNETS\.DEPTH 18.*50, 101 or 152"):
+        build_box_head(tiny_cfg, ShapeSpec(channels=256, height=14, width=14))

@@ -8,9 +8,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone, build_model
+from detectron2.utils.events import EventStorage
 
 from regiondh_d2.checkpoint import efficientnet_lite_to_timm
-from regiondh_d2.modeling.backbone.timm import TimmBackbone
+from regiondh_d2.modeling.backbone.timm import TimmBackbone, TimmFPN
 
 LITE = "tf_efficientnet_lite0"
 
@@ -131,12 +132,53 @@ def test_freeze_at_freezes_up_to_a_level_and_no_more(name, out, level, frozen):
         assert parameter.requires_grad != key.startswith(frozen), key
 
 
-@pytest.mark.parametrize("name", [LITE, "resnet18", "convnext_atto"])
-def test_trainable_parameters_all_get_gradients(name):
-    backbone = TimmBackbone(name, out_indices=(3,) if "next" in name else (4,), freeze_at=2)
-    backbone(torch.randn(1, 3, 64, 64)).popitem()[1].square().mean().backward()
+@pytest.mark.parametrize("freeze_bn", [False, True])
+@pytest.mark.parametrize(
+    ("name", "out_indices"),
+    [
+        *((LITE, (i,)) for i in range(5)),
+        (LITE, (1, 3)),
+        ("mobilenetv3_small_050", (2,)),
+        *(("resnet18", (i,)) for i in range(5)),
+        ("convnext_atto", (1,)),
+        ("convnext_atto", (0, 2)),
+    ],
+)
+@pytest.mark.parametrize("freeze_at", [0, 1])
+def test_trainable_parameters_all_get_gradients(name, out_indices, freeze_at, freeze_bn):
+    """Whatever the last level is: DDP refuses parameters without a gradient."""
+    backbone = TimmBackbone(name, out_indices=out_indices, freeze_at=freeze_at, freeze_bn=freeze_bn)
+    features = backbone(torch.randn(2, 3, 64, 64))
+    if any(p.requires_grad for p in backbone.parameters()):
+        sum(f.square().mean() for f in features.values()).backward()
     for key, parameter in backbone.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
+
+
+@pytest.mark.parametrize("name", [LITE, "mobilenetv3_small_050"])
+def test_leaving_out_later_blocks_keeps_the_features(name):
+    whole, part = (with_random_batch_norm(name, out_indices=o).eval() for o in ((2, 4), (2,)))
+    missing, unexpected = part.load_state_dict(whole.state_dict(), strict=False)
+    assert not missing
+    assert unexpected
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(part(x)["stage2"], whole(x)["stage2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [(LITE, ("bn1.", "blocks.0.", "blocks.1.")), ("resnet18", ("bn1.", "layer1."))],
+)
+def test_batch_norm_of_frozen_levels_keeps_its_statistics(name, frozen):
+    backbone = TimmBackbone(name, freeze_at=2, freeze_bn=False).train()
+    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    backbone(torch.randn(2, 3, 64, 64))
+    statistics = [k for k in before if k.endswith(("running_mean", "running_var"))]
+    assert any(k.startswith(frozen) for k in statistics)
+    for key in statistics:
+        kept = torch.equal(before[key], backbone.model.state_dict()[key])
+        assert kept == key.startswith(frozen), key
 
 
 @pytest.mark.parametrize(
@@ -144,6 +186,9 @@ def test_trainable_parameters_all_get_gradients(name):
     [
         {"name": "no_such_network"},
         {"name": LITE, "out_indices": (7,)},
+        {"name": LITE, "out_indices": ()},
+        {"name": LITE, "out_indices": (4, 2)},
+        {"name": LITE, "out_indices": (-1,)},
         {"name": "convnext_atto", "out_indices": (4,)},
         {"name": "resnet18", "output_stride": 7},
         {"name": "resnet18", "freeze_at": 6},
@@ -185,7 +230,7 @@ def test_imagenet_weights_give_the_classifiers_features(freeze_bn, tiny_cfg, tmp
 
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     tiny_cfg.merge_from_list(["MODEL.TIMM.OUTPUT_STRIDE", 0, "MODEL.TIMM.HEAD_CONV_DIM", 1280])
-    tiny_cfg.merge_from_list(["MODEL.TIMM.FREEZE_BN", freeze_bn])
+    tiny_cfg.merge_from_list(["MODEL.TIMM.FREEZE_BN", freeze_bn, "MODEL.BACKBONE.FREEZE_AT", 0])
     model = build_model(tiny_cfg).eval()
     DetectionCheckpointer(model).load("regiondh://imagenet/tf_efficientnet_lite0")
 
@@ -204,3 +249,73 @@ def test_imagenet_weights_give_the_classifiers_features(freeze_bn, tiny_cfg, tmp
             atol=1e-4,
         )
     assert expected.std() > 0.1
+
+
+# --- FPN -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fpn_cfg(tiny_cfg):
+    tiny_cfg.merge_from_list(
+        [
+            *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
+            *("MODEL.TIMM.OUTPUT_STRIDE", 0, "MODEL.TIMM.OUT_INDICES", [1, 2, 3, 4]),
+            *("MODEL.FPN.IN_FEATURES", [f"stage{i}" for i in (1, 2, 3, 4)]),
+            *("MODEL.FPN.OUT_CHANNELS", 8),
+            *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [96], [128]]),
+            *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+            *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"]),
+        ]
+    )
+    return tiny_cfg
+
+
+def test_fpn_levels(fpn_cfg):
+    backbone = build_backbone(fpn_cfg)
+    assert isinstance(backbone, TimmFPN)
+    with torch.no_grad():
+        out = backbone(torch.zeros(1, 3, 64, 96))
+    shapes = backbone.output_shape()
+    assert {k: s.stride for k, s in shapes.items()} == {f"p{i}": 2**i for i in range(2, 7)}
+    for name, shape in shapes.items():
+        size = [-(-side // shape.stride) for side in (64, 96)]  # p6 is rounded up
+        assert out[name].shape == (1, 8, *size)
+    assert torch.equal(out["p6"], out["p5"][..., ::2, ::2])
+
+
+def test_an_fpn_may_end_below_stride_32(fpn_cfg):
+    fpn_cfg.merge_from_list(
+        ["MODEL.TIMM.OUT_INDICES", [2, 3], "MODEL.FPN.IN_FEATURES", ["stage2", "stage3"]]
+    )
+    backbone = build_backbone(fpn_cfg)
+    shapes = backbone.output_shape()
+    assert {k: s.stride for k, s in shapes.items()} == {"p3": 8, "p4": 16, "p5": 32}
+    assert list(backbone(torch.zeros(1, 3, 64, 64))) == list(shapes)
+    # 16 would do for the FPN, not for the network's "same" padding.
+    assert backbone.size_divisibility == 32
+    fpn_cfg.MODEL.TIMM.SIZE_DIVISIBILITY = 0
+    assert build_backbone(fpn_cfg).size_divisibility == 16
+
+
+def test_region_dh_trains_on_an_fpn(fpn_cfg, make_model, make_inputs):
+    model = make_model("MODEL.REGION_DH.WHOLE_IMAGE", "region")
+    with EventStorage():
+        sum(model(make_inputs((97, 70), (64, 64))).values()).backward()
+    for key, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+    with torch.no_grad():
+        assert [o["image_code"].shape for o in model.eval()(make_inputs((97, 70)))] == [(12,)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.FPN.IN_FEATURES", ["stage3", "stage4"], r"FPN\.IN_FEATURES.*stage1.*both"),
+        ("MODEL.FPN.IN_FEATURES", ["res2"], r"FPN\.IN_FEATURES.*res2.*OUT_INDICES"),
+        ("MODEL.TIMM.OUTPUT_STRIDE", 16, r"strides \[4, 8, 16, 16\].*OUTPUT_STRIDE"),
+    ],
+)
+def test_levels_that_make_no_fpn_are_one_clear_error(fpn_cfg, key, value, message):
+    fpn_cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=message):
+        build_backbone(fpn_cfg)

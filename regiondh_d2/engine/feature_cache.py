@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import model_fingerprint
+from ..modeling.box_heads import PooledBoxHead
 from ..modeling.roi_heads import with_whole_image_box
 from ..retrieval.code_store import replace_when_complete
 
@@ -129,14 +130,14 @@ class FeatureCache:
                 made by other weights.
         """
         head = model.roi_heads.box_head
-        if not (hasattr(head, "pool") and hasattr(head, "fc")):
+        if not isinstance(head, PooledBoxHead):
             raise ValueError(
                 "MODEL.REGION_DH.FEATURE_CACHE works with box heads that pool before their fully "
-                "connected layers (LightBoxHead); set it to '' for this one"
+                "connected layers (LightBoxHead, Res5BoxHead, VGGBoxHead); set it to '' for "
+                "another"
             )
         frozen = torch.nn.ModuleList([model.backbone, model.proposal_generator])
-        if head.conv_head is not None:
-            frozen.append(head.conv_head)
+        frozen.extend(module for name, module in head.named_children() if name != "fc")
         fingerprint = model_fingerprint(frozen)
         path = self._path(name)
         if path.is_file():

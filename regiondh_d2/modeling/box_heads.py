@@ -1,17 +1,47 @@
 """Box heads: pooled region features in, a feature vector per region out."""
 
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
+from fvcore.nn import weight_init
 from torch import nn
 
-__all__ = ["LightBoxHead"]
+__all__ = ["LightBoxHead", "PooledBoxHead", "Res5BoxHead", "VGGBoxHead"]
+
+
+class PooledBoxHead(nn.Module, ABC):
+    """A box head in two parts: ``pool`` makes a vector of each region, ``fc`` reads the vectors.
+
+    What ``pool`` returns is what can be cached, and what a whole-image region can hand to the image
+    hash layer (``MODEL.REGION_DH.WHOLE_IMAGE: pooled``). All modules but ``fc`` belong to ``pool``.
+
+    Attributes:
+        fc: from (R, pooled_dim) to (R, D).
+        pooled_dim: width of the vectors.
+        output_shape: its ``channels`` is D.
+    """
+
+    fc: nn.Module
+    pooled_dim: int
+    output_shape: ShapeSpec
+
+    @abstractmethod
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """The part before the fully connected layers: (R, C, H, W) to (R, pooled_dim)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map pooled features (R, C, H, W) to region features (R, D)."""
+        return self.fc(self.pool(x))
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
-class LightBoxHead(nn.Module):
+class LightBoxHead(PooledBoxHead):
     """A box head with few parameters: 1x1 convolution, average pooling, fully connected layers.
 
     The convolution has the shape of the last one of EfficientNet and MobileNet classifiers
@@ -50,7 +80,7 @@ class LightBoxHead(nn.Module):
             nn.init.zeros_(layers[-2].bias)
             width = fc_dim
         self.fc = nn.Sequential(*layers)
-        self._output_dim = width
+        self.output_shape = ShapeSpec(channels=width)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -62,15 +92,112 @@ class LightBoxHead(nn.Module):
         }
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """The part before the fully connected layers: (R, C, H, W) to (R, pooled_dim)."""
+        """See :meth:`PooledBoxHead.pool`."""
         if self.conv_head is not None:
             x = self.conv_head(x)
         return x.mean(dim=(2, 3))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map pooled features (R, C, H, W) to region features (R, D)."""
-        return self.fc(self.pool(x))
 
-    @property
-    def output_shape(self) -> ShapeSpec:
-        return ShapeSpec(channels=self._output_dim)
+@ROI_BOX_HEAD_REGISTRY.register()
+class VGGBoxHead(PooledBoxHead):
+    """fc6 and fc7 of VGG16, each with ReLU and dropout; ``pool`` only flattens.
+
+    With 512 channels, a pooler of 7 x 7 and a width of 4096, ImageNet weights fit.
+    """
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, fc_dim: int = 4096, dropout: float = 0.5):
+        """
+        Args:
+            input_shape: shape of the pooled features, with height and width.
+            fc_dim: width of both layers.
+            dropout: probability of dropping an activation in training.
+        """
+        super().__init__()
+        self.pooled_dim = input_shape.channels * input_shape.height * input_shape.width
+        self.fc = nn.Sequential(
+            OrderedDict(
+                fc6=nn.Linear(self.pooled_dim, fc_dim),
+                relu6=nn.ReLU(inplace=True),
+                drop6=nn.Dropout(dropout),
+                fc7=nn.Linear(fc_dim, fc_dim),
+                relu7=nn.ReLU(inplace=True),
+                drop7=nn.Dropout(dropout),
+            )
+        )
+        for layer in (self.fc.fc6, self.fc.fc7):
+            weight_init.c2_xavier_fill(layer)
+        self.output_shape = ShapeSpec(channels=fc_dim)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {"input_shape": input_shape, "fc_dim": cfg.MODEL.ROI_BOX_HEAD.FC_DIM}
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`PooledBoxHead.pool`."""
+        return x.flatten(1)
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class Res5BoxHead(PooledBoxHead):
+    """The last stage of a ResNet or ResNeXt and average pooling; ``fc`` is the identity.
+
+    With it a C4 network, whose backbone ends with res4, has the same ROI heads as any other. The
+    stage halves a pooler's resolution (14: 7 x 7), and its weights are named ``res5``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_groups: int = 1,
+        width_per_group: int = 64,
+        norm: str = "FrozenBN",
+        stride_in_1x1: bool = True,
+    ):
+        """
+        Args:
+            input_shape: shape of the pooled features of res4.
+            num_groups, width_per_group: groups of the 3x3 convolutions, and the width of one of
+                them in res2; 1 and 64 for a ResNet, 32 and 8 for ResNeXt-32x8d.
+            norm: see :func:`detectron2.layers.get_norm`.
+            stride_in_1x1: which convolution of the first block has the stride, the first 1x1
+                (MSRA's networks) or the 3x3 (torchvision's, and every ResNeXt).
+        """
+        super().__init__()
+        self.pooled_dim = 2 * input_shape.channels
+        blocks = ResNet.make_stage(
+            BottleneckBlock,
+            num_blocks=3,  # of res5 in every ResNet with bottlenecks
+            stride_per_block=[2, 1, 1],
+            in_channels=input_shape.channels,
+            bottleneck_channels=8 * num_groups * width_per_group,  # eight times res2's
+            out_channels=self.pooled_dim,
+            num_groups=num_groups,
+            norm=norm,
+            stride_in_1x1=stride_in_1x1,
+        )
+        self.res5 = nn.Sequential(*blocks)
+        self.fc = nn.Identity()
+        self.output_shape = ShapeSpec(channels=self.pooled_dim)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        node = cfg.MODEL.RESNETS
+        if node.DEPTH < 50:
+            raise ValueError(
+                f"Res5BoxHead has bottleneck blocks, which a ResNet of MODEL.RESNETS.DEPTH "
+                f"{node.DEPTH} has not; take 50, 101 or 152, or another MODEL.ROI_BOX_HEAD.NAME"
+            )
+        return {
+            "input_shape": input_shape,
+            "num_groups": node.NUM_GROUPS,
+            "width_per_group": node.WIDTH_PER_GROUP,
+            "norm": node.NORM,
+            "stride_in_1x1": node.STRIDE_IN_1X1,
+        }
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`PooledBoxHead.pool`."""
+        return self.res5(x).mean(dim=(2, 3))

@@ -9,6 +9,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from .box_heads import PooledBoxHead
 from .hashing import (
     FUSION_NORMS,
     ImageCodes,
@@ -159,11 +160,13 @@ class RegionDHROIHeads(StandardROIHeads):
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         latent = {"init_std": node.LATENT_INIT_STD, "init_bias": node.LATENT_INIT_BIAS}
         fused = fusion_width(num_classes, bits_instance, node.FUSION_NORM)
-        pooled = getattr(ret["box_head"], "pooled_dim", 0)
-        if node.WHOLE_IMAGE == "pooled" and not pooled:
+        two_parts = isinstance(ret["box_head"], PooledBoxHead)
+        pooled = ret["box_head"].pooled_dim if two_parts else 0
+        if node.WHOLE_IMAGE == "pooled" and not two_parts:
             raise ValueError(
                 "MODEL.REGION_DH.WHOLE_IMAGE 'pooled' needs a box head that pools before its fully "
-                f"connected layers (LightBoxHead), not {cfg.MODEL.ROI_BOX_HEAD.NAME}"
+                "connected layers (LightBoxHead, Res5BoxHead, VGGBoxHead), not "
+                f"{cfg.MODEL.ROI_BOX_HEAD.NAME}"
             )
         beside = {"row": bits_instance, "feature": features, "pooled": pooled}
         fused += beside.get(node.WHOLE_IMAGE, 0)
@@ -305,7 +308,7 @@ class RegionDHROIHeads(StandardROIHeads):
             maps = [features[f] for f in self.box_in_features]
             groups = [rows[i : i + len(maps[0])] for i in range(0, len(rows), len(maps[0]))]
             pooled = torch.cat([self.box_pooler(maps, [Boxes(r.boxes) for r in g]) for g in groups])
-            if hasattr(self.box_head, "pool"):
+            if isinstance(self.box_head, PooledBoxHead):
                 pooled = self.box_head.pool(pooled)
                 x = self.box_head.fc(pooled)
             else:

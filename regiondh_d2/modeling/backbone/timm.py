@@ -1,14 +1,17 @@
-"""Any timm network with ``features_only`` as a Detectron2 backbone."""
+"""Any timm network with ``features_only`` as a Detectron2 backbone, plain or below an FPN."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import timm
 import torch
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
-__all__ = ["TimmBackbone", "build_timm_backbone"]
+__all__ = ["TimmBackbone", "TimmFPN", "build_timm_backbone", "build_timm_fpn_backbone"]
 
 
 class TimmBackbone(Backbone):
@@ -31,9 +34,11 @@ class TimmBackbone(Backbone):
         """
         Args:
             name: a timm model name.
-            out_indices: the feature levels to return.
+            out_indices: the feature levels to return, from the input on. What follows the last one
+                is left out: it would have parameters without a gradient, which DDP refuses.
             output_stride: 8, 16 or 32 for networks that can be dilated; 0 keeps the network's own.
-            freeze_at: the number of feature levels, from the input on, whose weights are fixed.
+            freeze_at: the number of feature levels, from the input on, whose weights and batch norm
+                statistics are fixed.
             freeze_bn: turn batch norm into fixed affine layers. timm's own function does it, since
                 Detectron2's would drop the activation inside timm's ``BatchNormAct2d``.
             size_divisibility: see :class:`detectron2.modeling.Backbone`.
@@ -42,6 +47,11 @@ class TimmBackbone(Backbone):
             ValueError: timm doesn't know the model, or it offers no such features.
         """
         super().__init__()
+        if not out_indices or any(a >= b for a, b in itertools.pairwise([-1, *out_indices])):
+            raise ValueError(
+                f"MODEL.TIMM.OUT_INDICES: {list(out_indices)} must name levels in ascending order, "
+                f"from 0; timm returns the features of {name!r} in that order alone"
+            )
         dilation = {"output_stride": output_stride} if output_stride else {}
         try:
             model = timm.create_model(
@@ -58,6 +68,7 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM: timm can't build features {list(out_indices)} of {name!r} at output "
                 f"stride {output_stride or 'native'} ({error}); `timm.list_models()` lists names"
             ) from error
+        _drop_blocks_above(model, out_indices[-1])
         # Convolutions on a CPU, depthwise ones above all, run about 1.4 times faster in this order.
         self.model = model.to(memory_format=torch.channels_last)
         if freeze_bn:
@@ -89,8 +100,21 @@ class TimmBackbone(Backbone):
         return dict(zip(self._out_features, features, strict=True))
 
 
+def _drop_blocks_above(model: nn.Module, level: int) -> None:
+    """Delete the blocks that follow a level.
+
+    timm does so itself, but for EfficientNet, MobileNetV3 and their kin.
+    """
+    stage = model.feature_info.info[level].get("stage")  # how many blocks the level needs
+    if stage is not None and isinstance(getattr(model, "blocks", None), nn.Sequential):
+        del model.blocks[stage:]
+
+
 def _freeze_levels(model: nn.Module, num_levels: int) -> None:
-    """Fix the weights of everything up to the end of the given number of feature levels."""
+    """Fix everything up to the end of the given number of feature levels.
+
+    That is its parameters, and the statistics of its batch norms, which training mode would update.
+    """
     if num_levels <= 0:
         return
     levels = model.feature_info.info
@@ -104,13 +128,16 @@ def _freeze_levels(model: nn.Module, num_levels: int) -> None:
     last = levels[num_levels - 1]["module"]
     targets = (last, last.replace(".", "_"), f"model.{last}")
     inside = False
-    for name, module in model.named_modules():  # in the order of the forward pass
+    for name, module in list(model.named_modules()):  # in the order of the forward pass
         if any(name == t or name.startswith(t + ".") for t in targets):
             inside = True
         elif inside:
             return
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            parent, _, leaf = name.rpartition(".")
+            model.get_submodule(parent).add_module(leaf, freeze_batch_norm_2d(module))
 
 
 @BACKBONE_REGISTRY.register()
@@ -139,3 +166,48 @@ def build_timm_backbone(cfg, input_shape) -> TimmBackbone:
                 f"set {[round(e, 3) for e in expected[::step]]} (INPUT.FORMAT {cfg.INPUT.FORMAT})"
             )
     return backbone
+
+
+class TimmFPN(FPN):
+    """An FPN over a :class:`TimmBackbone`, whose inputs must suit both."""
+
+    @property
+    def size_divisibility(self) -> int:
+        return math.lcm(super().size_divisibility, self.bottom_up.size_divisibility or 1)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg, input_shape) -> TimmFPN:
+    """Build an FPN, as ``MODEL.FPN`` describes it, over :func:`build_timm_backbone`.
+
+    Outputs are named ``p<log2 of the stride>``; a last one is the one before, at twice its stride.
+
+    Raises:
+        ValueError: ``MODEL.FPN.IN_FEATURES`` aren't the levels of ``MODEL.TIMM.OUT_INDICES``, or
+            a level doesn't have twice the stride of the one before.
+    """
+    bottom_up = build_timm_backbone(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES)
+    if in_features != list(shapes):
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES: {in_features}, but MODEL.TIMM.OUT_INDICES makes the levels "
+            f"{list(shapes)}; name the same in both"
+        )
+    strides = [shape.stride for shape in shapes.values()]
+    if any(b != 2 * a for a, b in itertools.pairwise(strides)):
+        raise ValueError(
+            f"MODEL.TIMM: {in_features} of {cfg.MODEL.TIMM.NAME} have strides {strides}, but an "
+            "FPN needs each to be twice the one before; set MODEL.TIMM.OUTPUT_STRIDE to 0, or "
+            "choose other MODEL.TIMM.OUT_INDICES"
+        )
+    top_block = LastLevelMaxPool()
+    top_block.in_feature = f"p{strides[-1].bit_length() - 1}"  # "p5" without this
+    return TimmFPN(
+        bottom_up=bottom_up,
+        in_features=in_features,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,111 @@
+"""The command line that converts weights."""
+
+import importlib.util
+import re
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from regiondh_d2 import checkpoint
+from regiondh_d2.checkpoint import torchvision_to_detectron2
+
+SCRIPT = Path(__file__).parents[1] / "tools" / "convert_weights.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("convert_weights", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A file as torchvision's: a ResNet-50."""
+    path = tmp_path_factory.mktemp("source") / "resnet50.pth"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), path)
+    return str(path)
+
+
+def test_a_file_is_written_with_full_names(tool, source, tmp_path, capsys):
+    output = tmp_path / "new" / "weights.pth"
+    assert tool.main([source, str(output), "--layout", "c4"]) == 0
+    out = capsys.readouterr().out
+    written = torch.load(output, weights_only=True)["model"]
+    expected = torchvision_to_detectron2(torch.load(source, weights_only=True), "c4")
+    assert written.keys() == expected.model.keys()
+    assert all(torch.equal(written[k], v) for k, v in expected.model.items())
+    assert f"{output}: {len(written)} tensors" in out
+    assert "left out: " in out
+    assert all(name in out for name in ("fc.weight", "fc.bias", "bn1.num_batches_tracked"))
+    assert [p.name for p in output.parent.iterdir()] == ["weights.pth"]
+
+
+def test_a_source_is_converted(tool, tmp_path, monkeypatch):
+    weights = checkpoint.ConvertedWeights({"a": torch.ones(2)}, [])
+    monkeypatch.setitem(checkpoint.SOURCES, "test/tiny", lambda: weights)
+    assert tool.main(["regiondh://test/tiny", str(tmp_path / "w.pth")]) == 0
+    assert torch.load(tmp_path / "w.pth")["model"]["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "extra", "message"),
+    [
+        (None, [], "weights.pth"),
+        (b"damaged", [], r"weights\.pth can't be read as weights"),
+        ({"a": torch.ones(1)}, [], "differs first in"),
+        ({"a": "text"}, [], "holds no state dict"),
+        ("regiondh://nothing", [], "known: .*regiondh://torchvision/vgg16"),
+        ("regiondh://torchvision/vgg16", ["--layout", "fpn"], "leave the layout 'fpn' out"),
+    ],
+    ids=["absent", "damaged", "unknown", "other", "source", "layout"],
+)
+def test_failures_are_one_line_and_write_nothing(tool, tmp_path, capsys, content, extra, message):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict):
+        torch.save(content, path)
+    source = content if isinstance(content, str) else str(path)
+    before = sorted(tmp_path.iterdir())
+    assert tool.main([source, str(tmp_path / "out.pth"), *extra]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_leaves_the_old_file(tool, source, tmp_path, capsys):
+    output = tmp_path / "weights.pth"
+    output.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # of 100 million bytes
+    try:
+        assert tool.main([source, str(output), "--layout", "fpn"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert error == f"error: {output} can't be written; is the disk full?\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.pth"]
+    assert output.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a.pth"], ["a.pth", "b.pth", "--layout", "c5"], ["a.pth", "b.bin"]]
+)
+def test_wrong_arguments_exit_with_2(tool, arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        tool.main(arguments)
+    assert exit_.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_help_lists_the_sources(tool):
+    text = tool.build_parser().format_help()
+    assert [s for s in checkpoint.SOURCES if s not in text] == []
