@@ -42,7 +42,7 @@ def _add_region_dh(cfg: CN) -> None:
     # A region that covers the whole image: "none" (the paper), "region" (one more fused region),
     # "row" (its H1 activations as one more row of the fusion matrix, unmixed with the others), or
     # "feature" (its box-head features beside the fusion matrix), or "pooled" (what the box head's
-    # fully connected layers read of it; LightBoxHead only).
+    # fully connected layers read of it; LightBoxHead, Res5BoxHead and VGGBoxHead only).
     node.WHOLE_IMAGE = "none"
     # True standardises what H2 reads, each dimension by its running mean and variance.
     node.NORMALIZE_FUSED = False
@@ -63,6 +63,8 @@ def _add_region_dh(cfg: CN) -> None:
     # H2, which is [0.05, 0.05] and [10.0, 10.0] here.
     node.LOSS_WEIGHTS.GAMMA_H1 = [0.05, 10.0]
     node.LOSS_WEIGHTS.GAMMA_H2 = [0.05, 10.0]
+    # Beyond the paper: the inner products of image codes are drawn to the cosines of label vectors.
+    node.LOSS_WEIGHTS.SIMILARITY = 0.0
 
     # Factors on SOLVER.BASE_LR for each part of the network; 0 freezes a part.
     node.LR_FACTORS = CN()

@@ -16,6 +16,7 @@ from regiondh_d2.modeling.hashing import (
     cross_proposal_fusion,
     forcing_binary_loss,
     fusion_width,
+    label_similarity_loss,
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
@@ -130,6 +131,40 @@ def test_softmax_loss_of_single_labels_is_torch_cross_entropy():
     torch.testing.assert_close(
         multi_label_softmax_loss(scores, nn.functional.one_hot(classes, 4)), expected
     )
+
+
+def test_similarity_loss_equals_a_loop_over_pairs():
+    g = torch.Generator().manual_seed(0)
+    a = torch.rand(6, 10, generator=g)
+    labels = (torch.rand(6, 4, generator=g) < 0.5).float()
+    labels[0] = 0.0
+    terms = []
+    for i in range(6):
+        for j in range(6):
+            if i == j:
+                continue
+            code = sum((2 * a[i, k] - 1) * (2 * a[j, k] - 1) for k in range(10)).item() / 10
+            li, lj = labels[i].numpy(), labels[j].numpy()
+            norms = np.linalg.norm(li) * np.linalg.norm(lj)
+            terms.append((code - (li @ lj / norms if norms else 0.0)) ** 2)
+    assert label_similarity_loss(a, labels).item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_similarity_loss_is_0_where_distances_follow_the_labels():
+    # Equal labels, equal codes; no common label, half of the bits differ.
+    a = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
+    labels = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert label_similarity_loss(a, labels).item() == pytest.approx(0.0, abs=1e-6)
+    assert label_similarity_loss(a, labels[[0, 2, 2]]).item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("num_images", [0, 1])
+def test_similarity_loss_without_a_pair_is_0_and_keeps_the_graph(num_images):
+    a = torch.full((num_images, 4), 0.3, requires_grad=True)
+    loss = label_similarity_loss(a, torch.ones(num_images, 3))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not a.grad.any()
 
 
 @pytest.mark.parametrize("loss", [multi_label_logistic_loss, multi_label_softmax_loss])

@@ -28,6 +28,7 @@ UNWEIGHTED = {
     "loss_hash_instance_balance": 0.17,
     "loss_hash_image_binary": -0.19,
     "loss_hash_image_balance": 0.23,
+    "loss_similarity_image": 0.29,
 }
 
 
@@ -98,6 +99,14 @@ def test_weights_come_from_the_config(make_model, make_inputs):
     for key, factor in zip(LOSSES[:5], (4, 2, 5, 3, 1), strict=True):
         assert after[key].item() == pytest.approx(factor * before[key].item(), rel=1e-5)
     assert after["loss_cls_image"].item() == pytest.approx(6 * before["loss_cls_image"].item())
+
+
+def test_the_similarity_loss_joins_where_it_has_a_weight():
+    losses = {k: torch.tensor(v) for k, v in UNWEIGHTED.items()}
+    plain, weighted = LossWeights().apply(losses), LossWeights(similarity=3.0).apply(losses)
+    assert list(weighted) == [*LOSSES, "loss_similarity_image"]
+    assert weighted["loss_similarity_image"].item() == pytest.approx(3 * 0.29)
+    assert all(weighted[k] == plain[k] for k in LOSSES)
 
 
 def test_too_few_weights_name_the_key(make_model):

@@ -14,6 +14,7 @@ from regiondh_d2.modeling.hashing import (
     bit_balance_loss,
     cross_proposal_fusion,
     forcing_binary_loss,
+    label_similarity_loss,
     multi_label_logistic_loss,
 )
 from regiondh_d2.modeling.roi_heads import CACHED_REGIONS
@@ -23,6 +24,7 @@ LOSSES = {
     "loss_cls",
     "loss_box_reg",
     "loss_cls_image",
+    "loss_similarity_image",
     "loss_hash_instance_binary",
     "loss_hash_instance_balance",
     "loss_hash_image_binary",
@@ -361,6 +363,7 @@ def test_losses_equal_those_of_the_parts(make_heads):
             "loss_hash_image_binary": forcing_binary_loss(a2),
             "loss_hash_image_balance": bit_balance_loss(a2),
             "loss_cls_image": multi_label_logistic_loss(s2, labels),
+            "loss_similarity_image": label_similarity_loss(a2, labels),
         }
         # Smooth L1 with beta 0, of the own class's deltas, over all sampled rows.
         box_loss = 0.0

@@ -22,6 +22,7 @@ __all__ = [
     "cross_proposal_fusion",
     "forcing_binary_loss",
     "fusion_width",
+    "label_similarity_loss",
     "multi_label_logistic_loss",
     "multi_label_softmax_loss",
 ]
@@ -110,6 +111,32 @@ def multi_label_softmax_loss(scores: torch.Tensor, targets: torch.Tensor) -> tor
     targets = targets.float()
     targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1.0)
     return -(targets * F.log_softmax(scores.float(), dim=1)).sum() / len(scores)
+
+
+def label_similarity_loss(activations: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference between the similarities of codes and those of labels.
+
+    Beyond the paper. The target of two images is the cosine of their label vectors, the instance
+    similarity of ISDH (Zhang et al.); what meets it is the inner product of their codes in +-1,
+    divided by K, which is linear in the Hamming distance. Images that share a part of their labels
+    thus come to lie between those that share all and those that share none.
+
+    Args:
+        activations: (B, K) in (0, 1).
+        labels: (B, C) in {0, 1}. An image without labels is like no other.
+
+    Returns:
+        A scalar, the mean over all pairs of different images; 0 where there is none.
+    """
+    codes = 2.0 * activations.float() - 1.0
+    num_images, bits = codes.shape
+    if num_images < 2:
+        return codes.sum() * 0.0
+    directions = F.normalize(labels.float(), dim=1)
+    with torch.autocast(codes.device.type, enabled=False):
+        difference = codes @ codes.t() / bits - directions @ directions.t()
+    different = ~torch.eye(num_images, dtype=torch.bool, device=codes.device)
+    return difference[different].square().mean()
 
 
 def fusion_width(num_classes: int, bits: int, norm: str) -> int:

@@ -15,15 +15,19 @@ __all__ = ["LossWeights", "RegionDH"]
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of Equations 3 to 7: alpha of the two box losses, beta of the three classification
-    losses, gamma of E1 and E2 of each latent layer."""
+    losses, gamma of E1 and E2 of each latent layer; and, beyond the paper, of the similarity of
+    image codes."""
 
     alpha: tuple[float, float] = (1.0, 1.0)
     beta: tuple[float, float, float] = (1.0, 1.0, 1.0)
     gamma_h1: tuple[float, float] = (0.05, 10.0)
     gamma_h2: tuple[float, float] = (0.05, 10.0)
+    similarity: float = 0.0
 
     def __post_init__(self):
         for field in fields(self):
+            if not isinstance(field.default, tuple):
+                continue
             given, wanted = len(getattr(self, field.name)), len(field.default)
             if given != wanted:
                 raise ValueError(
@@ -39,14 +43,15 @@ class LossWeights:
 
         Returns:
             ``loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_hash_instance,
-            loss_hash_image, loss_cls_image``, in that order, always.
+            loss_hash_image, loss_cls_image``, in that order, always; then
+            ``loss_similarity_image`` where its weight isn't 0.
         """
         hashes = {
             layer: gamma[0] * losses[f"loss_hash_{layer}_binary"]
             + gamma[1] * losses[f"loss_hash_{layer}_balance"]
             for layer, gamma in (("instance", self.gamma_h1), ("image", self.gamma_h2))
         }
-        return {
+        weighted = {
             "loss_rpn_cls": self.beta[0] * losses["loss_rpn_cls"],
             "loss_rpn_loc": self.alpha[0] * losses["loss_rpn_loc"],
             "loss_cls": self.beta[1] * losses["loss_cls"],
@@ -55,6 +60,10 @@ class LossWeights:
             "loss_hash_image": hashes["image"],
             "loss_cls_image": self.beta[2] * losses["loss_cls_image"],
         }
+        if self.similarity:
+            similarity = self.similarity * losses["loss_similarity_image"]
+            weighted["loss_similarity_image"] = similarity
+        return weighted
 
 
 @META_ARCH_REGISTRY.register()
@@ -86,6 +95,7 @@ class RegionDH(GeneralizedRCNN):
             beta=tuple(node.BETA),
             gamma_h1=tuple(node.GAMMA_H1),
             gamma_h2=tuple(node.GAMMA_H2),
+            similarity=node.SIMILARITY,
         )
         return {**super().from_config(cfg), "loss_weights": weights}
 

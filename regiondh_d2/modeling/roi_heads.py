@@ -20,6 +20,7 @@ from .hashing import (
     cross_proposal_fusion,
     forcing_binary_loss,
     fusion_width,
+    label_similarity_loss,
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
@@ -190,9 +191,10 @@ class RegionDHROIHeads(StandardROIHeads):
 
         Returns:
             In training the sampled proposals and the unweighted losses ``loss_cls``,
-            ``loss_box_reg``, ``loss_cls_image`` and, for each of the layers ``instance`` and
-            ``image``, ``loss_hash_<layer>_binary`` (E1) and ``loss_hash_<layer>_balance`` (E2). At
-            test the detections, with ``pred_codes``, and an empty dict.
+            ``loss_box_reg``, ``loss_cls_image``, ``loss_similarity_image`` and, for each of the
+            layers ``instance`` and ``image``, ``loss_hash_<layer>_binary`` (E1) and
+            ``loss_hash_<layer>_balance`` (E2). At test the detections, with ``pred_codes``, and an
+            empty dict.
         """
         del images
         if not self.training:
@@ -230,6 +232,7 @@ class RegionDHROIHeads(StandardROIHeads):
             losses[f"loss_hash_{layer}_binary"] = forcing_binary_loss(activations)
             losses[f"loss_hash_{layer}_balance"] = bit_balance_loss(activations)
         losses["loss_cls_image"] = self.image_loss(codes.scores, labels)
+        losses["loss_similarity_image"] = label_similarity_loss(codes.activations, labels)
         return losses
 
     def forward_hash(
