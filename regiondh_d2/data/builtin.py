@@ -35,6 +35,8 @@ VOC_DETECTION: Sequence[tuple[str, str, str, int, HashSubset | None]] = (
     ("regiondh_voc_2007_test", "VOC2007", "test", 2007, None),
     ("regiondh_voc_2007_train_base", "VOC2007", "train", 2007, HashSubset(5, (0, 1, 2, 4))),
     ("regiondh_voc_2007_dev", "VOC2007", "train", 2007, HashSubset(5, (3,))),
+    # About 200 images, to see that a recipe can learn them by heart before it is given more.
+    ("regiondh_voc_2007_overfit", "VOC2007", "train", 2007, HashSubset(12, (0,))),
     ("regiondh_voc_2007_vala", "VOC2007", "val", 2007, HashSubset(2, (0,))),
     ("regiondh_voc_2007_valb", "VOC2007", "val", 2007, HashSubset(2, (1,))),
     ("regiondh_voc_2012_train", "VOC2012", "train", 2012, None),
@@ -51,6 +53,7 @@ VOC_RETRIEVAL: Sequence[tuple[str, str, str]] = (
     ),
     ("voc_2007_retrieval_train_val", "regiondh_voc_2007_train", "regiondh_voc_2007_val"),
     ("voc_2007_retrieval_train_dev", "regiondh_voc_2007_train_base", "regiondh_voc_2007_dev"),
+    ("voc_2007_retrieval_overfit", "regiondh_voc_2007_overfit", "regiondh_voc_2007_overfit"),
     ("voc_2007_retrieval_vala_valb", "regiondh_voc_2007_vala", "regiondh_voc_2007_valb"),
     ("voc_2012_retrieval_train_val", "regiondh_voc_2012_train", "regiondh_voc_2012_val"),
 )
