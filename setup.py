@@ -18,7 +18,7 @@ CORE = [
     "torch>=2.4",
     "torchvision>=0.19",
     "timm>=1.0",
-    "numpy>=1.26",
+    "numpy>=2.0",
     "Pillow>=10.1",
     "h5py>=3.10",
     "fvcore>=0.1.5,<0.1.6",
@@ -26,7 +26,7 @@ CORE = [
 ]
 
 # Approximate and exact Hamming search in the process.
-SEARCH = ["faiss-cpu>=1.8"]
+SEARCH = ["faiss-cpu>=1.9"]
 
 EXTRAS = {
     # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these

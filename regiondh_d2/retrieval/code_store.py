@@ -302,6 +302,8 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(temporary), temporary):
             raise
+        if error.errno is None:  # a library's own, which has nothing but its text
+            raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
