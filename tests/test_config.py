@@ -1,8 +1,10 @@
 """Where our keys live, and their defaults. tests/test_configs.py has the shipped files."""
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 
 from regiondh_d2 import add_regiondh_config
+from regiondh_d2.engine import build_cfg
 
 OUR_NODES = ("MODEL.REGION_DH.", "MODEL.TIMM.", "MODEL.IMAGE_HASH.", "TEST.RETRIEVAL.")
 
@@ -41,3 +43,9 @@ def test_defaults_are_the_papers():
     assert set(node.LR_FACTORS.values()) == {1.0}
     assert cfg.TEST.RETRIEVAL.TOPK == 1000
     assert cfg.TEST.RETRIEVAL.COUNT_DIFFICULT is True
+
+
+def test_without_cuda_the_device_is_the_cpu(monkeypatch):
+    for available, device in ((False, "cpu"), (True, "cuda:1")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
+        assert device == build_cfg(opts=["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE

@@ -1,10 +1,18 @@
 """Retrieval datasets: roles, labels, metadata and what is refused."""
 
-import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+import json
 
-from regiondh_d2.data.builtin import VOC_RETRIEVAL
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from regiondh_d2.data.builtin import COCO_RETRIEVAL, VOC_RETRIEVAL
+from regiondh_d2.data.check import is_present
 from regiondh_d2.data.retrieval import register_retrieval_dataset
+from regiondh_d2.evaluation import RoleFilter
 
 CLASSES = ["cat", "dog", "cow"]
 
@@ -155,6 +163,92 @@ def test_no_classes_anywhere(register):
         DatasetCatalog.get("t_r")
 
 
+@pytest.mark.parametrize("side", ["database", "queries"])
+def test_a_side_without_images(register, side):
+    register("t_a", [image(1)])
+    register("t_none", [])
+    register_retrieval_dataset("t_r", **{"database": "t_a", "queries": "t_a", side: "t_none"})
+    with pytest.raises(ValueError, match="'t_r': its (database|query) side, t_none, holds no imag"):
+        DatasetCatalog.get("t_r")
+
+
+def write_coco(path, first_id, *images):
+    """COCO JSON of images, each a list of (category id, XYXY box, iscrowd)."""
+    annotations = [
+        {
+            "id": 100 * index + number,
+            "image_id": index,
+            "category_id": category_id,
+            "bbox": BoxMode.convert(box, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
+            "area": (box[2] - box[0]) * (box[3] - box[1]),
+            "iscrowd": crowd,
+        }
+        for index, objects in enumerate(images, first_id)
+        for number, (category_id, box, crowd) in enumerate(objects, 1)
+    ]
+    content = {
+        "images": [
+            {"id": index, "file_name": f"{index}.jpg", "width": 60, "height": 40}
+            for index in range(first_id, first_id + len(images))
+        ],
+        "annotations": annotations,
+        "categories": [{"id": 90, "name": "dog"}, {"id": 2, "name": "cat"}],
+    }
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def coco(register, tmp_path):
+    """COCO files of two images each: one with objects, and one empty or with a crowd alone."""
+    cat, dog = (2, [1.0, 2.0, 21.0, 32.0], 0), (90, [10.0, 5.0, 50.0, 35.0], 0)
+    write_coco(tmp_path / "train.json", 1, [cat, dog], [])
+    write_coco(tmp_path / "val.json", 3, [dog], [(2, [0.0, 0.0, 60.0, 40.0], 1)])
+    for split in ("train", "val"):
+        register_coco_instances(f"t_{split}", {}, str(tmp_path / f"{split}.json"), "images")
+    register_retrieval_dataset("t_coco", database="t_train", queries="t_val")
+    return "t_coco"
+
+
+def test_coco_roles_and_labels(coco):
+    """Labels are positions among the categories by id; crowds show their class, too."""
+    records = DatasetCatalog.get(coco)
+    assert [(r["image_id"], r["role"], r["image_labels"]) for r in records] == [
+        (1, "database", [0, 1]),
+        (2, "database", []),
+        (3, "query", [1]),
+        (4, "query", [0]),
+    ]
+    assert [r["difficult_labels"] for r in records] == [[]] * 4
+    assert records[0]["file_name"] == "images/1.jpg"
+    assert MetadataCatalog.get(coco).thing_classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(("found", "average_precision"), [([1], 100.0), ([0], 0.0)])
+def test_coco_box_ap_of_the_queries(coco, found, average_precision):
+    """The one object of the queries, found as its class or as another; the database is left out."""
+    evaluator = RoleFilter("query", COCOEvaluator("t_val", use_fast_impl=False))
+    evaluator.reset()
+    for record in DatasetCatalog.get(coco):
+        boxes = Boxes(torch.tensor([[10.0, 5.0, 50.0, 35.0]]))
+        instances = Instances((40, 60), pred_boxes=boxes, scores=torch.tensor([0.9]))
+        instances.pred_classes = torch.tensor(found)
+        if record["image_id"] != 4:  # a crowd would swallow it
+            evaluator.process([record], [{"instances": instances}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(average_precision)
+
+
+def test_coco_files_that_number_their_images_alike(coco, tmp_path):
+    write_coco(tmp_path / "val.json", 2, [(90, [1.0, 1.0, 9.0, 9.0], 0)])
+    with pytest.raises(ValueError, match=r"image_id 2 of t_val occurs twice .*; ids must differ"):
+        DatasetCatalog.get(coco)
+
+
+def test_coco_is_here_where_its_lists_are(coco, tmp_path):
+    assert is_present(coco)
+    (tmp_path / "train.json").unlink()
+    assert not is_present(coco)
+
+
 def test_over_a_dataset_of_detectron2():
     name = "voc_2007_val"
     try:
@@ -167,7 +261,7 @@ def test_over_a_dataset_of_detectron2():
         MetadataCatalog.remove("t_builtin")
 
 
-@pytest.mark.parametrize("row", VOC_RETRIEVAL, ids=lambda row: row[0])
+@pytest.mark.parametrize("row", [*VOC_RETRIEVAL, *COCO_RETRIEVAL], ids=lambda row: row[0])
 def test_shipped_names(row):
     name, database, queries = row
     metadata = MetadataCatalog.get(name)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from regiondh_d2.data import generate_scenes
+from regiondh_d2.engine.trainer import FiniteCheckpointer
 from regiondh_d2.retrieval.code_store import read_codes
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +83,7 @@ def test_heads_train_on_cached_features(workspace):
         workspace, *opts, "MODEL.REGION_DH.FEATURE_CACHE", "cache", "OUTPUT_DIR", str(output)
     )
     assert result.returncode == 0, result.stderr
-    names = ["regiondh_scenes_database.h5", "scenes_retrieval.h5"]
+    names = ["regiondh_scenes_database.npz", "scenes_retrieval.npz"]
     assert sorted(p.name for p in (workspace / "cache").iterdir()) == names
 
     images = workspace / "from_images"
@@ -104,7 +106,7 @@ def test_heads_train_on_cached_features(workspace):
         str(workspace / "other"),
     )
     assert other.returncode == 1
-    assert re.match(r"error: \S+_database\.h5 was made by other", last_line(other.stderr))
+    assert re.match(r"error: \S+_database\.npz was made by other", last_line(other.stderr))
 
 
 def test_a_cache_needs_frozen_features(workspace):
@@ -124,9 +126,40 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
     opts = ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
     result = train_net(workspace, *opts, "SOLVER.BASE_LR", "1e30", "OUTPUT_DIR", str(output))
     assert result.returncode == 1
-    assert re.match(r"error: .*(infinite or NaN|Inf/NaN)", last_line(result.stderr))
-    assert (output / "model_0000000.pth").is_file()
+    line = r"error: training has diverged at iteration [12]: (Predicted .+Inf/NaN|loss_\w+ is \S+)"
+    assert re.match(line, last_line(result.stderr))
+    assert (output / "last_checkpoint").read_text() == "model_0000000.pth"
+    weights = torch.load(output / "model_0000000.pth", weights_only=True)["model"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
     assert not (output / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_not_saved(make_model, tmp_path, value):
+    model = make_model()
+    checkpointer = FiniteCheckpointer(model, str(tmp_path))
+    checkpointer.save("good")
+    model.roi_heads.image_hash.classifier.bias.data[1] = float(value)
+    with pytest.raises(FloatingPointError, match=r"image_hash\.classifier\.bias .+ bad\.pth"):
+        checkpointer.save("bad")
+    assert not (tmp_path / "bad.pth").exists()
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "good.pth")
+
+
+def test_two_processes_train_and_evaluate(workspace):
+    output = workspace / "two"
+    result = train_net(workspace, "--num-gpus", "2", "OUTPUT_DIR", str(output))
+    assert result.returncode == 0, result.stderr
+    assert 0.0 < metrics_of(output)["retrieval/MAP_min@5"] <= 1.0
+    assert len(read_codes(output / "inference/scenes_retrieval/database.h5")) == 8
+
+
+def test_a_failure_of_one_of_two_processes_is_told_in_one_line(workspace):
+    refused = ["SOLVER.IMS_PER_BATCH", "3", "OUTPUT_DIR", str(workspace / "three")]
+    result = train_net(workspace, "--num-gpus", "2", *refused)
+    assert result.returncode == 1
+    line = r"error: SOLVER\.IMS_PER_BATCH 3 is no multiple of the 2 processes"
+    assert re.match(line, last_line(result.stderr))
 
 
 def test_an_unknown_key_is_named(workspace):

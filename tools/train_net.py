@@ -4,11 +4,11 @@
 import sys
 
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
 from regiondh_d2.checkpoint import RegionDHCheckpointer
 from regiondh_d2.engine import RegionDHTrainer, setup_cfg
-from regiondh_d2.engine.command import run_command
+from regiondh_d2.engine.command import run_command, run_workers
 
 
 def main(args):
@@ -26,15 +26,12 @@ def main(args):
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
+    # On a machine alone a free port is found.
+    machines = ("num_machines", "machine_rank", "dist_url") if args.num_machines > 1 else ()
     sys.exit(
         run_command(
-            lambda: launch(
-                main,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
+            lambda: run_workers(
+                main, args.num_gpus, (args,), **{key: getattr(args, key) for key in machines}
             ),
             interrupted="interrupted: --resume goes on from the last checkpoint",
         )

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import detectron2.data  # noqa: F401  (registers its own datasets, COCO's among them)
+
 from regiondh_d2.data.retrieval import register_retrieval_dataset
 from regiondh_d2.data.scenes import register_scenes
 from regiondh_d2.data.voc import VOC_CLASSES, register_voc
@@ -58,18 +60,24 @@ VOC_RETRIEVAL: Sequence[tuple[str, str, str]] = (
     ("voc_2012_retrieval_train_val", "regiondh_voc_2012_train", "regiondh_voc_2012_val"),
 )
 
+# Over datasets that Detectron2 itself registers, in the folder of the same variable.
+COCO_RETRIEVAL: Sequence[tuple[str, str, str]] = (
+    ("coco_2017_retrieval_train_val", "coco_2017_train", "coco_2017_val"),
+)
+
 
 def register_builtin(root: str | os.PathLike | None = None) -> None:
     """Register every shipped name; repeating it does nothing.
 
     Args:
         root: folder of the datasets; None takes `$DETECTRON2_DATASETS`, or `datasets` without it.
+            COCO's is Detectron2's to choose: always the latter.
     """
     if root is None:
         root = os.getenv("DETECTRON2_DATASETS", "datasets")
     root = os.path.expanduser(os.fspath(root))
     for name, folder, split, year, subset in VOC_DETECTION:
         register_voc(name, os.path.join(root, folder), split, VOC_CLASSES, year, subset)
-    for name, database, queries in VOC_RETRIEVAL:
+    for name, database, queries in (*VOC_RETRIEVAL, *COCO_RETRIEVAL):
         register_retrieval_dataset(name, database=database, queries=queries)
     register_scenes(os.path.join(root, "scenes"))

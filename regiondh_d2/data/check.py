@@ -51,13 +51,14 @@ class DatasetReport:
 
 
 def is_present(name: str) -> bool:
-    """Whether the image lists of a dataset exist; True for datasets of other code."""
+    """Whether the image lists of a dataset exist; True for other code's that tell no list."""
     source = find_source(name)
     if isinstance(source, VOCSource):
         return os.path.isfile(source.list_file)
     if isinstance(source, RetrievalSource):
         return all(is_present(part) for part in source.parts)
-    return True
+    json_file = MetadataCatalog.get(name).get("json_file")  # Detectron2's COCO datasets have one
+    return json_file is None or os.path.isfile(json_file)
 
 
 def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:

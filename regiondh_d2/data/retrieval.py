@@ -39,7 +39,8 @@ class RetrievalSource:
             or "both").
 
         Raises:
-            ValueError: the parts disagree about their classes or about an image.
+            ValueError: the parts disagree about their classes or about an image, an image has a
+                class id outside the classes, or a side has no image.
         """
 
         def report(message: str) -> None:
@@ -50,7 +51,7 @@ class RetrievalSource:
 
         dicts = {part: load_dataset(part, problems) for part in self.parts}
         # Some datasets, such as COCO's, know their classes only once they are loaded.
-        classes = _common_classes(self.parts, report)
+        classes = common_classes(self.parts, report)
         if classes is None:
             report(f"none of {', '.join(self.parts)} has thing_classes in its metadata")
             return []
@@ -73,12 +74,15 @@ class RetrievalSource:
                         if seen[key] != record[key]:
                             report(
                                 f"image_id {image_id!r} of {name} occurs twice with different"
-                                f" {key}: {seen[key]} and {record[key]}"
+                                f" {key}: {seen[key]} and {record[key]}; ids must differ"
                             )
                             break
                     else:
                         if seen["role"] != role:
                             seen["role"] = "both"
+            # Problems collected so far are why, where there are some.
+            if not problems and not any(dicts[name] for name in names):
+                report(f"its {role} side, {', '.join(names)}, holds no image")
         return list(merged.values())
 
 
@@ -114,7 +118,7 @@ def register_retrieval_dataset(
             fail(f"{part!r} is not a registered dataset: register it first")
 
     metadata = {"database_datasets": source.database, "query_datasets": source.queries}
-    classes = _common_classes(source.parts, fail)
+    classes = common_classes(source.parts, fail)
     if classes is not None:
         metadata["thing_classes"] = classes
     if len(source.queries) == 1:
@@ -129,7 +133,7 @@ def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _common_classes(parts: Sequence[str], fail: Callable[[str], None]) -> list[str] | None:
+def common_classes(parts: Sequence[str], fail: Callable[[str], None]) -> list[str] | None:
     """The classes of the parts that know theirs, or None; `fail` hears of a conflict."""
     known = {part: MetadataCatalog.get(part).get("thing_classes") for part in parts}
     known = {part: list(names) for part, names in known.items() if names is not None}

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 
+import torch
 import yaml
 from detectron2.engine import launch
 from detectron2.modeling import build_model
@@ -78,19 +79,40 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def run_workers(worker: Callable[..., None], processes: int, args: tuple) -> None:
-    """:func:`detectron2.engine.launch` on one machine, with a worker's failure as one line.
+def run_workers(
+    worker: Callable[..., None],
+    processes: int,
+    args: tuple,
+    *,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> None:
+    """:func:`detectron2.engine.launch`, with a worker's failure as one line.
 
     Args:
         worker: a function that a new process can import.
-        processes: how many; 1 calls ``worker`` in this process.
+        processes: how many on this machine; 1 in all calls ``worker`` in this process.
         args: its arguments.
+        num_machines, machine_rank, dist_url: see ``launch``.
 
     Raises:
+        ValueError: there are more processes than CUDA devices.
         CommandError: a worker failed as users can make it fail, or was killed.
     """
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if devices is not None and processes > devices:
+        raise ValueError(f"--num-gpus {processes}: this machine has {devices} CUDA devices")
     try:
-        launch(_work, processes, dist_url="auto", args=(worker, args), timeout=TIMEOUT)
+        launch(
+            _work,
+            processes,
+            num_machines=num_machines,
+            machine_rank=machine_rank,
+            dist_url=dist_url,
+            args=(worker, args),
+            timeout=TIMEOUT,
+        )
     except ProcessRaisedException as error:
         last = str(error).rstrip().rsplit("\n", 1)[-1]
         _, found, line = last.partition(f"{CommandError.__name__}: ")

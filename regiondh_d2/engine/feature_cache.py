@@ -1,26 +1,36 @@
 """Region features of a frozen backbone and RPN, cached on disk, so that heads train in minutes.
 
-One HDF5 file a dataset. A *view* is an image at the test resolution, plain or mirrored (mirrored
-ones for training sets only, and only where ``INPUT.RANDOM_FLIP`` asks for them). Each view owns a
-table of rows: its proposals, its ground-truth boxes and, last, the whole image.
+One npz file a dataset: a full disk is then an error, where HDF5 would crash the process. A *view*
+is an image at the test resolution, plain or mirrored (mirrored ones for training sets only, and
+only where ``INPUT.RANDOM_FLIP`` asks for them). Each view owns a table of rows: its proposals, its
+ground-truth boxes and, last, the whole image.
+
+While a file is being computed its views are saved in *parts*, in the folder ``<dataset>.parts``; an
+interrupted computation goes on after the last one. Several processes share the parts out: all of
+them must see the folder, and each reads the whole file into memory.
 """
 
+import hashlib
 import logging
 import os
+import shutil
 import time
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.data.build import build_batch_data_loader, trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import model_fingerprint
+from ..data.training import StrictMapper
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.roi_heads import with_whole_image_box
 from ..retrieval.code_store import replace_when_complete
@@ -28,6 +38,23 @@ from ..retrieval.code_store import replace_when_complete
 __all__ = ["CachedRegions", "FeatureCache"]
 
 logger = logging.getLogger(__name__)
+
+PART = 500  # views
+# What the features depend on beside the weights and the images.
+SETTINGS = (
+    "INPUT.FORMAT",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.ANCHOR_GENERATOR",
+    "MODEL.RPN.NMS_THRESH",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
+)
 
 
 class CachedRegions(Dataset):
@@ -43,9 +70,11 @@ class CachedRegions(Dataset):
             path: a file of :class:`FeatureCache`.
             records: the dicts of its dataset, in order.
             mirrored: whether to yield mirrored views too.
+
+        Raises:
+            ValueError: the file is damaged.
         """
-        with h5py.File(path) as file:
-            self._tables = {name: file[name][()] for name in file}
+        self._tables = _read(path)
         self._records = records
         views = np.arange(len(self._tables["record"]))
         self._views = views if mirrored else views[~self._tables["mirrored"]]
@@ -93,7 +122,7 @@ class FeatureCache:
                 )
 
     def _path(self, dataset: str) -> Path:
-        return self.folder / f"{dataset}.h5"
+        return self.folder / f"{dataset}.npz"
 
     def dataset(self, name: str, mirrored: bool) -> CachedRegions:
         return CachedRegions(self._path(name), DatasetCatalog.get(name), mirrored)
@@ -116,9 +145,22 @@ class FeatureCache:
             collate_fn=trivial_batch_collator,
         )
 
+    def freeze(self, model: torch.nn.Module) -> None:
+        """Freeze the part of a ``RegionDH`` that cached features stand for, in place.
+
+        With several processes a parameter that gets no gradient would stop the training.
+
+        Raises:
+            ValueError: the box head has no pooled features to cache.
+        """
+        _cached_part(model).requires_grad_(False)
+
     @torch.no_grad()
     def ensure(self, model: torch.nn.Module, name: str, mirrored: bool) -> None:
-        """Compute the file of a dataset unless it is there.
+        """Compute the file of a dataset unless it is there; call it in all processes.
+
+        The processes share the work and wait for each other, as long as the time-out that they were
+        launched with.
 
         Args:
             model: a ``RegionDH`` with its weights loaded.
@@ -126,82 +168,138 @@ class FeatureCache:
             mirrored: whether mirrored views are needed.
 
         Raises:
-            ValueError: the box head has no pooled features to cache, or a file of this folder was
-                made by other weights.
+            ValueError: the box head has no pooled features to cache, or a file of this folder is
+                damaged, or was made by other weights or settings or of other images.
+            OSError: a file can't be written, for instance because the disk is full.
         """
-        head = model.roi_heads.box_head
-        if not isinstance(head, PooledBoxHead):
-            raise ValueError(
-                "MODEL.REGION_DH.FEATURE_CACHE works with box heads that pool before their fully "
-                "connected layers (LightBoxHead, Res5BoxHead, VGGBoxHead); set it to '' for "
-                "another"
-            )
-        frozen = torch.nn.ModuleList([model.backbone, model.proposal_generator])
-        frozen.extend(module for name, module in head.named_children() if name != "fc")
-        fingerprint = model_fingerprint(frozen)
-        path = self._path(name)
-        if path.is_file():
-            with h5py.File(path) as file:
-                made_by, has_mirrored = file.attrs["fingerprint"], file.attrs["mirrored"]
-            if made_by != fingerprint:
-                raise ValueError(
-                    f"{path} was made by other weights; delete it or name another "
-                    "MODEL.REGION_DH.FEATURE_CACHE"
-                )
-            if has_mirrored or not mirrored:
-                return
+        records = DatasetCatalog.get(name)
+        source = self._source(model, records)
+        # One process decides for all: where the folder is a network's, they may see it differently.
+        if comm.all_gather(self._has(name, source, mirrored))[0]:
+            return
         training = model.training
         model.eval()
-        tables = self._compute(model, name, mirrored)
+        views = [(i, m) for i in range(len(records)) for m in range(2 if mirrored else 1)]
+        parts = self.folder / f"{name}.parts"
+        paths = [
+            parts / f"{source[:16]}-{'mirrored' if mirrored else 'plain'}-{first:07d}.npz"
+            for first in range(0, len(views), PART)
+        ]
+        missing = [
+            (path, views[PART * i : PART * (i + 1)])
+            for i, path in enumerate(paths)
+            if i % comm.get_world_size() == comm.get_rank() and not path.is_file()
+        ]
+        progress = _Progress(name, sum(len(part) for _, part in missing))
+        for path, part in missing:
+            _write(path, self._compute(model, records, part, progress))
         model.train(training)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_when_complete(path) as partial, h5py.File(partial, "w") as file:
-            file.attrs.update(fingerprint=fingerprint, mirrored=mirrored)
-            for key, value in tables.items():
-                file[key] = value
+        comm.synchronize()
+        if comm.is_main_process():
+            _write(self._path(name), {**_join(paths), "source": source, "has_mirrored": mirrored})
+            shutil.rmtree(parts)
+        comm.synchronize()
 
-    def _compute(self, model, name: str, mirrored: bool) -> dict[str, np.ndarray]:
+    def _source(self, model, records: list[dict]) -> str:
+        """sha256 over all that features depend on, as hex digits."""
+        settings = {}
+        for key in SETTINGS:
+            node = self._cfg
+            for part in key.split("."):
+                node = node[part]
+            settings[key] = node
+        images = [record["file_name"] for record in records]
+        text = f"{model_fingerprint(_cached_part(model))} {settings} {images}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _has(self, name: str, source: str, mirrored: bool) -> bool:
+        path = self._path(name)
+        if not path.is_file():
+            return False
+        found = _read(path, ("source", "has_mirrored"))
+        if found["source"] != source:
+            raise ValueError(
+                f"{path} was made by other weights or settings, or of other images; delete it or "
+                "name another MODEL.REGION_DH.FEATURE_CACHE"
+            )
+        return bool(found["has_mirrored"]) or not mirrored
+
+    def _compute(
+        self, model, records: list[dict], views: list[tuple[int, int]], progress: "_Progress"
+    ) -> dict[str, np.ndarray]:
+        """The tables of some views, each given as the index of its record and whether mirrored."""
         cfg = self._cfg
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         mappers = [
-            DatasetMapper(
+            StrictMapper(
                 True,
                 augmentations=[resize, *([T.RandomFlip(prob=1.0)] if mirror else [])],
                 image_format=cfg.INPUT.FORMAT,
             )
-            for mirror in ((False, True) if mirrored else (False,))
+            for mirror in (False, True)
         ]
-        records = DatasetCatalog.get(name)
-        views = [(i, m) for i in range(len(records)) for m in range(len(mappers))]
-        columns: dict[str, list] = {
-            key: []
-            for key in (
-                "features",
-                "boxes",
-                "objectness",
-                "gt_class",
-                "num_proposals",
-                "image_size",
-            )
-        }
-        start = time.perf_counter()
-        for done, (index, mirror) in enumerate(views, start=1):
-            inputs = mappers[mirror](records[index])
-            for key, value in _view(model, inputs).items():
-                columns[key].append(value)
-            if done % 200 == 0 or done == len(views):
-                left = (time.perf_counter() - start) / done * (len(views) - done)
-                logger.info(f"{name}: cached {done}/{len(views)} views, {left / 60:.1f} min left")
-        tables = {
-            key: np.stack(value)
-            if key in ("num_proposals", "image_size")
-            else np.concatenate(value)
-            for key, value in columns.items()
-        }
-        tables["first_row"] = np.cumsum([0] + [len(b) for b in columns["boxes"]])
-        tables["record"] = np.array([i for i, _ in views])
-        tables["mirrored"] = np.array([bool(m) for _, m in views])
-        return tables
+        columns: dict[str, list] = {}
+        for index, mirror in views:
+            view = _view(model, mappers[mirror](records[index]))
+            view |= {"record": np.array([index]), "mirrored": np.array([bool(mirror)])}
+            for key, value in view.items():
+                columns.setdefault(key, []).append(value)
+            progress.step()
+        return {key: np.concatenate(value) for key, value in columns.items()}
+
+
+class _Progress:
+    """A line of the log every 200 views, with the time left."""
+
+    def __init__(self, name: str, total: int):
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._start = time.perf_counter()
+
+    def step(self) -> None:
+        self._done += 1
+        if self._done % 200 and self._done < self._total:
+            return
+        left = (time.perf_counter() - self._start) / self._done * (self._total - self._done)
+        logger.info(
+            f"{self._name}: cached {self._done}/{self._total} views, {left / 60:.1f} min left"
+        )
+
+
+def _cached_part(model) -> torch.nn.ModuleList:
+    """The modules that cached features stand for: all below the box head's ``fc``."""
+    head = model.roi_heads.box_head
+    if not isinstance(head, PooledBoxHead):
+        raise ValueError(
+            "MODEL.REGION_DH.FEATURE_CACHE works with box heads that pool before their fully "
+            "connected layers (LightBoxHead, Res5BoxHead, VGGBoxHead); set it to '' for another"
+        )
+    part = torch.nn.ModuleList([model.backbone, model.proposal_generator])
+    part.extend(module for name, module in head.named_children() if name != "fc")
+    return part
+
+
+def _join(paths: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The tables of all parts, one after the other, and where each view's rows begin."""
+    parts = [_read(path) for path in paths]
+    tables = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    tables["first_row"] = np.cumsum([0, *tables.pop("num_rows")])
+    return tables
+
+
+def _write(path: Path, arrays: dict) -> None:
+    with replace_when_complete(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def _read(path: str | os.PathLike, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The named arrays of a file, or all of them."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in names or file.files}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged, or no feature cache ({error}); delete it") from error
 
 
 def _view(model, inputs: dict) -> dict[str, np.ndarray]:
@@ -223,6 +321,7 @@ def _view(model, inputs: dict) -> dict[str, np.ndarray]:
         "boxes": boxes.cpu().numpy(),
         "objectness": objectness.cpu().numpy(),
         "gt_class": classes.numpy(),
-        "num_proposals": np.array(len(proposals)),
-        "image_size": np.array(proposals.image_size),
+        "num_proposals": np.array([len(proposals)]),
+        "num_rows": np.array([len(boxes)]),
+        "image_size": np.array([proposals.image_size]),
     }

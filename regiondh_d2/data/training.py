@@ -1,0 +1,115 @@
+"""What training reads: records that fit the network, and images of which a bad one is named."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import print_instances_class_histogram
+from PIL import Image
+
+from regiondh_d2.data.retrieval import common_classes
+
+
+class UnreadableImageError(ValueError):
+    """An image of a dataset can't be read; the message is one line with the file and the mend."""
+
+    def __init__(self, message: str):
+        # The worker process of a loader hands an exception on as its class, to be called with the
+        # traceback as text, which ends with the class and the message.
+        super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+class StrictMapper(DatasetMapper):
+    """Detectron2's mapper, for which an image that it can't read is a line that names the file.
+
+    Detectron2's own raises whatever the image library does, mostly without the name.
+    """
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """As in the base class.
+
+        Raises:
+            UnreadableImageError: the image is missing, damaged, or not of the annotated size.
+        """
+        try:
+            return super().__call__(dataset_dict)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split())
+            raise UnreadableImageError(
+                f"{dataset_dict['file_name']}: cannot be read ({reason}): replace it or drop it "
+                "from the dataset; datasets/check_datasets.py --images finds all such files"
+            ) from error
+
+
+def check_num_classes(name: str, num_classes: int) -> None:
+    """Compare a dataset's classes, if they are known yet, with the network's.
+
+    Raises:
+        ValueError: the dataset has more.
+    """
+    found = len(MetadataCatalog.get(name).get("thing_classes") or ())
+    if found > num_classes:
+        raise ValueError(
+            f"dataset {name!r} has {found} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
+            f"{num_classes}: set it to {found}"
+        )
+
+
+def training_records(cfg: CfgNode) -> list[dict]:
+    """The dicts of ``DATASETS.TRAIN``, one list.
+
+    Images without objects are left out, and their number is logged, unless
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` is False.
+
+    Raises:
+        ValueError: no image is left, the datasets have different classes, or a class id has no
+            place among the classes of the network.
+    """
+    names, num_classes = list(cfg.DATASETS.TRAIN), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty: name a dataset")
+    try:
+        records = get_detection_dataset_dicts(
+            names,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+            check_consistency=False,  # done below, where a defect has a file's name
+        )
+    except AssertionError as error:  # Detectron2 asserts that there are images
+        raise ValueError(
+            f"DATASETS.TRAIN: {error} Images without objects count only where "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
+        ) from error
+
+    def fail(message: str) -> None:
+        raise ValueError(f"DATASETS.TRAIN: {message}")
+
+    classes = common_classes(names, fail)
+    for name in names:  # some datasets know their classes only now
+        check_num_classes(name, num_classes)
+    limit = num_classes if classes is None else len(classes)
+    for record in records:
+        ids = sorted({a["category_id"] for a in record.get("annotations", ())})
+        if ids and not 0 <= ids[0] <= ids[-1] < limit:
+            fail(
+                f"{record['file_name']} has class ids {ids}; they must count from 0 to {limit - 1}"
+            )
+    if classes is not None:
+        print_instances_class_histogram(records, classes)
+    return records
+
+
+def build_train_loader(cfg: CfgNode):
+    """Detectron2's endless loader over :func:`training_records`, with :class:`StrictMapper`.
+
+    Raises:
+        ValueError: as :func:`training_records`; an :class:`UnreadableImageError` while iterating.
+    """
+    return build_detection_train_loader(
+        cfg, mapper=StrictMapper(cfg, is_train=True), dataset=training_records(cfg)
+    )

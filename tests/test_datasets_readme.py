@@ -1,0 +1,113 @@
+"""The examples of datasets/README.md do what it says, on a few drawn images."""
+
+import json
+import logging
+import re
+import runpy
+import shlex
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from regiondh_d2.data.scenes import generate_scenes
+from regiondh_d2.data.voc import load_voc
+from regiondh_d2.retrieval.code_store import read_codes
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "datasets/README.md").read_text()
+COCO, VOC, TRAIN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# Seconds instead of hours, in place of the command's own base config.
+SMALL = f"""
+_BASE_: {ROOT}/configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml
+MODEL: {{DEVICE: cpu, WEIGHTS: ""}}
+SOLVER: {{MAX_ITER: 1}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Removes what an example registers, and the loggers' set-up, for the tests that read logs."""
+    names = set(DatasetCatalog.list())
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "regiondh_d2")]
+    states = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for name in set(DatasetCatalog.list()) - names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    for logger, (level, propagate, handlers) in zip(loggers, states, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """A folder in VOC layout: scenes of shapes that pass for lions and zebras."""
+    root = generate_scenes(tmp_path / "zoo", num_database=6, num_queries=3)
+    for path in (root / "Annotations").iterdir():
+        shapes = ET.parse(path)
+        for index, name in enumerate(shapes.iterfind("object/name")):
+            name.text = ["lion", "zebra"][index % 2]
+        shapes.write(path)
+    lists = root / "ImageSets/Main"
+    (lists / "database.txt").rename(lists / "train.txt")
+    (lists / "queries.txt").rename(lists / "val.txt")
+    return root
+
+
+def write_coco(root):
+    """The same as COCO JSON, with category ids that have a gap."""
+    (root / "JPEGImages").rename(root / "images")
+    (root / "JPEGImages").symlink_to(root / "images")  # for load_voc
+    first_id = 1
+    for split in ("train", "val"):
+        records = load_voc(root, split, ["lion", "zebra"])
+        images, objects = [], []
+        for image_id, record in enumerate(records, first_id):
+            size = {"width": record["width"], "height": record["height"]}
+            images.append({"id": image_id, "file_name": Path(record["file_name"]).name, **size})
+            for annotation in record["annotations"]:
+                x0, y0, x1, y1 = annotation["bbox"]
+                objects.append(
+                    {
+                        "id": len(objects) + 1,
+                        "image_id": image_id,
+                        "category_id": [3, 7][annotation["category_id"]],
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "area": (x1 - x0) * (y1 - y0),
+                        "iscrowd": 0,
+                    }
+                )
+        first_id += len(records)
+        categories = [{"id": 7, "name": "zebra"}, {"id": 3, "name": "lion"}]
+        content = {"images": images, "annotations": objects, "categories": categories}
+        (root / f"{split}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("example", [COCO, VOC], ids=["coco", "voc"])
+def test_an_own_dataset_trains_and_is_searched(zoo, tmp_path, monkeypatch, example):
+    assert len(example.strip().splitlines()) - example.count("import") - 1 == 3  # as promised
+    if example is COCO:
+        write_coco(zoo)
+    (tmp_path / "zoo.py").write_text(example.replace("/data/zoo", str(zoo)))
+    (tmp_path / "train_zoo.py").write_text(TRAIN)
+    (tmp_path / "small.yaml").write_text(SMALL)
+
+    command = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "zoo" in b)
+    python, script, *arguments = shlex.split(command.replace("\\\n", " "))
+    assert (python, script) == ("python", "train_zoo.py")
+    assert (ROOT / arguments[1]).is_file()
+    arguments[1] = str(tmp_path / "small.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "zoo", raising=False)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(script)
+
+    folder = tmp_path / "output/zoo/inference/zoo_retrieval"
+    database, queries = (read_codes(folder / f"{side}.h5") for side in ("database", "query"))
+    assert (len(database), len(queries)) == (6, 3)
+    assert database.class_names == ["lion", "zebra"]
+    assert (tmp_path / "output/zoo/model_final.pth").is_file()

@@ -1,0 +1,195 @@
+"""Cached region features: resumed, refused where they don't fit, complete or absent."""
+
+import resource
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventStorage
+
+from regiondh_d2.data import generate_scenes
+from regiondh_d2.data.scenes import register_scenes
+from regiondh_d2.engine import feature_cache
+from regiondh_d2.engine.feature_cache import CachedRegions, FeatureCache
+
+PREFIX = "feature_cache_test_"
+NAME = f"{PREFIX}regiondh_scenes_database"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Four registered scenes."""
+    root = tmp_path_factory.mktemp("scenes")
+    before = set(DatasetCatalog.list())
+    generate_scenes(root, num_database=4, num_queries=1)
+    register_scenes(root, PREFIX)
+    yield DatasetCatalog.get(NAME)
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def cfg(tiny_cfg, tmp_path, monkeypatch):
+    """The small network frozen below its heads; three views a part."""
+    monkeypatch.setattr(feature_cache, "PART", 3)
+    node = tiny_cfg.MODEL.REGION_DH
+    node.FEATURE_CACHE = str(tmp_path / "cache")
+    node.LR_FACTORS.BACKBONE = node.LR_FACTORS.PROPOSAL_GENERATOR = 0.0
+    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 12
+    tiny_cfg.INPUT.MIN_SIZE_TEST = 64
+    tiny_cfg.DATASETS.TRAIN = (NAME,)
+    return tiny_cfg
+
+
+@pytest.fixture
+def model(make_model, cfg):
+    return make_model()
+
+
+def files_in(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def arrays_of(cache):
+    with np.load(cache.folder / f"{NAME}.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def interrupt_after(monkeypatch, views):
+    """Stop the computation after that many views; returns the list of views computed."""
+    compute, done = feature_cache._view, []
+
+    def view(model, inputs):
+        if len(done) == views:
+            raise KeyboardInterrupt
+        done.append(inputs["file_name"])
+        return compute(model, inputs)
+
+    monkeypatch.setattr(feature_cache, "_view", view)
+    return done
+
+
+def test_an_interrupted_computation_goes_on_and_ends_with_the_same_file(
+    cfg, model, scenes, tmp_path, monkeypatch
+):
+    cache = FeatureCache(cfg)
+    cache.ensure(model, NAME, mirrored=True)
+    undisturbed = arrays_of(cache)
+    assert files_in(cache.folder) == [f"{NAME}.npz"]
+
+    cfg.MODEL.REGION_DH.FEATURE_CACHE = str(tmp_path / "again")
+    cache = FeatureCache(cfg)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)  # of eight: two parts are complete, the third is not
+        with pytest.raises(KeyboardInterrupt):
+            cache.ensure(model, NAME, mirrored=True)
+    assert len(files_in(cache.folder / f"{NAME}.parts")) == 2
+    assert not (cache.folder / f"{NAME}.npz").exists()
+
+    done = interrupt_after(monkeypatch, -1)
+    cache.ensure(model, NAME, mirrored=True)
+    assert len(done) == 2
+    assert files_in(cache.folder) == [f"{NAME}.npz"]
+    resumed = arrays_of(cache)
+    assert resumed.keys() == undisturbed.keys()
+    for name, values in undisturbed.items():
+        np.testing.assert_array_equal(resumed[name], values)
+    cache.ensure(model, NAME, mirrored=False)
+    assert len(done) == 2, "computed what is there already"
+
+
+def test_parts_of_other_weights_are_not_used(cfg, make_model, scenes, monkeypatch):
+    cache = FeatureCache(cfg)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            cache.ensure(make_model(seed=1), NAME, mirrored=False)
+    done = interrupt_after(monkeypatch, -1)
+    cache.ensure(make_model(), NAME, mirrored=False)
+    assert len(done) == len(scenes)
+    assert files_in(cache.folder) == [f"{NAME}.npz"]
+
+
+def test_views_are_the_images_in_order(cfg, model, scenes):
+    cache = FeatureCache(cfg)
+    cache.ensure(model, NAME, mirrored=True)
+    views = cache.dataset(NAME, mirrored=True)
+    assert [v["file_name"] for v in views] == [r["file_name"] for r in scenes for _ in range(2)]
+    plain = cache.dataset(NAME, mirrored=False)
+    for view, mirrored, record in zip(plain, list(views)[1::2], scenes, strict=True):
+        assert view["file_name"] == record["file_name"]
+        truth = view["instances"]
+        assert truth.gt_classes.tolist() == [a["category_id"] for a in record["annotations"]]
+        rows = len(view["proposals"]) + len(truth) + 1
+        assert view["region_features"].shape == (rows, model.roi_heads.box_head.pooled_dim)
+        width = truth.image_size[1]
+        boxes, flipped = truth.gt_boxes.tensor, mirrored["instances"].gt_boxes.tensor
+        torch.testing.assert_close(flipped[:, [2, 0]], width - boxes[:, [0, 2]])
+
+
+@pytest.mark.parametrize("change", ["weights", "size", "images"])
+def test_a_file_made_otherwise_is_refused(cfg, make_model, scenes, monkeypatch, change):
+    FeatureCache(cfg).ensure(make_model(), NAME, mirrored=False)
+    if change == "size":
+        cfg.INPUT.MIN_SIZE_TEST = 96
+    if change == "images":
+        monkeypatch.setattr(DatasetCatalog, "get", lambda name: scenes[:3])
+    with pytest.raises(ValueError, match=rf"{NAME}\.npz was made by other weights or settings"):
+        FeatureCache(cfg).ensure(
+            make_model(seed=1 if change == "weights" else 0), NAME, mirrored=False
+        )
+
+
+@pytest.mark.parametrize("content", ["", "text", "truncated"])
+def test_a_damaged_file_is_named(cfg, model, scenes, content):
+    cache = FeatureCache(cfg)
+    cache.ensure(model, NAME, mirrored=False)
+    path = cache.folder / f"{NAME}.npz"
+    path.write_bytes(path.read_bytes()[:-100] if content == "truncated" else content.encode())
+    for read in (
+        lambda: cache.ensure(model, NAME, mirrored=False),
+        lambda: CachedRegions(path, scenes, mirrored=False),
+    ):
+        with pytest.raises(ValueError, match=rf"{NAME}\.npz is damaged"):
+            read()
+
+
+def test_a_refused_write_names_the_file_and_leaves_nothing(cfg, model, scenes):
+    """A limit on the size of files stands for a full disk: writing fails half-way."""
+    cache = FeatureCache(cfg)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"{NAME}\.parts/\S+\.npz") as caught:
+            cache.ensure(model, NAME, mirrored=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno is not None
+    assert files_in(cache.folder) == [f"{NAME}.parts"]
+
+
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
+def test_every_parameter_that_trains_on_cached_features_gets_a_gradient(
+    cfg, make_model, scenes, whole
+):
+    """Or training with several processes stops at the second step."""
+    model = make_model("MODEL.REGION_DH.WHOLE_IMAGE", whole)
+    cache = FeatureCache(cfg)
+    cache.ensure(model, NAME, mirrored=False)
+    cache.freeze(model)
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert not any(p.requires_grad for p in model.roi_heads.box_head.conv_head.parameters())
+    with EventStorage():
+        sum(model(list(cache.dataset(NAME, mirrored=False))).values()).backward()
+    trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    assert [n for n, grad in trained.items() if grad is None] == []
+    assert any(n.startswith("roi_heads.box_head.fc") for n in trained)
+
+
+def test_a_box_head_without_pooled_features_is_refused(cfg, make_model):
+    model = make_model("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead")
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    with pytest.raises(ValueError, match="FEATURE_CACHE works with box heads that pool"):
+        FeatureCache(cfg).freeze(model)
