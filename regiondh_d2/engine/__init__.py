@@ -1,4 +1,5 @@
 from .defaults import build_cfg, setup_cfg
+from .searcher import RegionDHSearcher
 from .trainer import RegionDHTrainer, build_optimizer
 
-__all__ = ["RegionDHTrainer", "build_cfg", "build_optimizer", "setup_cfg"]
+__all__ = ["RegionDHSearcher", "RegionDHTrainer", "build_cfg", "build_optimizer", "setup_cfg"]

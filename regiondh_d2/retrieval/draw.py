@@ -12,13 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .code_store import CodeSet, check_comparable, replace_when_complete
+from .search import Answer, SearchResult
 
-__all__ = ["GridLayout", "Tile", "draw_grid", "nearest", "retrieval_rows", "save_image"]
+__all__ = [
+    "GridLayout",
+    "Tile",
+    "draw_boxes",
+    "draw_grid",
+    "nearest",
+    "retrieval_rows",
+    "save_image",
+    "search_tiles",
+]
 
 GREEN, RED, GREY, BLUE = (34, 150, 83), (214, 58, 58), (150, 155, 163), (56, 98, 190)
+# Boxes of the first, second, ... object of a query and of what answers it; then again.
+BOX_COLOURS = (BLUE, (230, 126, 18), (142, 68, 173), (14, 148, 136))
 _INK, _FAINT, _PAPER, _RULE = (33, 37, 41), (118, 124, 132), (255, 255, 255), (226, 229, 233)
 
 
@@ -157,6 +169,60 @@ def _names(
     return [(codes.class_names[label], label in shared) for label in order]
 
 
+def search_tiles(result: SearchResult) -> list[Tile]:
+    """The tiles of a search, the query first, for :func:`draw_grid`.
+
+    An object has its box drawn, in the colour of the query's object that it answers. Frames and
+    names tell labels where those of the query are known, otherwise names are predicted classes.
+
+    Raises:
+        OSError: an image with an object can't be read.
+    """
+    wanted = None if result.labels is None else set(result.labels)
+    shown = result.labels or [found.class_name for found in result.objects if found.class_name]
+    query = Tile(
+        draw_boxes(result.file_name, [found.box for found in result.objects]),
+        "query",
+        [(name, wanted is not None) for name in dict.fromkeys(shown)],
+        BLUE,
+    )
+    return [query, *(_answer_tile(answer, wanted) for answer in result.answers)]
+
+
+def _answer_tile(answer: Answer, wanted: set[str] | None) -> Tile:
+    image = draw_boxes(answer.file_name, [found and found.box for found in answer.objects])
+    caption = f"distance {answer.distance}"
+    if wanted is None or answer.labels is None:
+        classes = [found.class_name for found in answer.objects if found]
+        names = dict.fromkeys(classes or answer.labels or ())
+        return Tile(image, caption, [(name, False) for name in names])
+    names = sorted(answer.labels, key=lambda name: name not in wanted)  # shared ones first
+    frame = GREEN if wanted & set(names) else RED
+    return Tile(image, caption, [(name, name in wanted) for name in names], frame)
+
+
+def draw_boxes(
+    file_name: str | os.PathLike, boxes: Sequence[Sequence[float] | None]
+) -> Image.Image:
+    """An image, upright, with boxes on it, each in its own of :data:`BOX_COLOURS`.
+
+    Args:
+        file_name: the image.
+        boxes: XYXY in pixels of the upright image; None takes a colour and draws nothing.
+
+    Raises:
+        OSError: the image can't be read.
+    """
+    with Image.open(file_name) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    width = max(2, round(max(image.size) / 60))  # still seen once the image is small
+    for i, box in enumerate(boxes):
+        if box is not None:
+            draw.rectangle(tuple(box), outline=BOX_COLOURS[i % len(BOX_COLOURS)], width=width)
+    return image
+
+
 def draw_grid(
     rows: Sequence[Sequence[Tile]], title: str = "", layout: GridLayout | None = None
 ) -> Image.Image:
@@ -184,7 +250,7 @@ def draw_grid(
         # What the colours mean, with a rule between queries and results.
         left, top = layout.corner(0, 1)
         x, y = layout.margin, layout.margin + 26
-        for colour, text in ((GREEN, "shares a label with the query"), (RED, "shares none")):
+        for colour, text in _legend(rows):
             draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
             x = _text(draw, (x + 18, y), text, 14, _FAINT, picture.width) + 22
         x = left - (layout.gap + layout.query_gap) // 2
@@ -193,6 +259,13 @@ def draw_grid(
         for j, tile in enumerate(row):
             _draw_tile(picture, draw, tile, layout.corner(i, j), layout)
     return picture
+
+
+def _legend(rows: Sequence[Sequence[Tile]]) -> list[tuple[tuple[int, int, int], str]]:
+    """Colours of frames with their meaning; none where no label is known."""
+    if {GREEN, RED}.isdisjoint(tile.frame for row in rows for tile in row[1:]):
+        return []
+    return [(GREEN, "shares a label with the query"), (RED, "shares none")]
 
 
 def _draw_tile(

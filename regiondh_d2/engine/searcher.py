@@ -1,0 +1,208 @@
+"""Search by image and by object in a few lines, as ``DefaultPredictor`` is for detection."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from ..checkpoint import model_fingerprint
+from ..retrieval.code_store import pack_codes
+from ..retrieval.extract import ImageLoader, code_settings
+from ..retrieval.index_folder import IndexFolder, read_index_folder
+from ..retrieval.search import Box, Query, QueryObject, SearchResult, name_of_class, search_index
+from .command import load_trained_model
+from .defaults import build_cfg
+
+__all__ = ["RegionDHSearcher"]
+
+
+class RegionDHSearcher:
+    """Codes queries with a model and searches an index of codes that the same model made.
+
+    Example:
+
+    .. code-block:: python
+
+        searcher = RegionDHSearcher.from_folder("index", "config.yaml", ["MODEL.WEIGHTS", "m.pth"])
+        for answer in searcher.search("query.jpg", box=(48, 30, 210, 180), topk=5).answers:
+            print(answer.distance, answer.file_name, answer.objects[0].box)
+
+    Attributes:
+        folder: the index.
+        notes: what could not be checked or may spoil distances, a line each.
+    """
+
+    def __init__(self, folder: IndexFolder, model: nn.Module, load: ImageLoader):
+        """
+        Args:
+            folder: the index.
+            model: a :class:`~regiondh_d2.modeling.meta_arch.RegionDH` in evaluation mode.
+            load: reads queries as the indexed images were read.
+
+        Raises:
+            IndexFileError: the index is of another model.
+            ValueError: the model codes no images.
+        """
+        if not hasattr(model, "code_images"):
+            raise ValueError(f"{type(model).__name__} codes no images; use RegionDH")
+        self.folder = folder
+        self.notes = folder.check_model(model_fingerprint(model))
+        self._model = model
+        self._load = load
+
+    @classmethod
+    def from_folder(
+        cls,
+        index_folder: str | os.PathLike,
+        config_file: str,
+        opts: Sequence[str] = (),
+        engine: str | None = None,
+    ) -> RegionDHSearcher:
+        """A searcher of an index folder with the trained model of a config.
+
+        Args:
+            index_folder: written by ``tools/build_index.py``.
+            config_file: the one that the images were coded with.
+            opts: overrides KEY VALUE, ``MODEL.WEIGHTS`` among them unless the config names the
+                trained model.
+            engine: as for :func:`~regiondh_d2.retrieval.index_folder.read_index_folder`.
+
+        Raises:
+            IndexFileError: no index folder, a damaged one, or one of another model.
+            FileNotFoundError, KeyError, ValueError: a wrong config, or no trained weights.
+        """
+        folder = read_index_folder(index_folder, engine)
+        cfg = build_cfg(config_file, opts)
+        searcher = cls(folder, load_trained_model(cfg), ImageLoader(cfg))
+        searcher.notes += _setting_notes(folder.items.settings, cfg)
+        return searcher
+
+    def search(
+        self,
+        image: str | os.PathLike,
+        box: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        topk: int = 10,
+        *,
+        instance: int | Sequence[int] | None = None,
+        class_name: str | None = None,
+        rerank: int | None = None,
+    ) -> SearchResult:
+        """Search by an image, or by one or several objects in it.
+
+        Args:
+            image: file of the query.
+            box: an object's box, XYXY in pixels of the file's image (turned as its EXIF orientation
+                says), or several of them. What of it is outside the image is cut off.
+            topk: how many answers.
+            instance: the number of a detection of the model, from 1 by descending score, or
+                several of them. With ``box`` too, all objects are searched for at once.
+            class_name: restricts the answers to this predicted class.
+            rerank: how many nearest images to order by the query's activations.
+
+        Returns:
+            For an image images, for an object objects, for several objects images that hold them;
+            see :mod:`regiondh_d2.retrieval.search`.
+
+        Raises:
+            UnreadableImage: the image can't be read.
+            IndexFileError: the index lacks the level to search in.
+            ValueError: no such box, detection or class, or ``rerank`` for objects.
+        """
+        query = self.code(image, box, instance)
+        return search_index(self.folder, query, topk, class_name, rerank)
+
+    @torch.no_grad()
+    def code(
+        self,
+        image: str | os.PathLike,
+        box: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        instance: int | Sequence[int] | None = None,
+    ) -> Query:
+        """The codes of an image, or of objects in it; arguments as of :meth:`search`."""
+        file_name = os.fspath(image)
+        inputs = self._load(file_name)
+        boxes = [] if box is None else _check_boxes(box, file_name, inputs)
+        numbers = [] if instance is None else np.atleast_1d(instance).tolist()
+        if not boxes and not numbers:
+            (output,) = self._model.code_images([inputs])
+            activation = output["image_activation"].float().cpu().numpy()
+            return Query(file_name, _pack(output["image_code"][None]), activation=activation)
+        codes, objects = [], []
+        if boxes:
+            codes.append(self._code_boxes(inputs, boxes))
+            objects += map(QueryObject, boxes)
+        if numbers:
+            detected = self._detections(inputs, numbers, file_name)
+            codes.append(_pack(detected.pred_codes))
+            objects += self._query_objects(detected)
+        return Query(file_name, np.concatenate(codes), tuple(objects))
+
+    def _code_boxes(self, inputs: dict, boxes: Sequence[Box]) -> np.ndarray:
+        """Packed codes of boxes in the file's image."""
+        height, width = inputs["image"].shape[1:]
+        given = Instances((height, width), pred_boxes=Boxes(torch.tensor(boxes)))
+        given.pred_boxes.scale(width / inputs["width"], height / inputs["height"])
+        (coded,) = self._model.inference([inputs], [given], do_postprocess=False)
+        return _pack(coded.pred_codes)
+
+    def _detections(self, inputs: dict, numbers: Sequence[int], file_name: str) -> Instances:
+        """The detections of these numbers, boxes in the file's image."""
+        (output,) = self._model.inference([inputs])
+        instances = output["instances"].to("cpu")
+        for number in numbers:
+            if not 1 <= number <= len(instances):
+                raise ValueError(
+                    f"{file_name}: there is no detection {number}, they are numbered from 1 to "
+                    f"{len(instances)}; give a box instead"
+                )
+        order = instances.scores.argsort(descending=True, stable=True)
+        return instances[order[[number - 1 for number in numbers]]]
+
+    def _query_objects(self, detected: Instances) -> list[QueryObject]:
+        names = self.folder.items.class_names
+        columns = (detected.pred_boxes.tensor, detected.pred_classes, detected.scores)
+        return [
+            QueryObject(tuple(box), name_of_class(names, class_id), score)
+            for box, class_id, score in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+
+
+def _pack(codes: torch.Tensor) -> np.ndarray:
+    return pack_codes(codes.cpu().numpy())
+
+
+def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
+    """Boxes cut off at the borders of the image."""
+    boxes = np.array(box, dtype=np.float32)
+    if not boxes.size or boxes.shape[-1] != 4 or boxes.ndim > 2:
+        raise ValueError(f"box {box} is not x1, y1, x2, y2, or a list of such boxes")
+    size = (inputs["width"], inputs["height"])
+    checked = []
+    for corners in boxes.reshape(-1, 4):
+        x1, y1, x2, y2 = corners.tolist()
+        text = ",".join(f"{value:g}" for value in corners)
+        if not (np.isfinite(corners).all() and x1 < x2 and y1 < y2):
+            raise ValueError(f"box {text} is empty: x1,y1 is its left top, x2,y2 its right bottom")
+        x1, x2 = np.clip([x1, x2], 0, size[0]).tolist()
+        y1, y2 = np.clip([y1, y2], 0, size[1]).tolist()
+        if x1 >= x2 or y1 >= y2:
+            raise ValueError(
+                f"box {text} is outside {file_name}, which has {size[0]} x {size[1]} pixels"
+            )
+        checked.append((x1, y1, x2, y2))
+    return checked
+
+
+def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:
+    """A line if the index was coded with other settings that decide about codes."""
+    differing = set(code_settings(cfg).splitlines()) - set(settings.splitlines())
+    if not settings or not differing:
+        return []
+    key, value = min(differing).split(" ", 1)
+    return [f"the index was coded with another {key} than {value}: distances may be off"]

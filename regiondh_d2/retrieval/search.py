@@ -1,0 +1,323 @@
+"""Answers from an index folder: to a whole image, to one object, or to several objects at once.
+
+What is found is ordered by (distance, row), so the same query always has the same answers:
+
+- An image is compared with images, by H2 codes. With ``rerank``, that many nearest ones are ordered
+  anew by the squared distance of their codes to the query's activations, which codes round to 0 and
+  1; of equally far ones the order stays.
+- One object is compared with the detected objects of all images, by H1 codes. Every answer is an
+  object, and an image may answer more than once.
+- Several objects ask for images that hold all of them. An image's distance is the sum, over the
+  objects of the query, of the least distance of any object detected in it; one of them may stand
+  for two of the query's. An object that an image has no counterpart of counts as one bit more than
+  the code length, so images without any detection come last.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .code_store import CodeSet, InstanceCodes, unpack_codes
+from .hamming_index import HammingIndex
+from .index_folder import IndexFolder
+
+__all__ = ["Answer", "FoundObject", "Query", "QueryObject", "SearchResult", "search_index"]
+
+_GROWTH = 4  # how many times more codes are asked for where a filter left too few
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class QueryObject:
+    """An object to search for.
+
+    Attributes:
+        box: XYXY, pixels of the original image.
+        class_name, score: the detector's opinion; None for a box that was given.
+    """
+
+    box: Box
+    class_name: str | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A coded query.
+
+    Attributes:
+        file_name: the query's image.
+        codes: packed uint8, (1, B) of the image or (Q, B1) of Q objects in it.
+        objects: those objects, or none for the image as a whole.
+        activation: float (K,), what the image's code is rounded from, or None where unknown.
+    """
+
+    file_name: str
+    codes: np.ndarray
+    objects: tuple[QueryObject, ...] = ()
+    activation: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """A detected object of the database.
+
+    Attributes:
+        box: XYXY, pixels of the original image.
+        class_name, score: what the detector says.
+        distance: to the query's object.
+        row: its row among the instances of the index.
+    """
+
+    box: Box
+    class_name: str
+    score: float
+    distance: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An image of the database, or an object in it.
+
+    Attributes:
+        distance: to the query.
+        image_id, file_name: of the image.
+        row: the image's row in the index.
+        labels: names of the image's labels, or None where they are unknown.
+        objects: one for each object of the query, its nearest; None where the image has none.
+        asymmetric: squared distance of the code to the query's activations, after a ``rerank``.
+    """
+
+    distance: int
+    image_id: str
+    file_name: str
+    row: int
+    labels: tuple[str, ...] | None
+    objects: tuple[FoundObject | None, ...] = ()
+    asymmetric: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Answers to a query, the nearest first.
+
+    Attributes:
+        file_name, objects: of the :class:`Query`.
+        labels: what is known to be in the query, or None: the labels of its image, if the index
+            holds that with labels; for objects their classes, if those are among these labels.
+        class_name: the class that the answers are restricted to, or None.
+        searched: how many images or objects the index holds.
+        bits: length of the codes compared.
+        answers: at most as many as were asked for.
+    """
+
+    file_name: str
+    objects: tuple[QueryObject, ...]
+    labels: tuple[str, ...] | None
+    class_name: str | None
+    searched: int
+    bits: int
+    answers: tuple[Answer, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return asdict(self)
+
+
+def search_index(
+    folder: IndexFolder,
+    query: Query,
+    topk: int = 10,
+    class_name: str | None = None,
+    rerank: int | None = None,
+) -> SearchResult:
+    """The nearest images or objects of an index folder; see the module for their order.
+
+    Args:
+        folder: what to search in.
+        query: coded by the model of the index.
+        topk: how many answers. There are fewer only if fewer fit, or the index is approximate.
+        class_name: restricts the answers to objects of this predicted class, or, for an image, to
+            images in which one was detected.
+        rerank: how many of the nearest images to order by the query's activations; ``topk`` where
+            that is more.
+
+    Raises:
+        IndexFileError: the folder lacks the level to search in.
+        ValueError: no such class, no detected objects to know classes from, codes of another
+            length, ``rerank`` for objects or without activations, or a number below 1.
+    """
+    for name, number in (("topk", topk), ("rerank", rerank)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
+    if rerank is not None and query.activation is None:
+        raise ValueError("rerank needs activations, which whole images have and objects have not")
+    items = folder.items
+    index = folder.level("instance" if query.objects else "image")
+    wanted = None if class_name is None else _objects_of_class(items, class_name)
+    if not query.objects:
+        answers = _answer_image(items, index, query, topk, wanted, rerank)
+    elif len(query.objects) == 1:
+        answers = _answer_object(items, index, query.codes, topk, wanted)
+    else:
+        answers = _answer_objects(items, index, query.codes, topk, wanted)
+    return SearchResult(
+        file_name=query.file_name,
+        objects=query.objects,
+        labels=_known_labels(items, query),
+        class_name=class_name,
+        searched=len(index),
+        bits=index.bits,
+        answers=tuple(answers),
+    )
+
+
+def _answer_image(
+    items: CodeSet,
+    index: HammingIndex,
+    query: Query,
+    topk: int,
+    wanted: np.ndarray | None,
+    rerank: int | None,
+) -> list[Answer]:
+    allowed = None
+    if wanted is not None:
+        allowed = np.zeros(len(items), bool)
+        allowed[items.instances.image_index[wanted]] = True
+    distances, rows = _nearest(index, query.codes, max(topk, rerank or 0), allowed)
+    found = [_answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)]
+    if rerank is not None:
+        bits = unpack_codes(items.codes[rows], items.bits)
+        squares = ((query.activation.astype(np.float64) - bits) ** 2).sum(axis=1)
+        found = [
+            replace(answer, asymmetric=value)
+            for answer, value in zip(found, squares.tolist(), strict=True)
+        ]
+        found.sort(key=lambda answer: answer.asymmetric)
+    return found[:topk]
+
+
+def _answer_object(
+    items: CodeSet, index: HammingIndex, codes: np.ndarray, topk: int, wanted: np.ndarray | None
+) -> list[Answer]:
+    answers = []
+    for distance, row in zip(*_nearest(index, codes, topk, wanted), strict=True):
+        image = items.instances.image_index[row]
+        found = _found_object(items, row, distance)
+        answers.append(_answer(items, image, distance, (found,)))
+    return answers
+
+
+def _answer_objects(
+    items: CodeSet, index: HammingIndex, codes: np.ndarray, topk: int, wanted: np.ndarray | None
+) -> list[Answer]:
+    shape = (len(codes), len(items))
+    least = np.full(shape, index.bits + 1, np.int64)
+    nearest = np.full(shape, -1, np.int64)
+    for i in range(len(codes)):
+        distances, rows = _nearest(index, codes[i : i + 1], max(1, len(index)), wanted)
+        # They ascend, so that an image's first one is its nearest.
+        images, first = np.unique(items.instances.image_index[rows], return_index=True)
+        least[i, images] = distances[first]
+        nearest[i, images] = rows[first]
+    total = least.sum(axis=0)
+    images = np.argsort(total, kind="stable")
+    if wanted is not None:
+        images = images[(nearest[:, images] >= 0).any(axis=0)]
+    answers = []
+    for image in images[:topk]:
+        found = (
+            None if row < 0 else _found_object(items, row, distance)
+            for row, distance in zip(nearest[:, image], least[:, image], strict=True)
+        )
+        answers.append(_answer(items, image, total[image], tuple(found)))
+    return answers
+
+
+def _nearest(
+    index: HammingIndex, codes: np.ndarray, k: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and rows, (k,) each, of the nearest allowed codes; fewer only if there are fewer.
+
+    Args:
+        index: what to search in.
+        codes: uint8 (1, B), one query.
+        k: how many.
+        allowed: bool, one a row of the index; None allows all.
+    """
+    asked = k
+    while True:
+        (distances,), (rows,) = index.search(codes, asked)
+        kept = rows >= 0  # an approximate index may find too few
+        if allowed is not None:
+            kept &= allowed[rows]
+        if np.count_nonzero(kept) >= k or asked >= len(index):
+            return distances[kept][:k], rows[kept][:k]
+        asked *= _GROWTH
+
+
+def _objects_of_class(items: CodeSet, class_name: str) -> np.ndarray:
+    """Which of the instances, bool (M,), are of a predicted class."""
+    if items.instances is None:
+        raise ValueError(
+            f"class {class_name!r}: the index has no detected objects to know classes from; "
+            "extract the codes with objects"
+        )
+    names = list(items.class_names)
+    if class_name not in names:
+        known = f"use one of {', '.join(names)}" if names else "the index names no classes"
+        raise ValueError(f"class {class_name!r} is not known: {known}")
+    return items.instances.classes == names.index(class_name)
+
+
+def _answer(
+    items: CodeSet, row: int, distance: int, objects: tuple[FoundObject | None, ...] = ()
+) -> Answer:
+    return Answer(
+        distance=int(distance),
+        image_id=items.image_ids[row],
+        file_name=items.file_names[row],
+        row=int(row),
+        labels=_labels(items, row),
+        objects=objects,
+    )
+
+
+def _found_object(items: CodeSet, row: int, distance: int) -> FoundObject:
+    found: InstanceCodes = items.instances
+    return FoundObject(
+        box=tuple(found.boxes[row].tolist()),
+        class_name=name_of_class(items.class_names, int(found.classes[row])),
+        score=float(found.scores[row]),
+        distance=int(distance),
+        row=int(row),
+    )
+
+
+def name_of_class(names: Sequence[str], class_id: int) -> str:
+    """A class's name, or its number where there are no names."""
+    return names[class_id] if len(names) else str(class_id)
+
+
+def _labels(items: CodeSet, row: int) -> tuple[str, ...] | None:
+    if items.labels is None:
+        return None
+    return tuple(name_of_class(items.class_names, i) for i in np.flatnonzero(items.labels[row]))
+
+
+def _known_labels(items: CodeSet, query: Query) -> tuple[str, ...] | None:
+    """See :attr:`SearchResult.labels`."""
+    names = {query.file_name, os.path.abspath(query.file_name)}
+    row = next((row for row, name in enumerate(items.file_names) if name in names), None)
+    labels = None if row is None else _labels(items, row)
+    if labels is None or not query.objects:
+        return labels
+    classes = tuple(dict.fromkeys(found.class_name for found in query.objects))
+    return classes if set(classes) <= set(labels) else None
