@@ -53,6 +53,12 @@ def _add_region_dh(cfg: CN) -> None:
     # or "softmax" (cross entropy with the normalised multi-label vector).
     node.IMAGE_LOSS = "logistic"
 
+    # Beyond the paper: what LOSS_WEIGHTS.SIMILARITY weights, an objective for the codes of images
+    # given their labels (see modeling/objectives.py). "cosine": the inner products of codes are
+    # drawn to the cosines of label vectors. Other methods': "isdh", "dmssph" (reconstructed),
+    # "dpsh", "csq" or "orthohash"; the last two draw a centre per class from SEED, 0 if that is -1.
+    node.OBJECTIVE = "cosine"
+
     # Weights of Equations 3 to 7. They multiply once, in the meta-architecture; Detectron2's own
     # loss weights stay 1 (setting both is refused).
     node.LOSS_WEIGHTS = CN()
@@ -63,7 +69,7 @@ def _add_region_dh(cfg: CN) -> None:
     # H2, which is [0.05, 0.05] and [10.0, 10.0] here.
     node.LOSS_WEIGHTS.GAMMA_H1 = [0.05, 10.0]
     node.LOSS_WEIGHTS.GAMMA_H2 = [0.05, 10.0]
-    # Beyond the paper: the inner products of image codes are drawn to the cosines of label vectors.
+    # Beyond the paper: the weight of OBJECTIVE.
     node.LOSS_WEIGHTS.SIMILARITY = 0.0
 
     # Factors on SOLVER.BASE_LR for each part of the network; 0 freezes a part.
@@ -77,7 +83,7 @@ def _add_region_dh(cfg: CN) -> None:
 
     # A folder for cached region features. Where it is set, the backbone and the RPN must be frozen
     # (factors 0); the features of each training image are computed once, and the heads train on
-    # them.
+    # them. An interrupted computation goes on; several processes must all see the folder.
     node.FEATURE_CACHE = ""
 
 
@@ -110,5 +116,6 @@ def _add_retrieval(cfg: CN) -> None:
     node.DATABASE_CODES = ""
     # Detections below this score get no row among the instance codes of a code file.
     node.INSTANCE_MIN_SCORE = 0.3
-    # Box AP on the queries beside the retrieval metrics (datasets in VOC layout only).
+    # Box AP on the queries beside the retrieval metrics, where they are one dataset in VOC layout
+    # or COCO format.
     node.BOX_AP = True

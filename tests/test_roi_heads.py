@@ -17,6 +17,7 @@ from regiondh_d2.modeling.hashing import (
     label_similarity_loss,
     multi_label_logistic_loss,
 )
+from regiondh_d2.modeling.objectives import build_objective
 from regiondh_d2.modeling.roi_heads import CACHED_REGIONS
 
 SIZE = (96, 128)
@@ -432,6 +433,15 @@ def test_image_loss_option(make_heads):
     assert logistic["loss_cls"] == softmax["loss_cls"]
 
 
+@pytest.mark.parametrize("name", ["cosine", "isdh", "dmssph", "dpsh", "csq", "orthohash"])
+def test_the_objective_is_a_choice(make_heads, name):
+    heads = make_heads("OBJECTIVE", name, training=True)
+    losses = train(heads, make_features(2), make_proposals(20, 6), make_targets(2, 1))[1]
+    expected = build_objective(name, bits=heads.image_hash.latent.bits, num_classes=3)
+    assert heads.image_objective.state_dict().keys() == expected.state_dict().keys()
+    assert losses["loss_similarity_image"].isfinite()
+
+
 def test_training_without_ground_truth_is_refused(make_heads):
     with pytest.raises(ValueError, match="instances"):
         train(make_heads(training=True), make_features(1), make_proposals(3), None)
@@ -511,7 +521,8 @@ def test_cached_regions_give_the_same_losses_and_codes(make_heads, whole, rois):
 
 
 @pytest.mark.parametrize(
-    "key", ["FUSION_ROIS", "FUSION_NORM", "WHOLE_IMAGE", "IMAGE_LOSS", "CLASSIFIER_INPUT"]
+    "key",
+    ["FUSION_ROIS", "FUSION_NORM", "WHOLE_IMAGE", "IMAGE_LOSS", "CLASSIFIER_INPUT", "OBJECTIVE"],
 )
 def test_unknown_values_name_the_key(make_heads, key):
     with pytest.raises(ValueError, match=rf"MODEL\.REGION_DH\.{key}: 'nonsense'"):

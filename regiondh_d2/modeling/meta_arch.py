@@ -15,8 +15,8 @@ __all__ = ["LossWeights", "RegionDH"]
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of Equations 3 to 7: alpha of the two box losses, beta of the three classification
-    losses, gamma of E1 and E2 of each latent layer; and, beyond the paper, of the similarity of
-    image codes."""
+    losses, gamma of E1 and E2 of each latent layer; and, beyond the paper, of the objective
+    for image codes (``MODEL.REGION_DH.OBJECTIVE``)."""
 
     alpha: tuple[float, float] = (1.0, 1.0)
     beta: tuple[float, float, float] = (1.0, 1.0, 1.0)

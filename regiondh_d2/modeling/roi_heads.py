@@ -20,10 +20,10 @@ from .hashing import (
     cross_proposal_fusion,
     forcing_binary_loss,
     fusion_width,
-    label_similarity_loss,
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
+from .objectives import build_objective
 
 __all__ = ["CACHED_REGIONS", "RegionDHOutputLayers", "RegionDHROIHeads"]
 
@@ -110,6 +110,7 @@ class RegionDHROIHeads(StandardROIHeads):
         *,
         instance_hash: LatentLayer,
         image_hash: ImageHashHead,
+        image_objective: nn.Module,
         fusion_rois: str = "topk",
         fusion_num_rois: int = 100,
         fusion_norm: str = "sum",
@@ -122,6 +123,8 @@ class RegionDHROIHeads(StandardROIHeads):
         Args:
             instance_hash: H1, from region features to K1 activations.
             image_hash: H2 and its classifier.
+            image_objective: a loss of image activations (B, K2) and labels (B, C); see
+                :func:`.objectives.build_objective`.
             fusion_rois, fusion_num_rois, fusion_norm, whole_image, fusion_gradient, image_loss: see
                 the keys of the same names in :mod:`regiondh_d2.config`.
             kwargs: see :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
@@ -142,6 +145,7 @@ class RegionDHROIHeads(StandardROIHeads):
             raise ValueError(f"MODEL.REGION_DH.FUSION_NUM_ROIS: {fusion_num_rois} is below 0")
         self.instance_hash = instance_hash
         self.image_hash = image_hash
+        self.image_objective = image_objective
         self.fusion_rois = fusion_rois
         self.fusion_num_rois = fusion_num_rois
         self.fusion_norm = fusion_norm
@@ -177,6 +181,9 @@ class RegionDHROIHeads(StandardROIHeads):
             "instance_hash": LatentLayer(features, bits_instance, **latent),
             "image_hash": ImageHashHead(
                 fused, bits_image, num_classes, normalize=node.NORMALIZE_FUSED, **latent
+            ),
+            "image_objective": build_objective(
+                node.OBJECTIVE, bits=bits_image, num_classes=num_classes, seed=max(cfg.SEED, 0)
             ),
             "fusion_rois": node.FUSION_ROIS,
             "fusion_num_rois": node.FUSION_NUM_ROIS,
@@ -232,7 +239,7 @@ class RegionDHROIHeads(StandardROIHeads):
             losses[f"loss_hash_{layer}_binary"] = forcing_binary_loss(activations)
             losses[f"loss_hash_{layer}_balance"] = bit_balance_loss(activations)
         losses["loss_cls_image"] = self.image_loss(codes.scores, labels)
-        losses["loss_similarity_image"] = label_similarity_loss(codes.activations, labels)
+        losses["loss_similarity_image"] = self.image_objective(codes.activations, labels)
         return losses
 
     def forward_hash(
