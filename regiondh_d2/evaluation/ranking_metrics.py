@@ -389,6 +389,8 @@ def _measure(
     counts: np.ndarray, top_levels: np.ndarray, k: int, tables: _Tables
 ) -> dict[str, np.ndarray]:
     """All metrics at one ``k`` within the database's size, as ``{metric + tie order: (Q,)}``."""
+    # Few queries share as many labels with an item as the most that any could.
+    counts = counts[:, :, : np.flatnonzero(counts.any(axis=(0, 1)))[-1] + 1]
     by_level = counts.sum(axis=1)
     relevant = by_level[:, 1:].sum(axis=1)
     ideal = _sorted_within_groups(by_level[:, None], k, tables, best_first=True)[2]
@@ -556,7 +558,7 @@ def _sorted_within_groups(
     level = np.tile(levels, groups)
     hit = (level > 0).astype(np.float64)
     last = np.minimum(np.cumsum(counts.reshape(queries, -1), axis=1), k)
-    taken = np.diff(last, axis=1, prepend=0)
+    taken = np.diff(last, axis=1, prepend=0).astype(np.float64)  # numpy multiplies ints slowly
     start = last - taken
     h = np.diff(tables.harmonic[last], axis=1, prepend=0)
     ap = taken + (_before(taken * hit) - start) * h
