@@ -478,9 +478,13 @@ def write_weights(path: str | os.PathLike, weights: ConvertedWeights) -> None:
     Raises:
         WeightsError, OSError: the file can't be written.
     """
+    _save(path, {"model": weights.model})
+
+
+def _save(path: str | os.PathLike, data: dict) -> None:
     with replace_when_complete(path) as temporary:
         try:
-            torch.save({"model": weights.model}, temporary)
+            torch.save(data, temporary)
         except RuntimeError as error:  # what torch makes of a full disk
             raise WeightsError(f"{path} can't be written; is the disk full?") from error
 
@@ -517,8 +521,23 @@ class RegionDHCheckpointer(DetectionCheckpointer):
     """A :class:`DetectionCheckpointer` for which a backbone that isn't loaded whole is an error.
 
     Detectron2 only warns, and a detector on a partly random backbone trains to poor numbers that
-    look like a method's fault. Zoo pickles are read without running their code.
+    look like a method's fault. Zoo pickles are read without running their code. A checkpoint is
+    complete or absent, where fvcore's writing into place may leave half of one.
     """
+
+    def save(self, name: str, **kwargs) -> None:
+        """As :meth:`fvcore.common.checkpoint.Checkpointer.save`, into a local folder.
+
+        Raises:
+            WeightsError, OSError: the file can't be written; an older one of its name stays.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        objects = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        _save(path, {"model": self.model.state_dict(), **objects, **kwargs})
+        self.tag_last_checkpoint(f"{name}.pth")
 
     def _load_file(self, filename):
         if filename.endswith(".pkl"):

@@ -644,3 +644,24 @@ def test_the_fingerprint_survives_saving_and_loading(network, saved):
     assert model_fingerprint(network) != before
     RegionDHCheckpointer(network).load(path)
     assert model_fingerprint(network) == before
+
+
+def test_a_checkpoint_is_complete_or_absent(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 3)
+    checkpointer = RegionDHCheckpointer(model, str(tmp_path), other=torch.nn.Linear(1, 1))
+    checkpointer.save("one", iteration=7)
+    saved = torch.load(tmp_path / "one.pth", weights_only=True)
+    assert set(saved) == {"model", "other", "iteration"}
+    assert torch.equal(saved["model"]["weight"], model.weight)
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "one.pth")
+
+    def full(data, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("unexpected pos")
+
+    monkeypatch.setattr(torch, "save", full)
+    for name in ("one", "two"):
+        with pytest.raises(WeightsError, match=rf"{name}\.pth can't be written"):
+            checkpointer.save(name)
+    assert {p.name for p in tmp_path.iterdir()} == {"one.pth", "last_checkpoint"}
+    assert torch.load(tmp_path / "one.pth", weights_only=True)["iteration"] == 7
