@@ -546,13 +546,11 @@ class RegionDHCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
-        misshapen = [k for k, *_ in incompatible.incorrect_shapes]
-        missing = [k for k in incompatible.missing_keys if not k.startswith(FPN_LAYERS)]
-        # fvcore lists a tensor of another shape as missing, too.
+        misshapen = {k for k, *_ in incompatible.incorrect_shapes}
         wrong = [
             k
-            for k in dict.fromkeys([*missing, *misshapen])
-            if k.startswith("backbone.") and not k.endswith("num_batches_tracked")
+            for k in tensors_not_loaded(incompatible)
+            if k.startswith("backbone.") and (k in misshapen or not k.startswith(FPN_LAYERS))
         ]
         if wrong:
             raise WeightsError(
@@ -561,6 +559,18 @@ class RegionDHCheckpointer(DetectionCheckpointer):
                 "MODEL.TIMM"
             )
         return incompatible
+
+
+def tensors_not_loaded(incompatible) -> list[str]:
+    """Names of a model's tensors that weights lack or have in another shape, each once.
+
+    Args:
+        incompatible: what fvcore's ``Checkpointer._load_model`` returns. It may list a tensor of
+            another shape as missing, too.
+    """
+    misshapen = (k for k, *_ in incompatible.incorrect_shapes)
+    names = dict.fromkeys([*incompatible.missing_keys, *misshapen])
+    return [k for k in names if not k.endswith("num_batches_tracked")]
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:

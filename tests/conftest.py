@@ -1,5 +1,6 @@
 """Shared fixtures: a small Region-DH network on the CPU, and inputs for it."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ MODEL.REGION_DH.LATENT_INIT_STD 0.5
 MODEL.REGION_DH.FUSION_NUM_ROIS 8
 TEST.DETECTIONS_PER_IMAGE 10
 """
+
+
+@pytest.fixture(scope="session")
+def load_tool():
+    """A function from the name of a file in tools/ to it as a module."""
+
+    def load(name):
+        path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The benchmark's command line, on sizes that take no time. No number of seconds is asserted."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +9,8 @@ from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 
 
 @pytest.fixture(scope="module")
-def tool():
-    path = Path(__file__).parents[1] / "tools" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("benchmark")
 
 
 SMALL = ["--queries", "30", "--items", "40", "--bits", "12", "--topk", "10", "--repeat", "1"]

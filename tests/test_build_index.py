@@ -1,6 +1,5 @@
 """Index folders and the command line that builds them."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -32,11 +31,8 @@ FILES = ["image.npz", "index.json", "instance.npz", "items.h5"]
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("build_index", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("build_index")
 
 
 def random_codes(rng, rows, bits):

@@ -1,9 +1,7 @@
 """The command line that converts weights."""
 
-import importlib.util
 import re
 import resource
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +10,10 @@ import torchvision
 from regiondh_d2 import checkpoint
 from regiondh_d2.checkpoint import torchvision_to_detectron2
 
-SCRIPT = Path(__file__).parents[1] / "tools" / "convert_weights.py"
-
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("convert_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("convert_weights")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The command line that evaluates code files."""
 
-import importlib.util
 import itertools
 import json
 import subprocess
@@ -17,11 +16,8 @@ SCRIPT = ROOT / "tools" / "evaluate_codes.py"
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("evaluate_codes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("evaluate_codes")
 
 
 # Three queries; the last has no relevant item. All orders of the ties are few enough to list.

@@ -3,7 +3,6 @@
 REGIONDH_KILLS=10 makes the test with SIGKILL a long one: 1,000 images, killed that many times.
 """
 
-import importlib.util
 import os
 import random
 import signal
@@ -36,11 +35,8 @@ OPTS = [
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("extract_codes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("extract_codes")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Search by image and by object: order, filters and sums against plain loops, and the way from
 images to answers with a small network."""
 
-import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -517,20 +516,13 @@ def test_a_model_that_codes_no_images(searcher):
 # The command line, after those that code and index
 
 
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def tool():
+def tool(load_tool):
     return load_tool("search")
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def workspace(tmp_path_factory, load_tool):
     """Scenes, the weights of a network whose heads are random, and an index of the database."""
     folder = tmp_path_factory.mktemp("search")
     generate_scenes(folder / "scenes", num_database=8, num_queries=3)

@@ -26,12 +26,16 @@ def main(args):
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
-    # On a machine alone a free port is found.
-    machines = ("num_machines", "machine_rank", "dist_url") if args.num_machines > 1 else ()
     sys.exit(
         run_command(
             lambda: run_workers(
-                main, args.num_gpus, (args,), **{key: getattr(args, key) for key in machines}
+                main,
+                args.num_gpus,
+                (args,),
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                # On a machine alone a free port is found.
+                dist_url=args.dist_url if args.num_machines > 1 else "auto",
             ),
             interrupted="interrupted: --resume goes on from the last checkpoint",
         )

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from ..checkpoint import RegionDHCheckpointer, WeightsError
+from ..checkpoint import RegionDHCheckpointer, WeightsError, tensors_not_loaded
 
 __all__ = ["CommandError", "load_trained_model", "positive_int", "run_command", "run_workers"]
 
@@ -160,10 +160,7 @@ class _WholeModelCheckpointer(RegionDHCheckpointer):
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
-        wrong = [
-            *(k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")),
-            *(k for k, *_ in incompatible.incorrect_shapes),
-        ]
+        wrong = tensors_not_loaded(incompatible)
         if wrong:
             raise WeightsError(
                 f"MODEL.WEIGHTS lacks {len(wrong)} tensors of the model or has them in another "

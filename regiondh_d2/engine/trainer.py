@@ -291,9 +291,11 @@ def _average_running_statistics(model: nn.Module) -> None:
     Each process updates them by its own share of the batch. Left alone they would drift apart, so
     that a code would depend on the process that computes it.
     """
+    if comm.get_world_size() == 1:
+        return
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
-    if not buffers or comm.get_world_size() == 1:
+    if not buffers:
         return
     mean = torch.cat(buffers)
     distributed.all_reduce(mean)

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
@@ -39,7 +40,7 @@ IMAGE_LOSSES = {"logistic": multi_label_logistic_loss, "softmax": multi_label_so
 class RegionDHOutputLayers(FastRCNNOutputLayers):
     """Fast R-CNN outputs whose class scores may read the H1 activations instead of fc7.
 
-    Boxes always read fc7 (the paper's FC8 "from FC7"); losses and inference are Detectron2's.
+    Boxes always read fc7 (the paper's FC8 "from FC7"); losses are Detectron2's.
     """
 
     @configurable
@@ -77,6 +78,27 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
     def class_scores(self, features: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
         """Class logits (R, C + 1), background last, of features (R, D) and activations (R, K1)."""
         return self.cls_score(activations if self.classifier_input == "h1" else features)
+
+    def inference(self, predictions, proposals: list[Instances]):
+        """As in the base class, but the kept indices count all proposals of an image.
+
+        Detectron2 drops those whose boxes or scores aren't finite before it numbers what it keeps.
+        """
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
+        instances, kept = fast_rcnn_inference(
+            boxes,
+            scores,
+            [p.image_size for p in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+        finite = [
+            (b.isfinite().all(dim=1) & s.isfinite().all(dim=1)).nonzero()[:, 0]
+            for b, s in zip(boxes, scores, strict=True)
+        ]
+        return instances, [rows[index] for rows, index in zip(finite, kept, strict=True)]
 
 
 @dataclass
@@ -271,22 +293,9 @@ class RegionDHROIHeads(StandardROIHeads):
         scores = torch.cat([r.scores for r in images])
         deltas = self.box_predictor.bbox_pred(torch.cat([r.features for r in images]))
         instances, kept = self.box_predictor.inference((scores, deltas), proposals)
-        finite = self._finite_rows((scores, deltas), proposals)
-        for found, index, rows, r in zip(instances, kept, finite, images, strict=True):
-            found.pred_codes = binarize(r.activations[rows][index])
+        for found, index, r in zip(instances, kept, images, strict=True):
+            found.pred_codes = binarize(r.activations[index])
         return instances, codes
-
-    def _finite_rows(self, predictions, proposals: list[Instances]) -> list[torch.Tensor]:
-        """Per image a mask (R,) of the proposals among which Detectron2's inference counts.
-
-        It drops those whose boxes or scores aren't finite before it numbers what it keeps.
-        """
-        boxes = self.box_predictor.predict_boxes(predictions, proposals)
-        scores = self.box_predictor.predict_probs(predictions, proposals)
-        return [
-            b.isfinite().all(dim=1) & s.isfinite().all(dim=1)
-            for b, s in zip(boxes, scores, strict=True)
-        ]
 
     def forward_with_given_boxes(self, features, instances: list[Instances]) -> list[Instances]:
         """Add ``pred_codes`` to instances with known ``pred_boxes``."""

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .code_store import CodeSet, check_comparable, replace_when_complete
+from .hamming_index import create_index
 from .search import Answer, SearchResult
 
 __all__ = [
@@ -106,13 +107,10 @@ def nearest(
     Returns:
         Rows and distances, int64 (Q, min(topk, N)) each.
     """
-    rows = np.empty((len(query_codes), min(topk, len(database_codes))), np.int64)
-    distances = np.empty_like(rows)
-    for i, code in enumerate(query_codes):
-        distance = np.bitwise_count(database_codes ^ code).sum(axis=1, dtype=np.int64)
-        rows[i] = np.argsort(distance, kind="stable")[: rows.shape[1]]
-        distances[i] = distance[rows[i]]
-    return rows, distances
+    index = create_index(8 * database_codes.shape[1], "numpy")
+    index.add(database_codes)
+    distances, rows = index.search(query_codes, topk)
+    return rows, distances.astype(np.int64)
 
 
 def retrieval_rows(
