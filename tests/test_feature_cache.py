@@ -193,3 +193,43 @@ def test_a_box_head_without_pooled_features_is_refused(cfg, make_model):
     cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
     with pytest.raises(ValueError, match="FEATURE_CACHE works with box heads that pool"):
         FeatureCache(cfg).freeze(model)
+
+
+def first_batch(cfg, model):
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    return next(iter(FeatureCache(cfg).train_loader(model)))
+
+
+def test_a_frozen_box_head_runs_once_and_losses_stay(cfg, model, scenes, monkeypatch):
+    cfg.MODEL.REGION_DH.LR_FACTORS.BOX_HEAD = 0.0
+    FeatureCache(cfg).ensure(model, NAME, mirrored=False)
+    monkeypatch.setattr(feature_cache, "ROWS", 7)
+    batch = first_batch(cfg, model)
+    fc = model.roi_heads.box_head.fc
+    losses = []
+    for keys in (("region_outputs",), ()):
+        inputs = [{k: v for k, v in x.items() if k != "region_outputs" or keys} for x in batch]
+        calls = []
+        with (
+            EventStorage(),
+            torch.random.fork_rng(),
+            fc.register_forward_hook(lambda *_: calls.append(1)),  # noqa: B023
+        ):
+            torch.manual_seed(0)
+            losses.append(model.train()(inputs))
+        assert bool(calls) != bool(keys)
+    for x in batch:
+        wanted = fc(x["region_features"].float())
+        torch.testing.assert_close(x["region_outputs"].float(), wanted, atol=1e-3, rtol=1e-3)
+    for key, value in losses[1].items():
+        torch.testing.assert_close(losses[0][key], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("factor", "dropout"), [(1.0, 0.0), (0.0, 0.5)])
+def test_a_box_head_that_trains_or_drops_out_runs_in_every_iteration(
+    cfg, model, scenes, factor, dropout
+):
+    cfg.MODEL.REGION_DH.LR_FACTORS.BOX_HEAD = factor
+    model.roi_heads.box_head.fc.append(torch.nn.Dropout(dropout))
+    FeatureCache(cfg).ensure(model, NAME, mirrored=False)
+    assert "region_outputs" not in first_batch(cfg, model)[0]

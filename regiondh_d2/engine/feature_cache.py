@@ -40,6 +40,7 @@ __all__ = ["CachedRegions", "FeatureCache"]
 logger = logging.getLogger(__name__)
 
 PART = 500  # views
+ROWS = 10_000  # of features that are put through frozen layers at once
 # What the features depend on beside the weights and the images.
 SETTINGS = (
     "INPUT.FORMAT",
@@ -61,7 +62,8 @@ class CachedRegions(Dataset):
     """A map dataset over the views of a cache file, in the form that ``RegionDH`` takes.
 
     Each item is the image's dataset dict without its annotations, with ``region_features`` (R, D)
-    float16, ``proposals`` and ``instances``; the latter two carry ``region_index``.
+    float16, ``proposals`` and ``instances``; the latter two carry ``region_index``. After
+    :meth:`precompute` there is ``region_outputs`` (R, F) float16, too.
     """
 
     def __init__(self, path: str | os.PathLike, records: list[dict], mirrored: bool):
@@ -78,6 +80,22 @@ class CachedRegions(Dataset):
         self._records = records
         views = np.arange(len(self._tables["record"]))
         self._views = views if mirrored else views[~self._tables["mirrored"]]
+
+    @torch.no_grad()
+    def precompute(self, layers: torch.nn.Module, device: torch.device) -> None:
+        """Run frozen layers once on all rows, instead of in every iteration.
+
+        Args:
+            layers: from features (R, D) to outputs (R, F).
+            device: where they are.
+        """
+        features = self._tables["features"]
+        chunks = (
+            torch.from_numpy(features[i : i + ROWS]).to(device, torch.float32)
+            for i in range(0, len(features), ROWS)
+        )
+        outputs = [layers(chunk).cpu().numpy().astype(np.float16) for chunk in chunks]
+        self._tables["outputs"] = np.concatenate(outputs)
 
     def __len__(self) -> int:
         return len(self._views)
@@ -98,12 +116,15 @@ class CachedRegions(Dataset):
         instances = Instances(size, gt_boxes=Boxes(boxes[truth]))
         instances.gt_classes = torch.from_numpy(t["gt_class"][first:last][truth].astype(np.int64))
         instances.region_index = torch.arange(num_proposals, whole_image)
-        return {
+        inputs = {
             **record,
             "region_features": torch.from_numpy(t["features"][first:last]),
             "proposals": proposals,
             "instances": instances,
         }
+        if "outputs" in t:
+            inputs["region_outputs"] = torch.from_numpy(t["outputs"][first:last])
+        return inputs
 
 
 class FeatureCache:
@@ -127,9 +148,18 @@ class FeatureCache:
     def dataset(self, name: str, mirrored: bool) -> CachedRegions:
         return CachedRegions(self._path(name), DatasetCatalog.get(name), mirrored)
 
-    def train_loader(self):
-        """An endless loader over the views of ``DATASETS.TRAIN``."""
+    def train_loader(self, model: torch.nn.Module):
+        """An endless loader over the views of ``DATASETS.TRAIN``.
+
+        Where the box head's fully connected layers are frozen, and always give the same (without
+        dropout), ``model`` computes their outputs here, once.
+        """
         datasets = [self.dataset(name, self.mirrored) for name in self._cfg.DATASETS.TRAIN]
+        fc = model.roi_heads.box_head.fc
+        dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in fc.modules())
+        if self._cfg.MODEL.REGION_DH.LR_FACTORS.BOX_HEAD == 0.0 and not dropout:
+            for dataset in datasets:
+                dataset.precompute(fc, model.device)
         dataset = torch.utils.data.ConcatDataset(datasets)
         seed = max(self._cfg.SEED, 0)
         return build_batch_data_loader(
@@ -275,9 +305,19 @@ def _cached_part(model) -> torch.nn.ModuleList:
             "MODEL.REGION_DH.FEATURE_CACHE works with box heads that pool before their fully "
             "connected layers (LightBoxHead, Res5BoxHead, VGGBoxHead); set it to '' for another"
         )
-    part = torch.nn.ModuleList([model.backbone, model.proposal_generator])
+    part = torch.nn.ModuleList([model.backbone])
+    if model.proposal_generator is not None:
+        part.append(model.proposal_generator)
     part.extend(module for name, module in head.named_children() if name != "fc")
     return part
+
+
+def _no_proposals(image_size: tuple[int, int], device: torch.device) -> Instances:
+    return Instances(
+        image_size,
+        proposal_boxes=Boxes(torch.zeros(0, 4, device=device)),
+        objectness_logits=torch.zeros(0, device=device),
+    )
 
 
 def _join(paths: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -306,7 +346,10 @@ def _view(model, inputs: dict) -> dict[str, np.ndarray]:
     """The table of one view: proposals, ground truth and the whole image, in that order."""
     images = model.preprocess_image([inputs])
     features = model.backbone(images.tensor)
-    proposals = model.proposal_generator(images, features, None)[0][0]
+    if model.proposal_generator is None:  # whole-image methods
+        proposals = _no_proposals(images.image_sizes[0], model.device)
+    else:
+        proposals = model.proposal_generator(images, features, None)[0][0]
     truth = inputs["instances"].to(model.device)
     boxes = torch.cat([proposals.proposal_boxes.tensor, truth.gt_boxes.tensor])
     boxes = with_whole_image_box(boxes, proposals.image_size)

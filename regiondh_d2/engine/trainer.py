@@ -162,10 +162,10 @@ class RegionDHTrainer(DefaultTrainer):
     def resume_or_load(self, resume=True):
         super().resume_or_load(resume)
         if self.cfg.MODEL.REGION_DH.FEATURE_CACHE:
-            cache = FeatureCache(self.cfg)
+            cache, model = FeatureCache(self.cfg), _unwrap(self.model)
             for name in self.cfg.DATASETS.TRAIN:
-                cache.ensure(_unwrap(self.model), name, mirrored=cache.mirrored)
-            self._trainer.reset_data_loader(cache.train_loader)
+                cache.ensure(model, name, mirrored=cache.mirrored)
+            self._trainer.reset_data_loader(lambda: cache.train_loader(model))
 
     def run_step(self):
         """One iteration.

@@ -7,9 +7,12 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
 from .hashing import ImageCodes, binarize
-from .roi_heads import CACHED_REGIONS
+from .roi_heads import CACHED_OUTPUTS, CACHED_REGIONS
 
 __all__ = ["LossWeights", "RegionDH"]
+
+# Keys of cached tables in the inputs, by their names among the features.
+CACHED_INPUTS = {CACHED_REGIONS: "region_features", CACHED_OUTPUTS: "region_outputs"}
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,12 @@ class RegionDH(GeneralizedRCNN):
         """Image sizes, features by name and proposals: computed, or cached in the inputs."""
         if "region_features" in batched_inputs[0]:
             proposals = [x["proposals"].to(self.device) for x in batched_inputs]
-            tables = [x["region_features"].to(self.device) for x in batched_inputs]
-            return [p.image_size for p in proposals], {CACHED_REGIONS: tables}, proposals
+            features = {
+                name: [x[key].to(self.device) for x in batched_inputs]
+                for name, key in CACHED_INPUTS.items()
+                if key in batched_inputs[0]
+            }
+            return [p.image_size for p in proposals], features, proposals
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if self.proposal_generator is not None:

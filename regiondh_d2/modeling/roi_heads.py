@@ -26,14 +26,16 @@ from .hashing import (
 )
 from .objectives import build_objective
 
-__all__ = ["CACHED_REGIONS", "RegionDHOutputLayers", "RegionDHROIHeads"]
+__all__ = ["CACHED_OUTPUTS", "CACHED_REGIONS", "RegionDHOutputLayers", "RegionDHROIHeads"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
 CLASSIFIER_INPUTS = ("h1", "box_features")
 # Key of cached region features among the feature maps: per image a table (R, D), its last row the
-# whole image; proposals and ground truth then carry `region_index`, their rows in it.
+# whole image; proposals and ground truth then carry `region_index`, their rows in it. Beside it,
+# where the box head's fully connected layers are frozen, what they make of each row.
 CACHED_REGIONS = "cached_regions"
+CACHED_OUTPUTS = "cached_outputs"
 IMAGE_LOSSES = {"logistic": multi_label_logistic_loss, "softmax": multi_label_softmax_loss}
 
 
@@ -320,9 +322,11 @@ class RegionDHROIHeads(StandardROIHeads):
     def _regions(self, features, rows: list["_Rows"]) -> _Regions:
         """Run the box head and H1 on regions, given as one or more lists of B images on end."""
         if CACHED_REGIONS in features:
-            tables = features[CACHED_REGIONS] * (len(rows) // len(features[CACHED_REGIONS]))
-            pooled = torch.cat([t[r.index] for t, r in zip(tables, rows, strict=True)]).float()
-            x = self.box_head.fc(pooled)
+            pooled = _gather(features[CACHED_REGIONS], rows)
+            if CACHED_OUTPUTS in features:
+                x = _gather(features[CACHED_OUTPUTS], rows)
+            else:
+                x = self.box_head.fc(pooled)
         else:
             maps = [features[f] for f in self.box_in_features]
             groups = [rows[i : i + len(maps[0])] for i in range(0, len(rows), len(maps[0]))]
@@ -375,6 +379,12 @@ class _Rows:
         if self.index is None:
             return _Rows(boxes)
         return _Rows(boxes, torch.cat([self.index, self.index.new_tensor([-1])]))
+
+
+def _gather(tables: list[torch.Tensor], rows: list[_Rows]) -> torch.Tensor:
+    """Rows of the tables (R, D) of B images, for one or more lists of B images on end; float32."""
+    tables = tables * (len(rows) // len(tables))
+    return torch.cat([t[r.index] for t, r in zip(tables, rows, strict=True)]).float()
 
 
 def with_whole_image_box(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
