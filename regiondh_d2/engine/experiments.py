@@ -1,0 +1,290 @@
+"""Experiments as a table: rows of configs, each trained at some lengths and seeds, and measured.
+
+A *run* is one training: a row, a code length and a seed. It ends in one JSON file, which holds what
+was measured and all that it depends on; a run whose file is there is done. Tables for documents are
+made of these files alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import yaml
+from detectron2.data import DatasetCatalog
+
+from ..evaluation.retrieval_evaluator import rank_code_sets
+from ..retrieval.code_store import read_codes, write_json
+from .command import CommandError
+from .defaults import build_cfg
+
+__all__ = ["Row", "Run", "differences", "markdown_table", "paired_bootstrap", "read_table"]
+
+TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
+BOX_AP = ("bbox/AP", "bbox/AP50")
+SHOWN = ("MAP", "MAP_min", "NDCG", "ACG")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table: a method, or one change to it.
+
+    Attributes:
+        name: of files and on the command line.
+        title: for readers.
+        config: path of a yaml file.
+        bits, seeds: what it is trained at.
+        opts: KEY VALUE pairs that differ from the config.
+    """
+
+    name: str
+    title: str
+    config: str
+    bits: tuple[int, ...]
+    seeds: tuple[int, ...]
+    opts: tuple[str, ...] = ()
+
+    def runs(self) -> list["Run"]:
+        return [Run(self, bits, seed) for bits in self.bits for seed in self.seeds]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    row: Row
+    bits: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}_{self.bits}_seed{self.seed}"
+
+    def result_file(self, results: Path) -> Path:
+        return results / f"{self.name}.json"
+
+    def options(self, output: Path) -> list[str]:
+        """The KEY VALUE pairs of its training."""
+        given = ("MODEL.REGION_DH.BITS", str(self.bits), "SEED", str(self.seed))
+        return [*self.row.opts, *given, "OUTPUT_DIR", str(output / self.name)]
+
+    def command(self, output: Path) -> list[str]:
+        return ["tools/train_net.py", "--config-file", self.row.config, *self.options(output)]
+
+    def train(self, output: Path, results: Path) -> dict:
+        """Train and evaluate, or go on with it, and write the result.
+
+        Raises:
+            CommandError: the training failed; the text names its log.
+        """
+        cfg = build_cfg(self.row.config, self.options(output))
+        folder = Path(cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = self.command(output)
+        log, start = folder / "stdout.txt", time.perf_counter()
+        with open(log, "ab") as file:
+            arguments = [sys.executable, str(TRAIN_NET), "--resume", *command[1:]]
+            code = subprocess.run(arguments, stdout=file, stderr=subprocess.STDOUT).returncode
+        if code != 0:
+            raise CommandError(f"{self.name} failed (exit {code}): see {log}")
+        result = {
+            "row": self.row.name,
+            "title": self.row.title,
+            "bits": self.bits,
+            "seed": self.seed,
+            "command": shlex.join(command),
+            "metrics": {n: _metrics(folder, n) for n in cfg.DATASETS.TEST},
+            "box_ap": _box_ap(folder, cfg.DATASETS.TEST),
+            "minutes": round((time.perf_counter() - start) / 60, 1),
+            "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
+            "data_sha256": {
+                n: _data_checksum(n) for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+            },
+            "commit": _commit(),
+            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            "date": date.today().isoformat(),
+        }
+        results.mkdir(parents=True, exist_ok=True)
+        write_json(self.result_file(results), result)
+        return result
+
+
+def read_table(path: str | os.PathLike) -> list[Row]:
+    """The rows of a table file.
+
+    It holds ``defaults`` (``config``, ``bits``, ``seeds``, ``opts``) and ``rows``, from a name to
+    ``title`` and what differs; a row's ``opts`` follow the defaults'.
+
+    Raises:
+        ValueError: the file isn't such a table.
+    """
+    text = Path(path).read_text()
+    try:
+        table = yaml.safe_load(text)
+        defaults, rows = table["defaults"], table["rows"]
+        return [_row(name, defaults, row) for name, row in rows.items()]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no table of experiments: {error!r}") from error
+
+
+def _row(name: str, defaults: dict, row: dict) -> Row:
+    unknown = sorted(set(row) - {field.name for field in dataclasses.fields(Row)})
+    if unknown:
+        raise KeyError(f"row {name} has {', '.join(unknown)}")
+    values = {**defaults, **row}
+    opts = (*defaults.get("opts", ()), *row.get("opts", ()))
+    return Row(
+        name=name,
+        title=values["title"],
+        config=values["config"],
+        bits=tuple(values["bits"]),
+        seeds=tuple(values["seeds"]),
+        opts=tuple(str(x) for x in opts),
+    )
+
+
+def _metrics(folder: Path, dataset: str) -> dict[str, float]:
+    return json.loads((folder / "inference" / dataset / "metrics.json").read_text())
+
+
+def _box_ap(folder: Path, datasets: Sequence[str]) -> dict[str, float]:
+    """Box AP on the queries of the first dataset; empty for networks without boxes."""
+    # A line holds the scalars that were new at its time.
+    lines = (folder / "metrics.json").read_text().splitlines()
+    last = {key: value for line in lines for key, value in json.loads(line).items()}
+    prefix = f"{datasets[0]}/" if len(datasets) > 1 else ""
+    return {key: last[prefix + key] for key in BOX_AP if prefix + key in last}
+
+
+def _data_checksum(dataset: str) -> str:
+    """sha256 over names and sizes of the images and over the annotations of a dataset."""
+    digest = hashlib.sha256()
+    for record in DatasetCatalog.get(dataset):
+        path = record["file_name"]
+        boxes = [(a["category_id"], *a["bbox"]) for a in record.get("annotations", ())]
+        labels = record.get("image_labels", ())
+        line = (os.path.basename(path), os.path.getsize(path), boxes, list(labels))
+        digest.update(repr(line).encode())
+    return digest.hexdigest()
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(TRAIN_NET.parent), "rev-parse", "HEAD"]
+    found = subprocess.run(git, capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Comparisons
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean difference of two methods on the same queries, and its 95 % interval.
+
+    Args:
+        a, b: float (Q,), one metric of each query by each method; NaN (in both) where a query has
+            no relevant image.
+        samples: how often the queries are drawn with replacement.
+        seed: of the draws.
+
+    Returns:
+        The mean of ``a - b`` and the 2.5 and 97.5 percentiles of its bootstrap distribution.
+
+    Raises:
+        ValueError: the two don't have the same queries.
+    """
+    if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
+        raise ValueError(f"not the same queries: {a.shape} and {b.shape} values")
+    difference = (a - b)[~np.isnan(a)]
+    rng = np.random.default_rng(seed)
+    # How often each query is drawn says as much as which ones, in far less memory.
+    share = np.full(len(difference), 1 / len(difference))
+    counts = rng.multinomial(len(difference), share, size=samples)
+    means = counts @ difference / len(difference)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(difference.mean()), float(low), float(high)
+
+
+def differences(
+    runs: Iterable[Run], reference: Row, output: Path, dataset: str, topk: int = 1000
+) -> list[dict]:
+    """Each row against a reference row at the same length, each query's metric averaged over seeds.
+
+    Only rows whose code files are still under ``output`` are compared.
+    """
+    values = {}
+    for run in runs:
+        folder = output / run.name / "inference" / dataset
+        if (folder / "query.h5").is_file() and (folder / "database.h5").is_file():
+            codes = [read_codes(folder / f"{role}.h5") for role in ("query", "database")]
+            result, _ = rank_code_sets(*codes, topk)
+            values.setdefault((run.row.name, run.bits), []).append(result.per_query)
+    found = []
+    for (name, bits), seeds in values.items():
+        if name == reference.name or (reference.name, bits) not in values:
+            continue
+        for metric in SHOWN:
+            pair = [
+                np.mean([s[f"{metric}@{topk}"] for s in values[key]], axis=0)
+                for key in ((reference.name, bits), (name, bits))
+            ]
+            mean, low, high = paired_bootstrap(*pair)
+            found.append(
+                {"row": reference.name, "against": name, "bits": bits, "metric": metric}
+                | {"difference": mean, "low": low, "high": high, "seeds": len(seeds)}
+            )
+    return found
+
+
+def markdown_table(rows: Sequence[Row], results: Path, dataset: str, topk: int = 1000) -> str:
+    """A table of the runs that are done: mean and standard deviation over seeds, and the means of
+    the least and the greatest MAP_min over all orders of ties; rows without any run are left out.
+    """
+    lines = [
+        f"| method | bits | seeds | {' | '.join(SHOWN)} | MAP_min over ties | AP50 | minutes |",
+        f"|{'---|' * (len(SHOWN) + 6)}",
+    ]
+    for row in rows:
+        for bits in row.bits:
+            found = [
+                json.loads(run.result_file(results).read_text())
+                for run in row.runs()
+                if run.bits == bits and run.result_file(results).is_file()
+            ]
+            found = [r for r in found if dataset in r["metrics"]]
+            if found:
+                lines.append(_markdown_row(row.title, bits, found, dataset, topk))
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(title: str, bits: int, found: list[dict], dataset: str, topk: int) -> str:
+    def spread(values: list[float], digits: int = 3) -> str:
+        mean = f"{np.mean(values):.{digits}f}"
+        return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+    metrics = [r["metrics"][dataset] for r in found]
+    shown = [spread([m[f"{name}@{topk}"] for m in metrics]) for name in SHOWN]
+    ties = [
+        np.mean([m[f"MAP_min@{topk}-{end}"] for m in metrics])
+        for end in ("pessimistic", "optimistic")
+    ]
+    boxes = [r["box_ap"]["bbox/AP50"] for r in found if "bbox/AP50" in r["box_ap"]]
+    cells = [
+        title,
+        str(bits),
+        str(len(found)),
+        *shown,
+        f"{ties[0]:.3f} to {ties[1]:.3f}",
+        spread(boxes, 1) if boxes else "",
+        f"{np.mean([r['minutes'] for r in found]):.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"

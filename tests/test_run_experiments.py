@@ -1,0 +1,160 @@
+"""Experiments: the table file, comparisons, and tools/run_experiments.py end to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from regiondh_d2.data import generate_scenes
+from regiondh_d2.engine.experiments import markdown_table, paired_bootstrap, read_table
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
+
+
+def write_table(folder, **rows):
+    path = folder / "table.yaml"
+    opts = ["SOLVER.CHECKPOINT_PERIOD", 1]
+    defaults = {"config": str(CONFIG), "bits": [8], "seeds": [0], "opts": opts}
+    path.write_text(yaml.safe_dump({"defaults": defaults, "rows": rows}, sort_keys=False))
+    return path
+
+
+def test_rows_add_to_the_defaults(tmp_path):
+    table = write_table(
+        tmp_path, a={"title": "A"}, b={"title": "B", "bits": [4, 8], "opts": ["K", 1]}
+    )
+    a, b = read_table(table)
+    assert (a.name, a.title, a.bits, a.opts) == ("a", "A", (8,), ("SOLVER.CHECKPOINT_PERIOD", "1"))
+    assert b.opts == (*a.opts, "K", "1")
+    assert [run.name for run in b.runs()] == ["b_4_seed0", "b_8_seed0"]
+    assert "MODEL.REGION_DH.BITS 4" in " ".join(b.runs()[0].command(Path("out")))
+
+
+@pytest.mark.parametrize("text", ["[]", "rows: {}", "a: [", "defaults: {}\nrows: {a: {titel: x}}"])
+def test_a_damaged_table_is_named(tmp_path, text):
+    path = tmp_path / "table.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="table.yaml is no table"):
+        read_table(path)
+
+
+def test_every_row_of_the_shipped_table_has_a_config():
+    rows = read_table(ROOT / "tools/experiments.yaml")
+    assert len({row.name for row in rows}) == len(rows)
+    assert all((ROOT / row.config).is_file() for row in rows)
+
+
+def test_bootstrap_is_that_of_drawn_queries():
+    rng = np.random.default_rng(1)
+    a, b = rng.random(40), rng.random(40)
+    mean, low, high = paired_bootstrap(a, b)
+    drawn = rng.integers(40, size=(20_000, 40))  # independently of the multinomial counts
+    expected = np.percentile((a - b)[drawn].mean(axis=1), (2.5, 97.5))
+    assert mean == pytest.approx((a - b).mean())
+    assert (low, high) == pytest.approx(expected, abs=0.01)
+
+
+def test_bootstrap_leaves_out_queries_without_relevant_images():
+    a, b = np.array([0.5, np.nan, 0.7]), np.array([0.25, np.nan, 0.45])
+    assert paired_bootstrap(a, b) == pytest.approx((0.25, 0.25, 0.25))
+    with pytest.raises(ValueError, match="same queries"):
+        paired_bootstrap(a, np.array([0.25, 0.3, 0.45]))
+
+
+def test_markdown_shows_mean_spread_and_ties(tmp_path):
+    row = read_table(write_table(tmp_path, a={"title": "A", "seeds": [0, 1, 2]}))[0]
+    for run, value in zip(row.runs()[:2], (0.4, 0.6), strict=True):
+        metrics = {f"{m}@1000": value for m in ("MAP", "MAP_min", "NDCG", "ACG")}
+        metrics |= {"MAP_min@1000-pessimistic": value - 0.1, "MAP_min@1000-optimistic": value + 0.1}
+        result = {"metrics": {"set": metrics}, "box_ap": {"bbox/AP50": 40.0}, "minutes": 2.0}
+        run.result_file(tmp_path).write_text(json.dumps(result))
+    line = markdown_table([row], tmp_path, "set").splitlines()[2]
+    assert line == (
+        "| A | 8 | 2 | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.500 ± 0.141 "
+        "| 0.400 to 0.600 | 40.0 ± 0.0 | 2.0 |"
+    )
+    assert len(markdown_table([row], tmp_path, "another").splitlines()) == 2
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiments")
+    generate_scenes(folder / "scenes", num_database=8, num_queries=4)
+    write_table(folder, first={"title": "First"}, second={"title": "Second"})
+    return folder
+
+
+def start(workspace, *args):
+    command = [
+        sys.executable,
+        str(ROOT / "tools/run_experiments.py"),
+        "--table",
+        "table.yaml",
+        *args,
+    ]
+    env = {**os.environ, "DETECTRON2_DATASETS": str(workspace), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, "--results", "results", "--output", "output"],
+        cwd=workspace,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(workspace, *args):
+    process = start(workspace, *args)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def test_a_killed_table_goes_on_and_skips_what_is_done(workspace):
+    process = start(workspace)
+    results, second = workspace / "results", workspace / "output/second_8_seed0"
+    deadline = time.monotonic() + 120
+    while not second.is_dir() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert [p.name for p in results.iterdir()] == ["first_8_seed0.json"]
+    done = (results / "first_8_seed0.json").read_bytes()
+
+    code, out, err = run(workspace)
+    assert code == 0, err
+    assert "1 of 2 runs are done" in out
+    assert (results / "first_8_seed0.json").read_bytes() == done
+    result = json.loads((results / "second_8_seed0.json").read_text())
+    assert 0.0 < result["metrics"]["scenes_retrieval"]["MAP_min@5"] <= 1.0
+    assert "bbox/AP50" in result["box_ap"]
+    assert result["command"].startswith("tools/train_net.py --config-file")
+    assert set(result["data_sha256"]) == {"regiondh_scenes_database", "scenes_retrieval"}
+
+    code, out, err = run(workspace, "--list")
+    assert (code, out.splitlines()[-1]) == (0, "2 of 2 runs are done"), err
+
+
+def test_a_run_that_fails_names_its_log_and_leaves_no_result(workspace):
+    write = write_table(workspace, broken={"title": "", "opts": ["SOLVER.BASE_LR", 1e30]})
+    code, _, err = run(workspace)
+    write.unlink()
+    assert code == 1
+    assert "broken_8_seed0 failed" in err.splitlines()[-1]
+    assert "stdout.txt" in err
+    assert not (workspace / "results/broken_8_seed0.json").exists()
+
+
+def test_an_unknown_row_is_refused(workspace):
+    write_table(workspace, only={"title": ""})
+    code, _, err = run(workspace, "another")
+    assert code == 1
+    assert err.splitlines()[-1] == "error: another is no row of the table; known: only"

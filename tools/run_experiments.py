@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""Train and measure the rows of a table of experiments; what is done is skipped.
+
+Each row stands in tools/experiments.yaml. A run that was interrupted goes on from its last
+checkpoint; a run that is done has a file in the folder of results.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import regiondh_d2  # noqa: F401  (registers the datasets)
+from regiondh_d2.engine.command import CommandError, run_command
+from regiondh_d2.engine.experiments import SHOWN, differences, markdown_table, read_table
+from regiondh_d2.retrieval.code_store import write_json
+
+TABLE = Path(__file__).with_name("experiments.yaml")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to run (default: all)")
+    parser.add_argument("--table", type=Path, default=TABLE, help="(default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    parser.add_argument("--output", type=Path, default=Path("output/experiments"))
+    parser.add_argument("--list", action="store_true", help="only say what is done and what isn't")
+    parser.add_argument(
+        "--summary",
+        metavar="DATASET",
+        help="print the table of what is done on this dataset, train nothing",
+    )
+    parser.add_argument(
+        "--against", metavar="ROW", help="with --summary: bootstrap of all rows against this one"
+    )
+    return parser
+
+
+def chosen(rows, names):
+    """The rows of those names, in the order of the table.
+
+    Raises:
+        CommandError: there is no row of a name.
+    """
+    known = [row.name for row in rows]
+    for name in names:
+        if name not in known:
+            raise CommandError(f"{name} is no row of the table; known: {', '.join(known)}")
+    return [row for row in rows if not names or row.name in names]
+
+
+def main(args: argparse.Namespace) -> None:
+    rows = read_table(args.table)
+    picked = chosen(rows, args.rows)
+    # Seed by seed, so that every row has a number early.
+    runs = sorted((run for row in picked for run in row.runs()), key=lambda run: run.seed)
+    if args.summary:
+        print(markdown_table(picked, args.results, args.summary))
+        if args.against:
+            reference = chosen(rows, [args.against])[0]
+            found = differences(
+                [*reference.runs(), *(r for r in runs if r.row != reference)],
+                reference,
+                args.output,
+                args.summary,
+            )
+            write_json(args.results / f"differences_{args.summary}.json", found)
+            for d in found:
+                print(
+                    f"{d['row']} - {d['against']}, {d['bits']} bits, {d['metric']}: "
+                    f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
+                )
+        return
+    missing = [run for run in runs if not run.result_file(args.results).is_file()]
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are done", flush=True)
+    if args.list:
+        for run in missing:
+            print(f"  {run.name}")
+        return
+    start = time.perf_counter()
+    for done, run in enumerate(missing, 1):
+        dataset, metrics = next(iter(run.train(args.output, args.results)["metrics"].items()))
+        shown = [
+            f"{k} {v:.3f}" for k, v in metrics.items() if k.split("@")[0] in SHOWN and "-" not in k
+        ]
+        left = (time.perf_counter() - start) / done * (len(missing) - done) / 60
+        print(f"{run.name} on {dataset}: {', '.join(shown)}", flush=True)
+        print(f"  {done} of {len(missing)} done, {left:.0f} min left", flush=True)
+
+
+if __name__ == "__main__":
+    parsed = build_parser().parse_args()
+    sys.exit(run_command(lambda: main(parsed), interrupted="interrupted: run it again to go on"))
