@@ -1,0 +1,127 @@
+"""Codes to compare a hashing method with: what is known, what is guessed, and no learning at all.
+
+Each function returns a query and a database set of codes with the labels of the given sets, to be
+measured by :func:`.retrieval_evaluator.rank_code_sets`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from ..retrieval.code_store import CodeFileError, CodeSet, pack_codes
+
+__all__ = ["REFERENCES", "feature_codes", "label_codes", "predicted_codes", "random_codes"]
+
+Pair = tuple[CodeSet, CodeSet]
+
+
+def label_codes(query: CodeSet, database: CodeSet) -> Pair:
+    """The true labels, a bit for each class.
+
+    No ceiling: the distance of two such codes counts the labels that two images don't share, not
+    those they do.
+
+    Raises:
+        CodeFileError: a set has no labels.
+    """
+    return _pair(query, database, lambda codes: _labels(codes).astype(bool))
+
+
+def predicted_codes(query: CodeSet, database: CodeSet, min_score: float = 0.3) -> Pair:
+    """The classes of the stored detections, a bit for each.
+
+    Args:
+        query, database: with ``instances``.
+        min_score: detections below it say nothing. Code files hold those above
+            ``TEST.RETRIEVAL.INSTANCE_MIN_SCORE``.
+
+    Raises:
+        CodeFileError: a set has no labels, or no instances.
+    """
+
+    def bits(codes: CodeSet) -> np.ndarray:
+        if codes.instances is None:
+            raise CodeFileError("codes of predicted classes need code files with detections")
+        found = np.zeros(_labels(codes).shape, bool)
+        sure = codes.instances.scores >= min_score
+        found[codes.instances.image_index[sure], codes.instances.classes[sure]] = True
+        return found
+
+    return _pair(query, database, bits)
+
+
+def random_codes(query: CodeSet, database: CodeSet, bits: int, seed: int = 0) -> Pair:
+    """Fair and independent bits: what chance reaches."""
+    rng = np.random.default_rng(seed)
+    return _pair(query, database, lambda codes: rng.random((len(codes), bits)) < 0.5)
+
+
+def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> Pair:
+    """Unsupervised codes of the stored features, learned on the database, by FAISS.
+
+    Args:
+        query, database: with ``features`` (N, D).
+        bits: code length, at most D.
+        method: "lsh" (random hyperplanes through the mean), "pca" (signs of the principal
+            components) or "itq" (these after a learned rotation).
+
+    Raises:
+        CodeFileError: a set has no features, or fewer dimensions or images than bits.
+        ImportError: FAISS isn't installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise ImportError(
+            f"{method} codes need FAISS, which isn't installed: pip install faiss-cpu"
+        ) from None
+
+    train = _features(database)
+    if min(train.shape) < bits:
+        raise CodeFileError(
+            f"{bits} bits need as many features and images to learn from, not {train.shape[1]} "
+            f"and {train.shape[0]}"
+        )
+    mean = train.mean(axis=0)
+    transform = {
+        "lsh": faiss.RandomRotationMatrix,
+        "pca": faiss.PCAMatrix,
+        "itq": lambda d, k: faiss.ITQTransform(d, k, True),
+    }[method](train.shape[1], bits)
+    transform.train(train - mean)
+    return _pair(query, database, lambda codes: transform.apply(_features(codes) - mean) >= 0)
+
+
+REFERENCES: dict[str, Callable[[CodeSet, CodeSet, int], Pair]] = {
+    "true labels": lambda q, d, bits: label_codes(q, d),
+    "detected classes": lambda q, d, bits: predicted_codes(q, d),
+    "random": random_codes,
+    **{
+        name: lambda q, d, bits, name=name: feature_codes(q, d, bits, name)
+        for name in ("lsh", "pca", "itq")
+    },
+}
+"""By the name in tables: called with a query set, a database set and a code length."""
+
+
+def _pair(query: CodeSet, database: CodeSet, bits_of: Callable[[CodeSet], np.ndarray]) -> Pair:
+    return _with_bits(query, bits_of(query)), _with_bits(database, bits_of(database))
+
+
+def _with_bits(codes: CodeSet, bits: np.ndarray) -> CodeSet:
+    return dataclasses.replace(
+        codes, codes=pack_codes(bits), bits=bits.shape[1], activations=None, model_fingerprint=""
+    )
+
+
+def _labels(codes: CodeSet) -> np.ndarray:
+    if codes.labels is None:
+        raise CodeFileError("reference codes need code files with labels")
+    return codes.labels
+
+
+def _features(codes: CodeSet) -> np.ndarray:
+    if codes.features is None:
+        raise CodeFileError("codes of features need code files with features: extract them again")
+    return np.ascontiguousarray(codes.features, np.float32)
