@@ -70,6 +70,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["regiondh_d2", "regiondh_d2.*"]),
+    package_data={"regiondh_d2": ["weights/*.pth"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -11,7 +11,7 @@ with warnings.catch_warnings():
     # Detectron2 and fvcore script functions when they are imported, of which PyTorch complains.
     warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", DeprecationWarning)
-    from . import checkpoint, data, modeling  # noqa: F401  (registration is the point of it)
+    from . import checkpoint, data, modeling, zoo  # noqa: F401  (registration is the point of it)
     from .config import add_regiondh_config
 
 __version__ = "0.1.0"

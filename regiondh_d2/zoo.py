@@ -1,0 +1,77 @@
+"""Trained networks that come with the package, by their ``regiondh://`` names."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+
+from .retrieval.code_store import replace_when_complete
+
+__all__ = ["SHIPPED", "halve", "shipped_weights"]
+
+FOLDER = Path(__file__).parent / "weights"
+
+# sha256 of FOLDER/<name>.pth. MODEL_ZOO.md says how each was trained and what it reaches.
+SHIPPED = {
+    "effnetlite0_voc07_64": "2c640427df961a261f0929fb797ef83818083936fc1f01677326d0955196b163",
+}
+
+
+def shipped_weights(name: str) -> str:
+    """Path of a file of :data:`SHIPPED`.
+
+    Raises:
+        ValueError: the file is missing or isn't the one that was shipped.
+    """
+    path = FOLDER / f"{name}.pth"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: install the package again, or clone it with its data")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != SHIPPED[name]:
+        raise ValueError(
+            f"{path} is damaged: its sha256 is {found}, not {SHIPPED[name]}; get it again"
+        )
+    return str(path)
+
+
+class _ShippedHandler(PathHandler):
+    """Resolves ``regiondh://<name>`` for the names in :data:`SHIPPED`: longer prefixes than that of
+    :mod:`.checkpoint`, so they are tried first."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [f"regiondh://{name}" for name in SHIPPED]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        return shipped_weights(path.partition("://")[2])
+
+    def _isfile(self, path: str, **kwargs) -> bool:
+        return path.partition("://")[2] in SHIPPED
+
+    _exists = _isfile
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
+        return open(self._get_local_path(path), mode, buffering)
+
+
+PathManager.register_handler(_ShippedHandler(), allow_override=True)
+
+
+def halve(checkpoint: str, output: str) -> str:
+    """Write a network's weights for shipping: matrices in half precision, no optimizer.
+
+    Vectors stay in float32: the variances of batch norms reach below what float16 can hold.
+
+    Args:
+        checkpoint: a checkpoint of a training.
+        output: the file to write.
+
+    Returns:
+        Its sha256, for :data:`SHIPPED`.
+    """
+    model = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+    model = {name: t.half() if t.dim() > 1 else t for name, t in model.items()}
+    with replace_when_complete(output) as partial:
+        torch.save({"model": model}, partial)
+    return hashlib.sha256(Path(output).read_bytes()).hexdigest()

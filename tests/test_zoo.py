@@ -1,0 +1,80 @@
+"""The networks that come with the package: complete, named, loaded whole, and safe."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.file_io import PathManager
+
+from regiondh_d2 import zoo
+from regiondh_d2.data import generate_scenes
+from regiondh_d2.engine.command import load_trained_model
+from regiondh_d2.engine.defaults import build_cfg
+from regiondh_d2.retrieval.extract import ImageLoader
+
+CONFIG = Path(__file__).parents[1] / "configs/voc07/regiondh_effnetlite0_64.yaml"
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture
+def shipped_elsewhere(tmp_path, monkeypatch):
+    """A function that ships bytes as "net" from another folder."""
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+
+    def ship(content, digest=None):
+        (tmp_path / "net.pth").write_bytes(content)
+        digest = digest or hashlib.sha256(content).hexdigest()
+        monkeypatch.setattr(zoo, "SHIPPED", {"net": digest})
+        return tmp_path / "net.pth"
+
+    return ship
+
+
+@pytest.mark.parametrize("name", zoo.SHIPPED)
+def test_a_shipped_network_is_small_and_as_recorded(name):
+    path = zoo.shipped_weights(name)
+    assert PathManager.get_local_path(f"regiondh://{name}") == path
+    assert PathManager.isfile(f"regiondh://{name}")
+    with open(path, "rb") as file:
+        content = file.read()
+    assert len(content) <= 20 * MEGABYTE
+    weights = torch.load(path, weights_only=True)["model"]
+    assert {t.dtype for t in weights.values() if t.dim() > 1} == {torch.float16}
+    assert all(t.isfinite().all() for t in weights.values())
+
+
+def test_the_shipped_network_finds_and_codes(tmp_path):
+    cfg = build_cfg(str(CONFIG))
+    model = load_trained_model(cfg)
+    generate_scenes(tmp_path, num_database=2, num_queries=1)
+    load = ImageLoader(cfg)
+    files = sorted(tmp_path.rglob("*.jpg"))
+    outputs = [model.inference([load(str(file))])[0] for file in files]
+    codes = torch.stack([out["image_code"] for out in outputs])
+    assert codes.shape == (3, 64)
+    # Trained activations are decided: untrained ones lie about 0.5.
+    undecided = [(out["image_activation"] - 0.5).abs().median() for out in outputs]
+    assert min(undecided) > 0.3
+
+
+def test_a_damaged_file_is_named(shipped_elsewhere):
+    path = shipped_elsewhere(b"damaged", digest="0" * 64)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        zoo.shipped_weights("net")
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path} is missing"):
+        zoo.shipped_weights("net")
+
+
+def test_halved_matrices_and_whole_vectors(tmp_path):
+    weights = {"matrix": torch.randn(3, 4), "vector": torch.tensor([1e-9, 1e9])}
+    torch.save({"model": weights, "optimizer": {"state": 1}}, tmp_path / "whole.pth")
+    digest = zoo.halve(str(tmp_path / "whole.pth"), str(tmp_path / "half.pth"))
+    assert digest == hashlib.sha256((tmp_path / "half.pth").read_bytes()).hexdigest()
+    half = torch.load(tmp_path / "half.pth", weights_only=True)
+    assert list(half) == ["model"]
+    assert torch.equal(half["model"]["vector"], weights["vector"])
+    torch.testing.assert_close(
+        half["model"]["matrix"].float(), weights["matrix"], atol=1e-3, rtol=1e-3
+    )
