@@ -1,1 +1,1 @@
-from . import backbone, box_heads, meta_arch, roi_heads  # noqa: F401  (registers components)
+from . import backbone, baselines, box_heads, meta_arch, roi_heads  # noqa: F401  (registers)

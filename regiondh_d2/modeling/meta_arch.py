@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from .hashing import ImageCodes, binarize
 from .roi_heads import CACHED_OUTPUTS, CACHED_REGIONS
 
-__all__ = ["LossWeights", "RegionDH"]
+__all__ = ["LossWeights", "RegionDH", "per_image"]
 
 # Keys of cached tables in the inputs, by their names among the features.
 CACHED_INPUTS = {CACHED_REGIONS: "region_features", CACHED_OUTPUTS: "region_outputs"}
@@ -49,18 +49,28 @@ class LossWeights:
             loss_hash_image, loss_cls_image``, in that order, always; then
             ``loss_similarity_image`` where its weight isn't 0.
         """
-        hashes = {
-            layer: gamma[0] * losses[f"loss_hash_{layer}_binary"]
-            + gamma[1] * losses[f"loss_hash_{layer}_balance"]
-            for layer, gamma in (("instance", self.gamma_h1), ("image", self.gamma_h2))
-        }
-        weighted = {
+        gamma = self.gamma_h1
+        instance = (
+            gamma[0] * losses["loss_hash_instance_binary"]
+            + gamma[1] * losses["loss_hash_instance_balance"]
+        )
+        image = self.apply_image(losses)
+        return {
             "loss_rpn_cls": self.beta[0] * losses["loss_rpn_cls"],
             "loss_rpn_loc": self.alpha[0] * losses["loss_rpn_loc"],
             "loss_cls": self.beta[1] * losses["loss_cls"],
             "loss_box_reg": self.alpha[1] * losses["loss_box_reg"],
-            "loss_hash_instance": hashes["instance"],
-            "loss_hash_image": hashes["image"],
+            "loss_hash_instance": instance,
+            **image,
+        }
+
+    def apply_image(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As :meth:`apply`, for the losses of the image alone: ``loss_hash_image``,
+        ``loss_cls_image``, and ``loss_similarity_image`` where its weight isn't 0."""
+        gamma = self.gamma_h2
+        weighted = {
+            "loss_hash_image": gamma[0] * losses["loss_hash_image_binary"]
+            + gamma[1] * losses["loss_hash_image_balance"],
             "loss_cls_image": self.beta[2] * losses["loss_cls_image"],
         }
         if self.similarity:
@@ -132,14 +142,14 @@ class RegionDH(GeneralizedRCNN):
         if not do_postprocess:
             return instances
         results = GeneralizedRCNN._postprocess(instances, batched_inputs, image_sizes)
-        for result, code in zip(results, _per_image(codes), strict=True):
+        for result, code in zip(results, per_image(codes), strict=True):
             result.update(code)
         return results
 
     def code_images(self, batched_inputs: list[dict]) -> list[dict]:
         """Image codes alone: the dicts of :meth:`inference` without ``instances``, in less time."""
         _, features, proposals = self._propose(batched_inputs)
-        return _per_image(self.roi_heads.forward_hash(features, proposals, detect=False)[1])
+        return per_image(self.roi_heads.forward_hash(features, proposals, detect=False)[1])
 
     def _propose(self, batched_inputs):
         """Image sizes, features by name and proposals: computed, or cached in the inputs."""
@@ -155,12 +165,13 @@ class RegionDH(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         if self.proposal_generator is not None:
             proposals, _ = self.proposal_generator(images, features, None)
-        else:  # as in GeneralizedRCNN, precomputed ones come with the inputs
-            proposals = [x["proposals"].to(self.device) for x in batched_inputs]
+        else:  # as in GeneralizedRCNN, precomputed ones come with the inputs, if any are needed
+            proposals = [x["proposals"].to(self.device) for x in batched_inputs if "proposals" in x]
         return images.image_sizes, features, proposals
 
 
-def _per_image(codes: ImageCodes) -> list[dict]:
+def per_image(codes: ImageCodes) -> list[dict]:
+    """The part of each image's output dict that comes from its code."""
     return [
         {
             "image_code": code,

@@ -56,7 +56,7 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
         """
         super().__init__(input_shape, **kwargs)
         if classifier_input not in CLASSIFIER_INPUTS:
-            raise ValueError(_choices("CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS))
+            raise ValueError(choices("CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS))
         if self.use_sigmoid_ce:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE has no background column, which the fusion "
@@ -164,7 +164,7 @@ class RegionDHROIHeads(StandardROIHeads):
             ("IMAGE_LOSS", image_loss, tuple(IMAGE_LOSSES)),
         ):
             if value not in known:
-                raise ValueError(_choices(key, value, known))
+                raise ValueError(choices(key, value, known))
         if fusion_num_rois < 0:
             raise ValueError(f"MODEL.REGION_DH.FUSION_NUM_ROIS: {fusion_num_rois} is below 0")
         self.instance_hash = instance_hash
@@ -233,17 +233,10 @@ class RegionDHROIHeads(StandardROIHeads):
             return instances, {}
         if targets is None:
             raise ValueError("training needs ground truth: the inputs have no 'instances'")
-        labels = self.image_labels(targets)
+        labels = multi_hot_labels(targets, self.num_classes)
         sampled = self.label_and_sample_proposals(proposals, targets)
         fused = proposals if self.fusion_rois == "topk" else sampled
         return sampled, self._losses(features, sampled, fused, labels)
-
-    def image_labels(self, targets: list[Instances]) -> torch.Tensor:
-        """Multi-hot labels (B, C) of the objects in each image."""
-        labels = torch.zeros(len(targets), self.num_classes, device=targets[0].gt_classes.device)
-        for row, target in zip(labels, targets, strict=True):
-            row[target.gt_classes] = 1.0
-        return labels
 
     def _losses(self, features, sampled, fused, labels) -> dict[str, torch.Tensor]:
         fused = [self._region_rows(p).rows(self._fused_index(len(p))) for p in fused]
@@ -381,6 +374,14 @@ class _Rows:
         return _Rows(boxes, torch.cat([self.index, self.index.new_tensor([-1])]))
 
 
+def multi_hot_labels(targets: list[Instances], num_classes: int) -> torch.Tensor:
+    """Labels (B, C) of images, float32, from the ``gt_classes`` of their objects."""
+    labels = torch.zeros(len(targets), num_classes, device=targets[0].gt_classes.device)
+    for row, target in zip(labels, targets, strict=True):
+        row[target.gt_classes] = 1.0
+    return labels
+
+
 def _gather(tables: list[torch.Tensor], rows: list[_Rows]) -> torch.Tensor:
     """Rows of the tables (R, D) of B images, for one or more lists of B images on end; float32."""
     tables = tables * (len(rows) // len(tables))
@@ -404,5 +405,6 @@ def _refuse_other_heads(cfg) -> None:
             raise ValueError(f"RegionDHROIHeads has no {key}; set it to False")
 
 
-def _choices(key: str, value: str, known) -> str:
+def choices(key: str, value: str, known) -> str:
+    """The line that refuses a value of ``MODEL.REGION_DH``."""
     return f"MODEL.REGION_DH.{key}: {value!r} isn't one of {', '.join(known)}"

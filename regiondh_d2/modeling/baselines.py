@@ -1,0 +1,181 @@
+"""Whole-image hashing, the baselines of the paper: DLBHC and SSDH.
+
+Both read the whole image: backbone -> fully connected layers -> a latent sigmoid layer, whose
+activations are the code -> multi-label class scores. **DLBHC** (Lin, Yang, Hsiao and Chen, "Deep
+Learning of Binary Hash Codes for Fast Image Retrieval") trains by the classification loss alone,
+**SSDH** (Yang, Lin and Chen, "Supervised Learning of Semantics-Preserving Hash via Deep
+Convolutional Neural Networks") by the forcing-binary and bit-balance losses, too. The
+classification loss is that of Region-DH, one logistic problem a class, as in its author's code.
+
+What both share with Region-DH they take from its config node: ``BITS``, ``LATENT_INIT_*``,
+``NORMALIZE_FUSED``, ``IMAGE_LOSS``, ``OBJECTIVE``, ``LOSS_WEIGHTS`` (``BETA[2]``, ``GAMMA_H2``,
+``SIMILARITY``), ``LR_FACTORS`` and ``FEATURE_CACHE``.
+"""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from .box_heads import PooledBoxHead
+from .hashing import ImageCodes, ImageHashHead, bit_balance_loss, forcing_binary_loss
+from .meta_arch import RegionDH, per_image
+from .objectives import build_objective
+from .roi_heads import (
+    CACHED_OUTPUTS,
+    CACHED_REGIONS,
+    IMAGE_LOSSES,
+    choices,
+    multi_hot_labels,
+    with_whole_image_box,
+)
+
+__all__ = ["ImageHash", "WholeImageHeads"]
+
+
+@ROI_HEADS_REGISTRY.register()
+class WholeImageHeads(nn.Module):
+    """The box head on one region, the whole image, and a latent layer with its classifier.
+
+    Names of parameters are those of :class:`.roi_heads.RegionDHROIHeads`, so that weights of its
+    box head fit.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        box_in_features: list[str],
+        box_pooler: ROIPooler,
+        box_head: PooledBoxHead,
+        image_hash: ImageHashHead,
+        image_objective: nn.Module,
+        image_loss: str,
+        num_classes: int,
+    ):
+        """
+        Args:
+            box_in_features, box_pooler, box_head: as of Detectron2's ``StandardROIHeads``.
+            image_hash: the latent layer and its classifier.
+            image_objective: as of :class:`.roi_heads.RegionDHROIHeads`.
+            image_loss: a key of ``IMAGE_LOSSES``.
+            num_classes: C.
+
+        Raises:
+            ValueError: there is no such loss.
+        """
+        super().__init__()
+        if image_loss not in IMAGE_LOSSES:
+            raise ValueError(choices("IMAGE_LOSS", image_loss, IMAGE_LOSSES))
+        self.box_in_features = box_in_features
+        self.box_pooler = box_pooler
+        self.box_head = box_head
+        self.image_hash = image_hash
+        self.image_objective = image_objective
+        self.image_loss = IMAGE_LOSSES[image_loss]
+        self.num_classes = num_classes
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        parts = StandardROIHeads._init_box_head(cfg, input_shape)
+        head, node = parts["box_head"], cfg.MODEL.REGION_DH
+        if not isinstance(head, PooledBoxHead):
+            raise ValueError(
+                "WholeImageHeads needs a box head that pools before its fully connected layers "
+                f"(LightBoxHead, Res5BoxHead, VGGBoxHead), not {cfg.MODEL.ROI_BOX_HEAD.NAME}"
+            )
+        num_classes, bits = cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.BITS_IMAGE or node.BITS
+        return {
+            "box_in_features": parts["box_in_features"],
+            "box_pooler": parts["box_pooler"],
+            "box_head": head,
+            "image_hash": ImageHashHead(
+                head.output_shape.channels,
+                bits,
+                num_classes,
+                normalize=node.NORMALIZE_FUSED,
+                init_std=node.LATENT_INIT_STD,
+                init_bias=node.LATENT_INIT_BIAS,
+            ),
+            "image_objective": build_objective(
+                node.OBJECTIVE, bits=bits, num_classes=num_classes, seed=max(cfg.SEED, 0)
+            ),
+            "image_loss": node.IMAGE_LOSS,
+            "num_classes": num_classes,
+        }
+
+    def forward(
+        self, features: dict[str, torch.Tensor], image_sizes: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, ImageCodes]:
+        """
+        Args:
+            features: feature maps by name, or cached tables whose last row is the whole image.
+            image_sizes: (height, width) of each image without its padding.
+
+        Returns:
+            What the latent layer reads, float32 (B, D), and the codes.
+        """
+        if CACHED_OUTPUTS in features:
+            x = torch.stack([table[-1] for table in features[CACHED_OUTPUTS]])
+        elif CACHED_REGIONS in features:
+            x = torch.stack([table[-1] for table in features[CACHED_REGIONS]])
+            x = self.box_head.fc(x.float())
+        else:
+            maps = [features[name] for name in self.box_in_features]
+            nothing = maps[0].new_zeros(0, 4)
+            boxes = [Boxes(with_whole_image_box(nothing, size)) for size in image_sizes]
+            x = self.box_head(self.box_pooler(maps, boxes))
+        x = x.float()
+        return x, self.image_hash(x)
+
+    def losses(self, codes: ImageCodes, targets: list[Instances]) -> dict[str, torch.Tensor]:
+        """The unweighted losses: ``loss_hash_image_binary`` (E1), ``loss_hash_image_balance`` (E2),
+        ``loss_cls_image`` and ``loss_similarity_image``."""
+        labels = multi_hot_labels(targets, self.num_classes)
+        return {
+            "loss_hash_image_binary": forcing_binary_loss(codes.activations),
+            "loss_hash_image_balance": bit_balance_loss(codes.activations),
+            "loss_cls_image": self.image_loss(codes.scores, labels),
+            "loss_similarity_image": self.image_objective(codes.activations, labels),
+        }
+
+
+@META_ARCH_REGISTRY.register()
+class ImageHash(RegionDH):
+    """A network that codes whole images and finds no objects.
+
+    DLBHC with ``LOSS_WEIGHTS.GAMMA_H2`` [0, 0], SSDH with the weights of Region-DH. Outputs at test
+    are those of :class:`RegionDH` without ``instances``, and ``image_feature``, float32 (D,), what
+    the latent layer reads: DLBHC's second stage compares it.
+    """
+
+    def forward(self, batched_inputs: list[dict]):
+        """As :meth:`RegionDH.forward`; the losses are those of the image."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        _, codes = self._code(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        return self.loss_weights.apply_image(self.roi_heads.losses(codes, targets))
+
+    def inference(self, batched_inputs, detected_instances=None, do_postprocess: bool = True):
+        """As :meth:`RegionDH.inference`, without instances.
+
+        Raises:
+            ValueError: instances are asked for.
+        """
+        if detected_instances is not None or not do_postprocess:
+            raise ValueError("ImageHash has no codes of objects; use RegionDH")
+        features, codes = self._code(batched_inputs)
+        outputs = per_image(codes)
+        for output, feature in zip(outputs, features, strict=True):
+            output["image_feature"] = feature
+        return outputs
+
+    code_images = inference
+
+    def _code(self, batched_inputs) -> tuple[torch.Tensor, ImageCodes]:
+        image_sizes, features, _ = self._propose(batched_inputs)
+        return self.roi_heads(features, image_sizes)
