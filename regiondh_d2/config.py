@@ -35,6 +35,8 @@ def _add_region_dh(cfg: CN) -> None:
     # "sampled": the sampled RoIs in training and every proposal at test (the author's code).
     node.FUSION_ROIS = "topk"
     node.FUSION_NUM_ROIS = 100
+    # What is fused: the activations of H1 (the paper), or fc7 ("box_features"), as IAH does.
+    node.FUSION_INPUT = "h1"
     # "sum": P^T A1 (the paper). "mean": that divided by the number of regions.
     # "class_mean": (P^T A1) / sum_i p_ic for each class c, joined with max_i p_ic.
     # "class_presence": the latter, the mean's deviation from 0.5 scaled by max_i p_ic.
@@ -56,7 +58,7 @@ def _add_region_dh(cfg: CN) -> None:
     # Beyond the paper: what LOSS_WEIGHTS.SIMILARITY weights, an objective for the codes of images
     # given their labels (see modeling/objectives.py). "cosine": the inner products of codes are
     # drawn to the cosines of label vectors. Other methods': "isdh", "dmssph" (reconstructed),
-    # "dpsh", "csq" or "orthohash"; the last two draw a centre per class from SEED, 0 if that is -1.
+    # "dpsh", "triplet", "csq" or "orthohash"; the last two draw a centre per class from SEED, 0 if that is -1.
     node.OBJECTIVE = "cosine"
 
     # Weights of Equations 3 to 7. They multiply once, in the meta-architecture; Detectron2's own

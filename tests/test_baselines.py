@@ -1,11 +1,14 @@
-"""Whole-image methods: codes and losses, from images and cached tables, a detector's weights."""
+"""Whole-image methods: codes and losses, from images and cached tables, a detector's weights;
+and IAH: its two kinds of codes against their definitions."""
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
 
 from regiondh_d2.checkpoint import RegionDHCheckpointer
+from regiondh_d2.modeling.hashing import ImageCodes
 
 BITS, CLASSES = 12, 3
 LOSSES = ["loss_hash_image", "loss_cls_image"]
@@ -143,3 +146,77 @@ def test_what_it_has_not_is_refused(make_hash, make_inputs):
         make_hash("MODEL.REGION_DH.IMAGE_LOSS", "hinge")
     with pytest.raises(ValueError, match="FastRCNNConvFCHead"):
         make_hash("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead")
+
+
+IAH = (
+    ["MODEL.ROI_HEADS.NAME", "IAHROIHeads", "MODEL.REGION_DH.CLASSIFIER_INPUT", "box_features"]
+    + ["MODEL.REGION_DH.FUSION_INPUT", "box_features", "MODEL.REGION_DH.FUSION_NORM", "mean"]
+    + ["MODEL.REGION_DH.OBJECTIVE", "triplet", "MODEL.REGION_DH.LOSS_WEIGHTS.SIMILARITY", 1.0]
+)
+
+
+def regions_by_hand(model, inputs):
+    """The class probabilities and features of the fused proposals, image by image."""
+    heads, k = model.roi_heads, model.roi_heads.fusion_num_rois
+    _, features, proposals = model._propose(inputs)
+    found = []
+    for i, p in enumerate(proposals):
+        maps = [features[name][i : i + 1] for name in heads.box_in_features]
+        x = heads.box_head(heads.box_pooler(maps, [p.proposal_boxes[:k]])).flatten(1)
+        found.append((heads.box_predictor.cls_score(x).softmax(dim=1)[:, :CLASSES], x))
+    return found
+
+
+@torch.no_grad()
+def test_image_codes_of_iah_are_of_the_mean_outer_product(make_model, make_inputs):
+    model = make_model(*IAH).eval()
+    inputs = make_inputs((64, 96), (80, 64))
+    _, codes = model.roi_heads.forward_hash(*model._propose(inputs)[1:])
+    for (p, x), activations in zip(regions_by_hand(model, inputs), codes.activations, strict=True):
+        outer = sum(torch.outer(p_i, x_i) for p_i, x_i in zip(p, x, strict=True)) / len(p)
+        wanted = model.roi_heads.image_hash(outer.flatten()[None]).activations[0]
+        torch.testing.assert_close(activations, wanted, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_detection_of_iah_carries_the_code_of_its_class(make_model, make_inputs):
+    model = make_model(*IAH, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0).eval()
+    inputs = make_inputs((64, 96), (80, 64))
+    model.roi_heads.box_predictor.cls_score.weight *= 100.0  # so that regions differ in class
+    instances, _ = model.roi_heads.forward_hash(*model._propose(inputs)[1:])
+    latent = model.roi_heads.instance_hash.linear
+    for found, (p, x) in zip(instances, regions_by_hand(model, inputs), strict=True):
+        means = [(p[:, [c]] * x).sum(dim=0) / p[:, c].sum() for c in range(CLASSES)]
+        codes = torch.stack([latent(m) for m in means]) >= 0
+        assert len(set(found.pred_classes.tolist())) > 1
+        assert torch.equal(found.pred_codes, codes[found.pred_classes])
+
+
+def test_iah_ranks_category_codes_beside_image_codes(make_model, monkeypatch):
+    heads = make_model(*IAH).roi_heads
+    labels = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    groups = torch.rand(2, CLASSES, BITS)
+    monkeypatch.setattr(heads, "_category_activations", lambda index: groups[index])
+    codes = ImageCodes(torch.rand(2, BITS), torch.zeros(2, CLASSES))
+    monkeypatch.setattr(heads, "_fuse", lambda fused: codes)
+    loss = heads._image_losses([0, 1], labels)["loss_similarity_image"]
+    # Two images make no triplet. Of the four category codes those of class 0 are alike.
+    rows = [groups[0, 0], groups[0, 2], groups[1, 0], groups[1, 1]]
+
+    def term(i, j, k):
+        to_j, to_k = ((rows[i] - rows[other]).square().mean() for other in (j, k))
+        return max(0.0, 0.25 + (to_j - to_k).item())
+
+    wanted = (term(0, 2, 1) + term(0, 2, 3) + term(2, 0, 1) + term(2, 0, 3)) / 4
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_step_of_iah_trains_every_layer(make_model, make_inputs):
+    model = make_model(*IAH, "MODEL.BACKBONE.FREEZE_AT", 0).train()
+    inputs = make_inputs((64, 96), (80, 64), (64, 64), num_classes=2)
+    with EventStorage():
+        losses = model(inputs)
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    lacking = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert lacking == []

@@ -124,6 +124,23 @@ def test_image_codes_are_the_hashed_fusion_of_the_best_proposals(
     assert (codes.activations[0] - codes.activations[1]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("norm", ["mean", "class_mean"])
+@pytest.mark.parametrize("whole", ["none", "row"])
+@torch.no_grad()
+def test_features_can_be_fused_instead_of_codes(make_heads, norm, whole):
+    heads = make_heads("FUSION_INPUT", "box_features", "FUSION_NORM", norm, "WHOLE_IMAGE", whole)
+    features, proposals = make_features(1), make_proposals(20)
+    boxes = proposals[0].proposal_boxes.tensor[:8]
+    _, codes = heads.forward_hash(features, proposals)
+    x, _, scores = by_hand(heads, features, boxes, 0)
+    fused = cross_proposal_fusion(scores.softmax(1)[:, :3], x, norm)
+    if whole == "row":
+        whole_box = torch.tensor([[0.0, 0.0, SIZE[1], SIZE[0]]])
+        fused = torch.cat([fused, by_hand(heads, features, whole_box, 0)[1][0]])
+    activations, _ = image_code_by_hand(heads, fused)
+    torch.testing.assert_close(codes.activations[0], activations, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
 @pytest.mark.parametrize("num", [0, 5, 20])
 @torch.no_grad()
@@ -521,7 +538,8 @@ def test_cached_regions_give_the_same_losses_and_codes(make_heads, whole, rois):
 
 @pytest.mark.parametrize(
     "key",
-    ["FUSION_ROIS", "FUSION_NORM", "WHOLE_IMAGE", "IMAGE_LOSS", "CLASSIFIER_INPUT", "OBJECTIVE"],
+    ["FUSION_ROIS", "FUSION_INPUT", "FUSION_NORM", "WHOLE_IMAGE"]
+    + ["IMAGE_LOSS", "CLASSIFIER_INPUT", "OBJECTIVE"],
 )
 def test_unknown_values_name_the_key(make_heads, key):
     with pytest.raises(ValueError, match=rf"MODEL\.REGION_DH\.{key}: 'nonsense'"):

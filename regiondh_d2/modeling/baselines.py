@@ -1,15 +1,19 @@
-"""Whole-image hashing, the baselines of the paper: DLBHC and SSDH.
+"""The baselines of the paper: DLBHC and SSDH, which code whole images, and IAH.
 
-Both read the whole image: backbone -> fully connected layers -> a latent sigmoid layer, whose
-activations are the code -> multi-label class scores. **DLBHC** (Lin, Yang, Hsiao and Chen, "Deep
-Learning of Binary Hash Codes for Fast Image Retrieval") trains by the classification loss alone,
+The first two read the whole image: backbone -> fully connected layers -> a latent sigmoid layer,
+whose activations are the code -> multi-label class scores. **DLBHC** (Lin, Yang, Hsiao and Chen,
+"Deep Learning of Binary Hash Codes for Fast Image Retrieval") trains by classification alone,
 **SSDH** (Yang, Lin and Chen, "Supervised Learning of Semantics-Preserving Hash via Deep
 Convolutional Neural Networks") by the forcing-binary and bit-balance losses, too. The
 classification loss is that of Region-DH, one logistic problem a class, as in its author's code.
 
-What both share with Region-DH they take from its config node: ``BITS``, ``LATENT_INIT_*``,
+What they share with Region-DH they take from its config node: ``BITS``, ``LATENT_INIT_*``,
 ``NORMALIZE_FUSED``, ``IMAGE_LOSS``, ``OBJECTIVE``, ``LOSS_WEIGHTS`` (``BETA[2]``, ``GAMMA_H2``,
 ``SIMILARITY``), ``LR_FACTORS`` and ``FEATURE_CACHE``.
+
+**IAH** (Lai, Yan, Shu, Wei and Yan, "Instance-Aware Hashing for Multi-Label Image Retrieval") codes
+images by their regions, as Region-DH does, but fuses features of regions instead of codes; it is
+the meta-architecture ``RegionDH`` with :class:`IAHROIHeads`, which says what of it is certain.
 """
 
 import torch
@@ -21,19 +25,27 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from .box_heads import PooledBoxHead
-from .hashing import ImageCodes, ImageHashHead, bit_balance_loss, forcing_binary_loss
+from .hashing import (
+    ImageCodes,
+    ImageHashHead,
+    binarize,
+    bit_balance_loss,
+    cross_proposal_fusion,
+    forcing_binary_loss,
+)
 from .meta_arch import RegionDH, per_image
-from .objectives import build_objective
+from .objectives import build_objective, triplet_loss
 from .roi_heads import (
     CACHED_OUTPUTS,
     CACHED_REGIONS,
     IMAGE_LOSSES,
+    RegionDHROIHeads,
     choices,
     multi_hot_labels,
     with_whole_image_box,
 )
 
-__all__ = ["ImageHash", "WholeImageHeads"]
+__all__ = ["IAHROIHeads", "ImageHash", "WholeImageHeads"]
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -179,3 +191,39 @@ class ImageHash(RegionDH):
     def _code(self, batched_inputs) -> tuple[torch.Tensor, ImageCodes]:
         image_sizes, features, _ = self._propose(batched_inputs)
         return self.roi_heads(features, image_sizes)
+
+
+@ROI_HEADS_REGISTRY.register()
+class IAHROIHeads(RegionDHROIHeads):
+    """Instance-aware hashing: a code per image, and a code per class that the image holds.
+
+    To be used with ``FUSION_INPUT`` "box_features" and ``FUSION_NORM`` "mean" (the mean over
+    regions of class probabilities times features, one group per class, read by the semantic hash
+    layer, here H2), ``OBJECTIVE`` "triplet" and no E1 or E2. The *category-aware* codes come from
+    the groups, each divided by its mass: H1 reads them, and each detection carries the code of its
+    class, so that all detections of a class in an image have one code.
+
+    Certain are the groups per class, the two kinds of codes, and the ranking of images by shared
+    labels. Reconstructed are one H1 for all classes, the division by the mass, the triplet loss on
+    the category codes (two are alike if they are of one class), and the margin. Deliberately other
+    than IAH are the network, the proposals (an RPN instead of GOP), and class probabilities learned
+    from boxes instead of image labels.
+    """
+
+    def _image_losses(self, fused, labels) -> dict[str, torch.Tensor]:
+        """The triplet loss on the category codes of the batch joins that on image codes."""
+        losses = super()._image_losses(fused, labels)
+        images, classes = labels.nonzero(as_tuple=True)
+        activations = torch.stack([self._category_activations(r) for r in fused])[images, classes]
+        one_class = torch.nn.functional.one_hot(classes, self.num_classes)
+        losses["loss_similarity_image"] += triplet_loss(activations, one_class)
+        return losses
+
+    def _detection_codes(self, found: Instances, regions, fused) -> torch.Tensor:
+        return binarize(self._category_activations(fused))[found.pred_classes]
+
+    def _category_activations(self, regions) -> torch.Tensor:
+        """Activations (C, K1) of H1 on the mean feature of each class in an image."""
+        p, x = regions.probabilities, regions.features
+        means = cross_proposal_fusion(p, x, "class_mean").view(self.num_classes, -1)[:, :-1]
+        return self.instance_hash(means)

@@ -39,6 +39,7 @@ __all__ = [
     "isdh_loss",
     "majority_centers",
     "orthohash_loss",
+    "triplet_loss",
 ]
 
 HASH_OBJECTIVE_REGISTRY = Registry("HASH_OBJECTIVE")
@@ -53,8 +54,8 @@ def build_objective(name: str, *, bits: int, num_classes: int, seed: int = 0) ->
     """Build an objective of :data:`HASH_OBJECTIVE_REGISTRY`.
 
     Args:
-        name: "cosine" (:func:`.hashing.label_similarity_loss`), "isdh", "dmssph", "dpsh", "csq" or
-            "orthohash", or the name of a builder that was registered elsewhere.
+        name: "cosine" (:func:`.hashing.label_similarity_loss`), "isdh", "dmssph", "dpsh",
+            "triplet", "csq" or "orthohash", or the name of a builder that was registered elsewhere.
         bits: code length K.
         num_classes: C.
         seed: what is random in an objective follows from it, whatever else draws random numbers.
@@ -187,6 +188,33 @@ def dpsh_loss(
     similar = (labels @ labels.t() > 0).float()
     loss = _pair_mean(F.softplus(logit) - similar * logit)
     return loss + quantization * _mean((codes.abs() - 1.0).square())
+
+
+@_in_float32
+def triplet_loss(
+    activations: torch.Tensor, labels: torch.Tensor, *, margin: float = 0.25
+) -> torch.Tensor:
+    """Triplet ranking loss of IAH: an image that shares more labels is nearer, by a margin.
+
+    Lai, Yan, Shu, Wei and Yan, "Instance-Aware Hashing for Multi-Label Image Retrieval" (IAH). The
+    form is that paper's, ``max(0, margin + |a_i - a_j|^2 - |a_i - a_k|^2)`` where image i shares
+    more labels with j than with k. **Reconstructed**: its margin and how it draws triplets weren't
+    at hand. Here every triplet of the batch counts, and distances are fractions of the bits, so
+    that the margin doesn't depend on their number.
+
+    Args:
+        activations: (B, K) in (0, 1).
+        labels: (B, C) in {0, 1}.
+        margin: as a fraction of the bits.
+
+    Returns:
+        A scalar, the mean over the triplets; 0 where there is none.
+    """
+    distance = (activations[:, None] - activations).square().mean(dim=2)
+    shared = labels @ labels.t()
+    different = ~torch.eye(len(shared), dtype=torch.bool, device=shared.device)
+    ordered = different[:, :, None] & different[:, None] & (shared[:, :, None] > shared[:, None])
+    return _mean((margin + distance[:, :, None] - distance[:, None])[ordered].relu())
 
 
 def _pair_mean(values: torch.Tensor) -> torch.Tensor:
@@ -427,6 +455,11 @@ def dmssph(**_) -> nn.Module:
 @HASH_OBJECTIVE_REGISTRY.register()
 def dpsh(**_) -> nn.Module:
     return PairwiseObjective(dpsh_loss)
+
+
+@HASH_OBJECTIVE_REGISTRY.register()
+def triplet(**_) -> nn.Module:
+    return PairwiseObjective(triplet_loss)
 
 
 @HASH_OBJECTIVE_REGISTRY.register()

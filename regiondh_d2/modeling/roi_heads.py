@@ -30,7 +30,7 @@ __all__ = ["CACHED_OUTPUTS", "CACHED_REGIONS", "RegionDHOutputLayers", "RegionDH
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
-CLASSIFIER_INPUTS = ("h1", "box_features")
+CLASSIFIER_INPUTS = FUSION_INPUTS = ("h1", "box_features")
 # Key of cached region features among the feature maps: per image a table (R, D), its last row the
 # whole image; proposals and ground truth then carry `region_index`, their rows in it. Beside it,
 # where the box head's fully connected layers are frozen, what they make of each row.
@@ -112,6 +112,11 @@ class _Regions:
     activations: torch.Tensor  # (R, K1) float32
     scores: torch.Tensor  # (R, C + 1) logits
 
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """(R, C) float32, without the background, Detectron2's last column."""
+        return self.scores.float().softmax(dim=1)[:, :-1]
+
     def split(self, counts: list[int]) -> list["_Regions"]:
         parts = (getattr(self, f.name).split(counts) for f in fields(self))
         return [_Regions(*part) for part in zip(*parts, strict=True)]
@@ -137,6 +142,7 @@ class RegionDHROIHeads(StandardROIHeads):
         image_objective: nn.Module,
         fusion_rois: str = "topk",
         fusion_num_rois: int = 100,
+        fusion_input: str = "h1",
         fusion_norm: str = "sum",
         whole_image: str = "none",
         fusion_gradient: bool = True,
@@ -149,8 +155,8 @@ class RegionDHROIHeads(StandardROIHeads):
             image_hash: H2 and its classifier.
             image_objective: a loss of image activations (B, K2) and labels (B, C); see
                 :func:`.objectives.build_objective`.
-            fusion_rois, fusion_num_rois, fusion_norm, whole_image, fusion_gradient, image_loss: see
-                the keys of the same names in :mod:`regiondh_d2.config`.
+            fusion_rois, fusion_num_rois, fusion_input, fusion_norm, whole_image, fusion_gradient,
+                image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
             kwargs: see :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
 
         Raises:
@@ -159,6 +165,7 @@ class RegionDHROIHeads(StandardROIHeads):
         super().__init__(**kwargs)
         for key, value, known in (
             ("FUSION_ROIS", fusion_rois, FUSION_ROIS),
+            ("FUSION_INPUT", fusion_input, FUSION_INPUTS),
             ("FUSION_NORM", fusion_norm, FUSION_NORMS),
             ("WHOLE_IMAGE", whole_image, WHOLE_IMAGE),
             ("IMAGE_LOSS", image_loss, tuple(IMAGE_LOSSES)),
@@ -172,6 +179,7 @@ class RegionDHROIHeads(StandardROIHeads):
         self.image_objective = image_objective
         self.fusion_rois = fusion_rois
         self.fusion_num_rois = fusion_num_rois
+        self.fusion_input = fusion_input
         self.fusion_norm = fusion_norm
         self.whole_image = whole_image
         self.fusion_gradient = fusion_gradient
@@ -188,7 +196,8 @@ class RegionDHROIHeads(StandardROIHeads):
         bits_image = node.BITS_IMAGE or node.BITS
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         latent = {"init_std": node.LATENT_INIT_STD, "init_bias": node.LATENT_INIT_BIAS}
-        fused = fusion_width(num_classes, bits_instance, node.FUSION_NORM)
+        columns = bits_instance if node.FUSION_INPUT == "h1" else features
+        fused = fusion_width(num_classes, columns, node.FUSION_NORM)
         two_parts = isinstance(ret["box_head"], PooledBoxHead)
         pooled = ret["box_head"].pooled_dim if two_parts else 0
         if node.WHOLE_IMAGE == "pooled" and not two_parts:
@@ -211,6 +220,7 @@ class RegionDHROIHeads(StandardROIHeads):
             ),
             "fusion_rois": node.FUSION_ROIS,
             "fusion_num_rois": node.FUSION_NUM_ROIS,
+            "fusion_input": node.FUSION_INPUT,
             "fusion_norm": node.FUSION_NORM,
             "whole_image": node.WHOLE_IMAGE,
             "fusion_gradient": node.FUSION_GRADIENT,
@@ -245,19 +255,22 @@ class RegionDHROIHeads(StandardROIHeads):
         regions = self._regions(features, [*rows, *fused])
         num_sampled = sum(counts[: len(rows)])
         detection = regions.rows(slice(num_sampled))
-        codes = self._fuse(regions.split(counts)[len(rows) :])
+        fused = regions.split(counts)[len(rows) :]
 
         deltas = self.box_predictor.bbox_pred(detection.features)
         losses = self.box_predictor.losses((detection.scores, deltas), sampled)
-        for layer, activations in (
-            ("instance", detection.activations),
-            ("image", codes.activations),
-        ):
-            losses[f"loss_hash_{layer}_binary"] = forcing_binary_loss(activations)
-            losses[f"loss_hash_{layer}_balance"] = bit_balance_loss(activations)
-        losses["loss_cls_image"] = self.image_loss(codes.scores, labels)
-        losses["loss_similarity_image"] = self.image_objective(codes.activations, labels)
-        return losses
+        losses["loss_hash_instance_binary"] = forcing_binary_loss(detection.activations)
+        losses["loss_hash_instance_balance"] = bit_balance_loss(detection.activations)
+        return losses | self._image_losses(fused, labels)
+
+    def _image_losses(self, fused: list[_Regions], labels) -> dict[str, torch.Tensor]:
+        codes = self._fuse(fused)
+        return {
+            "loss_hash_image_binary": forcing_binary_loss(codes.activations),
+            "loss_hash_image_balance": bit_balance_loss(codes.activations),
+            "loss_cls_image": self.image_loss(codes.scores, labels),
+            "loss_similarity_image": self.image_objective(codes.activations, labels),
+        }
 
     def forward_hash(
         self, features: dict[str, torch.Tensor], proposals: list[Instances], detect: bool = True
@@ -282,15 +295,21 @@ class RegionDHROIHeads(StandardROIHeads):
             regions = self._regions(features, rows)
             return None, self._fuse(regions.split([len(r) for r in rows]))
         images = self._regions(features, rows).split([len(r) for r in rows])
-        codes = self._fuse([r.rows(index) for r, index in zip(images, fused, strict=True)])
+        fused = [r.rows(index) for r, index in zip(images, fused, strict=True)]
+        codes = self._fuse(fused)
 
         images = [r.rows(slice(len(p))) for r, p in zip(images, proposals, strict=True)]
         scores = torch.cat([r.scores for r in images])
         deltas = self.box_predictor.bbox_pred(torch.cat([r.features for r in images]))
         instances, kept = self.box_predictor.inference((scores, deltas), proposals)
-        for found, index, r in zip(instances, kept, images, strict=True):
-            found.pred_codes = binarize(r.activations[index])
+        for found, index, r, f in zip(instances, kept, images, fused, strict=True):
+            found.pred_codes = self._detection_codes(found, r.rows(index), f)
         return instances, codes
+
+    def _detection_codes(self, found: Instances, regions: _Regions, fused: _Regions):
+        """Codes (R, K1) of the R detections of an image, from the regions behind them."""
+        del found, fused
+        return binarize(regions.activations)
 
     def forward_with_given_boxes(self, features, instances: list[Instances]) -> list[Instances]:
         """Add ``pred_codes`` to instances with known ``pred_boxes``."""
@@ -336,14 +355,13 @@ class RegionDHROIHeads(StandardROIHeads):
         """Fuse the regions of each image and hash the result."""
         fused = []
         for regions in images:
-            # The background is Detectron2's last column.
-            p = regions.scores.float().softmax(dim=1)[:, :-1]
-            a, beside = regions.activations, []
+            p, a, beside = regions.probabilities, regions.activations, []
+            x = a if self.fusion_input == "h1" else regions.features
             values = {"row": a, "feature": regions.features, "pooled": regions.pooled}
             if self.whole_image in values:
                 beside = [values[self.whole_image][-1].float()]
-                p, a = p[:-1], a[:-1]
-            fused.append(torch.cat([cross_proposal_fusion(p, a, self.fusion_norm), *beside]))
+                p, x = p[:-1], x[:-1]
+            fused.append(torch.cat([cross_proposal_fusion(p, x, self.fusion_norm), *beside]))
         fused = torch.stack(fused)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
