@@ -13,7 +13,12 @@ import pytest
 import yaml
 
 from regiondh_d2.data import generate_scenes
-from regiondh_d2.engine.experiments import markdown_table, paired_bootstrap, read_table
+from regiondh_d2.engine.experiments import (
+    fill_document,
+    markdown_table,
+    paired_bootstrap,
+    read_table,
+)
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
@@ -82,6 +87,35 @@ def test_markdown_shows_mean_spread_and_ties(tmp_path):
         "| 0.400 to 0.600 | 40.0 ± 0.0 | 2.0 |"
     )
     assert len(markdown_table([row], tmp_path, "another").splitlines()) == 2
+
+
+def test_a_document_is_filled_where_it_says_so(tmp_path):
+    rows = read_table(write_table(tmp_path, a={"title": "A"}, b={"title": "B"}))
+    found = [
+        {
+            "row": "a",
+            "against": "b",
+            "bits": 8,
+            "metric": m,
+            "difference": d,
+            "low": -0.1,
+            "high": 1,
+        }
+        for m, d in (("MAP", 0.25), ("MAP_min", 0.5), ("NDCG", 0.0), ("ACG", -0.125))
+    ]
+    (tmp_path / "differences_set.json").write_text(json.dumps(found))
+    text = "Before\n<!-- {} -->\nold\n<!-- end -->\nafter <!-- end -->\n"
+    filled = fill_document(text.format("differences: set"), rows, tmp_path)
+    assert "old" not in filled
+    assert filled.startswith("Before\n<!-- differences: set -->\n\n| against | bits | MAP |")
+    assert "| b | 8 | +0.250 (-0.100 to +1.000) | +0.500 (" in filled
+    assert filled.endswith(" |\n\n<!-- end -->\nafter <!-- end -->\n")
+    assert fill_document(filled, rows, tmp_path) == filled
+    table = fill_document(text.format("table: set a b"), rows, tmp_path)
+    assert markdown_table(rows, tmp_path, "set") in table
+    assert fill_document("no place", rows, tmp_path) == "no place"
+    with pytest.raises(ValueError, match="unknown rows: c"):
+        fill_document(text.format("table: set c"), rows, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import regiondh_d2  # noqa: F401  (registers the datasets)
 from regiondh_d2.engine.command import CommandError, run_command
-from regiondh_d2.engine.experiments import SHOWN, differences, markdown_table, read_table
+from regiondh_d2.engine.experiments import (
+    SHOWN,
+    differences,
+    fill_document,
+    markdown_differences,
+    markdown_table,
+    read_table,
+)
 from regiondh_d2.retrieval.code_store import write_json
 
 TABLE = Path(__file__).with_name("experiments.yaml")
@@ -33,6 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against", metavar="ROW", help="with --summary: bootstrap of all rows against this one"
     )
+    parser.add_argument(
+        "--document",
+        type=Path,
+        metavar="FILE.md",
+        help="put the tables of what is done in the places marked in it, train nothing",
+    )
     return parser
 
 
@@ -49,27 +62,30 @@ def chosen(rows, names):
     return [row for row in rows if not names or row.name in names]
 
 
+def summarize(args: argparse.Namespace, rows, picked) -> None:
+    print(markdown_table(picked, args.results, args.summary))
+    if not args.against:
+        return
+    reference = chosen(rows, [args.against])[0]
+    runs = [
+        run for row in (reference, *(r for r in picked if r != reference)) for run in row.runs()
+    ]
+    found = differences(runs, reference, args.output, args.summary)
+    write_json(args.results / f"differences_{args.summary}.json", found)
+    print(markdown_differences(found))
+
+
 def main(args: argparse.Namespace) -> None:
     rows = read_table(args.table)
     picked = chosen(rows, args.rows)
     # Seed by seed, so that every row has a number early.
     runs = sorted((run for row in picked for run in row.runs()), key=lambda run: run.seed)
+    if args.document:
+        text = fill_document(args.document.read_text(), rows, args.results)
+        args.document.write_text(text)
+        return
     if args.summary:
-        print(markdown_table(picked, args.results, args.summary))
-        if args.against:
-            reference = chosen(rows, [args.against])[0]
-            found = differences(
-                [*reference.runs(), *(r for r in runs if r.row != reference)],
-                reference,
-                args.output,
-                args.summary,
-            )
-            write_json(args.results / f"differences_{args.summary}.json", found)
-            for d in found:
-                print(
-                    f"{d['row']} - {d['against']}, {d['bits']} bits, {d['metric']}: "
-                    f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
-                )
+        summarize(args, rows, picked)
         return
     missing = [run for run in runs if not run.result_file(args.results).is_file()]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are done", flush=True)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -27,11 +28,25 @@ from ..retrieval.code_store import read_codes, write_json
 from .command import CommandError
 from .defaults import build_cfg
 
-__all__ = ["Row", "Run", "differences", "markdown_table", "paired_bootstrap", "read_table"]
+__all__ = [
+    "Row",
+    "Run",
+    "differences",
+    "fill_document",
+    "markdown_differences",
+    "markdown_table",
+    "paired_bootstrap",
+    "read_table",
+]
 
 TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
 BOX_AP = ("bbox/AP", "bbox/AP50")
 SHOWN = ("MAP", "MAP_min", "NDCG", "ACG")
+BLOCK = re.compile(
+    r"(?P<begin><!-- (?P<what>table|differences): (?P<dataset>\S+)(?P<names>[^>]*) -->\n).*?"
+    r"(?P<end><!-- end -->)",
+    re.DOTALL,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,3 +303,46 @@ def _markdown_row(title: str, bits: int, found: list[dict], dataset: str, topk: 
         f"{np.mean([r['minutes'] for r in found]):.1f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def markdown_differences(found: Sequence[dict], names: Sequence[str] = ()) -> str:
+    """A table of what :func:`differences` found, of all rows or of those against which it names."""
+    shown = ("MAP", "MAP_min", "ACG")
+    lines = [
+        f"| against | bits | {' | '.join(shown)} |",
+        f"|{'---|' * (len(shown) + 2)}",
+    ]
+    cells = {(d["against"], d["bits"], d["metric"]): d for d in found}
+    for against, bits in dict.fromkeys((d["against"], d["bits"]) for d in found):
+        if not names or against in names:
+            row = [cells[against, bits, metric] for metric in shown]
+            values = [f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})" for d in row]
+            lines.append(f"| {against} | {bits} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
+    """Put the tables of what is done in the places that a document has for them.
+
+    A place is what stands between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`; no
+    row: all) or ``<!-- differences: DATASET ROW... -->`` (:func:`markdown_differences`), and the
+    next ``<!-- end -->``.
+
+    Raises:
+        ValueError: a row has no such name.
+    """
+
+    def filled(block: re.Match) -> str:
+        names = block["names"].split()
+        unknown = sorted(set(names) - {row.name for row in rows})
+        if unknown:
+            raise ValueError(f"the document asks for unknown rows: {', '.join(unknown)}")
+        if block["what"] == "table":
+            picked = [row for row in rows if not names or row.name in names]
+            table = markdown_table(picked, results, block["dataset"])
+        else:
+            file = results / f"differences_{block['dataset']}.json"
+            table = markdown_differences(json.loads(file.read_text()), names)
+        return f"{block['begin']}\n{table}\n{block['end']}"
+
+    return BLOCK.sub(filled, text)
