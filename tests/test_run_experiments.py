@@ -34,13 +34,14 @@ def write_table(folder, **rows):
 
 def test_rows_add_to_the_defaults(tmp_path):
     table = write_table(
-        tmp_path, a={"title": "A"}, b={"title": "B", "bits": [4, 8], "opts": ["K", 1]}
+        tmp_path, a={"title": "A"}, b={"title": "B", "bits": [4, 8], "opts": ["K", "of_{seed}"]}
     )
     a, b = read_table(table)
     assert (a.name, a.title, a.bits, a.opts) == ("a", "A", (8,), ("SOLVER.CHECKPOINT_PERIOD", "1"))
-    assert b.opts == (*a.opts, "K", "1")
+    assert b.opts == (*a.opts, "K", "of_{seed}")
     assert [run.name for run in b.runs()] == ["b_4_seed0", "b_8_seed0"]
-    assert "MODEL.REGION_DH.BITS 4" in " ".join(b.runs()[0].command(Path("out")))
+    command = " ".join(b.runs()[0].command(Path("out")))
+    assert "K of_0 MODEL.REGION_DH.BITS 4 SEED 0 OUTPUT_DIR out/b_4_seed0" in command
 
 
 @pytest.mark.parametrize("text", ["[]", "rows: {}", "a: [", "defaults: {}\nrows: {a: {titel: x}}"])

@@ -58,7 +58,7 @@ class Row:
         title: for readers.
         config: path of a yaml file.
         bits, seeds: what it is trained at.
-        opts: KEY VALUE pairs that differ from the config.
+        opts: KEY VALUE pairs that differ from the config; ``{seed}`` stands for the seed.
     """
 
     name: str
@@ -88,7 +88,8 @@ class Run:
     def options(self, output: Path) -> list[str]:
         """The KEY VALUE pairs of its training."""
         given = ("MODEL.REGION_DH.BITS", str(self.bits), "SEED", str(self.seed))
-        return [*self.row.opts, *given, "OUTPUT_DIR", str(output / self.name)]
+        opts = (opt.replace("{seed}", str(self.seed)) for opt in self.row.opts)
+        return [*opts, *given, "OUTPUT_DIR", str(output / self.name)]
 
     def command(self, output: Path) -> list[str]:
         return ["tools/train_net.py", "--config-file", self.row.config, *self.options(output)]
