@@ -1,0 +1,144 @@
+"""What a network costs, by part: parameters, multiplications, time.
+
+Every parameter, operation and second belongs to one part, so that the parts add up to the network:
+
+========== =========================================================================
+backbone   the feature maps
+RPN        the proposals
+RoI head   pooling, box head, classes and boxes, NMS, the fusion of regions
+hash heads H1 and H2 with its classifier
+other      the rest: normalising and padding images, scaling boxes back
+========== =========================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from detectron2.utils.analysis import FlopCountAnalysis
+from torch import nn
+
+__all__ = ["PARTS", "count_flops", "count_parameters", "time_parts"]
+
+# Modules by part. A module inside another part's counts for the later part alone.
+_MODULES = {
+    "backbone": ("backbone",),
+    "RPN": ("proposal_generator",),
+    "RoI head": ("roi_heads",),
+    "hash heads": ("roi_heads.instance_hash", "roi_heads.image_hash"),
+}
+_OTHER = "other"
+PARTS = (*_MODULES, _OTHER)
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Number of parameters by part, buffers such as a fixed batch norm's left out."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        inside = (
+            part
+            for part, modules in _MODULES.items()
+            if name.startswith(tuple(f"{module}." for module in modules))
+        )
+        counts[max(inside, key=PARTS.index, default=_OTHER)] += parameter.numel()
+    return counts
+
+
+@torch.no_grad()
+def count_flops(model: nn.Module, inputs: list[dict]) -> dict[str, int]:
+    """Floating-point operations of inference by part, as fvcore counts them.
+
+    A multiplication with its addition is one operation; activations, pooling, sorting and NMS are
+    none.
+
+    Args:
+        model: in evaluation mode.
+        inputs: a batch.
+    """
+    analysis = FlopCountAnalysis(model, inputs)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    by_module = analysis.tracer_warnings("none").by_module()
+
+    def count(modules: Iterable[str]) -> int:
+        return round(sum(by_module[f"model.{module}"] for module in modules))
+
+    total = round(by_module[""])
+    counts = {part: count(modules) for part, modules in _MODULES.items()}
+    # The fusion is outside all modules for fvcore: it runs in `forward_hash`, not in `forward`.
+    fusion = total - count(name for name, _ in model.named_children())
+    counts["RoI head"] += fusion - counts["hash heads"]
+    return {**counts, _OTHER: total - sum(counts.values())}
+
+
+@torch.no_grad()
+def time_parts(model: nn.Module, inputs: list[dict], repeat: int = 10) -> dict[str, float]:
+    """Seconds of inference by part, those of the fastest of several runs after a first one.
+
+    Args:
+        model: in evaluation mode; as before afterwards.
+        inputs: a batch.
+        repeat: number of runs.
+    """
+    watch = _Stopwatch(model.device)
+    with _watched(model, watch):
+        model(inputs)
+        runs = [watch.run(lambda: model(inputs)) for _ in range(repeat)]
+    return min(runs, key=lambda seconds: sum(seconds.values()))
+
+
+class _Stopwatch:
+    """Divides the time of a run among parts that call each other: the innermost one's runs."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._open = [_OTHER]
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._last = 0.0
+
+    def run(self, work: Callable[[], object]) -> dict[str, float]:
+        """Seconds by part of some work."""
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._last = self._now()
+        work()
+        self._stop()
+        return self._seconds
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Gives the time inside to a part."""
+        self._stop()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._stop()
+            self._open.pop()
+
+    def _stop(self) -> None:
+        now = self._now()
+        self._seconds[self._open[-1]] += now - self._last
+        self._last = now
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+@contextmanager
+def _watched(model: nn.Module, watch: _Stopwatch) -> Iterator[None]:
+    """While inside, the modules of the parts tell a stopwatch when they run.
+
+    Forward hooks would not do: Region-DH calls ``forward_hash`` of its ROI heads.
+    """
+    modules = dict(model.named_modules())
+    with ExitStack() as undo:
+        for part, names in _MODULES.items():
+            for module in (modules[name] for name in names if name in modules):
+                for method in {"forward", "forward_hash"} & set(dir(module)):
+                    setattr(module, method, watch.part(part)(getattr(module, method)))
+                    undo.callback(delattr, module, method)
+        yield

@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+"""Parameters, operations and time of a network, by part: backbone, RPN, RoI head, hash heads.
+
+Needs nothing but a config: weights are random and the image is noise. How many boxes pass NMS
+depends on both, so measure the time of a trained network with a photo.
+"""
+
+import argparse
+import os
+import sys
+
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
+import torch
+from detectron2.modeling import build_model
+
+from regiondh_d2.engine import build_cfg
+from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
+from regiondh_d2.engine.command import load_trained_model, positive_int, run_command
+from regiondh_d2.retrieval.code_store import write_json
+from regiondh_d2.retrieval.extract import ImageLoader
+
+# Heading, divisor and format of each task's column.
+TASKS = {
+    "parameter": ("parameters", 1, ",d"),
+    "flop": ("GFLOP", 1e9, ".3f"),
+    "time": ("ms", 1e-3, ".1f"),
+}
+ASPECT = 4 / 3  # of the image of noise
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all of them"
+    )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        help="measure on this photo with the weights of the config (default: noise of the test's "
+        "size, and random weights)",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="runs to time, of which the fastest counts (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    return parser
+
+
+def load(cfg, image: str | None) -> tuple[torch.nn.Module, dict]:
+    """The model in evaluation mode, and an input for it."""
+    if image is not None:
+        return load_trained_model(cfg), ImageLoader(cfg)(image)
+    torch.manual_seed(0)
+    height = cfg.INPUT.MIN_SIZE_TEST
+    width = min(round(height * ASPECT), cfg.INPUT.MAX_SIZE_TEST)
+    noise = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    return build_model(cfg).eval(), {"image": noise, "height": height, "width": width}
+
+
+def format_table(numbers: dict[str, dict[str, float]]) -> str:
+    """A line per part and one for all, a column with shares per task."""
+    lines = [f"{'':10}" + "".join(f"{TASKS[task][0]:>21}" for task in numbers)]
+    totals = {task: sum(parts.values()) for task, parts in numbers.items()}
+    for part in (*PARTS, "all"):
+        line = f"{part:10}"
+        for task, parts in numbers.items():
+            _, divisor, form = TASKS[task]
+            value = parts.get(part, totals[task])
+            shown = format(value if divisor == 1 else value / divisor, form)
+            line += f"{shown:>15}{100 * value / totals[task]:4.0f} %"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = build_cfg(args.config_file, args.opts)
+    model, inputs = load(cfg, args.image)
+    work = {
+        "parameter": lambda: count_parameters(model),
+        "flop": lambda: count_flops(model, [inputs]),
+        "time": lambda: time_parts(model, [inputs], args.repeat),
+    }
+    numbers = {task: work[task]() for task in TASKS if task in args.tasks}
+    height, width = inputs["image"].shape[1:]
+    setting = {
+        "config": os.path.basename(args.config_file),
+        "input": f"{height} x {width}",
+        "device": cfg.MODEL.DEVICE,
+        "threads": torch.get_num_threads(),
+    }
+    print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    print(format_table(numbers))
+    if args.json:
+        write_json(args.json, {**numbers, "setting": setting})
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
