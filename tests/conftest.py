@@ -1,7 +1,10 @@
 """Shared fixtures: a small Region-DH network on the CPU, and inputs for it."""
 
 import importlib.util
+import resource
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +13,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from regiondh_d2 import add_regiondh_config
+from regiondh_d2.checkpoint import RegionDHCheckpointer
+from regiondh_d2.data import generate_scenes
+from regiondh_d2.engine import build_cfg
 
 TINY = """
 MODEL.DEVICE cpu
@@ -42,6 +48,48 @@ def load_tool():
         return module
 
     return load
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file can grow beyond some bytes: writing fails as on a full disk."""
+
+    @contextmanager
+    def limit(size):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limit
+
+
+@pytest.fixture(scope="session")
+def random_network(tmp_path_factory):
+    """Scenes and the weights of a network whose heads are random, to be read only.
+
+    Attributes: ``scenes``, a folder; ``weights``, a file; ``config``, the path of the config; and
+    ``opts``, its overrides KEY, VALUE, which lead to differing codes and to some detections.
+    """
+    folder = tmp_path_factory.mktemp("random_network")
+    generate_scenes(folder / "scenes", num_database=8, num_queries=3)
+    name = "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
+    config = str(Path(__file__).parents[1] / name)
+    opts = [
+        *("MODEL.DEVICE", "cpu", "MODEL.REGION_DH.LATENT_INIT_STD", "0.5"),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"),
+        *("TEST.RETRIEVAL.INSTANCE_MIN_SCORE", "0.05"),
+    ]
+    cfg = build_cfg(config, opts)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    RegionDHCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    weights = folder / "weights.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    opts += ["MODEL.WEIGHTS", str(weights)]
+    return SimpleNamespace(scenes=folder / "scenes", weights=weights, config=config, opts=opts)
 
 
 @pytest.fixture

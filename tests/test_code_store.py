@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import resource
-import signal
 
 import h5py
 import numpy as np
@@ -70,15 +68,6 @@ def assert_same(a, b):
             assert value == other, name
 
 
-@pytest.mark.parametrize("bits", [1, 8, 12, 48, 64, 65])
-def test_pack_and_unpack(bits):
-    codes = np.random.default_rng(bits).random((6, bits)) < 0.5
-    packed = pack_codes(codes)
-    assert packed.dtype == np.uint8
-    assert packed.shape == (6, -(-bits // 8))
-    np.testing.assert_array_equal(unpack_codes(packed, bits), codes)
-
-
 @pytest.mark.parametrize(
     "code_set",
     [
@@ -126,22 +115,11 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert_same(old, read_codes(path))
 
 
-@pytest.fixture
-def full_disk():
-    """No file can grow beyond 16 KiB, which Python reports as an error like that of a full disk."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 def test_a_full_disk_leaves_the_old_file(tmp_path, full_disk):
     path = tmp_path / "codes.h5"
     old = make_code_set()
     write_codes(path, old)
-    with pytest.raises(OSError) as error:
+    with full_disk(1 << 14), pytest.raises(OSError) as error:
         write_codes(path, make_code_set(rows=2000))
     assert error.value.filename == str(path)
     assert os.listdir(tmp_path) == ["codes.h5"]
@@ -247,7 +225,7 @@ def store_elsewhere(file):
         (store_elsewhere, "stored elsewhere"),
         (set_attribute("version", 2), "format version 2"),
         (set_attribute("version", "1"), "'version' is str, not int"),
-        (set_attribute("bits", 64), "64 bits need"),
+        (set_attribute("bits", 64), "for 64 bits"),
         (set_attribute("bits", 11), "beyond the declared 11"),
         (set_attribute("bits", -1), "positive integer"),
         (lambda file: file.attrs.pop("model_fingerprint"), "'model_fingerprint' is missing"),
@@ -266,7 +244,7 @@ def store_elsewhere(file):
         (replace("instances/image_index", np.array([0, 1, 2, -1])), "outside the 5 images"),
         (replace("instances/classes", np.array([0, 1, 2, 3])), "outside the 3 class names"),
         (replace("instances/boxes", np.zeros((4, 5), np.float32)), "instances/boxes is of shape"),
-        (set_attribute("bits", 30, "instances"), "30 bits need"),
+        (set_attribute("bits", 30, "instances"), "for 30 bits"),
     ],
 )
 def test_inconsistent_files(tmp_path, edit, message):
@@ -358,6 +336,18 @@ def test_codes_from_outputs_of_image_codes_alone():
     assert codes.instances is codes.labels is codes.activations is None
     with pytest.raises(ValueError, match="no image_code"):
         codes_from_outputs([{"instances": 1}], **names)
+
+
+def test_features_are_kept_where_they_are_wanted():
+    outputs = [{**make_output([1, 1]), "image_feature": torch.tensor([0.1, v])} for v in (1.5, 2)]
+    names = {"image_ids": ["a", "b"], "file_names": ["a.jpg", "b.jpg"]}
+    assert codes_from_outputs(outputs, **names).features is None
+    features = codes_from_outputs(outputs, **names, features=True).features
+    assert features.dtype == np.float16
+    np.testing.assert_array_equal(features, np.array([[0.1, 1.5], [0.1, 2]], np.float16))
+    del outputs[1]["image_feature"]
+    with pytest.raises(ValueError, match="gave no image_feature: use a model that has features"):
+        codes_from_outputs(outputs, **names, features=True)
 
 
 def test_join_and_take_rows_are_inverse(tmp_path):

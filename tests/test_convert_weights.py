@@ -1,14 +1,13 @@
 """The command line that converts weights."""
 
 import re
-import resource
 
 import pytest
 import torch
 import torchvision
 
 from regiondh_d2 import checkpoint
-from regiondh_d2.checkpoint import torchvision_to_detectron2
+from regiondh_d2.conversion import torchvision_to_detectron2
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +73,11 @@ def test_failures_are_one_line_and_write_nothing(tool, tmp_path, capsys, content
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_full_disk_leaves_the_old_file(tool, source, tmp_path, capsys):
+def test_a_full_disk_leaves_the_old_file(tool, source, full_disk, tmp_path, capsys):
     output = tmp_path / "weights.pth"
     output.write_bytes(b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # of 100 million bytes
-    try:
+    with full_disk(1_000_000):  # of 100 million bytes
         assert tool.main([source, str(output), "--layout", "fpn"]) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = capsys.readouterr().err
     assert error == f"error: {output} can't be written; is the disk full?\n"
     assert [p.name for p in tmp_path.iterdir()] == ["weights.pth"]

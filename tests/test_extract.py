@@ -1,4 +1,4 @@
-"""Extraction: which images are read and how, batches, and files that any interruption leaves right.
+"""Extraction: batches, rows, and files that any interruption leaves right.
 
 A network stands in for the model only where its codes matter; elsewhere a code is a few pixels.
 """
@@ -9,31 +9,21 @@ import io
 import multiprocessing
 import os
 import signal
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from regiondh_d2 import add_regiondh_config
+from regiondh_d2.progress import Progress
 from regiondh_d2.retrieval import extract
-from regiondh_d2.retrieval.code_store import CodeFileError, read_codes, unpack_codes, write_codes
-from regiondh_d2.retrieval.extract import (
-    CodeExtractor,
-    ImageEntry,
-    ImageLoader,
-    UnreadableImage,
-    code_settings,
-    dataset_images,
-    find_images,
-    plan_batches,
-)
+from regiondh_d2.retrieval.code_store import CodeFileError, read_codes, unpack_codes
+from regiondh_d2.retrieval.extract import CodeExtractor, code_settings, plan_batches
+from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, find_images
 
 ATTRIBUTES = {
     "dataset": "",
@@ -83,7 +73,14 @@ def fake_model(inputs):
         instances.scores = torch.tensor([0.5])
         instances.pred_classes = torch.tensor([1])
         instances.pred_codes = ~code[None]
-        outputs.append({"image_code": code, "image_activation": code * 1.0, "instances": instances})
+        outputs.append(
+            {
+                "image_code": code,
+                "image_activation": code * 1.0,
+                "image_feature": given["image"][0, 0, :5] / 255,
+                "instances": instances,
+            }
+        )
     return outputs
 
 
@@ -98,172 +95,6 @@ def extract_folder(folder, output, **options):
     """Codes of a folder; ``resume`` and ``skip_bad`` are the run's, the rest the extractor's."""
     run = {name: options.pop(name, False) for name in ("resume", "skip_bad")}
     return make_extractor(**options).extract(find_images([folder]), output, **run)
-
-
-# Finding images
-
-
-def test_folders_are_searched_in_order_and_files_taken_as_they_are(tmp_path, monkeypatch):
-    for name in ("b/2.JPG", "b/10.png", "a.webp", ".hidden.png", ".cache/x.png", "c/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    monkeypatch.chdir(tmp_path)
-    found = find_images(["b/2.JPG", ".", "c/notes.txt"])
-    names = ["b/2.JPG", "a.webp", "b/10.png", "c/notes.txt"]
-    assert [entry.file_name for entry in found] == [str(tmp_path / name) for name in names]
-    assert all(entry.image_id == entry.file_name and entry.labels is None for entry in found)
-
-
-def test_inputs_that_name_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent: no such file or folder"):
-        find_images([tmp_path / "absent"])
-    with pytest.raises(ValueError, match=f"no images in {tmp_path}"):
-        find_images([tmp_path])
-
-
-def test_dataset_images():
-    dicts = [
-        {"image_id": 7, "file_name": "7.jpg", "image_labels": [2, 0], "difficult_labels": [2]},
-        {"image_id": "x", "file_name": "x.jpg"},
-    ]
-    assert dataset_images(dicts, True) == [
-        ImageEntry("7", "7.jpg", (0, 2)),
-        ImageEntry("x", "x.jpg", None),
-    ]
-    assert dataset_images(dicts, False)[0].labels == (0,)
-
-
-# Reading images
-
-
-@pytest.fixture
-def cfg():
-    cfg = get_cfg()
-    add_regiondh_config(cfg)
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 48, 96
-    return cfg
-
-
-@pytest.mark.parametrize("image_format", ["RGB", "BGR", "L"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_ordinary_images_are_read_as_detectron2_reads_them(
-    tmp_path, cfg, image_format, orientation
-):
-    cfg.INPUT.FORMAT = image_format
-    exif = Image.Exif()
-    exif[274] = orientation
-    path = str(save(tmp_path / "some.jpg", 60, 50, exif=exif))
-    given = DatasetMapper(cfg, is_train=False)({"file_name": path})
-    ours = ImageLoader(cfg)(path)
-    assert torch.equal(ours["image"], given["image"])
-    assert (ours["height"], ours["width"]) == (given["height"], given["width"])
-    assert ImageLoader(cfg).read_size(path) == tuple(given["image"].shape[1:])
-
-
-def test_images_can_stay_as_they_are(tmp_path, cfg):
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FORMAT = 0, "RGB"
-    path = str(save(tmp_path / "some.png", 60, 50))
-    np.testing.assert_array_equal(
-        ImageLoader(cfg)(path)["image"], pixels_of("some.png", 60, 50).transpose(2, 0, 1)
-    )
-    assert ImageLoader(cfg).read_size(path) == (60, 50)
-
-
-def test_turned_tiffs_are_turned_once(tmp_path):
-    exif = Image.Exif()
-    exif[274] = 6
-    path = str(save(tmp_path / "some.tif", 60, 50, exif=exif))
-    loader = ImageLoader(min_size=0, max_size=0, image_format="RGB")
-    turned = np.rot90(pixels_of("some.tif", 60, 50), -1)
-    np.testing.assert_array_equal(loader(path)["image"], turned.transpose(2, 0, 1))
-    assert loader.read_size(path) == (50, 60)
-
-
-RAMP = np.linspace(0, 65535, 40 * 64).astype(np.uint16).reshape(40, 64)
-RGBA = np.dstack([pixels_of("alpha", 40, 64), np.full((40, 64), 128, np.uint8)])
-UNUSUAL = {
-    "cmyk.jpg": (Image.fromarray(pixels_of("cmyk", 40, 64)).convert("CMYK"), None),
-    "alpha.png": (Image.fromarray(RGBA), RGBA[..., :3]),
-    "grey.png": (
-        Image.fromarray(pixels_of("grey", 40, 64)[..., 0]),
-        pixels_of("grey", 40, 64)[..., [0, 0, 0]],
-    ),
-    "palette.png": (Image.fromarray(pixels_of("palette", 40, 64)).quantize(256), None),
-    "transparent.gif": (Image.fromarray(RGBA).quantize(32), None),
-    "bilevel.png": (
-        Image.fromarray(RAMP > 30000),
-        np.repeat((RAMP > 30000)[..., None] * np.uint8(255), 3, axis=2),
-    ),
-    "16_bit.png": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
-    "16_bit.tif": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
-    "16_bit.pgm": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
-    "one_pixel.png": (Image.new("RGB", (1, 1), (9, 8, 7)), np.array([[[9, 8, 7]]])),
-    "wide.png": (Image.new("RGB", (20000, 30), (1, 2, 3)), np.full((30, 20000, 3), (1, 2, 3))),
-}
-
-
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_unusual_images(tmp_path, cfg, name):
-    """Read as they are: the pixels known, or Detectron2's. Resized: the size that was planned."""
-    image, expected = UNUSUAL[name]
-    path = str(tmp_path / name)
-    image.save(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = read_image(path, "RGB") if expected is None else expected
-    loader = ImageLoader(min_size=0, max_size=0, image_format="RGB")
-    np.testing.assert_array_equal(loader(path)["image"].numpy().transpose(1, 2, 0), expected)
-    cfg.INPUT.MAX_SIZE_TEST = 1333
-    loader = ImageLoader(cfg)
-    assert loader(path)["image"].shape[1:] == loader.read_size(path)
-
-
-def shorten(data, share):
-    return data[: int(len(data) * share)]
-
-
-def broken_files():
-    def encode(suffix, image=None):
-        buffer = io.BytesIO()
-        (image or Image.fromarray(pixels_of("broken", 60, 60))).save(buffer, suffix)
-        return buffer.getvalue()
-
-    bomb = bytearray(encode("bmp", Image.new("L", (8, 8))))
-    bomb[18:26] = (20000).to_bytes(4, "little") * 2
-    return {
-        "empty.jpg": (b"", "the file is empty"),
-        "text.png": (b"no picture", "not an image of a known format"),
-        "header.png": (shorten(encode("png"), 0.001), "not an image of a known format"),
-        "half.png": (shorten(encode("png"), 0.5), "damaged or incomplete"),
-        "half.jpg": (shorten(encode("jpeg"), 0.5), "damaged or incomplete"),
-        "end.jpg": (encode("jpeg")[:-40], "damaged or incomplete"),
-        "half.webp": (shorten(encode("webp"), 0.5), "damaged"),
-        "half.gif": (shorten(encode("gif"), 0.5), "damaged or incomplete"),
-        "half.tif": (shorten(encode("tiff"), 0.5), "damaged"),
-        "bomb.bmp": (bytes(bomb), "too many pixels"),
-        "float.tif": (encode("tiff", Image.new("F", (9, 9))), "32-bit pixels"),
-        "thin.png": (
-            encode("png", Image.new("L", (20000, 10))),
-            "20000 x 10 pixels would be 96 x 0",
-        ),
-    }
-
-
-@pytest.mark.parametrize("name", broken_files())
-def test_unreadable_images_say_why(tmp_path, cfg, name):
-    path = tmp_path / name
-    content, reason = broken_files()[name]
-    path.write_bytes(content)
-    with pytest.raises(UnreadableImage) as error:
-        ImageLoader(cfg)(str(path))
-    assert error.value.file_name == str(path)
-    assert reason in error.value.reason
-    assert "\n" not in str(error.value)
-
-
-def test_missing_files_are_unreadable(tmp_path, cfg):
-    with pytest.raises(UnreadableImage, match="No such file"):
-        ImageLoader(cfg).read_size(str(tmp_path / "absent.jpg"))
 
 
 # Batches
@@ -503,7 +334,8 @@ def test_killed_once_at_any_moment(folder, tmp_path):
 
 def test_new_files_are_added_and_old_ones_not_coded_again(folder, tmp_path):
     output = tmp_path / "codes.h5"
-    extract_folder(folder, output, activations=True)
+    stored = {"activations": True, "features": True}
+    extract_folder(folder, output, **stored)
     old = read_codes(output)
     save(folder / "00a.png")
     save(folder / "deep" / "er" / "x.png")
@@ -513,16 +345,37 @@ def test_new_files_are_added_and_old_ones_not_coded_again(folder, tmp_path):
         calls.extend(inputs)
         return fake_model(inputs)
 
-    result = extract_folder(folder, output, model=model, activations=True, resume=True)
+    result = extract_folder(folder, output, model=model, resume=True, **stored)
     assert (result.coded, result.rows, len(calls)) == (2, 14, 2)
     new = read_codes(output)
     assert new.image_ids == [entry.image_id for entry in find_images([folder])]
     kept = [new.image_ids.index(image_id) for image_id in old.image_ids]
     np.testing.assert_array_equal(new.codes[kept], old.codes)
     np.testing.assert_array_equal(new.activations[kept], old.activations)
+    np.testing.assert_array_equal(new.features[kept], old.features)
     np.testing.assert_array_equal(new.instances.boxes[kept], old.instances.boxes)
-    extract_folder(folder, tmp_path / "fresh.h5", activations=True)
+    extract_folder(folder, tmp_path / "fresh.h5", **stored)
     assert output.read_bytes() == (tmp_path / "fresh.h5").read_bytes()
+
+
+def test_features_are_stored_where_they_are_wanted(folder, tmp_path):
+    extract_folder(folder, tmp_path / "without.h5")
+    assert read_codes(tmp_path / "without.h5").features is None
+    extract_folder(folder, tmp_path / "with.h5", features=True)
+    codes = read_codes(tmp_path / "with.h5")
+    wanted = [
+        pixels_of(f"{n:02d}.png", height=20 if n % 3 else 40)[0, :5, 0] / 255 for n in range(12)
+    ]
+    np.testing.assert_allclose(codes.features, wanted, rtol=1e-3)
+
+    def model(inputs):
+        return [
+            {k: v for k, v in out.items() if k != "image_feature"} for out in fake_model(inputs)
+        ]
+
+    with pytest.raises(ValueError, match="the model gave no image_feature"):
+        extract_folder(folder, tmp_path / "none.h5", model=model, features=True)
+    assert sorted(os.listdir(tmp_path)) == ["images", "with.h5", "without.h5"]
 
 
 def test_rows_of_other_images_stay(folder, tmp_path):
@@ -632,6 +485,24 @@ def test_other_models_and_settings_are_refused(folder, tmp_path, finished, chang
     assert extract_folder(folder, output, resume=True).rows == 12
 
 
+def test_a_setting_newer_than_the_file_had_its_default(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    extract_folder(folder, output)
+    run = functools.partial(extract_folder, folder, output, resume=True)
+    newer = f"{ATTRIBUTES['settings']}\nMODEL.REGION_DH.FUSION_NUM_ROIS"
+    with pytest.raises(CodeFileError, match=r"FUSION_NUM_ROIS 100, which is now 99: name another"):
+        run(settings=f"{newer} 99")
+    assert run(settings=f"{newer} 100").coded == 0
+    assert run(settings=f"{ATTRIBUTES['settings']}\nfeatures False").coded == 0
+
+
+def test_nothing_is_known_of_settings_that_are_not_told(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    extract_folder(folder, output, settings="")
+    with pytest.raises(CodeFileError, match=r"was coded with INPUT\.FORMAT \(unknown\)"):
+        extract_folder(folder, output, resume=True)
+
+
 def test_earlier_work_is_not_replaced_unasked(folder, tmp_path):
     output = tmp_path / "codes.h5"
     with pytest.raises(KeyboardInterrupt):
@@ -679,25 +550,24 @@ def test_ids_must_be_unique(folder, tmp_path):
         make_extractor().extract([], tmp_path / "none.h5")
 
 
-def test_a_full_disk_costs_only_what_is_not_saved(folder, tmp_path, monkeypatch):
-    output = tmp_path / "codes.h5"
-    written = []
+def test_a_full_disk_costs_only_what_is_not_saved(folder, tmp_path, full_disk):
+    """It is full when the parts are written, and at last when they become the output."""
+    output, parts = tmp_path / "codes.h5", tmp_path / "codes.h5.parts"
+    with full_disk(1 << 10), pytest.raises(OSError, match=r"codes\.h5\.parts/part-\w+\.h5"):
+        extract_folder(folder, output)
+    assert sorted(os.listdir(tmp_path)) == ["images"]
 
-    def write(path, code_set):
-        if len(written) == 2:
-            raise OSError(28, "No space left on device", str(path))
-        written.append(path)
-        write_codes(path, code_set)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(extract, "write_codes", write)
-        with pytest.raises(OSError, match="No space left"):
-            extract_folder(folder, output)
-    assert extract_folder(folder, output, resume=True).coded == 8
+    extract_folder(folder, tmp_path / "undisturbed.h5", features=True)
+    size = (tmp_path / "undisturbed.h5").stat().st_size
+    with full_disk(size - 1), pytest.raises(OSError, match=r"codes\.h5\.parts/merged\.h5"):
+        extract_folder(folder, output, features=True)
+    assert {name[:5] for name in os.listdir(parts)} == {"lock", "part-"}
+    assert extract_folder(folder, output, features=True, resume=True).coded == 0
+    assert output.read_bytes() == (tmp_path / "undisturbed.h5").read_bytes()
 
 
 def test_progress_tells_the_time_left(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(extract, "_PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr(extract, "Progress", functools.partial(Progress, every=0.0))
     lines = []
     extract_folder(folder, tmp_path / "codes.h5", report=lines.append)
     assert lines[11] == "12 of 12 image headers read, 0.0 min left"
@@ -706,6 +576,14 @@ def test_progress_tells_the_time_left(folder, tmp_path, monkeypatch):
 
 
 # Settings
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_regiondh_config(cfg)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 48, 96
+    return cfg
 
 
 def test_settings_are_those_that_decide_about_codes(cfg):

@@ -18,20 +18,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from regiondh_d2.checkpoint import RegionDHCheckpointer
 from regiondh_d2.data import generate_scenes, register_scenes
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.retrieval.code_store import read_codes, unpack_codes
-from regiondh_d2.retrieval.extract import ImageLoader
+from regiondh_d2.retrieval.images import ImageLoader
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "extract_codes.py"
-CONFIG = str(ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml")
-# Differing codes, and some detections, from random heads.
-OPTS = [
-    *("MODEL.DEVICE", "cpu", "MODEL.REGION_DH.LATENT_INIT_STD", "0.5"),
-    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01", "TEST.RETRIEVAL.INSTANCE_MIN_SCORE", "0.05"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +33,29 @@ def tool(load_tool):
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    """A folder with scenes, and with the weights of a network whose heads are random."""
-    folder = tmp_path_factory.mktemp("extract_codes")
-    generate_scenes(folder / "scenes", num_database=8, num_queries=3)
-    torch.manual_seed(0)
-    cfg = build_cfg(CONFIG, OPTS)
-    model = build_model(cfg)
-    RegionDHCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    torch.save({"model": model.state_dict()}, folder / "weights.pth")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def dataset(workspace):
-    return register_scenes(workspace / "scenes", "extract_codes_")
+def dataset(random_network):
+    return register_scenes(random_network.scenes, "extract_codes_")
 
 
 @pytest.fixture
-def arguments(workspace):
+def arguments(random_network):
     """A function from the images and further options to a complete command line."""
 
     def make(images, output, *options, opts=()):
         images = images if images[0] == "--dataset" else ["--input", *map(str, images)]
-        weights = ["MODEL.WEIGHTS", str(workspace / "weights.pth")]
-        start = ["--config-file", CONFIG, *images, "--output", str(output), *options]
-        return [*start, *OPTS, *weights, *opts]
+        start = ["--config-file", random_network.config, *images, "--output", str(output)]
+        return [*start, *options, *random_network.opts, *opts]
 
     return make
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tool, workspace):
+def undisturbed(tool, random_network, tmp_path_factory):
     """The code file of the scenes' folder."""
-    output = workspace / "undisturbed.h5"
-    opts = [*OPTS, "MODEL.WEIGHTS", str(workspace / "weights.pth")]
-    images = ["--input", str(workspace / "scenes")]
-    start = ["--config-file", CONFIG, *images, "--output", str(output), "--batch-size", "2"]
-    assert tool.main([*start, *opts]) == 0
+    output = tmp_path_factory.mktemp("undisturbed") / "codes.h5"
+    images = ["--input", str(random_network.scenes), "--output", str(output), "--batch-size", "2"]
+    start = ["--config-file", random_network.config, *images]
+    assert tool.main([*start, *random_network.opts]) == 0
     return output
 
 
@@ -109,7 +87,7 @@ def errors_of(capsys):
     return capsys.readouterr().err.splitlines()
 
 
-def test_a_dataset(tool, workspace, dataset, arguments, tmp_path, capsys):
+def test_a_dataset(tool, random_network, dataset, arguments, tmp_path, capsys):
     output = tmp_path / "codes.h5"
     assert tool.main(arguments(["--dataset", dataset], output, "--activations")) == 0
     printed = capsys.readouterr()
@@ -121,16 +99,16 @@ def test_a_dataset(tool, workspace, dataset, arguments, tmp_path, capsys):
     assert codes.file_names == [record["file_name"] for record in records]
     labels = [np.flatnonzero(row).tolist() for row in codes.labels]
     assert labels == [record["image_labels"] for record in records]
-    assert (codes.dataset, codes.config) == (dataset, Path(CONFIG).name)
+    assert (codes.dataset, codes.config) == (dataset, Path(random_network.config).name)
     assert (codes.bits, len(codes.class_names), len(codes.model_fingerprint)) == (48, 12, 64)
     assert len(codes.instances.codes) > 0
     np.testing.assert_array_equal(codes.activations > 0.5, unpack_codes(codes.codes, 48))
 
 
-def test_codes_are_those_of_each_image_alone(workspace, undisturbed):
-    cfg = build_cfg(CONFIG, OPTS)
+def test_codes_are_those_of_each_image_alone(random_network, undisturbed):
+    cfg = build_cfg(random_network.config, random_network.opts)
     model = build_model(cfg).eval()
-    model.load_state_dict(torch.load(workspace / "weights.pth")["model"])
+    model.load_state_dict(torch.load(random_network.weights)["model"])
     codes = read_codes(undisturbed)
     bits = unpack_codes(codes.codes, codes.bits)
     assert len(codes) == 11
@@ -143,9 +121,9 @@ def test_codes_are_those_of_each_image_alone(workspace, undisturbed):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_file_of_one(workspace, undisturbed, arguments, tmp_path):
+def test_two_processes_write_the_file_of_one(random_network, undisturbed, arguments, tmp_path):
     output = tmp_path / "codes.h5"
-    images = [workspace / "scenes"]
+    images = [random_network.scenes]
     process = start(arguments(images, output, "--batch-size", "2", "--num-gpus", "2"))
     out, err = process.communicate()
     assert process.returncode == 0, err
@@ -154,9 +132,9 @@ def test_two_processes_write_the_file_of_one(workspace, undisturbed, arguments, 
 
 
 @pytest.mark.slow
-def test_a_failure_of_two_processes_is_one_line(workspace, arguments, tmp_path):
+def test_a_failure_of_two_processes_is_one_line(random_network, arguments, tmp_path):
     opts = ["MODEL.WEIGHTS", str(tmp_path / "absent.pth")]
-    images = [workspace / "scenes"]
+    images = [random_network.scenes]
     process = start(arguments(images, tmp_path / "codes.h5", "--num-gpus", "2", opts=opts))
     _, err = process.communicate()
     assert process.returncode == 1
@@ -166,10 +144,10 @@ def test_a_failure_of_two_processes_is_one_line(workspace, arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(workspace, undisturbed, arguments, tool, tmp_path):
+def test_killed_and_resumed(random_network, undisturbed, arguments, tool, tmp_path):
     """SIGKILL at random moments, then a resumed run by another number of processes."""
     kills = int(os.environ.get("REGIONDH_KILLS", "2"))
-    images, expected = [workspace / "scenes"], undisturbed
+    images, expected = [random_network.scenes], undisturbed
     options = ["--batch-size", "2", "--save-every", "0", "--resume"]
     step = 1
     if "REGIONDH_KILLS" in os.environ:
@@ -195,10 +173,10 @@ def test_killed_and_resumed(workspace, undisturbed, arguments, tool, tmp_path):
     assert not (tmp_path / "codes.h5.parts").exists()
 
 
-def test_ctrl_c(workspace, arguments, tmp_path):
+def test_ctrl_c(random_network, arguments, tmp_path):
     output = tmp_path / "codes.h5"
     options = ["--batch-size", "1", "--save-every", "0"]
-    process = start(arguments([workspace / "scenes"], output, *options))
+    process = start(arguments([random_network.scenes], output, *options))
     wait_for_parts(process, output, 1)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate()
@@ -234,10 +212,10 @@ def test_bad_images(tool, arguments, tmp_path, capsys):
 
 
 def test_image_codes_alone_and_other_settings(
-    tool, workspace, undisturbed, arguments, tmp_path, capsys
+    tool, random_network, undisturbed, arguments, tmp_path, capsys
 ):
     output = tmp_path / "codes.h5"
-    images = [workspace / "scenes"]
+    images = [random_network.scenes]
     assert tool.main(arguments(images, output, "--no-instances", "--batch-size", "2")) == 0
     codes = read_codes(output)
     assert codes.instances is None
@@ -247,6 +225,37 @@ def test_image_codes_alone_and_other_settings(
     assert tool.main(arguments(images, output, "--resume")) == 1
     (error,) = errors_of(capsys)
     assert error.startswith(f"error: {output} was coded with instances False, which is now True")
+
+
+def test_features(tool, random_network, arguments, tmp_path, capsys):
+    output = tmp_path / "codes.h5"
+    images = [random_network.scenes]
+    assert tool.main(arguments(images, output, "--features")) == 1
+    (error,) = errors_of(capsys)
+    assert error.startswith("error: the model gave no image_feature: use a model that has")
+    assert os.listdir(tmp_path) == []
+
+    opts = [
+        *("MODEL.META_ARCHITECTURE", "ImageHash", "MODEL.ROI_HEADS.NAME", "WholeImageHeads"),
+        *("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"),
+    ]
+    cfg = build_cfg(random_network.config, [*random_network.opts, *opts])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "whole.pth")
+    opts += ["MODEL.WEIGHTS", str(tmp_path / "whole.pth")]
+    assert tool.main(arguments(images, output, "--features", opts=opts)) == 0
+    codes = read_codes(output)
+    assert codes.features.dtype == np.float16
+    with torch.no_grad():
+        alone = [model.inference([ImageLoader(cfg)(name)])[0] for name in codes.file_names]
+    wanted = torch.stack([output["image_feature"] for output in alone])
+    np.testing.assert_allclose(codes.features, wanted, rtol=1e-2, atol=1e-3)
+    capsys.readouterr()
+
+    assert tool.main(arguments(images, output, "--resume", opts=opts)) == 1
+    (error,) = errors_of(capsys)
+    assert error.startswith(f"error: {output} was coded with features True, which is now False")
 
 
 @pytest.fixture
@@ -273,9 +282,9 @@ def test_wrong_configs(tool, arguments, one_image, tmp_path, capsys, opts, messa
     assert os.listdir(tmp_path) == ["image.png"]
 
 
-def test_weights_without_hash_layers(tool, workspace, arguments, one_image, tmp_path, capsys):
+def test_weights_without_hash_layers(tool, random_network, arguments, one_image, tmp_path, capsys):
     """Those of a detector would leave the codes random."""
-    weights = torch.load(workspace / "weights.pth")["model"]
+    weights = torch.load(random_network.weights)["model"]
     torch.save(
         {"model": {k: v for k, v in weights.items() if "hash" not in k}}, tmp_path / "detector.pth"
     )
@@ -302,7 +311,7 @@ def test_no_images(tool, arguments, tmp_path, monkeypatch, capsys, images, messa
     assert message in error
 
 
-def test_a_dataset_of_other_classes(tool, workspace, dataset, arguments, tmp_path, capsys):
+def test_a_dataset_of_other_classes(tool, random_network, dataset, arguments, tmp_path, capsys):
     opts = ["MODEL.ROI_HEADS.NUM_CLASSES", "20"]
     assert tool.main(arguments(["--dataset", dataset], tmp_path / "c.h5", opts=opts)) == 1
     (error,) = errors_of(capsys)
@@ -342,5 +351,5 @@ def test_no_write_permission(tool, arguments, one_image, tmp_path, capsys):
 )
 def test_wrong_arguments_exit_2(tool, wrong):
     with pytest.raises(SystemExit) as error:
-        tool.main(["--config-file", CONFIG, *wrong])
+        tool.main(["--config-file", "config.yaml", *wrong])
     assert error.value.code == 2

@@ -1,7 +1,5 @@
 """Cached region features: resumed, refused where they don't fit, complete or absent."""
 
-import resource
-
 import numpy as np
 import pytest
 import torch
@@ -156,16 +154,11 @@ def test_a_damaged_file_is_named(cfg, model, scenes, content):
             read()
 
 
-def test_a_refused_write_names_the_file_and_leaves_nothing(cfg, model, scenes):
+def test_a_refused_write_names_the_file_and_leaves_nothing(cfg, model, scenes, full_disk):
     """A limit on the size of files stands for a full disk: writing fails half-way."""
     cache = FeatureCache(cfg)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        with pytest.raises(OSError, match=rf"{NAME}\.parts/\S+\.npz") as caught:
-            cache.ensure(model, NAME, mirrored=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(4096), pytest.raises(OSError, match=rf"{NAME}\.parts/\S+\.npz") as caught:
+        cache.ensure(model, NAME, mirrored=False)
     assert caught.value.errno is not None
     assert files_in(cache.folder) == [f"{NAME}.parts"]
 

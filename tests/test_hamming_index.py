@@ -101,6 +101,16 @@ def test_counting_is_kept_within_its_memory(monkeypatch):
         assert (index._index.query_batch_size, index._index.use_heap) == (batch, heap)
 
 
+def test_few_of_many_codes_are_selected_with_the_heap(monkeypatch):
+    monkeypatch.setattr(hamming_index, "_COUNTING_SHARE", 0.01)
+    index = create_index(64)
+    codes, queries = make_codes(1000, 64), make_codes(5, 64, seed=1)
+    index.add(codes)
+    for k, heap in ((10, True), (11, False)):
+        assert_answers(index, queries, k, sort_pairs(queries, codes, 64, k))
+        assert index._index.use_heap is heap
+
+
 def test_few_queries_take_few_threads(monkeypatch):
     index = create_index(64)
     index.add(make_codes(10, 64))

@@ -285,8 +285,8 @@ def test_progress_reaches_the_end():
     ("change", "message"),
     [
         ({"bits": 9}, "query codes must be packed uint8 of shape"),
-        ({"bits": 0}, "bits must be a positive integer"),
-        ({"bits": 7}, "bits set beyond the declared 7 bits"),
+        ({"bits": 0}, "bits of query codes must be a positive integer"),
+        ({"bits": 7}, "bits set beyond the declared 7"),
         ({"topk": 0}, "top k must be a positive integer"),
         ({"topk": []}, "no top k"),
         ({"database_codes": np.zeros((0, 1), np.uint8)}, "no database codes"),

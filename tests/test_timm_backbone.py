@@ -10,7 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 
-from regiondh_d2.checkpoint import efficientnet_lite_to_timm
+from regiondh_d2.conversion import efficientnet_lite_to_timm
 from regiondh_d2.modeling.backbone.timm import TimmBackbone, TimmFPN
 
 LITE = "tf_efficientnet_lite0"

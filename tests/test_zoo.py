@@ -11,7 +11,7 @@ from regiondh_d2 import zoo
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.command import load_trained_model
 from regiondh_d2.engine.defaults import build_cfg
-from regiondh_d2.retrieval.extract import ImageLoader
+from regiondh_d2.retrieval.images import ImageLoader
 
 CONFIG = Path(__file__).parents[1] / "configs/voc07/regiondh_effnetlite0_64.yaml"
 MEGABYTE = 1_000_000

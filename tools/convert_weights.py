@@ -7,7 +7,8 @@ Every tensor is accounted for: written under a name, or listed as left out.
 import argparse
 import sys
 
-from regiondh_d2.checkpoint import LAYOUTS, SOURCES, convert_weights, write_weights
+from regiondh_d2.checkpoint import SOURCES, convert_weights, write_weights
+from regiondh_d2.conversion import LAYOUTS
 from regiondh_d2.engine.command import run_command
 
 EPILOG = f"""regiondh:// sources:

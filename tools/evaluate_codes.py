@@ -7,11 +7,11 @@ all orders and its value when ties are sorted by database row.
 
 import argparse
 import sys
-import time
 
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
+from regiondh_d2.progress import Progress
 from regiondh_d2.retrieval.code_store import (
     CodeFileError,
     CodeSet,
@@ -52,21 +52,11 @@ def evaluate(query: CodeSet, database: CodeSet, topk: list[int]) -> tuple[Rankin
             raise CodeFileError(
                 f"the {role} file has no labels: extract the codes from a labelled dataset"
             )
-    result, warned = rank_code_sets(query, database, topk, progress=make_progress())
+    progress = Progress(lambda line: print(line, file=sys.stderr), "queries ranked", len(query))
+    result, warned = rank_code_sets(
+        query, database, topk, progress=lambda done, _: progress.show(done)
+    )
     return result, notes + warned
-
-
-def make_progress(every: float = 5.0):
-    """A progress callback that prints to standard error at most once in ``every`` seconds."""
-    last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= every:
-            last = time.monotonic()
-            print(f"{done} of {total} queries ranked", file=sys.stderr)
-
-    return progress
 
 
 def format_table(metrics: dict[str, float], topk: list[int]) -> str:

@@ -21,13 +21,10 @@ from regiondh_d2.engine.command import (
 from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
-    ImageEntry,
-    ImageLoader,
     check_output,
     code_settings,
-    dataset_images,
-    find_images,
 )
+from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, find_images
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,6 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--activations", action="store_true", help="also store what the codes are rounded from"
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="also store the features of each image, where the model has some (ImageHash)",
     )
     parser.add_argument(
         "--batch-size", type=positive_int, default=4, metavar="N", help="default: %(default)s"
@@ -109,7 +111,10 @@ def code(args: argparse.Namespace, cfg, images: list[ImageEntry], class_names: l
             "count_difficult": cfg.TEST.RETRIEVAL.COUNT_DIFFICULT,
             "model_fingerprint": model_fingerprint(model),
             "settings": code_settings(
-                cfg, activations=args.activations, instances=not args.no_instances
+                cfg,
+                activations=args.activations,
+                features=args.features,
+                instances=not args.no_instances,
             ),
         },
         size_divisibility=model.backbone.size_divisibility,
@@ -117,6 +122,7 @@ def code(args: argparse.Namespace, cfg, images: list[ImageEntry], class_names: l
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         instance_min_score=cfg.TEST.RETRIEVAL.INSTANCE_MIN_SCORE,
         activations=args.activations,
+        features=args.features,
         save_every=args.save_every,
         report=lambda line: print(line, flush=True),
     )

@@ -37,7 +37,7 @@ def commands(photos: Path, query: Path | None, output: Path) -> list[list[str]]:
     Raises:
         FileNotFoundError: there is no such folder, or it holds no photo to search for.
     """
-    from regiondh_d2.retrieval.extract import find_images
+    from regiondh_d2.retrieval.images import find_images
 
     if not photos.is_dir():
         raise FileNotFoundError(f"{photos}: no such folder of photos")

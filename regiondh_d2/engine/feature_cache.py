@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import shutil
-import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from ..checkpoint import model_fingerprint
 from ..data.training import StrictMapper
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.roi_heads import with_whole_image_box
+from ..progress import Progress
 from ..retrieval.code_store import replace_when_complete
 
 __all__ = ["CachedRegions", "FeatureCache"]
@@ -220,7 +220,8 @@ class FeatureCache:
             for i, path in enumerate(paths)
             if i % comm.get_world_size() == comm.get_rank() and not path.is_file()
         ]
-        progress = _Progress(name, sum(len(part) for _, part in missing))
+        count = sum(len(part) for _, part in missing)
+        progress = Progress(logger.info, f"views of {name} cached", count, every=30.0)
         for path, part in missing:
             _write(path, self._compute(model, records, part, progress))
         model.train(training)
@@ -255,7 +256,7 @@ class FeatureCache:
         return bool(found["has_mirrored"]) or not mirrored
 
     def _compute(
-        self, model, records: list[dict], views: list[tuple[int, int]], progress: "_Progress"
+        self, model, records: list[dict], views: list[tuple[int, int]], progress: Progress
     ) -> dict[str, np.ndarray]:
         """The tables of some views, each given as the index of its record and whether mirrored."""
         cfg = self._cfg
@@ -276,25 +277,6 @@ class FeatureCache:
                 columns.setdefault(key, []).append(value)
             progress.step()
         return {key: np.concatenate(value) for key, value in columns.items()}
-
-
-class _Progress:
-    """A line of the log every 200 views, with the time left."""
-
-    def __init__(self, name: str, total: int):
-        self._name = name
-        self._total = total
-        self._done = 0
-        self._start = time.perf_counter()
-
-    def step(self) -> None:
-        self._done += 1
-        if self._done % 200 and self._done < self._total:
-            return
-        left = (time.perf_counter() - self._start) / self._done * (self._total - self._done)
-        logger.info(
-            f"{self._name}: cached {self._done}/{self._total} views, {left / 60:.1f} min left"
-        )
 
 
 def _cached_part(model) -> torch.nn.ModuleList:

@@ -38,6 +38,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..retrieval.packed import check_packed, to_words
+
 METRICS = ("MAP", "MAP_min", "MAP_all", "WMAP", "ACG", "NDCG", "P")
 """Metric names without cut-off, in table order."""
 
@@ -93,9 +95,9 @@ def evaluate_ranking(
     Raises:
         ValueError: inputs of the wrong type or shape, empty, or no query with a relevant item.
     """
-    query_words, database_words = _check_codes(query_codes, database_codes, bits)
-    query_labels = _check_labels(query_labels, len(query_codes), "query")
-    database_labels = _check_labels(database_labels, len(database_codes), "database")
+    query_words, database_words = check_codes(query_codes, database_codes, bits)
+    query_labels = check_labels(query_labels, len(query_codes), "query")
+    database_labels = check_labels(database_labels, len(database_codes), "database")
     if query_labels.shape[1] != database_labels.shape[1]:
         raise ValueError(
             f"queries have {query_labels.shape[1]} label columns, "
@@ -114,8 +116,8 @@ def evaluate_ranking(
     deepest = max(cutoffs.values())
 
     max_shared = int(min(query_labels.sum(1).max(), database_labels.sum(1).max()))
-    query_label_words = _to_words(np.packbits(query_labels, axis=1))
-    database_label_words = _to_words(np.packbits(database_labels, axis=1))
+    query_label_words = to_words(np.packbits(query_labels, axis=1))
+    database_label_words = to_words(np.packbits(database_labels, axis=1))
     tables = _Tables.build(deepest, num_database)
     threads = threads or min(4, os.cpu_count() or 1)
     # Queries of one chunk: bounded by the tables of counts and by the top k kept per query.
@@ -169,28 +171,18 @@ def evaluate_ranking(
 # Input checks
 
 
-def _check_codes(query: np.ndarray, database: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
+def check_codes(query: np.ndarray, database: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
     """Returns both code matrices as uint64 words (rows, ceil(bits / 64))."""
-    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits < 1:
-        raise ValueError(f"bits must be a positive integer, not {bits!r}")
-    width = -(-int(bits) // 8)
     words = []
     for name, codes in (("query", query), ("database", database)):
-        codes = np.asarray(codes)
-        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != width:
-            raise ValueError(
-                f"{name} codes must be packed uint8 of shape (N, {width}) for {bits} bits, "
-                f"not {codes.dtype} of shape {codes.shape}"
-            )
+        codes = check_packed(f"{name} codes", codes, bits)
         if not len(codes):
             raise ValueError(f"there are no {name} codes")
-        if bits % 8 and np.any(codes[:, -1] & (0xFF >> (bits % 8))):
-            raise ValueError(f"{name} codes have bits set beyond the declared {bits} bits")
-        words.append(_to_words(codes))
+        words.append(to_words(codes))
     return tuple(words)
 
 
-def _check_labels(labels: np.ndarray, rows: int, name: str) -> np.ndarray:
+def check_labels(labels: np.ndarray, rows: int, name: str) -> np.ndarray:
     """Returns the labels as bool (rows, C)."""
     labels = np.asarray(labels)
     if labels.ndim != 2 or len(labels) != rows or not labels.shape[1]:
@@ -217,14 +209,7 @@ def _check_topk(topk: int | Sequence[int]) -> list[int]:
 # Counting pairs
 
 
-def _to_words(packed: np.ndarray) -> np.ndarray:
-    """uint8 (N, B) to uint64 (N, ceil(B / 8)), zero padded: popcounts run on 8 bytes at once."""
-    padded = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    return padded.view(np.uint64)
-
-
-def _pairwise_popcount(combine: np.ufunc, a: np.ndarray, b: np.ndarray, largest: int) -> np.ndarray:
+def pairwise_popcount(combine: np.ufunc, a: np.ndarray, b: np.ndarray, largest: int) -> np.ndarray:
     """Set bits of ``combine(a_i, b_j)`` for all pairs, in the smallest type to hold ``largest``.
 
     ``combine`` is ``numpy.bitwise_xor`` for Hamming distances and ``numpy.bitwise_and`` for
@@ -287,10 +272,10 @@ def _count_pairs(
     top_distances = top_levels = None
     for begin in range(0, len(database_words), block):
         part = slice(begin, begin + block)
-        distances = _pairwise_popcount(
+        distances = pairwise_popcount(
             np.bitwise_xor, query_words, database_words[part], num_distances - 1
         )
-        levels = _pairwise_popcount(
+        levels = pairwise_popcount(
             np.bitwise_and, query_label_words, database_label_words[part], num_levels - 1
         )
         cell = np.multiply(distances, num_levels, dtype=cell_type)

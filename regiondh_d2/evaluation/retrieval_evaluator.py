@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from ..retrieval.code_store import (
     CodeSet,
     check_comparable,
+    check_one_file,
     codes_from_outputs,
     join_code_sets,
     read_codes,
@@ -188,11 +189,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         merged: dict[str, _Record] = {}
         for record in records:
             seen = merged.get(record.image_id, record)
-            if seen.file_name != record.file_name:
-                raise ValueError(
-                    f"{self._dataset_name}: image_id {record.image_id} names two files, "
-                    f"{seen.file_name} and {record.file_name}: image ids must be unique"
-                )
+            check_one_file(record.image_id, seen.file_name, record.file_name)
             both = seen.role != record.role
             merged[record.image_id] = dataclasses.replace(seen, role="both") if both else seen
         position: dict[str, int] = {}

@@ -34,8 +34,31 @@ from typing import Any
 import h5py
 import numpy as np
 
+from .packed import check_packed, pack_codes, unpack_codes
+
+__all__ = [
+    "CodeFileError",
+    "CodeSet",
+    "InstanceCodes",
+    "check_comparable",
+    "check_one_file",
+    "codes_from_outputs",
+    "join_code_sets",
+    "pack_codes",
+    "read_codes",
+    "replace_when_complete",
+    "take_rows",
+    "unpack_codes",
+    "write_codes",
+    "write_json",
+]
+
 FORMAT = "regiondh-codes"
 VERSION = 1
+
+# Arrays with a row for each image, and for each detection.
+_COLUMNS = ("codes", "labels", "activations", "features")
+_INSTANCE_COLUMNS = ("codes", "image_index", "boxes", "scores", "classes")
 
 _MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
 
@@ -104,16 +127,6 @@ class CodeSet:
         return len(self.codes)
 
 
-def pack_codes(codes: np.ndarray) -> np.ndarray:
-    """Packs bool (N, K) into uint8 (N, ceil(K / 8)), first bit highest, zero padded."""
-    return np.packbits(np.asarray(codes, dtype=bool), axis=1)
-
-
-def unpack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """The inverse of :func:`pack_codes`: uint8 (N, ceil(bits / 8)) to bool (N, bits)."""
-    return np.unpackbits(codes, axis=1, count=bits).astype(bool)
-
-
 def codes_from_outputs(
     outputs: Sequence[Mapping[str, Any]],
     *,
@@ -123,31 +136,39 @@ def codes_from_outputs(
     class_names: Sequence[str] = (),
     instance_min_score: float = 0.3,
     activations: bool = True,
+    features: bool = False,
     **attributes: Any,
 ) -> CodeSet:
     """What a model says of some images, as a code set on the CPU.
 
     Args:
         outputs: a dict for each image with ``image_code``, bool (K,), and if available
-            ``image_activation``, float (K,), and ``instances`` with ``pred_boxes``, ``scores``,
-            ``pred_classes`` and ``pred_codes``, bool (R, K1).
+            ``image_activation``, float (K,), ``image_feature``, float (D,), and ``instances`` with
+            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R, K1).
         image_ids, file_names: a string for each image.
         labels: the class ids of each image, or None where unknown.
         class_names: the names of all classes.
         instance_min_score: detections below this score get no row.
         activations: whether to keep ``image_activation``, if there is one.
+        features: whether to keep ``image_feature``.
         attributes: other fields of :class:`CodeSet`.
 
     Raises:
-        ValueError: an output has no ``image_code``.
+        ValueError: an output has no ``image_code``, or no ``image_feature`` where it is to be kept.
     """
     if not all("image_code" in output for output in outputs):
         raise ValueError("the model gave no image_code: use a model that hashes images")
-    codes = np.stack([output["image_code"].cpu().numpy().astype(bool) for output in outputs])
-    kept = None
-    if activations and all("image_activation" in output for output in outputs):
-        kept = np.stack([output["image_activation"].float().cpu().numpy() for output in outputs])
-        kept = kept.astype(np.float16)
+    if features and not all("image_feature" in output for output in outputs):
+        raise ValueError(
+            "the model gave no image_feature: use a model that has features of whole images, such "
+            "as ImageHash, or store none"
+        )
+    activations = activations and all("image_activation" in output for output in outputs)
+
+    def stack(key: str) -> np.ndarray:
+        return np.stack([output[key].float().cpu().numpy() for output in outputs])
+
+    codes = stack("image_code").astype(bool)
     multi_hot = None
     if labels is not None:
         multi_hot = np.zeros((len(outputs), len(class_names)), np.uint8)
@@ -160,7 +181,8 @@ def codes_from_outputs(
         file_names=list(file_names),
         labels=multi_hot,
         class_names=list(class_names),
-        activations=kept,
+        activations=stack("image_activation").astype(np.float16) if activations else None,
+        features=stack("image_feature").astype(np.float16) if features else None,
         instances=_keep_instances(
             [output.get("instances") for output in outputs], instance_min_score
         ),
@@ -190,17 +212,10 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
 
 
 def _concatenate_instances(parts: Sequence[InstanceCodes]) -> InstanceCodes:
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    return InstanceCodes(
-        codes=column("codes"),
-        bits=parts[0].bits,
-        image_index=column("image_index"),
-        boxes=column("boxes"),
-        scores=column("scores"),
-        classes=column("classes"),
-    )
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in _INSTANCE_COLUMNS
+    }
+    return replace(parts[0], **columns)
 
 
 def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
@@ -235,12 +250,9 @@ def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
         raise CodeFileError("codes with instances of different bits cannot be joined in one set")
     return replace(
         first,
-        codes=column("codes"),
+        **{name: column(name) for name in _COLUMNS},
         image_ids=[image_id for code_set in code_sets for image_id in code_set.image_ids],
         file_names=[name for code_set in code_sets for name in code_set.file_names],
-        labels=column("labels"),
-        activations=column("activations"),
-        features=column("features"),
         instances=_concatenate_instances(instances) if instances else None,
     )
 
@@ -253,11 +265,7 @@ def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
         rows: row numbers, none of them twice.
     """
     rows = np.asarray(rows, np.int64)
-
-    def column(name: str) -> np.ndarray | None:
-        values = getattr(code_set, name)
-        return None if values is None else values[rows]
-
+    found = {name: getattr(code_set, name) for name in _COLUMNS}
     instances = code_set.instances
     if instances is not None:
         new_row = np.full(len(code_set), -1, np.int64)
@@ -265,22 +273,13 @@ def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
         image_index = new_row[instances.image_index]
         order = np.argsort(image_index, kind="stable")
         order = order[image_index[order] >= 0]
-        instances = InstanceCodes(
-            codes=instances.codes[order],
-            bits=instances.bits,
-            image_index=image_index[order],
-            boxes=instances.boxes[order],
-            scores=instances.scores[order],
-            classes=instances.classes[order],
-        )
+        columns = {name: getattr(instances, name)[order] for name in _INSTANCE_COLUMNS}
+        instances = replace(instances, **columns | {"image_index": image_index[order]})
     return replace(
         code_set,
-        codes=column("codes"),
+        **{name: None if values is None else values[rows] for name, values in found.items()},
         image_ids=[code_set.image_ids[row] for row in rows],
         file_names=[code_set.file_names[row] for row in rows],
-        labels=column("labels"),
-        activations=column("activations"),
-        features=column("features"),
         instances=instances,
     )
 
@@ -313,6 +312,18 @@ def write_json(path: str | os.PathLike, values: Any) -> None:
     """Writes JSON, complete or not at all."""
     with replace_when_complete(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_one_file(image_id: str, first: str, second: str) -> None:
+    """Refuses an image id that names two files.
+
+    Raises:
+        ValueError: the names of the files differ.
+    """
+    if first != second:
+        raise ValueError(
+            f"image_id {image_id} names two files, {first} and {second}: image ids must be unique"
+        )
 
 
 def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
@@ -355,9 +366,10 @@ def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
         CodeFileError: the code set's arrays do not fit together.
         OSError: the file cannot be written, for instance because the disk is full.
     """
-    problem = _find_problem(code_set)
-    if problem:
-        raise CodeFileError(f"{path}: not written, {problem}")
+    try:
+        _check(code_set)
+    except ValueError as error:
+        raise CodeFileError(f"{path}: not written, {error}") from None
     with replace_when_complete(path) as temporary:
         temporary.write_bytes(_file_image(code_set))
 
@@ -417,26 +429,31 @@ def read_codes(path: str | os.PathLike) -> CodeSet:
     if not path.is_file():
         raise CodeFileError(f"{path}: no such file; write it with tools/extract_codes.py")
     try:
+        code_set = _read(path)
+        _check(code_set)
+    except ValueError as error:
+        raise CodeFileError(f"{path}: {error}; extract the codes again") from error
+    return code_set
+
+
+def _read(path: Path) -> CodeSet:
+    """The contents of a file; raises CodeFileError with what is wrong in half a line."""
+    try:
         with h5py.File(path, "r") as file:
-            code_set = _read(file, path)
+            return _parse(file)
     except CodeFileError:
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CodeFileError(
-            f"{path}: not a readable HDF5 code file, damaged or incomplete ({reason}); extract the "
-            "codes again"
+            f"not a readable HDF5 code file, damaged or incomplete ({reason})"
         ) from error
-    problem = _find_problem(code_set)
-    if problem:
-        raise CodeFileError(f"{path}: {problem}; extract the codes again")
-    return code_set
 
 
-def _read(file: h5py.File, path: Path) -> CodeSet:
+def _parse(file: h5py.File) -> CodeSet:
     def attribute(source: h5py.Group, name: str, kind: type) -> Any:
         if name not in source.attrs:
-            raise CodeFileError(f"{path}: attribute {name!r} is missing; extract the codes again")
+            raise CodeFileError(f"attribute {name!r} is missing")
         value = source.attrs[name]
         if isinstance(value, bytes):
             value = value.decode("utf-8")
@@ -444,8 +461,7 @@ def _read(file: h5py.File, path: Path) -> CodeSet:
             value = value.item()
         if not isinstance(value, kind):
             raise CodeFileError(
-                f"{path}: attribute {name!r} is {type(value).__name__}, not {kind.__name__}; "
-                "extract the codes again"
+                f"attribute {name!r} is {type(value).__name__}, not {kind.__name__}"
             )
         return value
 
@@ -454,44 +470,37 @@ def _read(file: h5py.File, path: Path) -> CodeSet:
         link = file
         for part in name.split("/"):
             if not isinstance(link.get(part, getlink=True), h5py.HardLink):
-                raise CodeFileError(f"{path}: {name} is a link; extract the codes again")
+                raise CodeFileError(f"{name} is a link")
             link = link[part]
         dataset = link
         if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
-            raise CodeFileError(f"{path}: {name} is not an array; extract the codes again")
+            raise CodeFileError(f"{name} is not an array")
         if dataset.is_virtual or dataset.external:
-            raise CodeFileError(f"{path}: {name} is stored elsewhere; extract the codes again")
+            raise CodeFileError(f"{name} is stored elsewhere")
         declared = math.prod(dataset.shape) * dataset.dtype.itemsize
         if declared > _MAX_COMPRESSION * dataset.id.get_storage_size():
             raise CodeFileError(
-                f"{path}: {name} declares shape {dataset.shape} but holds "
-                f"{dataset.id.get_storage_size()} bytes; extract the codes again"
+                f"{name} declares shape {dataset.shape} but holds "
+                f"{dataset.id.get_storage_size()} bytes"
             )
         if h5py.check_string_dtype(dataset.dtype) is not None:
             if "O" not in kinds:
-                raise CodeFileError(f"{path}: {name} holds text; extract the codes again")
+                raise CodeFileError(f"{name} holds text")
             return dataset.asstr("utf-8")[()]
         if dataset.dtype.kind not in kinds:
-            raise CodeFileError(
-                f"{path}: {name} holds {dataset.dtype}, not the expected type; "
-                "extract the codes again"
-            )
+            raise CodeFileError(f"{name} holds {dataset.dtype}, not the expected type")
         return dataset[()]
 
     if "format" not in file.attrs or attribute(file, "format", str) != FORMAT:
-        raise CodeFileError(
-            f"{path}: an HDF5 file, but not of format {FORMAT!r}; write it with "
-            "tools/extract_codes.py"
-        )
+        raise CodeFileError(f"an HDF5 file, but not of format {FORMAT!r}")
     version = attribute(file, "version", int)
     if version != VERSION:
         raise CodeFileError(
-            f"{path}: format version {version}, this release reads {VERSION}; update regiondh_d2 "
-            "or extract the codes again"
+            f"format version {version}, of a newer regiondh_d2 perhaps; this one reads {VERSION}"
         )
     for name in ("codes", "image_ids", "file_names"):
         if name not in file:
-            raise CodeFileError(f"{path}: {name} is missing; extract the codes again")
+            raise CodeFileError(f"{name} is missing")
     instances = None
     if "instances" in file:
         instances = InstanceCodes(
@@ -521,60 +530,40 @@ def _read(file: h5py.File, path: Path) -> CodeSet:
     )
 
 
-def _find_problem(code_set: CodeSet) -> str | None:
-    """What is inconsistent in a code set, in half a line, or None."""
-    rows = len(code_set.codes) if np.ndim(code_set.codes) else 0
-    problem = _find_code_problem("codes", code_set.codes, code_set.bits)
-    if problem:
-        return problem
+def _check(code_set: CodeSet) -> None:
+    """Raises ValueError, with half a line, if the arrays of a code set do not fit together."""
+    rows = len(check_packed("codes", code_set.codes, code_set.bits))
     for name in ("image_ids", "file_names"):
         values = getattr(code_set, name)
         if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != rows:
-            return f"{name} must be {rows} strings, one a code"
-    names = code_set.class_names
-    labels = code_set.labels
+            raise ValueError(f"{name} must be {rows} strings, one a code")
+    names, labels = code_set.class_names, code_set.labels
     if labels is not None:
         if np.ndim(labels) != 2 or len(labels) != rows:
-            return f"labels are of shape {np.shape(labels)}, not ({rows}, classes)"
+            raise ValueError(f"labels are of shape {np.shape(labels)}, not ({rows}, classes)")
         if len(names) and labels.shape[1] != len(names):
-            return f"labels have {labels.shape[1]} columns for {len(names)} class names"
+            raise ValueError(f"labels have {labels.shape[1]} columns for {len(names)} class names")
         if not np.isin(labels, (0, 1)).all():
-            return "labels are not multi-hot: only 0 and 1 are allowed"
+            raise ValueError("labels are not multi-hot: only 0 and 1 are allowed")
     for name, width in (("activations", code_set.bits), ("features", None)):
         values = getattr(code_set, name)
         if values is None:
             continue
         shape = np.shape(values)
         if len(shape) != 2 or shape[0] != rows or shape[1] != (width or shape[1]):
-            return f"{name} are of shape {shape}, not ({rows}, {width or 'features'})"
-    found = code_set.instances
-    if found is None:
-        return None
-    problem = _find_code_problem("instances/codes", found.codes, found.bits)
-    if problem:
-        return problem
-    count = len(found.codes)
+            raise ValueError(f"{name} are of shape {shape}, not ({rows}, {width or 'features'})")
+    if code_set.instances is not None:
+        _check_instances(code_set.instances, rows, len(names))
+
+
+def _check_instances(found: InstanceCodes, images: int, classes: int) -> None:
+    """As :func:`_check`, for the codes of detected objects; ``classes`` is 0 where unknown."""
+    count = len(check_packed("instances/codes", found.codes, found.bits))
     for name, tail in (("image_index", ()), ("boxes", (4,)), ("scores", ()), ("classes", ())):
         shape = np.shape(getattr(found, name))
         if shape != (count, *tail):
-            return f"instances/{name} is of shape {shape}, not {(count, *tail)}"
-    if count and not (np.min(found.image_index) >= 0 and np.max(found.image_index) < rows):
-        return f"instances/image_index points outside the {rows} images"
-    limit = len(names) or np.inf
-    if count and not (np.min(found.classes) >= 0 and np.max(found.classes) < limit):
-        return f"instances/classes points outside the {len(names)} class names"
-    return None
-
-
-def _find_code_problem(name: str, codes: np.ndarray, bits: int) -> str | None:
-    """As :func:`_find_problem`, for one matrix of packed codes."""
-    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits < 1:
-        return f"bits of {name} must be a positive integer, not {bits!r}"
-    width = -(-bits // 8)
-    if not isinstance(codes, np.ndarray) or codes.dtype != np.uint8:
-        return f"{name} must be packed uint8"
-    if codes.ndim != 2 or codes.shape[1] != width:
-        return f"{name} are of shape {codes.shape}, but {bits} bits need (N, {width})"
-    if bits % 8 and np.any(codes[:, -1] & (0xFF >> (bits % 8))):
-        return f"{name} have bits set beyond the declared {bits}"
-    return None
+            raise ValueError(f"instances/{name} is of shape {shape}, not {(count, *tail)}")
+    if count and not (np.min(found.image_index) >= 0 and np.max(found.image_index) < images):
+        raise ValueError(f"instances/image_index points outside the {images} images")
+    if count and not (np.min(found.classes) >= 0 and np.max(found.classes) < (classes or np.inf)):
+        raise ValueError(f"instances/classes points outside the {classes} class names")

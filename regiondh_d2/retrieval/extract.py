@@ -18,50 +18,41 @@ import os
 import shutil
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
-from detectron2.data import transforms as T
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data.build import trivial_batch_collator
-from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils import comm
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
+from ..config import add_regiondh_config
+from ..progress import Progress
 from .code_store import (
     CodeFileError,
     CodeSet,
+    check_one_file,
     codes_from_outputs,
     join_code_sets,
     read_codes,
     take_rows,
     write_codes,
 )
+from .images import ImageEntry, ImageLoader, UnreadableImage
 
 __all__ = [
     "CodeExtractor",
     "ExtractionResult",
-    "ImageEntry",
-    "ImageLoader",
-    "UnreadableImage",
     "check_output",
     "code_settings",
-    "dataset_images",
-    "find_images",
+    "parse_settings",
     "plan_batches",
 ]
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".webp", ".avif", ".pbm", ".pgm", ".ppm", ".pnm"),
-)
 
 # Config keys that decide about the rows of a code file beside the weights: those that start so,
 # without those of training and of where things are.
@@ -80,53 +71,6 @@ _OTHER_KEYS = (
     "MODEL.REGION_DH.LOSS_WEIGHTS.",
     "MODEL.REGION_DH.LR_FACTORS.",
 )
-
-_PROGRESS_EVERY = 5.0  # seconds
-
-# How to turn an image of each EXIF orientation, and the orientations that swap width and height.
-_EXIF_ORIENTATION = 274
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)
-
-
-class UnreadableImage(ValueError):
-    """An image that cannot be coded.
-
-    Attributes:
-        file_name: which.
-        reason: why, in half a line.
-    """
-
-    def __init__(self, file_name: str, reason: str):
-        super().__init__(file_name, reason)
-        self.file_name = file_name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.file_name}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class ImageEntry:
-    """An image to code.
-
-    Attributes:
-        image_id: its identity: an image whose id has a row already is not coded again.
-        file_name: path.
-        labels: class ids, or None where unknown.
-    """
-
-    image_id: str
-    file_name: str
-    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,61 +92,6 @@ class ExtractionResult:
     complete: bool
 
 
-def find_images(inputs: Sequence[str | os.PathLike]) -> list[ImageEntry]:
-    """The images that files and folders name, as entries with absolute paths as ids.
-
-    Folders are searched through, in alphabetical order, for files with an image's suffix; hidden
-    files and folders are passed over. A file is taken whatever its suffix. An image that is named
-    twice counts once.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        OSError: a folder cannot be read.
-        ValueError: there is no image.
-    """
-    files: dict[str, None] = {}
-    for given in inputs:
-        path = os.path.abspath(given)
-        if os.path.isdir(path):
-            files.update(dict.fromkeys(_walk(path)))
-        elif os.path.exists(path):
-            files[path] = None
-        else:
-            raise FileNotFoundError(f"{given}: no such file or folder")
-    if not files:
-        raise ValueError(f"no images in {', '.join(map(str, inputs))}")
-    return [ImageEntry(image_id=name, file_name=name) for name in files]
-
-
-def _walk(folder: str) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield os.path.join(parent, name)
-
-
-def dataset_images(dicts: Sequence[Mapping], count_difficult: bool) -> list[ImageEntry]:
-    """The images of a dataset.
-
-    Args:
-        dicts: dataset dicts with ``image_id`` and ``file_name``, and, if labels are known,
-            ``image_labels`` and ``difficult_labels``, as retrieval datasets have them.
-        count_difficult: whether the classes of ``difficult_labels`` count as labels.
-    """
-    entries = []
-    for record in dicts:
-        labels = None
-        if "image_labels" in record:
-            hidden = () if count_difficult else record.get("difficult_labels", ())
-            labels = tuple(sorted(set(record["image_labels"]) - set(hidden)))
-        entries.append(ImageEntry(str(record["image_id"]), str(record["file_name"]), labels))
-    return entries
-
-
 def code_settings(cfg: CfgNode, **options: Any) -> str:
     """What decides about the rows of a code file beside the weights, a line "KEY VALUE" each.
 
@@ -220,141 +109,32 @@ def code_settings(cfg: CfgNode, **options: Any) -> str:
     return "\n".join(f"{key} {value!r}" for key, value in sorted({**keys, **options}.items()))
 
 
+def parse_settings(text: str) -> dict[str, str]:
+    """The values of :func:`code_settings` by key.
+
+    A key that the text lacks is newer than the text, and what had no such key was coded as by its
+    default. An empty text tells nothing.
+    """
+    return {**_default_settings(), **_values(text)} if text else {}
+
+
+@cache
+def _default_settings() -> dict[str, str]:
+    cfg = get_cfg()
+    add_regiondh_config(cfg)
+    return _values(code_settings(cfg, features=False))
+
+
+def _values(text: str) -> dict[str, str]:
+    return dict(line.partition(" ")[::2] for line in text.splitlines())
+
+
 def _flatten(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, CfgNode):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-class ImageLoader:
-    """Reads image files as a network's test inputs.
-
-    For ordinary images the input is that of Detectron2's ``DatasetMapper``, turned as the EXIF
-    orientation says. 16-bit greys are scaled to 8 bits, where Detectron2's reader cuts off all that
-    is above 255, and TIFFs are turned once, where it turns them twice.
-    """
-
-    @configurable
-    def __init__(self, *, min_size: int, max_size: int, image_format: str):
-        """
-        Args:
-            min_size, max_size: the shorter side becomes ``min_size``, unless the longer one would
-                then exceed ``max_size``; a ``min_size`` of 0 leaves images as they are.
-            image_format: as in :func:`detectron2.data.detection_utils.read_image`.
-        """
-        self.min_size = min_size
-        self.max_size = max_size
-        self.image_format = image_format
-
-    @classmethod
-    def from_config(cls, cfg):
-        return {
-            "min_size": cfg.INPUT.MIN_SIZE_TEST,
-            "max_size": cfg.INPUT.MAX_SIZE_TEST,
-            "image_format": cfg.INPUT.FORMAT,
-        }
-
-    def __call__(self, file_name: str) -> dict:
-        """Read an image.
-
-        Returns:
-            ``image``, a tensor (C, H, W) as the network takes it, and ``height`` and ``width`` of
-            the image in the file, once turned.
-
-        Raises:
-            UnreadableImage: it can't be read, whatever the reason.
-        """
-        with _telling_why(file_name), Image.open(file_name) as image:
-            image.load()
-            turn = _TURNS.get(_orientation(image))
-            image8 = _to_8_bits(image)
-            upright = image8 if turn is None else image8.transpose(turn)
-            pixels = convert_PIL_to_numpy(upright, self.image_format)
-            height, width = pixels.shape[:2]
-            new_height, new_width = self._input_size(height, width)
-            if (new_height, new_width) != (height, width):
-                resize = T.ResizeTransform(height, width, new_height, new_width)
-                pixels = resize.apply_image(pixels)
-        image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
-        return {"image": image, "height": height, "width": width}
-
-    def read_size(self, file_name: str) -> tuple[int, int]:
-        """Height and width of the network's input, from the header of an image file.
-
-        Rarely another than that of the image that is read later, such as where a PNG's orientation
-        stands behind its pixels.
-
-        Raises:
-            UnreadableImage: the header can't be read, or announces too many pixels.
-        """
-        with _telling_why(file_name), Image.open(file_name) as image:
-            width, height = image.size
-            # Asked without need, Pillow may read all pixels; TIFFs' sizes are turned already.
-            if "exif" in image.info and _orientation(image) in _SIDEWAYS:
-                width, height = height, width
-            return self._input_size(height, width)
-
-    def _input_size(self, height: int, width: int) -> tuple[int, int]:
-        if self.min_size == 0:
-            return height, width
-        size = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
-        if min(size) < 1:
-            raise _Reason(
-                f"too thin: {width} x {height} pixels would be {size[1]} x {size[0]} for the "
-                "network"
-            )
-        return size
-
-
-class _Reason(ValueError):
-    """Why an image is unreadable, in our words."""
-
-
-@contextmanager
-def _telling_why(file_name: str) -> Iterator[None]:
-    """Makes any exception an :class:`UnreadableImage`: Pillow's decoders raise nearly every type.
-
-    Their warnings, such as of many pixels, are not for the terminal.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:
-        raise UnreadableImage(file_name, _describe(file_name, error)) from error
-
-
-def _describe(file_name: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, _Reason):
-        return text
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too many pixels ({text})"
-    if isinstance(error, UnidentifiedImageError):
-        empty = os.path.getsize(file_name) == 0
-        return "the file is empty" if empty else "not an image of a known format, or damaged"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"damaged or incomplete ({text or type(error).__name__})"
-
-
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF data says nothing about the pixels
-        return None
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit greys scaled to 8 bits: Pillow's own conversion cuts off all that is above 255."""
-    # Pillow opens 16-bit PGM files, and older ones PNG files, as 32-bit integers.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise _Reason("32-bit pixels, whose range is not known: save it with 8 bits a channel")
-    return image
 
 
 def plan_batches(
@@ -427,6 +207,7 @@ class CodeExtractor:
         num_workers: int = 0,
         instance_min_score: float = 0.3,
         activations: bool = False,
+        features: bool = False,
         save_every: float = 30.0,
         report: Callable[[str], None] = print,
     ):
@@ -441,6 +222,7 @@ class CodeExtractor:
             num_workers: processes that read images ahead; 0 reads them in this one.
             instance_min_score: detections below this score get no row.
             activations: whether to store the activations before binarisation.
+            features: whether to store ``image_feature``, which the model must then give.
             save_every: seconds between parts; 0 saves every batch.
             report: takes lines of progress.
         """
@@ -452,6 +234,7 @@ class CodeExtractor:
         self._num_workers = num_workers
         self._instance_min_score = instance_min_score
         self._activations = activations
+        self._features = features
         self._save_every = save_every
         self._report = report
 
@@ -482,7 +265,8 @@ class CodeExtractor:
         Raises:
             CodeFileError: earlier codes are by another model, other settings or of another dataset.
             OSError: the output exists already, or cannot be written.
-            ValueError: there are no images, or an id names two.
+            ValueError: there are no images, an id names two, or the model gives no codes or
+                features.
         """
         output = Path(output)
         check_output(output, resume)
@@ -533,7 +317,7 @@ class CodeExtractor:
 
         sizes: list[tuple[int, int] | None] = []
         unreadable = {}
-        progress = _Progress(self._report, "image headers read", len(images))
+        progress = Progress(self._report, "image headers read", len(images))
         for index, image in enumerate(images):
             size = None
             if image.image_id not in old:
@@ -544,7 +328,7 @@ class CodeExtractor:
                     if image.image_id not in saved:
                         unreadable[index] = error
             sizes.append(size)
-            progress.show(index + 1)
+            progress.step()
         batches = plan_batches(sizes, self._batch_size, self._size_divisibility)
         left = [[i for i in batch if images[i].image_id not in saved] for batch in batches]
         return _Plan([batch for batch in left if batch], unreadable)
@@ -558,10 +342,8 @@ class CodeExtractor:
                 f"{path} was coded by model {code_set.model_fingerprint[:12] or '(unknown)'}, not "
                 f"by this one ({ours[:12]}): {mend}"
             )
-        old, new = (
-            dict(line.partition(" ")[::2] for line in settings.splitlines())
-            for settings in (code_set.settings, self._attributes["settings"])
-        )
+        old = parse_settings(code_set.settings)
+        new = parse_settings(self._attributes["settings"])
         for name in ("dataset", "count_difficult", "class_names"):
             old[name], new[name] = getattr(code_set, name), self._attributes[name]
         for key in sorted(old.keys() | new.keys()):
@@ -585,9 +367,8 @@ class CodeExtractor:
         unreadable: dict[int, UnreadableImage] = {}
         pending: list[CodeSet] = []
         saved_at = time.monotonic()
-        done = 0
         report = self._report if comm.is_main_process() else None
-        progress = _Progress(report, _share("images coded"), sum(map(len, batches)))
+        progress = Progress(report, _share("images coded"), sum(map(len, batches)))
         try:
             for batch in loader:
                 loaded = {}
@@ -598,8 +379,7 @@ class CodeExtractor:
                 if pending and time.monotonic() - saved_at >= self._save_every:
                     parts.add(join_code_sets(pending))
                     pending, saved_at = [], time.monotonic()
-                done += len(batch)
-                progress.show(done)
+                progress.step(len(batch))
         finally:
             # Also after Ctrl-C, or when the model fails.
             if pending:
@@ -624,6 +404,7 @@ class CodeExtractor:
                     labels=None if None in labels else labels,
                     instance_min_score=self._instance_min_score,
                     activations=self._activations,
+                    features=self._features,
                     **self._attributes,
                 )
             )
@@ -692,24 +473,6 @@ class _Inputs(Dataset):
             return index, error.with_traceback(None)
 
 
-class _Progress:
-    """A line with the time left every few seconds."""
-
-    def __init__(self, report: Callable[[str], None] | None, what: str, total: int):
-        self._report = report
-        self._what = what
-        self._total = total
-        self._start = self._last = time.monotonic()
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        if self._report is None or now - self._last < _PROGRESS_EVERY:
-            return
-        self._last = now
-        left = (now - self._start) / done * (self._total - done)
-        self._report(f"{done} of {self._total} {self._what}, {left / 60:.1f} min left")
-
-
 def _share(what: str) -> str:
     world = comm.get_world_size()
     return what if world == 1 else f"{what} by process 1 of {world}"
@@ -722,11 +485,7 @@ def _unique(images: Sequence[ImageEntry]) -> list[ImageEntry]:
     first: dict[str, ImageEntry] = {}
     for image in images:
         other = first.setdefault(image.image_id, image)
-        if other.file_name != image.file_name:
-            raise ValueError(
-                f"image_id {image.image_id} names two files, {other.file_name} and "
-                f"{image.file_name}: image ids must be unique"
-            )
+        check_one_file(image.image_id, other.file_name, image.file_name)
     return list(first.values())
 
 

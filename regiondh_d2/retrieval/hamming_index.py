@@ -1,7 +1,7 @@
 """Exact search by Hamming distance: one interface, in the process, over FAISS or numpy.
 
-Codes are uint8 (N, ceil(bits / 8)), packed as in :mod:`~regiondh_d2.retrieval.code_store`. Results
-are ordered by (distance, row) whatever the engine, so equal distances never make two runs differ.
+Codes are uint8 (N, ceil(bits / 8)), as in :mod:`~regiondh_d2.retrieval.packed`. Results are ordered
+by (distance, row) whatever the engine, so equal distances never make two runs differ.
 
 An index file is an npz archive that any engine reads:
 
@@ -29,6 +29,7 @@ from types import ModuleType
 import numpy as np
 
 from .code_store import replace_when_complete
+from .packed import check_packed, packed_width, pad_columns, to_words
 
 __all__ = [
     "ENGINES",
@@ -43,9 +44,10 @@ __all__ = [
 
 _BLOCK = 1 << 16  # rows whose distances numpy computes at once: 512 KB a word stay in the cache
 
-# FAISS selects the nearest by counting or with a heap; counting is up to seven times faster on few
-# codes and slower than the heap on many.
+# FAISS selects the nearest by counting or with a heap; counting is up to seven times faster where a
+# good part of the codes is asked for, and slower than the heap on many codes or for few of them.
 _COUNTING_ROWS = 1_000_000
+_COUNTING_SHARE = 1e-4  # of the codes
 # But it keeps k rows for every possible distance and query, so this caps a batch of queries.
 _COUNTING_BYTES = 256 << 20
 _FAISS_BATCH = 32  # queries that FAISS itself takes at once
@@ -113,7 +115,7 @@ class HammingIndex(ABC):
 
     def __init__(self, bits: int) -> None:
         self.bits = _positive("bits", bits)
-        self.width = -(-self.bits // 8)
+        self.width = packed_width(self.bits)
         self._rows = np.empty(0, np.int64)  # of the codes held, ascending
         self._next_row = 0
 
@@ -134,7 +136,7 @@ class HammingIndex(ABC):
         Raises:
             ValueError: the codes are of another type or width, or have bits set beyond ``bits``.
         """
-        codes = self._check_codes(codes)
+        codes = check_packed("codes", codes, self.bits)
         rows = np.arange(self._next_row, self._next_row + len(codes), dtype=np.int64)
         if len(codes):
             self._append(codes)
@@ -170,14 +172,15 @@ class HammingIndex(ABC):
         Raises:
             ValueError: the queries don't fit the index, or k isn't positive.
         """
-        codes = self._check_codes(codes)
+        codes = check_packed("codes", codes, self.bits)
         k = min(_positive("k", k), len(self))
         if not len(codes) or not k:
             return np.empty((len(codes), k), np.int32), np.empty((len(codes), k), np.int64)
         distances, positions = self._nearest(codes, k)
-        rows = self._rows[positions]
-        rows[positions < 0] = -1  # an approximate index found fewer than k
-        return distances, rows
+        if len(self) == self._next_row:  # nothing was removed, so positions are rows
+            return distances, positions
+        # An approximate index may have found fewer than k.
+        return distances, np.where(positions < 0, -1, self._rows[positions])
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an index file: complete, or absent (an older file of that name stays)."""
@@ -206,7 +209,7 @@ class HammingIndex(ABC):
                 f"with bits={arrays['bits']}"
             )
         try:
-            codes = self._check_codes(arrays["codes"])
+            codes = check_packed("codes", arrays["codes"], self.bits)
         except ValueError as error:
             raise IndexFileError(f"{path}: {error}; build the index again") from None
         removed = arrays["removed"]
@@ -230,17 +233,6 @@ class HammingIndex(ABC):
         if len(codes):
             self._append(codes)
         self._rows = rows
-
-    def _check_codes(self, codes: np.ndarray) -> np.ndarray:
-        codes = np.asarray(codes)
-        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self.width:
-            raise ValueError(
-                f"codes must be packed uint8 of shape (N, {self.width}) for {self.bits} bits, not "
-                f"{codes.dtype} of shape {codes.shape}"
-            )
-        if self.bits % 8 and np.any(codes[:, -1] & (0xFF >> (self.bits % 8))):
-            raise ValueError(f"codes have bits set beyond the declared {self.bits}")
-        return codes
 
     @abstractmethod
     def _append(self, codes: np.ndarray) -> None:
@@ -274,17 +266,17 @@ class NumpyIndex(HammingIndex):
         self._clear()
 
     def _append(self, codes: np.ndarray) -> None:
-        self._words = np.concatenate([self._words, _to_words(codes)], axis=1)
+        self._words = np.concatenate([self._words, _to_columns(codes)], axis=1)
 
     def _clear(self) -> None:
-        self._words = _to_words(np.empty((0, self.width), np.uint8))
+        self._words = _to_columns(np.empty((0, self.width), np.uint8))
 
     def _codes(self) -> np.ndarray:
         return np.ascontiguousarray(self._words.T).view(np.uint8)[:, : self.width]
 
     def _nearest(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         found = np.empty((len(codes), k), np.int32), np.empty((len(codes), k), np.int64)
-        for i, code in enumerate(_to_words(codes).T):
+        for i, code in enumerate(to_words(codes)):
             found[0][i], found[1][i] = self._nearest_to(code, k)
         return found
 
@@ -319,7 +311,7 @@ class FaissIndex(HammingIndex):
         self._index = self._faiss.IndexBinaryFlat(8 * self._padded_width)
 
     def _append(self, codes: np.ndarray) -> None:
-        self._index.add(_pad(codes, self._padded_width))
+        self._index.add(pad_columns(codes, self._padded_width))
 
     def _clear(self) -> None:
         self._index.reset()
@@ -329,14 +321,18 @@ class FaissIndex(HammingIndex):
 
     def _nearest(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         query_bytes = 8 * (self._index.d + 1) * k
-        counting = len(self) <= _COUNTING_ROWS and query_bytes <= _COUNTING_BYTES
+        counting = (
+            k > _COUNTING_SHARE * len(self)
+            and len(self) <= _COUNTING_ROWS
+            and query_bytes <= _COUNTING_BYTES
+        )
         self._index.use_heap = not counting
         self._index.query_batch_size = min(_FAISS_BATCH, max(1, _COUNTING_BYTES // query_bytes))
         return self._search(codes, k)
 
     def _search(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         with self._threads_for(len(codes)):
-            return self._index.search(_pad(codes, self._padded_width), k)
+            return self._index.search(pad_columns(codes, self._padded_width), k)
 
     @contextmanager
     def _threads_for(self, queries: int) -> Iterator[None]:
@@ -390,7 +386,7 @@ class FaissIVFIndex(FaissIndex):
                     f"nlist {self.nlist} needs at least as many codes in the first add, not "
                     f"{len(codes)}: lower nlist or search exactly"
                 )
-            self._index.train(_pad(codes, self._padded_width))
+            self._index.train(pad_columns(codes, self._padded_width))
         super()._append(codes)
 
     def _codes(self) -> np.ndarray:
@@ -452,19 +448,9 @@ def _positive(name: str, value: int) -> int:
     return int(value)
 
 
-def _pad(codes: np.ndarray, width: int) -> np.ndarray:
-    """uint8 (N, B) to uint8 (N, width), zeros behind, contiguous."""
-    if codes.shape[1] == width:
-        return np.ascontiguousarray(codes)
-    padded = np.zeros((len(codes), width), np.uint8)
-    padded[:, : codes.shape[1]] = codes
-    return padded
-
-
-def _to_words(codes: np.ndarray) -> np.ndarray:
+def _to_columns(codes: np.ndarray) -> np.ndarray:
     """uint8 (N, B) to uint64 (ceil(B / 8), N), so that the same word of all codes is contiguous."""
-    words = _pad(codes, -(-codes.shape[1] // 8) * 8).view(np.uint64)
-    return np.ascontiguousarray(words.T)
+    return np.ascontiguousarray(to_words(codes).T)
 
 
 def _import_faiss() -> ModuleType:
