@@ -12,7 +12,7 @@ help:  ## show this list
 setup:  ## create or refresh .venv (DETECTRON2_SOURCE chooses the Detectron2, see INSTALL.md)
 	@$(PYTHON) tools/setup_env.py --venv $(VENV)
 
-demo: setup  ## generate scenes, train, code, evaluate and draw, into output/demo; or search your PHOTOS=folder
+demo: setup  ## generate scenes, train, code, evaluate, report and draw, into output/demo; or search your PHOTOS=folder
 	$(PY) $(if $(PHOTOS),tools/search_photos.py "$(PHOTOS)",tools/demo.py)
 
 test: setup  ## run the tests

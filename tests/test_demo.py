@@ -1,4 +1,4 @@
-"""The demo from its command line to its four files, with a network that learns nothing."""
+"""The demo from its command line to its five files, with a network that learns nothing."""
 
 import json
 import runpy
@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     return folder, result
 
 
-def test_leaves_four_complete_files(finished):
+def test_leaves_five_complete_files(finished):
     folder, _ = finished
     query, database = (read_codes(folder / "demo" / f"{s}.h5") for s in ("query", "database"))
     assert (len(query), len(database), query.bits) == (6, 52, 48)
@@ -56,9 +56,14 @@ def test_leaves_four_complete_files(finished):
     with Image.open(folder / "demo" / "retrieval.png") as image:
         assert image.format == "PNG"
         assert min(image.size) > 500
+    page = (folder / "demo" / "report.html").read_text()
+    assert page.endswith("</html>\n")
+    assert "<th>untrained</th>" in page
+    assert "could not be read" not in page
     names = {p.name for p in (folder / "demo").iterdir()}
     assert names == {
-        "scenes", "training", "metrics.json", "query.h5", "database.h5", "retrieval.png"
+        "scenes", "training", "metrics.json", "query.h5", "database.h5", "retrieval.png",
+        "report.html"
     }  # fmt: skip
 
 
@@ -78,7 +83,7 @@ def test_metrics_of_the_network_and_both_references(finished):
     assert {name: metrics[name] for name in names} == pytest.approx(again)
 
 
-def test_shows_progress_the_table_and_where_the_picture_lies(finished):
+def test_shows_progress_the_table_and_where_the_pictures_lie(finished):
     folder, result = finished
     lines = result.stdout.splitlines()
     metrics = json.loads((folder / "demo" / "metrics.json").read_text())
@@ -91,7 +96,10 @@ def test_shows_progress_the_table_and_where_the_picture_lies(finished):
     ):
         expected = [metrics[f"{prefix}{m}@5"] for m in ("MAP", "MAP_min", "NDCG", "ACG")]
         assert table[title] == [f"{value:.3f}" for value in expected]
-    assert lines[-1] == f"picture: {Path('demo') / 'retrieval.png'}"
+    assert lines[-2:] == [
+        f"picture: {Path('demo') / 'retrieval.png'}",
+        f"report: {Path('demo') / 'report.html'}",
+    ]
 
 
 def test_refuses_scenes_of_another_kind(finished, main, monkeypatch, capsys):
@@ -138,7 +146,7 @@ def test_a_failure_is_one_line(main, tmp_path, monkeypatch, capsys):
 
 def test_table_has_a_line_for_each_reference():
     names = [f"{p}{m}@50" for p in ("", "untrained/", "color_histogram/") for m in METRICS]
-    result = DemoResult(dict.fromkeys(names, 0.25), 50, Path("x.png"))
+    result = DemoResult(dict.fromkeys(names, 0.25), 50, Path("x.png"), Path("x.html"))
     lines = format_table(result).splitlines()
     assert [line[:24].strip() for line in lines] == [
         "", "colour histogram, ITQ", "untrained network", "Region-DH"

@@ -13,6 +13,7 @@ from regiondh_d2.retrieval.draw import (
     GridLayout,
     Tile,
     draw_grid,
+    fit_image,
     nearest,
     retrieval_rows,
     save_image,
@@ -135,6 +136,18 @@ def test_aspect_is_kept_and_the_frame_hugs_the_image():
         + [RED] * LAYOUT.frame
         + [(255, 255, 255)] * 20
     )
+
+
+def test_photographs_stand_upright(tmp_path):
+    photo = Image.new("RGB", (40, 20), (255, 255, 255))
+    photo.paste((0, 0, 0), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the left of the pixels is the top of the picture
+    photo.save(tmp_path / "photo.png", exif=exif)
+    shown = fit_image(tmp_path / "photo.png", (40, 40))
+    assert shown.size == (20, 40)
+    assert shown.getpixel((10, 3)) == (0, 0, 0)
+    assert shown.getpixel((10, 36)) == (255, 255, 255)
 
 
 def test_text_stays_inside_its_tile():

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         report=lambda line: print(line, flush=True),
     )
-    print(f"\n{format_table(result)}\n\npicture: {result.picture}")
+    print(f"\n{format_table(result)}\n\npicture: {result.picture}\nreport: {result.page}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import regiondh_d2  # noqa: F401  (registers the datasets)
-from regiondh_d2.engine.command import CommandError, run_command
+from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.experiments import (
     SHOWN,
     differences,
     fill_document,
     markdown_differences,
     markdown_table,
+    picked_rows,
     read_table,
 )
 from regiondh_d2.retrieval.code_store import write_json
@@ -49,24 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen(rows, names):
-    """The rows of those names, in the order of the table.
-
-    Raises:
-        CommandError: there is no row of a name.
-    """
-    known = [row.name for row in rows]
-    for name in names:
-        if name not in known:
-            raise CommandError(f"{name} is no row of the table; known: {', '.join(known)}")
-    return [row for row in rows if not names or row.name in names]
-
-
 def summarize(args: argparse.Namespace, rows, picked) -> None:
     print(markdown_table(picked, args.results, args.summary))
     if not args.against:
         return
-    reference = chosen(rows, [args.against])[0]
+    reference = picked_rows(rows, [args.against])[0]
     runs = [
         run for row in (reference, *(r for r in picked if r != reference)) for run in row.runs()
     ]
@@ -77,7 +65,7 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
 
 def main(args: argparse.Namespace) -> None:
     rows = read_table(args.table)
-    picked = chosen(rows, args.rows)
+    picked = picked_rows(rows, args.rows)
     # Seed by seed, so that every row has a number early.
     runs = sorted((run for row in picked for run in row.runs()), key=lambda run: run.seed)
     if args.document:

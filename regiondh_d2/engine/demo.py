@@ -1,4 +1,4 @@
-"""The whole way on generated scenes: train, code, evaluate beside two references, draw."""
+"""The whole way on generated scenes: train, code, evaluate beside two references, report, draw."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from ..evaluation import RetrievalEvaluator, evaluate_ranking
 from ..retrieval.code_store import CodeSet, read_codes, write_codes, write_json
 from ..retrieval.color_histogram import color_histograms, itq_codes
 from ..retrieval.draw import draw_grid, retrieval_rows, save_image
+from ..retrieval.report import write_report
 from .defaults import build_cfg
 from .trainer import RegionDHTrainer
 
 __all__ = ["DemoResult", "format_table", "run_demo"]
 
 PREFIX = "demo_"  # of the dataset names: the plain ones belong to DETECTRON2_DATASETS
-OUTPUTS = ("metrics.json", "query.h5", "database.h5", "retrieval.png")
+OUTPUTS = ("metrics.json", "query.h5", "database.h5", "retrieval.png", "report.html")
 TABLE = ("MAP", "MAP_min", "NDCG", "ACG")
 REFERENCES = {"color_histogram": "colour histogram, ITQ", "untrained": "untrained network"}
 PICTURE_QUERIES = 6
@@ -43,11 +44,13 @@ class DemoResult:
             the references under ``untrained/`` and ``color_histogram/``.
         topk: the cut-off k of the metrics.
         picture: path of ``retrieval.png``.
+        page: path of ``report.html``.
     """
 
     metrics: dict[str, float]
     topk: int
     picture: Path
+    page: Path
 
 
 def run_demo(
@@ -60,13 +63,13 @@ def run_demo(
     seed: int = 0,
     report: Callable[[str], None] = print,
 ) -> DemoResult:
-    """Generate scenes, train Region-DH on them, code, evaluate and draw.
+    """Generate scenes, train Region-DH on them, code, evaluate, report and draw.
 
     Complete scenes of an earlier run are reused; everything else starts anew. The results in
     ``output`` are those of one run: an earlier run's are removed first.
 
     Args:
-        output: folder for ``scenes/``, ``training/`` and the four results.
+        output: folder for ``scenes/``, ``training/`` and the five results.
         config_file: a config for the scenes; its datasets and output folder are replaced.
         images, queries: number of database and of query images.
         iterations: training iterations, or None for the config's.
@@ -125,8 +128,19 @@ def run_demo(
     picture = output / "retrieval.png"
     _draw(query, database, picture)
     write_json(output / "metrics.json", metrics)
+    page = output / "report.html"
+    notes = write_report(
+        page,
+        output / "query.h5",
+        output / "database.h5",
+        topk=cfg.TEST.RETRIEVAL.TOPK,
+        metrics_file=output / "metrics.json",
+        title="Region-DH on generated scenes",
+    )
+    for note in notes:
+        report(f"warning: {note}")
     report(f"done in {(time.perf_counter() - started) / 60:.1f} minutes")
-    return DemoResult(metrics, cfg.TEST.RETRIEVAL.TOPK, picture)
+    return DemoResult(metrics, cfg.TEST.RETRIEVAL.TOPK, picture, page)
 
 
 def format_table(result: DemoResult) -> str:

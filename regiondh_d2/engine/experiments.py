@@ -36,6 +36,7 @@ __all__ = [
     "markdown_differences",
     "markdown_table",
     "paired_bootstrap",
+    "picked_rows",
     "read_table",
 ]
 
@@ -148,6 +149,19 @@ def read_table(path: str | os.PathLike) -> list[Row]:
         return [_row(name, defaults, row) for name, row in rows.items()]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no table of experiments: {error!r}") from error
+
+
+def picked_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of those names, in the order of the table; all of them where none is named.
+
+    Raises:
+        CommandError: there is no row of a name.
+    """
+    known = [row.name for row in rows]
+    for name in names:
+        if name not in known:
+            raise CommandError(f"{name} is no row of the table; known: {', '.join(known)}")
+    return [row for row in rows if not names or row.name in names]
 
 
 def _row(name: str, defaults: dict, row: dict) -> Row:

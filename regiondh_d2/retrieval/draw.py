@@ -23,6 +23,7 @@ __all__ = [
     "Tile",
     "draw_boxes",
     "draw_grid",
+    "fit_image",
     "nearest",
     "retrieval_rows",
     "save_image",
@@ -274,7 +275,7 @@ def _draw_tile(
     layout: GridLayout,
 ) -> None:
     (left, top), (width, height), frame = corner, layout.box, layout.frame
-    image = _fit(tile.image, layout.box)
+    image = fit_image(tile.image, layout.box)
     # The frame hugs the image, which stands in the middle of its box.
     x = left + frame + (width - image.width) // 2
     y = top + frame + (height - image.height) // 2
@@ -294,11 +295,15 @@ def _draw_tile(
         x = _text(draw, (x, y), text, 13, GREEN if shared else _FAINT, right)
 
 
-def _fit(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
-    """The image in RGB, enlarged or shrunk to fit into a box."""
+def fit_image(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
+    """The image in RGB, a file's upright, enlarged or shrunk to fit into a box.
+
+    Raises:
+        OSError: the file can't be read.
+    """
     if not isinstance(image, Image.Image):
         with Image.open(image) as file:
-            return _fit(file.convert("RGB"), box)
+            return fit_image(ImageOps.exif_transpose(file), box)
     scale = min(box[0] / image.width, box[1] / image.height)
     size = [max(1, round(side * scale)) for side in image.size]
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

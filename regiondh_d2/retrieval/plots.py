@@ -1,0 +1,347 @@
+"""Plots of retrieval by binary codes, as the field draws them.
+
+Functions that plot return a matplotlib figure that belongs to no window and no global state. Save
+it with :func:`save_figure`, or put :func:`figure_svg` into a page. matplotlib is imported when the
+first one is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from .code_store import CodeFileError, CodeSet, replace_when_complete
+from .draw import Tile, draw_grid, retrieval_rows
+from .packed import unpack_codes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..evaluation.curves import BitStatistics, DistanceCounts, RadiusCurve
+
+__all__ = [
+    "INK",
+    "code_map",
+    "compare_methods",
+    "figure_svg",
+    "plot_bits",
+    "plot_code_map",
+    "plot_correlation",
+    "plot_distances",
+    "plot_metric_against_bits",
+    "plot_precision_at",
+    "plot_precision_recall",
+    "save_figure",
+]
+
+INK = "#21252b"
+"""Colour of text, ticks and axes, and of nothing else: a page may replace it by its own."""
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LINES = ("-", "--", "-.", ":")
+OTHER = "#9a9fa6"
+MAP_CLASSES = 20  # more colours than this nobody tells apart
+
+
+def _axes(
+    title: str, x: str = "", y: str = "", size: tuple[float, float] = (5.6, 3.8)
+) -> tuple[Figure, Axes]:
+    """An empty plot in the common style; ``size`` in inches."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    )
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    with rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+    axes.grid(color=OTHER, alpha=0.25, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(axes: Axes, **where) -> None:
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, **where)
+
+
+def _line(index: int) -> dict:
+    """Colour and dashes of the line of a method, told apart in grey, too."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": LINES[index // len(COLOURS) % len(LINES)],
+        "linewidth": 1.8,
+    }
+
+
+def plot_precision_recall(curves: Mapping[str, RadiusCurve]) -> Figure:
+    """Precision against recall, a point for each Hamming radius.
+
+    Args:
+        curves: the curve of each method, see
+            :func:`~regiondh_d2.evaluation.curves.radius_curve`. Radii in which no query finds
+            anything have no point.
+    """
+    figure, axes = _axes("Precision and recall over Hamming radii", "recall", "precision")
+    for index, (name, curve) in enumerate(curves.items()):
+        axes.plot(curve.recall, curve.precision, "o", markersize=3, label=name, **_line(index))
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(0, 1.02)
+    if len(curves) > 1:
+        _legend(axes)
+    return figure
+
+
+def plot_precision_at(curves: Mapping[str, np.ndarray]) -> Figure:
+    """Expected precision within the first k answers.
+
+    Args:
+        curves: for each method the precision at k = 1, 2, ..., see
+            :func:`~regiondh_d2.evaluation.curves.precision_at`.
+    """
+    figure, axes = _axes("Precision within the first k answers", "k", "expected precision")
+    for index, (name, curve) in enumerate(curves.items()):
+        axes.plot(np.arange(1, len(curve) + 1), curve, label=name, **_line(index))
+    axes.set_ylim(0, 1.02)
+    if len(curves) > 1:
+        _legend(axes)
+    return figure
+
+
+def plot_metric_against_bits(results: Mapping[str, Mapping[int, float]], metric: str) -> Figure:
+    """A metric against the length of the code.
+
+    Args:
+        results: for each method its value at each number of bits.
+        metric: name of the values.
+    """
+    figure, axes = _axes(f"{metric} against code length", "bits", metric, (7.4, 3.8))
+    for index, (name, values) in enumerate(results.items()):
+        bits = sorted(values)
+        axes.plot(bits, [values[b] for b in bits], "o", markersize=4, label=name, **_line(index))
+    axes.set_xticks(sorted({bits for values in results.values() for bits in values}))
+    _legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_distances(counts: DistanceCounts) -> Figure:
+    """How far relevant and other items lie from their queries: the less overlap, the better.
+
+    Args:
+        counts: see :func:`~regiondh_d2.evaluation.curves.count_distances`; all pairs count alike.
+    """
+    figure, axes = _axes("Distances of all pairs", "Hamming distance", "share of the pairs")
+    relevant = counts.relevant.sum(axis=0)
+    other = counts.items.sum(axis=0) - relevant
+    kinds = {"share a label": (relevant, COLOURS[0]), "share none": (other, COLOURS[1])}
+    for name, (pairs, colour) in kinds.items():
+        shares = pairs / max(1, pairs.sum())
+        edges = np.arange(len(shares) + 1) - 0.5
+        axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour)
+        axes.stairs(shares, edges, color=colour, linewidth=1.5, label=name)
+    _legend(axes)
+    return figure
+
+
+def plot_bits(statistics: BitStatistics) -> Figure:
+    """The share of codes in which each bit is set; saturated bits stand out."""
+    figure, axes = _axes("Balance of the bits", "bit", "share of codes with the bit set")
+    bits = np.arange(len(statistics.ones))
+    groups = {"saturated": (statistics.saturated, COLOURS[1])}
+    groups = {"in use": (~statistics.saturated, COLOURS[0])} | groups
+    for name, (chosen, colour) in groups.items():
+        if chosen.any():
+            # From the middle, so that a bit that is never set shows as well as one that always is.
+            axes.bar(bits[chosen], statistics.ones[chosen] - 0.5, bottom=0.5, color=colour)
+            axes.plot([], [], "s", color=colour, label=name)
+    axes.axhline(0.5, color=INK, linewidth=0.8)
+    axes.set_ylim(0, 1)
+    axes.set_xlim(-1, len(bits))
+    if statistics.saturated.any():
+        _legend(axes, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def plot_correlation(statistics: BitStatistics) -> Figure:
+    """A heat map of the correlation of each two bits; grey where one is constant."""
+    from matplotlib import colormaps
+
+    figure, axes = _axes("Correlation of the bits", "bit", "bit")
+    axes.grid(visible=False)
+    colours = colormaps["RdBu_r"].with_extremes(bad=OTHER)
+    image = axes.imshow(
+        statistics.correlation, cmap=colours, vmin=-1, vmax=1, interpolation="nearest"
+    )
+    bar = figure.colorbar(image)
+    bar.ax.tick_params(colors=INK)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def code_map(codes: CodeSet, method: str = "pca") -> tuple[np.ndarray, str]:
+    """Places each code in the plane.
+
+    Args:
+        codes: at least two codes.
+        method: "pca", the two directions in which the bits vary most; or "tsne", which keeps
+            neighbourhoods and no distances (by scikit-learn, seeded).
+
+    Returns:
+        float64 (N, 2), and what the places are in half a line.
+
+    Raises:
+        ImportError: "tsne" without scikit-learn.
+        ValueError: another method, or too few codes.
+    """
+    if method not in ("pca", "tsne"):
+        raise ValueError(f"a map is made by 'pca' or 'tsne', not {method!r}")
+    if len(codes) < 2:
+        raise ValueError(f"a map needs at least two codes, not {len(codes)}")
+    bits = unpack_codes(codes.codes, codes.bits).astype(np.float64)
+    if method == "tsne":
+        return _tsne(bits), "t-SNE of the codes (neighbourhoods mean something, distances do not)"
+    centred = bits - bits.mean(axis=0)
+    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = np.pad(axes[:2], ((0, 2 - len(axes[:2])), (0, 0)))  # a single bit has one direction
+    # The sign of a direction is free: its largest part is made positive, on every machine alike.
+    largest = axes[np.arange(2), np.abs(axes).argmax(axis=1)]
+    places = centred @ (axes * np.where(largest < 0, -1, 1)[:, None]).T
+    kept = np.square(scale[:2]).sum() / max(np.square(scale).sum(), np.finfo(float).tiny)
+    return places, f"the two main directions of the bits, {kept:.0%} of their variance"
+
+
+def _tsne(bits: np.ndarray) -> np.ndarray:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise ImportError(
+            "a t-SNE map needs scikit-learn, which isn't installed: pip install scikit-learn, or "
+            "use method 'pca'"
+        ) from None
+    perplexity = min(30.0, (len(bits) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(bits)
+
+
+def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
+    """A 2-D map of the codes of images that show one class, coloured by the class.
+
+    Args:
+        codes: with labels; images of no or several classes are left out.
+        method: see :func:`code_map`.
+
+    Raises:
+        CodeFileError: the codes have no labels.
+        ValueError, ImportError: see :func:`code_map`.
+    """
+    from matplotlib import colormaps
+
+    if codes.labels is None:
+        raise CodeFileError("a map of codes is coloured by labels, but the codes have none")
+    places, meaning = code_map(codes, method)
+    labels = np.asarray(codes.labels).astype(bool)
+    single = labels.sum(axis=1) == 1
+    classes = labels.argmax(axis=1)
+    images = np.bincount(classes[single], minlength=labels.shape[1])
+    frequent = np.argsort(-images, kind="stable")[:MAP_CLASSES]
+    names = codes.class_names or [f"class {i}" for i in range(labels.shape[1])]
+
+    figure, axes = _axes(f"Codes of images of one class: {meaning}", size=(9.2, 5.4))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    colours = colormaps["tab20"].colors
+    style = {"linestyle": "", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.8}
+    style["rasterized"] = True  # or a page would hold a path for each of many images
+    for class_id in sorted(frequent):
+        chosen = single & (classes == class_id)
+        if chosen.any():
+            colour = colours[class_id % len(colours)]
+            marker = "os^D"[class_id // len(colours) % 4]
+            axes.plot(
+                *places[chosen].T, marker=marker, color=colour, label=names[class_id], **style
+            )
+    rest = single & ~np.isin(classes, frequent)
+    if rest.any():
+        axes.plot(*places[rest].T, marker="o", color=OTHER, label="other classes", **style)
+    if single.any():
+        _legend(axes, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+    return figure
+
+
+def compare_methods(
+    methods: Mapping[str, tuple[CodeSet, CodeSet]], image_ids: Sequence[str], topk: int = 5
+) -> Image.Image:
+    """The first answers of several methods to the same queries, a row for each.
+
+    Args:
+        methods: codes of queries and of the database by each method.
+        image_ids: the queries to draw, in this order.
+        topk: answers in a row.
+
+    Returns:
+        A picture: the query under the method's name, then its answers, framed green where they
+        share a label with the query and red where they share none.
+
+    Raises:
+        CodeFileError: a method lacks a query, or its two sets don't fit together.
+        OSError: an image can't be read.
+    """
+    rows: list[list[Tile]] = []
+    for image_id in image_ids:
+        for name, (query, database) in methods.items():
+            if image_id not in query.image_ids:
+                raise CodeFileError(
+                    f"{name} has no query {image_id!r}: draw queries that all methods coded"
+                )
+            (row,) = retrieval_rows(query, database, [query.image_ids.index(image_id)], topk)
+            source = row[0]
+            rows.append([Tile(source.image, name, source.names, source.frame), *row[1:]])
+    return draw_grid(rows, f"The first {topk} answers of {len(methods)} methods")
+
+
+def figure_svg(figure: Figure, name: str = "figure") -> str:
+    """A figure as an ``svg`` element for a page, the same text whenever it is plotted anew.
+
+    It has no background and no fixed size.
+
+    Args:
+        figure: a plot.
+        name: another one for each figure of a page, since no two may use the same ids.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    # Without these, random names and the date would change with every call.
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", dpi=150, transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    # Names of groups, which nothing refers to, would occur once in each figure of a page.
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    return re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure, complete or not at all; its name's ending tells the format.
+
+    Raises:
+        ValueError: matplotlib knows no such format.
+    """
+    ending = Path(path).suffix.lower().lstrip(".")
+    if ending not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"{path}: {ending or 'no ending'!r} is no plot format; use .svg or .png")
+    with replace_when_complete(path) as temporary:
+        figure.savefig(temporary, format=ending, dpi=150)

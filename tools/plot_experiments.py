@@ -1,0 +1,137 @@
+#!/usr/bin/env python
+"""Plots of what tools/run_experiments.py measured: metrics against bits, and curves of one length.
+
+Metrics against bits come from the files of results. Precision and recall over Hamming radii,
+precision at k, the maps of codes and the first answers of all rows to the same queries come from
+the code files of the first seed, where they are.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import regiondh_d2  # noqa: F401  (registers the datasets that tables name)
+from regiondh_d2.engine.command import CommandError, positive_int, run_command
+from regiondh_d2.engine.experiments import Row, picked_rows, read_table
+from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
+from regiondh_d2.retrieval.code_store import CodeSet, read_codes
+from regiondh_d2.retrieval.draw import save_image
+from regiondh_d2.retrieval.plots import (
+    compare_methods,
+    plot_code_map,
+    plot_metric_against_bits,
+    plot_precision_at,
+    plot_precision_recall,
+    save_figure,
+)
+
+METRICS = ("MAP", "MAP_min", "ACG")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", metavar="DATASET", help="that the rows were tested on")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to plot (default: all)")
+    parser.add_argument("--table", type=Path, default=Path(__file__).with_name("experiments.yaml"))
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    parser.add_argument("--experiments", type=Path, default=Path("output/experiments"))
+    parser.add_argument("--output", type=Path, default=Path("output/plots"), metavar="FOLDER")
+    parser.add_argument(
+        "--bits", type=positive_int, default=48, metavar="K", help="of the curves (default: 48)"
+    )
+    parser.add_argument("--topk", type=positive_int, default=1000, metavar="K")
+    parser.add_argument(
+        "--queries",
+        nargs="+",
+        default=[],
+        metavar="IMAGE_ID",
+        help="also draw the first five answers of each row to these queries",
+    )
+    return parser
+
+
+def metrics_against_bits(
+    rows: list[Row], results: Path, dataset: str, name: str
+) -> dict[str, dict[int, float]]:
+    """The mean over the seeds that are done, by title and bits; rows without any are left out."""
+    found = {}
+    for row in rows:
+        for run in row.runs():
+            if run.result_file(results).is_file():
+                metrics = json.loads(run.result_file(results).read_text())["metrics"]
+                if dataset in metrics:
+                    seeds = found.setdefault(row.title, {}).setdefault(run.bits, [])
+                    seeds.append(metrics[dataset][name])
+    return {
+        title: {bits: float(np.mean(seeds)) for bits, seeds in values.items()}
+        for title, values in found.items()
+    }
+
+
+def codes_of(
+    rows: list[Row], experiments: Path, dataset: str, bits: int
+) -> dict[str, tuple[CodeSet, CodeSet]]:
+    """Queries and database by title, of each row's first seed; rows without files are left out."""
+    found = {}
+    for row in rows:
+        run = next((run for run in row.runs() if run.bits == bits), None)
+        if run is not None:
+            folder = experiments / run.name / "inference" / dataset
+            files = [folder / f"{role}.h5" for role in ("query", "database")]
+            if all(file.is_file() for file in files):
+                found[row.title] = tuple(read_codes(file) for file in files)
+    return found
+
+
+def plot_against_bits(args: argparse.Namespace, rows: list[Row]) -> None:
+    for metric in METRICS:
+        values = metrics_against_bits(rows, args.results, args.dataset, f"{metric}@{args.topk}")
+        if not values:
+            raise CommandError(
+                f"{args.results} has no results on {args.dataset}: run tools/run_experiments.py"
+            )
+        # A row of one length makes no line.
+        values = {title: v for title, v in values.items() if len(v) > 1}
+        if values:
+            figure = plot_metric_against_bits(values, f"{metric}@{args.topk}")
+            save_figure(figure, args.output / f"{metric}_against_bits.png")
+
+
+def plot_codes(args: argparse.Namespace, rows: list[Row]) -> None:
+    methods = codes_of(rows, args.experiments, args.dataset, args.bits)
+    if not methods:
+        print(f"no code files of {args.bits} bits in {args.experiments}: no curves")
+        return
+    counts = {
+        title: count_distances(q.codes, d.codes, q.labels, d.labels, bits=q.bits)
+        for title, (q, d) in methods.items()
+    }
+    radii = {title: radius_curve(c) for title, c in counts.items()}
+    save_figure(plot_precision_recall(radii), args.output / "precision_recall.png")
+    first = {title: precision_at(c, args.topk) for title, c in counts.items()}
+    save_figure(plot_precision_at(first), args.output / "precision_at_k.png")
+    for row in rows:
+        if row.title in methods:
+            figure = plot_code_map(methods[row.title][0])
+            save_figure(figure, args.output / f"map_{row.name}.png")
+    if args.queries:
+        save_image(compare_methods(methods, args.queries), args.output / "answers.jpg")
+
+
+def run(args: argparse.Namespace) -> None:
+    rows = picked_rows(read_table(args.table), args.rows)
+    plot_against_bits(args, rows)
+    plot_codes(args, rows)
+    print(f"plots in {args.output}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
