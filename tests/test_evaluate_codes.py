@@ -138,3 +138,31 @@ def test_as_a_program(files, tmp_path):
     assert done.stdout == ""
     assert absent in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_reference_codes_take_the_place_of_the_files(tool, files, tmp_path, capsys):
+    def measure(query, database, *args):
+        out = tmp_path / "metrics.json"
+        arguments = ["--query", query, "--database", database, "--topk", "6", "--json", str(out)]
+        assert tool.main([*arguments, *args]) == 0
+        return json.loads(out.read_text()), capsys.readouterr().out
+
+    labels = (
+        write(tmp_path / "ql.h5", QUERY_LABELS == 1, QUERY_LABELS),
+        write(tmp_path / "dl.h5", DATABASE_LABELS == 1, DATABASE_LABELS),
+    )
+    found = measure(*files, "--reference", "true_labels")
+    assert found == measure(*labels)
+    assert found != measure(*files)
+    _, out = measure(*files, "--reference", "random", "--bits", "5")
+    assert out.startswith("3 queries in 6 codes of 5 bits")
+    arguments = ["--query", files[0], "--database", files[1], "--reference", "itq"]
+    assert tool.main(arguments) == 1
+    assert "with features" in capsys.readouterr().err
+
+
+def test_bits_without_a_reference_are_refused(tool, files, capsys):
+    with pytest.raises(SystemExit) as error:
+        tool.main(["--query", files[0], "--database", files[1], "--bits", "8"])
+    assert error.value.code == 2
+    assert "--bits is of reference codes" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_labels_are_the_code(sets):
     query, database = label_codes(*sets)
     assert (bits_of(query) == sets[0].labels).all()
     assert (bits_of(database) == sets[1].labels).all()
-    assert query.model_fingerprint == ""
+    assert query.model_fingerprint == database.model_fingerprint == "no model"
 
 
 def test_detected_classes_are_the_code(sets):
@@ -103,8 +103,8 @@ def test_codes_of_features_beat_chance(sets, method):
 @pytest.mark.parametrize(
     ("name", "lacking", "text"),
     [
-        ("true labels", "labels", "need code files with labels"),
-        ("detected classes", "instances", "need code files with detections"),
+        ("true_labels", "labels", "need code files with labels"),
+        ("detected_classes", "instances", "need code files with detections"),
         ("itq", "features", "need code files with features"),
     ],
 )

@@ -10,6 +10,7 @@ import sys
 
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
+from regiondh_d2.evaluation.reference_codes import REFERENCES
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.progress import Progress
 from regiondh_d2.retrieval.code_store import (
@@ -39,6 +40,18 @@ def build_parser() -> argparse.ArgumentParser:
         default=[1000],
         metavar="K",
         help="cut-off or cut-offs of the ranking (default: 1000)",
+    )
+    parser.add_argument(
+        "--reference",
+        choices=REFERENCES,
+        help="measure, instead of the files' codes, those of their true labels or detected "
+        "classes, random ones, or unsupervised ones of their features",
+    )
+    parser.add_argument(
+        "--bits",
+        type=positive_int,
+        metavar="K",
+        help="of random codes and codes of features (default: the bits of the files)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     return parser
@@ -71,6 +84,9 @@ def format_table(metrics: dict[str, float], topk: list[int]) -> str:
 
 def run(args: argparse.Namespace) -> None:
     query, database = read_codes(args.query), read_codes(args.database)
+    if args.reference:
+        codes_of = REFERENCES[args.reference]
+        query, database = codes_of(query, database, args.bits or query.bits)
     result, notes = evaluate(query, database, args.topk)
     if args.json:
         write_json(args.json, result.metrics)
@@ -84,7 +100,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.bits and not args.reference:
+        parser.error("--bits is of reference codes: the files' codes have their own")
     return run_command(lambda: run(args))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..retrieval.packed import to_words, unpack_codes
-from .ranking_metrics import check_codes, check_labels, pairwise_popcount, evaluate_ranking
+from .ranking_metrics import check_codes, check_labels, evaluate_ranking, pairwise_popcount
 
 __all__ = [
     "BitStatistics",

@@ -94,15 +94,15 @@ def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> 
 
 
 REFERENCES: dict[str, Callable[[CodeSet, CodeSet, int], Pair]] = {
-    "true labels": lambda q, d, bits: label_codes(q, d),
-    "detected classes": lambda q, d, bits: predicted_codes(q, d),
+    "true_labels": lambda q, d, bits: label_codes(q, d),
+    "detected_classes": lambda q, d, bits: predicted_codes(q, d),
     "random": random_codes,
     **{
         name: lambda q, d, bits, name=name: feature_codes(q, d, bits, name)
         for name in ("lsh", "pca", "itq")
     },
 }
-"""By the name in tables: called with a query set, a database set and a code length."""
+"""By name: called with a query set, a database set and a code length, where that can be chosen."""
 
 
 def _pair(query: CodeSet, database: CodeSet, bits_of: Callable[[CodeSet], np.ndarray]) -> Pair:
@@ -111,7 +111,11 @@ def _pair(query: CodeSet, database: CodeSet, bits_of: Callable[[CodeSet], np.nda
 
 def _with_bits(codes: CodeSet, bits: np.ndarray) -> CodeSet:
     return dataclasses.replace(
-        codes, codes=pack_codes(bits), bits=bits.shape[1], activations=None, model_fingerprint=""
+        codes,
+        codes=pack_codes(bits),
+        bits=bits.shape[1],
+        activations=None,
+        model_fingerprint="no model",
     )
 
 
