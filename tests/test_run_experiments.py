@@ -75,6 +75,19 @@ def test_bootstrap_leaves_out_queries_without_relevant_images():
         paired_bootstrap(a, np.array([0.25, 0.3, 0.45]))
 
 
+RESULT = {
+    "metrics": {
+        "set": {
+            metric: 0.5
+            for metric in ("MAP@1000", "MAP_min@1000", "NDCG@1000", "ACG@1000")
+            + ("MAP_min@1000-pessimistic", "MAP_min@1000-optimistic")
+        }
+    },
+    "box_ap": {},
+    "minutes": 1.0,
+}
+
+
 def test_markdown_shows_mean_spread_and_ties(tmp_path):
     row = read_table(write_table(tmp_path, a={"title": "A", "seeds": [0, 1, 2]}))[0]
     for run, value in zip(row.runs()[:2], (0.4, 0.6), strict=True):
@@ -114,6 +127,12 @@ def test_a_document_is_filled_where_it_says_so(tmp_path):
     assert fill_document(filled, rows, tmp_path) == filled
     table = fill_document(text.format("table: set a b"), rows, tmp_path)
     assert markdown_table(rows, tmp_path, "set") in table
+    assert "| b | 8 |" not in fill_document(text.format("differences: set 16"), rows, tmp_path)
+    for row in rows:
+        row.runs()[0].result_file(tmp_path).write_text(json.dumps(RESULT))
+    ordered = fill_document(text.format("table: set b a 8"), rows, tmp_path)
+    assert ordered.index("| B | 8 |") < ordered.index("| A | 8 |")
+    assert "| B |" not in fill_document(text.format("table: set b 16"), rows, tmp_path)
     assert fill_document("no place", rows, tmp_path) == "no place"
     with pytest.raises(ValueError, match="unknown rows: c"):
         fill_document(text.format("table: set c"), rows, tmp_path)

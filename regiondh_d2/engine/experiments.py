@@ -339,25 +339,32 @@ def markdown_differences(found: Sequence[dict], names: Sequence[str] = ()) -> st
 def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
     """Put the tables of what is done in the places that a document has for them.
 
-    A place is what stands between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`; no
-    row: all) or ``<!-- differences: DATASET ROW... -->`` (:func:`markdown_differences`), and the
-    next ``<!-- end -->``.
+    A place is what stands between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`) or
+    ``<!-- differences: DATASET ROW... -->`` (:func:`markdown_differences`), and the next
+    ``<!-- end -->``. No row means all; a number among them keeps runs of so many bits alone.
 
     Raises:
         ValueError: a row has no such name.
     """
 
+    by_name = {row.name: row for row in rows}
+
     def filled(block: re.Match) -> str:
-        names = block["names"].split()
-        unknown = sorted(set(names) - {row.name for row in rows})
+        words = block["names"].split()
+        names = [word for word in words if not word.isdecimal()]
+        bits = [int(word) for word in words if word.isdecimal()]
+        unknown = sorted(set(names) - set(by_name))
         if unknown:
             raise ValueError(f"the document asks for unknown rows: {', '.join(unknown)}")
         if block["what"] == "table":
-            picked = [row for row in rows if not names or row.name in names]
+            picked = [by_name[name] for name in names or by_name]
+            if bits:
+                picked = [dataclasses.replace(row, bits=tuple(bits)) for row in picked]
             table = markdown_table(picked, results, block["dataset"])
         else:
             file = results / f"differences_{block['dataset']}.json"
-            table = markdown_differences(json.loads(file.read_text()), names)
+            found = [d for d in json.loads(file.read_text()) if not bits or d["bits"] in bits]
+            table = markdown_differences(found, names)
         return f"{block['begin']}\n{table}\n{block['end']}"
 
     return BLOCK.sub(filled, text)
