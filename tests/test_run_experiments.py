@@ -77,11 +77,11 @@ def test_bootstrap_leaves_out_queries_without_relevant_images():
 
 RESULT = {
     "metrics": {
-        "set": {
-            metric: 0.5
-            for metric in ("MAP@1000", "MAP_min@1000", "NDCG@1000", "ACG@1000")
-            + ("MAP_min@1000-pessimistic", "MAP_min@1000-optimistic")
-        }
+        "set": dict.fromkeys(
+            ("MAP@1000", "MAP_min@1000", "NDCG@1000", "ACG@1000")
+            + ("MAP_min@1000-pessimistic", "MAP_min@1000-optimistic"),
+            0.5,
+        )
     },
     "box_ap": {},
     "minutes": 1.0,
