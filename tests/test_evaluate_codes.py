@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, write_codes
 
@@ -166,3 +167,28 @@ def test_bits_without_a_reference_are_refused(tool, files, capsys):
         tool.main(["--query", files[0], "--database", files[1], "--bits", "8"])
     assert error.value.code == 2
     assert "--bits is of reference codes" in capsys.readouterr().err
+
+
+def test_image_classes_come_from_the_classifier_of_a_checkpoint(tool, tmp_path, capsys):
+    """A classifier that reads off the labels, so that the codes are those of the true labels."""
+    files = [
+        write(tmp_path / f"{name}.h5", codes, labels, activations=labels.astype(np.float16))
+        for name, codes, labels in (
+            ("q", QUERY, QUERY_LABELS),
+            ("d", DATABASE, DATABASE_LABELS),
+        )
+    ]
+    name = "roi_heads.image_hash.classifier"
+    classifier = {f"{name}.weight": torch.eye(3), f"{name}.bias": torch.full((3,), -0.5)}
+    torch.save({"model": classifier}, tmp_path / "w.pth")
+    torch.save({"model": {}}, tmp_path / "empty.pth")
+    arguments = ["--query", files[0], "--database", files[1], "--topk", "6", "--reference"]
+    assert tool.main([*arguments, "image_classes", "--weights", str(tmp_path / "w.pth")]) == 0
+    found = capsys.readouterr().out
+    assert tool.main([*arguments, "true_labels"]) == 0
+    assert capsys.readouterr().out == found
+    assert tool.main([*arguments, "image_classes", "--weights", str(tmp_path / "empty.pth")]) == 1
+    assert "empty.pth is no checkpoint with an image classifier" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([*arguments, "image_classes"])
+    assert "belong together" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 from regiondh_d2.evaluation.reference_codes import (
     REFERENCES,
     feature_codes,
+    image_class_codes,
     label_codes,
     predicted_codes,
     random_codes,
@@ -51,6 +52,20 @@ def sets():
 
 def bits_of(codes):
     return unpack_codes(codes.codes, codes.bits)
+
+
+def test_image_classes_are_positive_scores(sets):
+    rng = np.random.default_rng(1)
+    weight, bias = rng.standard_normal((5, 8)), rng.standard_normal(5)
+    with pytest.raises(CodeFileError, match="with activations"):
+        image_class_codes(*sets, weight, bias)
+    sets = [
+        dataclasses.replace(s, activations=rng.random((len(s), 8)).astype(np.float16)) for s in sets
+    ]
+    for found, given in zip(image_class_codes(*sets, weight, bias), sets, strict=True):
+        for row, a in zip(bits_of(found), given.activations, strict=True):
+            scores = [sum(w * x for w, x in zip(ws, a, strict=True)) for ws in weight]
+            assert row.tolist() == [score + b > 0 for score, b in zip(scores, bias, strict=True)]
 
 
 def test_labels_are_the_code(sets):

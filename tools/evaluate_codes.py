@@ -8,9 +8,12 @@ all orders and its value when ties are sorted by database row.
 import argparse
 import sys
 
-from regiondh_d2.engine.command import positive_int, run_command
+import numpy as np
+import torch
+
+from regiondh_d2.engine.command import CommandError, positive_int, run_command
 from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
-from regiondh_d2.evaluation.reference_codes import REFERENCES
+from regiondh_d2.evaluation.reference_codes import REFERENCES, image_class_codes
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.progress import Progress
 from regiondh_d2.retrieval.code_store import (
@@ -21,6 +24,8 @@ from regiondh_d2.retrieval.code_store import (
     write_json,
 )
 
+IMAGE_CLASSES = "image_classes"
+CLASSIFIER = "roi_heads.image_hash.classifier."
 COLUMNS = {
     "expected": "",
     "pessimistic": "-pessimistic",
@@ -43,9 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--reference",
-        choices=REFERENCES,
-        help="measure, instead of the files' codes, those of their true labels or detected "
-        "classes, random ones, or unsupervised ones of their features",
+        choices=[*REFERENCES, IMAGE_CLASSES],
+        help="measure, instead of the files' codes, those of their true labels, detected classes "
+        "or image classes (with --weights), random ones, or unsupervised ones of their features",
+    )
+    parser.add_argument(
+        "--weights", metavar="W.pth", help="of the network, whose classifier gives image classes"
     )
     parser.add_argument(
         "--bits",
@@ -72,6 +80,15 @@ def evaluate(query: CodeSet, database: CodeSet, topk: list[int]) -> tuple[Rankin
     return result, notes + warned
 
 
+def read_classifier(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of the image classifier in a checkpoint."""
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return tuple(weights["model"][CLASSIFIER + part].numpy() for part in ("weight", "bias"))
+    except (KeyError, TypeError):
+        raise CommandError(f"{path} is no checkpoint with an image classifier") from None
+
+
 def format_table(metrics: dict[str, float], topk: list[int]) -> str:
     lines = [f"{'':16}" + "".join(f"{column:>13}" for column in COLUMNS)]
     for k in dict.fromkeys(topk):
@@ -84,7 +101,9 @@ def format_table(metrics: dict[str, float], topk: list[int]) -> str:
 
 def run(args: argparse.Namespace) -> None:
     query, database = read_codes(args.query), read_codes(args.database)
-    if args.reference:
+    if args.reference == IMAGE_CLASSES:
+        query, database = image_class_codes(query, database, *read_classifier(args.weights))
+    elif args.reference:
         codes_of = REFERENCES[args.reference]
         query, database = codes_of(query, database, args.bits or query.bits)
     result, notes = evaluate(query, database, args.topk)
@@ -102,6 +121,8 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
+    if (args.reference == IMAGE_CLASSES) != bool(args.weights):
+        parser.error(f"--weights and --reference {IMAGE_CLASSES} belong together")
     if args.bits and not args.reference:
         parser.error("--bits is of reference codes: the files' codes have their own")
     return run_command(lambda: run(args))

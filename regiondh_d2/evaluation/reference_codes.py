@@ -11,7 +11,14 @@ import numpy as np
 
 from ..retrieval.code_store import CodeFileError, CodeSet, pack_codes
 
-__all__ = ["REFERENCES", "feature_codes", "label_codes", "predicted_codes", "random_codes"]
+__all__ = [
+    "REFERENCES",
+    "feature_codes",
+    "image_class_codes",
+    "label_codes",
+    "predicted_codes",
+    "random_codes",
+]
 
 Pair = tuple[CodeSet, CodeSet]
 
@@ -47,6 +54,27 @@ def predicted_codes(query: CodeSet, database: CodeSet, min_score: float = 0.3) -
         sure = codes.instances.scores >= min_score
         found[codes.instances.image_index[sure], codes.instances.classes[sure]] = True
         return found
+
+    return _pair(query, database, bits)
+
+
+def image_class_codes(
+    query: CodeSet, database: CodeSet, weight: np.ndarray, bias: np.ndarray
+) -> Pair:
+    """The classes that the network's image classifier sees, a bit for each.
+
+    Args:
+        query, database: with ``activations``, which the classifier reads.
+        weight: (C, K), bias: (C,): the classifier on H2.
+
+    Raises:
+        CodeFileError: a set has no activations.
+    """
+
+    def bits(codes: CodeSet) -> np.ndarray:
+        if codes.activations is None:
+            raise CodeFileError("codes of image classes need code files with activations")
+        return codes.activations.astype(np.float32) @ weight.T + bias > 0
 
     return _pair(query, database, bits)
 
