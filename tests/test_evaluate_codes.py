@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, write_codes
+from regiondh_d2.evaluation.reranking import evaluate_reranking
+from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, read_codes, write_codes
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "evaluate_codes.py"
@@ -192,3 +193,18 @@ def test_image_classes_come_from_the_classifier_of_a_checkpoint(tool, tmp_path, 
     with pytest.raises(SystemExit):
         tool.main([*arguments, "image_classes"])
     assert "belong together" in capsys.readouterr().err
+
+
+def test_a_second_stage(tool, tmp_path, capsys):
+    """The numbers are those of evaluate_reranking; what a file lacks is told."""
+    activations = (QUERY * 0.5 + 0.2).astype(np.float16)
+    query = write(tmp_path / "q.h5", QUERY, QUERY_LABELS, activations=activations)
+    database = write(tmp_path / "d.h5", DATABASE, DATABASE_LABELS)
+    out = tmp_path / "out.json"
+    arguments = ["--query", query, "--database", database, "--topk", "4", "--rerank", "3"]
+    assert tool.main([*arguments, "--json", str(out)]) == 0
+    expected = evaluate_reranking(read_codes(query), read_codes(database), [4], 3)
+    assert json.loads(out.read_text()) == expected.metrics
+    assert f"MAP@4           {expected.metrics['MAP@4']:13.4f}" in capsys.readouterr().out
+    assert tool.main([*arguments, "--rerank-by", "features"]) == 1
+    assert "the query codes have no features" in capsys.readouterr().err

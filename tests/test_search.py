@@ -4,17 +4,12 @@ images to answers with a small network."""
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from PIL import Image
 
-from regiondh_d2.checkpoint import RegionDHCheckpointer
-from regiondh_d2.data import generate_scenes
-from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.code_store import (
     CodeSet,
@@ -42,16 +37,10 @@ from regiondh_d2.retrieval.search import (
     Query,
     QueryObject,
     SearchResult,
+    search_by_class,
     search_index,
 )
 
-ROOT = Path(__file__).parents[1]
-CONFIG = str(ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml")
-# Differing codes, and some detections, from random heads.
-OPTS = [
-    *("MODEL.DEVICE", "cpu", "MODEL.REGION_DH.LATENT_INIT_STD", "0.5"),
-    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01", "TEST.RETRIEVAL.INSTANCE_MIN_SCORE", "0.05"),
-]
 BITS, INSTANCE_BITS = 20, 12
 CLASSES = ["cat", "dog", "sofa"]
 BOX = QueryObject((1.0, 2.0, 3.0, 4.0))
@@ -197,9 +186,9 @@ def test_a_shortlist_is_ordered_by_activations(folder, rerank, class_name):
     )[:8]
     answers = search_index(folder, query, 8, class_name, rerank=rerank).answers
     assert [(one.distance, one.row) for one in answers] == [one[1:] for one in expected]
-    assert [one.asymmetric for one in answers] == pytest.approx([one[0] for one in expected])
+    assert [one.fine_distance for one in answers] == pytest.approx([one[0] for one in expected])
     assert [one.row for one in answers] != [one.row for one in plain[:8]]
-    assert plain[0].asymmetric is None
+    assert plain[0].fine_distance is None
 
 
 def test_equal_activations_keep_the_order(folder):
@@ -208,10 +197,59 @@ def test_equal_activations_keep_the_order(folder):
     assert [one.row for one in search_index(folder, query, 9, rerank=20).answers] == plain
 
 
-def test_objects_have_no_activations(folder):
-    query = Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,))
-    with pytest.raises(ValueError, match="rerank needs activations, which whole images have"):
-        search_index(folder, query, 9, rerank=20)
+@pytest.mark.parametrize("rerank", [3, 25])
+def test_a_shortlist_is_ordered_by_features(tmp_path, rerank):
+    """Against a sort of the shortlist by a loop's squared distances."""
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(60, 5)).astype(np.float16)
+    write_index_folder(tmp_path / "index", make_items(features=features), engine="numpy")
+    folder = read_index_folder(tmp_path / "index")
+    feature = rng.normal(size=5).astype(np.float32)
+    query = Query("q.jpg", queries(1, BITS), feature=feature)
+    plain = [one.row for one in search_index(folder, query, max(8, rerank)).answers]
+    squares = [sum((float(feature[i]) - float(row[i])) ** 2 for i in range(5)) for row in features]
+    expected = sorted(plain, key=lambda row: squares[row])[:8]
+    found = search_index(folder, query, 8, None, rerank, "features").answers
+    assert [one.row for one in found] == expected != plain[:8]
+    assert [one.fine_distance for one in found] == pytest.approx([squares[row] for row in expected])
+
+
+def test_what_a_rerank_lacks(folder, tmp_path):
+    image, features = Query("q.jpg", queries(1, BITS)), np.zeros((60, 5), np.float16)
+    rich = write_index_folder(tmp_path / "rich", make_items(features=features), engine="numpy")
+    for where, query, by, message in (
+        (folder, Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,)), "activations", "whole images"),
+        (folder, image, "activations", "rerank by activations: the query has none"),
+        (folder, replace(image, feature=features[0]), "features", "extract its codes with --feat"),
+        (rich, image, "features", "the model gives none for the query"),
+        (folder, image, "colour", "'colour' isn't one of activations, features"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search_index(where, query, 9, None, 20, by)
+
+
+def test_answers_by_class(folder):
+    """The images in which a detection is of the class, sorted by (distance, row)."""
+    items, found = folder.items, folder.items.instances
+    query = Query("q.jpg", queries(1, BITS), classes=("sofa", "cat"))
+    results = search_by_class(folder, query, 6)
+    assert [result.class_name for result in results] == ["sofa", "cat"]
+    distances = distances_to(query.codes[0], items.codes, BITS)
+    for result in results:
+        holders = set(found.image_index[found.classes == CLASSES.index(result.class_name)])
+        allowed = [row in holders for row in range(len(items))]
+        rows = [(answer.distance, answer.row) for answer in result.answers]
+        assert rows == sort_pairs(distances, allowed, 6)
+    assert results[0].answers != results[1].answers
+    assert search_by_class(folder, replace(query, classes=())) == []
+
+
+def test_answers_by_class_are_reranked(folder):
+    activation = np.random.default_rng(2).random(BITS).astype(np.float32)
+    query = Query("q.jpg", queries(1, BITS), activation=activation, classes=("cat", "dog"))
+    for result in search_by_class(folder, query, 6, 20):
+        assert result == search_index(folder, query, 6, result.class_name, 20)
+        assert result.answers[0].fine_distance is not None
 
 
 def test_a_filter_is_not_exhausted_by_nearer_codes_of_other_classes(tmp_path):
@@ -447,7 +485,7 @@ def test_an_indexed_image_and_its_detections_find_themselves(searcher, photo):
     assert [(answer.distance, answer.row) for answer in result.answers] == [(0, 0)]
     query = searcher.code(photo)
     np.testing.assert_array_equal(query.codes, pack_codes(query.activation[None] > 0.5))
-    assert searcher.search(photo, rerank=5).answers[0].asymmetric == pytest.approx(
+    assert searcher.search(photo, rerank=5).answers[0].fine_distance == pytest.approx(
         (np.minimum(query.activation, 1 - query.activation) ** 2).sum(), rel=1e-6
     )
     found = searcher.folder.items.instances
@@ -508,6 +546,39 @@ def test_wrong_detections_and_images(searcher, photo, tmp_path):
         searcher.search(tmp_path / "absent.png")
 
 
+def test_classes_that_the_model_sees(searcher, photo):
+    """Those of a probability of at least 0.5, the most probable first."""
+    real = searcher._model.code_images
+
+    def code_images(inputs, probabilities):
+        (output,) = real(inputs)
+        return [{**output, "image_probabilities": torch.tensor(probabilities)}]
+
+    for probabilities, seen in (
+        ([0.5, 0.49, 0.9], ("sofa", "cat")),
+        ([0.7, 0.7, 0.7], ("cat", "dog", "sofa")),
+        ([0.1, 0.2, 0.3], ()),
+    ):
+        searcher._model.code_images = lambda inputs, p=probabilities: code_images(inputs, p)
+        query = searcher.code(photo)
+        assert query.classes == seen
+        assert query.feature is None
+        results = searcher.search_by_class(photo, 3)
+        assert results == search_by_class(searcher.folder, query, 3)
+        assert [result.class_name for result in results] == list(seen)
+    assert searcher.code(photo, box=(1, 2, 30, 40)).classes == ()
+
+
+def test_features_of_models_that_give_them(searcher, photo):
+    real, feature = searcher._model.code_images, torch.tensor([1.0, 2.0])
+    searcher._model.code_images = lambda inputs: [{**real(inputs)[0], "image_feature": feature}]
+    np.testing.assert_array_equal(searcher.code(photo).feature, [1, 2])
+    items = replace(searcher.folder.items, features=np.array([[4, 6]], np.float16))
+    searcher.folder = replace(searcher.folder, items=items)
+    (answer,) = searcher.search(photo, rerank=1, rerank_by="features").answers
+    assert answer.fine_distance == 25
+
+
 def test_a_model_that_codes_no_images(searcher):
     with pytest.raises(ValueError, match="Linear codes no images; use RegionDH"):
         RegionDHSearcher(searcher.folder, torch.nn.Linear(2, 2), searcher._load)
@@ -522,33 +593,25 @@ def tool(load_tool):
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory, load_tool):
-    """Scenes, the weights of a network whose heads are random, and an index of the database."""
+def workspace(random_network, tmp_path_factory, load_tool):
+    """A folder with the codes of scenes, and with their index."""
     folder = tmp_path_factory.mktemp("search")
-    generate_scenes(folder / "scenes", num_database=8, num_queries=3)
-    torch.manual_seed(0)
-    cfg = build_cfg(CONFIG, OPTS)
-    model = build_model(cfg)
-    RegionDHCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    torch.save({"model": model.state_dict()}, folder / "weights.pth")
-    opts = [*OPTS, "MODEL.WEIGHTS", str(folder / "weights.pth")]
-    images = ["--input", str(folder / "scenes")]
-    start = ["--config-file", CONFIG, *images, "--output", str(folder / "codes.h5")]
-    assert load_tool("extract_codes").main([*start, *opts]) == 0
+    start = ["--config-file", random_network.config, "--input", str(random_network.scenes)]
+    output = ["--output", str(folder / "codes.h5")]
+    assert load_tool("extract_codes").main([*start, *output, *random_network.opts]) == 0
     build = [str(folder / "codes.h5"), "--output", str(folder / "index"), "--engine", "numpy"]
     assert load_tool("build_index").main(build) == 0
     return folder
 
 
 @pytest.fixture
-def arguments(workspace):
+def arguments(random_network, workspace):
     """A function from options to a complete command line."""
     query = read_codes(workspace / "codes.h5").file_names[2]
 
     def make(*options, opts=()):
-        start = ["--config-file", CONFIG, "--index", str(workspace / "index"), "--query", query]
-        weights = ["MODEL.WEIGHTS", str(workspace / "weights.pth")]
-        return [*start, *options, *OPTS, *weights, *opts]
+        start = ["--config-file", random_network.config, "--index", str(workspace / "index")]
+        return [*start, "--query", query, *options, *random_network.opts, *opts]
 
     return make
 
@@ -608,28 +671,60 @@ def test_reranked_table(tool, arguments, tmp_path, capsys):
     out = tmp_path / "out.json"
     assert tool.main(arguments("--rerank", "8", "--topk", "4", "--json", str(out))) == 0
     answers = json.loads(out.read_text())["answers"]
-    squares = [answer["asymmetric"] for answer in answers]
+    squares = [answer["fine_distance"] for answer in answers]
     assert squares == sorted(squares)
     lines = capsys.readouterr().out.splitlines()[-4:]
     assert [line.split()[2] for line in lines] == [f"({square:.2f})" for square in squares]
 
 
-def test_from_folder(workspace):
-    opts = [*OPTS, "MODEL.WEIGHTS", str(workspace / "weights.pth")]
-    index = workspace / "index"
-    searcher = RegionDHSearcher.from_folder(index, CONFIG, opts, engine="faiss")
+def test_tables_and_pictures_by_class(tool, workspace, arguments, tmp_path, monkeypatch, capsys):
+    """The small network sees nothing for sure, so it is made to."""
+    out, grid = tmp_path / "out.json", tmp_path / "grid.png"
+    options = ["--group-by-class", "--topk", "3", "--json", str(out), "--save", str(grid)]
+    monkeypatch.setattr(RegionDHSearcher, "_seen_classes", lambda *_: ())
+    assert tool.main(arguments(*options)) == 1
+    assert "the network is sure of no class in it; search without --group" in error_of(capsys)
+    assert os.listdir(tmp_path) == []
+
+    items = read_codes(workspace / "codes.h5")
+    found = [items.class_names[c] for c in np.unique(items.instances.classes)[:2]]
+    monkeypatch.setattr(RegionDHSearcher, "_seen_classes", lambda *_: tuple(found))
+    assert tool.main(arguments(*options)) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    results = json.loads(out.read_text())
+    assert [result["class_name"] for result in results] == found
+    assert all(result["answers"] for result in results)
+    heads = [line for line in printed.out.splitlines() if "nearest of" in line]
+    assert [line.rsplit(", ", 1)[1] for line in heads] == [f"{name} alone" for name in found]
+    with Image.open(grid) as image:
+        tall = image.height
+    assert tool.main(arguments("--topk", "3", "--save", str(grid))) == 0
+    with Image.open(grid) as image:
+        assert tall > 1.5 * image.height
+
+
+def test_a_table_without_answers(tool):
+    nothing = SearchResult("q.jpg", (), None, "sofa", 60, BITS, ())
+    assert tool.format_table(nothing) == "nothing of class sofa found"
+    assert tool.format_table(replace(nothing, class_name=None)) == "none found"
+
+
+def test_from_folder(random_network, workspace):
+    config, opts, index = random_network.config, random_network.opts, workspace / "index"
+    searcher = RegionDHSearcher.from_folder(index, config, opts, engine="faiss")
     assert searcher.notes == []
     name = searcher.folder.items.file_names[4]
     assert searcher.search(name, topk=1).answers[0].file_name == name
-    opts += ["INPUT.MIN_SIZE_TEST", "96"]
-    (note,) = RegionDHSearcher.from_folder(index, CONFIG, opts).notes
+    opts = [*opts, "INPUT.MIN_SIZE_TEST", "96"]
+    (note,) = RegionDHSearcher.from_folder(index, config, opts).notes
     assert (
         note == "the index was coded with another INPUT.MIN_SIZE_TEST than 96: distances may be off"
     )
 
 
-def test_another_model_is_refused(tool, workspace, arguments, tmp_path, capsys):
-    weights = torch.load(workspace / "weights.pth")["model"]
+def test_another_model_is_refused(tool, random_network, workspace, arguments, tmp_path, capsys):
+    weights = torch.load(random_network.weights)["model"]
     name = next(key for key in weights if "image_hash" in key and key.endswith("bias"))
     weights[name] = weights[name] + 1
     torch.save({"model": weights}, tmp_path / "other.pth")
@@ -652,7 +747,8 @@ def test_another_model_is_refused(tool, workspace, arguments, tmp_path, capsys):
         (["--box", "900,900,950,950"], "box 900,900,950,950 is outside"),
         (["--box", "9,9,3,3"], "box 9,9,3,3 is empty"),
         (["--instance", "999"], "there is no detection 999"),
-        (["--instance", "1", "--rerank", "5"], "rerank needs activations"),
+        (["--instance", "1", "--rerank", "5"], "rerank is for whole images"),
+        (["--rerank", "5", "--rerank-by", "features"], "the index has none; extract its codes"),
         (["--class", "unicorn"], "class 'unicorn' is not known"),
         (["--save", "grid.xyz"], "grid.xyz: '.xyz' is no image format; use .png"),
     ],
@@ -665,7 +761,17 @@ def test_failures_are_one_line(tool, arguments, tmp_path, monkeypatch, capsys, o
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--box", "1,2,3"], ["--box", "a,b,c,d"], ["--instance", "0"], ["--topk", "0"]]
+    "wrong",
+    [
+        ["--box", "1,2,3"],
+        ["--box", "a,b,c,d"],
+        ["--instance", "0"],
+        ["--topk", "0"],
+        ["--rerank-by", "colour"],
+        ["--group-by-class", "--instance", "1"],
+        ["--group-by-class", "--box", "1,2,3,4"],
+        ["--group-by-class", "--class", "cat"],
+    ],
 )
 def test_wrong_arguments_exit_2(tool, arguments, wrong):
     with pytest.raises(SystemExit) as error:

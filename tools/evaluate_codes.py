@@ -14,6 +14,7 @@ import torch
 from regiondh_d2.engine.command import CommandError, positive_int, run_command
 from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
 from regiondh_d2.evaluation.reference_codes import REFERENCES, image_class_codes
+from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.progress import Progress
 from regiondh_d2.retrieval.code_store import (
@@ -23,6 +24,7 @@ from regiondh_d2.retrieval.code_store import (
     read_codes,
     write_json,
 )
+from regiondh_d2.retrieval.search import RERANKINGS
 
 IMAGE_CLASSES = "image_classes"
 CLASSIFIER = "roi_heads.image_hash.classifier."
@@ -61,11 +63,30 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="of random codes and codes of features (default: the bits of the files)",
     )
+    parser.add_argument(
+        "--rerank",
+        type=positive_int,
+        metavar="N",
+        help="order the N nearest images of each query anew, as search.py does, before measuring",
+    )
+    parser.add_argument(
+        "--rerank-by",
+        choices=RERANKINGS,
+        default=RERANKINGS[0],
+        help="with --rerank: what is compared; the query file, for features both files, must hold "
+        "them (default: %(default)s)",
+    )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     return parser
 
 
-def evaluate(query: CodeSet, database: CodeSet, topk: list[int]) -> tuple[RankingResult, list[str]]:
+def evaluate(
+    query: CodeSet,
+    database: CodeSet,
+    topk: list[int],
+    rerank: int | None = None,
+    rerank_by: str = RERANKINGS[0],
+) -> tuple[RankingResult, list[str]]:
     """Returns the result and what the reader should be warned of."""
     notes = check_comparable(query, database)
     for role, codes in (("query", query), ("database", database)):
@@ -74,9 +95,13 @@ def evaluate(query: CodeSet, database: CodeSet, topk: list[int]) -> tuple[Rankin
                 f"the {role} file has no labels: extract the codes from a labelled dataset"
             )
     progress = Progress(lambda line: print(line, file=sys.stderr), "queries ranked", len(query))
-    result, warned = rank_code_sets(
-        query, database, topk, progress=lambda done, _: progress.show(done)
-    )
+
+    def show(done: int, _: int) -> None:
+        progress.show(done)
+
+    if rerank is not None:
+        return evaluate_reranking(query, database, topk, rerank, rerank_by, show), notes
+    result, warned = rank_code_sets(query, database, topk, progress=show)
     return result, notes + warned
 
 
@@ -106,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.reference:
         codes_of = REFERENCES[args.reference]
         query, database = codes_of(query, database, args.bits or query.bits)
-    result, notes = evaluate(query, database, args.topk)
+    result, notes = evaluate(query, database, args.topk, args.rerank, args.rerank_by)
     if args.json:
         write_json(args.json, result.metrics)
     for note in notes:

@@ -3,14 +3,15 @@
 
 import argparse
 import sys
+from dataclasses import replace
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.code_store import write_json
-from regiondh_d2.retrieval.draw import draw_grid, save_image, search_tiles
+from regiondh_d2.retrieval.draw import Tile, draw_grid, save_image, search_tiles
 from regiondh_d2.retrieval.hamming_index import ENGINES
-from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
+from regiondh_d2.retrieval.search import RERANKINGS, FoundObject, QueryObject, SearchResult
 
 
 def box(text: str) -> tuple[float, ...]:
@@ -48,13 +49,28 @@ def build_parser() -> argparse.ArgumentParser:
         help="answer with detections of this class alone, or with images that hold one",
     )
     parser.add_argument(
+        "--group-by-class",
+        action="store_true",
+        help="answer for each class that the network sees in the image, with a probability of 0.5 "
+        "or more: with the K nearest images among those in which an object of the class was "
+        "detected; with --json then a list, one for each class",
+    )
+    parser.add_argument(
         "--topk", type=positive_int, default=10, metavar="K", help="default: %(default)s"
     )
     parser.add_argument(
         "--rerank",
         type=positive_int,
         metavar="N",
-        help="order the N nearest images by the query's activations, which is finer than by codes",
+        help="order the N nearest images anew, by a distance that is finer than that of codes",
+    )
+    parser.add_argument(
+        "--rerank-by",
+        choices=RERANKINGS,
+        default=RERANKINGS[0],
+        help="with --rerank: from the query's activations to the codes of the images, or between "
+        "features, where the model has some (ImageHash) and the codes were extracted with "
+        "--features (default: %(default)s)",
     )
     parser.add_argument(
         "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
@@ -86,7 +102,9 @@ def headline(result: SearchResult) -> str:
 
 
 def format_table(result: SearchResult) -> str:
-    """The answers, a line each."""
+    """The answers, a line each, or why there are none."""
+    if not result.answers:
+        return f"nothing of class {result.class_name} found" if result.class_name else "none found"
     rows = [("rank", "distance", "image", *(f"object {i + 1}" for i in range(len(result.objects))))]
     for rank, answer in enumerate(result.answers, 1):
         objects = (
@@ -94,8 +112,8 @@ def format_table(result: SearchResult) -> str:
             for found in answer.objects
         )
         distance = str(answer.distance)
-        if answer.asymmetric is not None:
-            distance += f" ({answer.asymmetric:.2f})"
+        if answer.fine_distance is not None:
+            distance += f" ({answer.fine_distance:.2f})"
         rows.append((str(rank), distance, answer.file_name, *objects))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -107,29 +125,54 @@ def format_table(result: SearchResult) -> str:
     )
 
 
-def search(args: argparse.Namespace) -> None:
+def class_tiles(result: SearchResult) -> list[Tile]:
+    """The tiles of a search that is restricted to a class, which stands under the query."""
+    query, *answers = search_tiles(result)
+    return [replace(query, caption=f"query: {result.class_name}"), *answers]
+
+
+def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchResult]:
+    """The result, or one for each class of the query.
+
+    Raises:
+        ValueError: the query has no class to group by, or see :class:`RegionDHSearcher`.
+    """
+    rerank = {"rerank": args.rerank, "rerank_by": args.rerank_by}
+    if not args.group_by_class:
+        options = {"instance": args.instance, "class_name": args.class_name, **rerank}
+        return [searcher.search(args.query, args.box, args.topk, **options)]
+    results = searcher.search_by_class(args.query, args.topk, **rerank)
+    if not results:
+        raise ValueError(
+            f"{args.query}: the network is sure of no class in it; search without --group-by-class"
+        )
+    return results
+
+
+def run(args: argparse.Namespace) -> None:
     searcher = RegionDHSearcher.from_folder(args.index, args.config_file, args.opts, args.engine)
     for note in searcher.notes:
         print(f"warning: {note}", file=sys.stderr)
-    result = searcher.search(
-        args.query,
-        args.box,
-        args.topk,
-        instance=args.instance,
-        class_name=args.class_name,
-        rerank=args.rerank,
-    )
-    print(headline(result))
-    print(format_table(result))
+    results = search(args, searcher)
+    for result in results:
+        print(headline(result))
+        print(format_table(result))
+    grouped = args.group_by_class
     if args.json:
-        write_json(args.json, result.as_dict())
+        values = [result.as_dict() for result in results]
+        write_json(args.json, values if grouped else values[0])
     if args.save:
-        save_image(draw_grid([search_tiles(result)], headline(result)), args.save)
+        title = headline(replace(results[0], class_name=None) if grouped else results[0])
+        tiles = [class_tiles(r) if grouped else search_tiles(r) for r in results]
+        save_image(draw_grid(tiles, title), args.save)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run_command(lambda: search(args))
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.group_by_class and (args.box or args.instance or args.class_name):
+        parser.error("--group-by-class is for whole images: without --box, --instance and --class")
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,24 @@ from torch import nn
 
 from ..checkpoint import model_fingerprint
 from ..retrieval.code_store import pack_codes
-from ..retrieval.extract import ImageLoader, code_settings
+from ..retrieval.extract import code_settings, parse_settings
+from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import IndexFolder, read_index_folder
-from ..retrieval.search import Box, Query, QueryObject, SearchResult, name_of_class, search_index
+from ..retrieval.search import (
+    Box,
+    Query,
+    QueryObject,
+    SearchResult,
+    name_of_class,
+    search_by_class,
+    search_index,
+)
 from .command import load_trained_model
 from .defaults import build_cfg
 
-__all__ = ["RegionDHSearcher"]
+__all__ = ["RegionDHSearcher", "code_boxes"]
+
+_SEEN = 0.5  # the probability from which on a class is taken to be in an image
 
 
 class RegionDHSearcher:
@@ -92,6 +103,7 @@ class RegionDHSearcher:
         instance: int | Sequence[int] | None = None,
         class_name: str | None = None,
         rerank: int | None = None,
+        rerank_by: str = "activations",
     ) -> SearchResult:
         """Search by an image, or by one or several objects in it.
 
@@ -103,7 +115,8 @@ class RegionDHSearcher:
             instance: the number of a detection of the model, from 1 by descending score, or
                 several of them. With ``box`` too, all objects are searched for at once.
             class_name: restricts the answers to this predicted class.
-            rerank: how many nearest images to order by the query's activations.
+            rerank: how many nearest images to order anew by a finer distance.
+            rerank_by: "activations" or "features", which few models have.
 
         Returns:
             For an image images, for an object objects, for several objects images that hold them;
@@ -112,10 +125,38 @@ class RegionDHSearcher:
         Raises:
             UnreadableImage: the image can't be read.
             IndexFileError: the index lacks the level to search in.
-            ValueError: no such box, detection or class, or ``rerank`` for objects.
+            ValueError: no such box, detection or class, or ``rerank`` for objects or by features
+                that there are none of.
         """
         query = self.code(image, box, instance)
-        return search_index(self.folder, query, topk, class_name, rerank)
+        return search_index(self.folder, query, topk, class_name, rerank, rerank_by)
+
+    def search_by_class(
+        self,
+        image: str | os.PathLike,
+        topk: int = 10,
+        *,
+        rerank: int | None = None,
+        rerank_by: str = "activations",
+    ) -> list[SearchResult]:
+        """Search by an image, with answers for each class that the model sees in it.
+
+        Args:
+            image: file of the query.
+            topk: how many answers a class.
+            rerank, rerank_by: as of :meth:`search`.
+
+        Returns:
+            A result for each class of a probability of at least 0.5, the most probable first: the
+            nearest images among those in which an object of the class was detected. None if no
+            class is seen.
+
+        Raises:
+            UnreadableImage: the image can't be read.
+            IndexFileError: the index lacks image codes.
+            ValueError: the index has no detected objects, or as of :meth:`search`.
+        """
+        return search_by_class(self.folder, self.code(image), topk, rerank, rerank_by)
 
     @torch.no_grad()
     def code(
@@ -131,11 +172,16 @@ class RegionDHSearcher:
         numbers = [] if instance is None else np.atleast_1d(instance).tolist()
         if not boxes and not numbers:
             (output,) = self._model.code_images([inputs])
-            activation = output["image_activation"].float().cpu().numpy()
-            return Query(file_name, _pack(output["image_code"][None]), activation=activation)
+            return Query(
+                file_name,
+                _pack(output["image_code"][None]),
+                activation=_to_numpy(output["image_activation"]),
+                feature=_to_numpy(output.get("image_feature")),
+                classes=self._seen_classes(_to_numpy(output["image_probabilities"])),
+            )
         codes, objects = [], []
         if boxes:
-            codes.append(self._code_boxes(inputs, boxes))
+            codes.append(_pack(code_boxes(self._model, inputs, Boxes(torch.tensor(boxes)))))
             objects += map(QueryObject, boxes)
         if numbers:
             detected = self._detections(inputs, numbers, file_name)
@@ -143,13 +189,11 @@ class RegionDHSearcher:
             objects += self._query_objects(detected)
         return Query(file_name, np.concatenate(codes), tuple(objects))
 
-    def _code_boxes(self, inputs: dict, boxes: Sequence[Box]) -> np.ndarray:
-        """Packed codes of boxes in the file's image."""
-        height, width = inputs["image"].shape[1:]
-        given = Instances((height, width), pred_boxes=Boxes(torch.tensor(boxes)))
-        given.pred_boxes.scale(width / inputs["width"], height / inputs["height"])
-        (coded,) = self._model.inference([inputs], [given], do_postprocess=False)
-        return _pack(coded.pred_codes)
+    def _seen_classes(self, probabilities: np.ndarray) -> tuple[str, ...]:
+        """Names of the classes that are seen, of probabilities (C,)."""
+        order = np.argsort(-probabilities, kind="stable")
+        names = self.folder.items.class_names
+        return tuple(name_of_class(names, i) for i in order if probabilities[i] >= _SEEN)
 
     def _detections(self, inputs: dict, numbers: Sequence[int], file_name: str) -> Instances:
         """The detections of these numbers, boxes in the file's image."""
@@ -171,6 +215,28 @@ class RegionDHSearcher:
             QueryObject(tuple(box), name_of_class(names, class_id), score)
             for box, class_id, score in zip(*(c.tolist() for c in columns), strict=True)
         ]
+
+
+def code_boxes(model: nn.Module, inputs: dict, boxes: Boxes) -> torch.Tensor:
+    """The H1 codes of boxes in an image.
+
+    Args:
+        model: a :class:`~regiondh_d2.modeling.meta_arch.RegionDH` in evaluation mode.
+        inputs: what an :class:`ImageLoader` makes of the image.
+        boxes: in pixels of the file's image.
+
+    Returns:
+        bool (R, K1).
+    """
+    height, width = inputs["image"].shape[1:]
+    given = Instances((height, width), pred_boxes=boxes.clone())
+    given.pred_boxes.scale(width / inputs["width"], height / inputs["height"])
+    (coded,) = model.inference([inputs], [given], do_postprocess=False)
+    return coded.pred_codes
+
+
+def _to_numpy(values: torch.Tensor | None) -> np.ndarray | None:
+    return None if values is None else values.float().cpu().numpy()
 
 
 def _pack(codes: torch.Tensor) -> np.ndarray:
@@ -201,8 +267,10 @@ def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
 
 def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:
     """A line if the index was coded with other settings that decide about codes."""
-    differing = set(code_settings(cfg).splitlines()) - set(settings.splitlines())
+    theirs = parse_settings(settings)
+    ours = [line.split(" ", 1) for line in code_settings(cfg).splitlines()]
+    differing = [(key, value) for key, value in ours if theirs.get(key) != value]
     if not settings or not differing:
         return []
-    key, value = min(differing).split(" ", 1)
+    key, value = min(differing)
     return [f"the index was coded with another {key} than {value}: distances may be off"]

@@ -3,8 +3,12 @@
 What is found is ordered by (distance, row), so the same query always has the same answers:
 
 - An image is compared with images, by H2 codes. With ``rerank``, that many nearest ones are ordered
-  anew by the squared distance of their codes to the query's activations, which codes round to 0 and
-  1; of equally far ones the order stays.
+  anew by a finer squared distance; of equally far ones the order stays. It is that of their codes
+  to the query's activations, which codes round to 0 and 1, or that of their features to the
+  query's features.
+- Grouped by class, an image has answers for each class that the network sees in it: the images that
+  are nearest by H2 codes among those in which an object of the class was detected. An image may
+  answer for several classes.
 - One object is compared with the detected objects of all images, by H1 codes. Every answer is an
   object, and an image may answer more than once.
 - Several objects ask for images that hold all of them. An image's distance is the sum, over the
@@ -26,7 +30,20 @@ from .code_store import CodeSet, InstanceCodes, unpack_codes
 from .hamming_index import HammingIndex
 from .index_folder import IndexFolder
 
-__all__ = ["Answer", "FoundObject", "Query", "QueryObject", "SearchResult", "search_index"]
+__all__ = [
+    "RERANKINGS",
+    "Answer",
+    "FoundObject",
+    "Query",
+    "QueryObject",
+    "SearchResult",
+    "fine_distances",
+    "search_by_class",
+    "search_index",
+]
+
+RERANKINGS = ("activations", "features")
+"""What a second stage compares."""
 
 _GROWTH = 4  # how many times more codes are asked for where a filter left too few
 
@@ -56,12 +73,16 @@ class Query:
         codes: packed uint8, (1, B) of the image or (Q, B1) of Q objects in it.
         objects: those objects, or none for the image as a whole.
         activation: float (K,), what the image's code is rounded from, or None where unknown.
+        feature: float (D,), features of the image, or None where the model has none.
+        classes: names of the classes that the model sees in the image, the most probable first.
     """
 
     file_name: str
     codes: np.ndarray
     objects: tuple[QueryObject, ...] = ()
     activation: np.ndarray | None = None
+    feature: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +113,7 @@ class Answer:
         row: the image's row in the index.
         labels: names of the image's labels, or None where they are unknown.
         objects: one for each object of the query, its nearest; None where the image has none.
-        asymmetric: squared distance of the code to the query's activations, after a ``rerank``.
+        fine_distance: the squared distance that a ``rerank`` ordered by.
     """
 
     distance: int
@@ -101,7 +122,7 @@ class Answer:
     row: int
     labels: tuple[str, ...] | None
     objects: tuple[FoundObject | None, ...] = ()
-    asymmetric: float | None = None
+    fine_distance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +158,7 @@ def search_index(
     topk: int = 10,
     class_name: str | None = None,
     rerank: int | None = None,
+    rerank_by: str = "activations",
 ) -> SearchResult:
     """The nearest images or objects of an index folder; see the module for their order.
 
@@ -146,24 +168,25 @@ def search_index(
         topk: how many answers. There are fewer only if fewer fit, or the index is approximate.
         class_name: restricts the answers to objects of this predicted class, or, for an image, to
             images in which one was detected.
-        rerank: how many of the nearest images to order by the query's activations; ``topk`` where
-            that is more.
+        rerank: how many of the nearest images to order anew; ``topk`` where that is more.
+        rerank_by: what by, one of :data:`RERANKINGS`.
 
     Raises:
         IndexFileError: the folder lacks the level to search in.
         ValueError: no such class, no detected objects to know classes from, codes of another
-            length, ``rerank`` for objects or without activations, or a number below 1.
+            length, ``rerank`` for objects or by what isn't known of the query or of the images, or
+            a number below 1.
     """
     for name, number in (("topk", topk), ("rerank", rerank)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    if rerank is not None and query.activation is None:
-        raise ValueError("rerank needs activations, which whole images have and objects have not")
     items = folder.items
+    if rerank is not None:
+        _check_rerank(items, query, rerank_by)
     index = folder.level("instance" if query.objects else "image")
     wanted = None if class_name is None else _objects_of_class(items, class_name)
     if not query.objects:
-        answers = _answer_image(items, index, query, topk, wanted, rerank)
+        answers = _answer_image(items, index, query, topk, wanted, rerank, rerank_by)
     elif len(query.objects) == 1:
         answers = _answer_object(items, index, query.codes, topk, wanted)
     else:
@@ -179,6 +202,66 @@ def search_index(
     )
 
 
+def search_by_class(
+    folder: IndexFolder,
+    query: Query,
+    topk: int = 10,
+    rerank: int | None = None,
+    rerank_by: str = "activations",
+) -> list[SearchResult]:
+    """A :func:`search_index` for each of the query's classes, restricted to it.
+
+    Args:
+        folder, query, topk, rerank, rerank_by: as there; ``topk`` counts for each class.
+
+    Returns:
+        A result for each of ``query.classes``, in their order, with its ``class_name``.
+
+    Raises:
+        IndexFileError, ValueError: as there.
+    """
+    return [
+        search_index(folder, query, topk, class_name, rerank, rerank_by)
+        for class_name in query.classes
+    ]
+
+
+def fine_distances(query: np.ndarray, items: CodeSet, rows: np.ndarray, by: str) -> np.ndarray:
+    """The squared distances, float32 (R,), of a query to images, finer than those of codes.
+
+    Args:
+        query: the query's activations (K,) or features (D,).
+        items: the images; features are theirs, in place of activations stand their codes, so that
+            none need be stored.
+        rows: int (R,), which of them.
+        by: one of :data:`RERANKINGS`.
+    """
+    if by == "features":
+        values = items.features[rows]
+    else:
+        values = unpack_codes(items.codes[rows], items.bits)
+    difference = query.astype(np.float32) - values
+    return np.vecdot(difference, difference)
+
+
+def _check_rerank(items: CodeSet, query: Query, by: str) -> None:
+    if by not in RERANKINGS:
+        raise ValueError(f"rerank_by: {by!r} isn't one of {', '.join(RERANKINGS)}")
+    if query.objects:
+        raise ValueError("rerank is for whole images: objects have codes alone")
+    if by == "activations" and query.activation is None:
+        raise ValueError("rerank by activations: the query has none")
+    if by == "features":
+        if items.features is None:
+            raise ValueError(
+                "rerank by features: the index has none; extract its codes with --features"
+            )
+        if query.feature is None:
+            raise ValueError(
+                "rerank by features: the model gives none for the query; rerank by activations"
+            )
+
+
 def _answer_image(
     items: CodeSet,
     index: HammingIndex,
@@ -186,22 +269,23 @@ def _answer_image(
     topk: int,
     wanted: np.ndarray | None,
     rerank: int | None,
+    rerank_by: str,
 ) -> list[Answer]:
     allowed = None
     if wanted is not None:
         allowed = np.zeros(len(items), bool)
         allowed[items.instances.image_index[wanted]] = True
     distances, rows = _nearest(index, query.codes, max(topk, rerank or 0), allowed)
-    found = [_answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)]
-    if rerank is not None:
-        bits = unpack_codes(items.codes[rows], items.bits)
-        squares = ((query.activation.astype(np.float64) - bits) ** 2).sum(axis=1)
-        found = [
-            replace(answer, asymmetric=value)
-            for answer, value in zip(found, squares.tolist(), strict=True)
+    if rerank is None:
+        return [
+            _answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)
         ]
-        found.sort(key=lambda answer: answer.asymmetric)
-    return found[:topk]
+    fine = query.feature if rerank_by == "features" else query.activation
+    squares = fine_distances(fine, items, rows, rerank_by)
+    return [
+        replace(_answer(items, rows[i], distances[i]), fine_distance=float(squares[i]))
+        for i in np.argsort(squares, kind="stable")[:topk]
+    ]
 
 
 def _answer_object(

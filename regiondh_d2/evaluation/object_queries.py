@@ -1,0 +1,231 @@
+"""Are objects worth searching for? Images ranked by an object's code, against by the image's.
+
+Every annotated object is a query, and the images of a database that hold its class are relevant to
+it. They are ranked twice:
+
+* by **objects**: by the least distance of the object's code (H1) to the codes of the objects
+  detected in an image. An image without any stands behind the largest distance, at K1 + 1.
+* by **images**: by the distance of the code (H2) of the image that the object is in to theirs.
+
+Both rankings are measured over the whole database by the ``MAP_all`` of :mod:`.ranking_metrics`,
+exact under ties. What no detection shows can't be found by objects, so recalls of the detector
+stand beside the numbers. An object whose image is in the database, too, finds that image first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+
+from ..retrieval.code_store import CodeFileError, CodeSet, InstanceCodes, check_comparable
+from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_ranking
+
+__all__ = [
+    "RANKINGS",
+    "check_object_queries",
+    "class_recall",
+    "evaluate_object_queries",
+    "least_distances",
+    "object_recall",
+    "rank_by_distances",
+]
+
+RANKINGS = ("objects", "images")
+"""What a database is ranked by."""
+
+_IOU = 0.5  # of a detection that counts for an object, as in box AP50
+
+
+def evaluate_object_queries(
+    query: CodeSet,
+    objects: InstanceCodes,
+    database: CodeSet,
+    progress: Callable[[int, int], None] | None = None,
+) -> RankingResult:
+    """Ranks a database for annotated objects, by their codes and by those of their images.
+
+    Args:
+        query: codes of the objects' images, with labels and, as ``instances``, detections.
+        objects: the annotated objects; ``image_index`` are rows of ``query``. Scores don't count.
+        database: codes to search in, by the same model, with labels and detections.
+        progress: called as ``progress(objects done, objects)`` after each.
+
+    Returns:
+        ``metrics``, where ``<ranking>`` is one of :data:`RANKINGS` and ``<order>`` one of
+        :data:`.ranking_metrics.TIE_ORDERS`:
+
+        * ``<ranking>/MAP_all<order>``: the mean over the objects,
+        * ``several_classes/<ranking>/MAP_all<order>``: over those in images of two or more labels;
+          absent where there are none,
+        * ``num_queries``, ``several_classes/num_queries``: how many objects these are,
+        * ``num_queries_without_relevant``: objects of a class that the database lacks, which count
+          nowhere else but in the recall,
+        * ``num_database``: how many images the database has,
+        * ``query/object_recall``: see :func:`object_recall`,
+        * ``query/class_recall``, ``database/class_recall``: see :func:`class_recall`.
+
+        ``per_query`` holds ``<ranking>/MAP_all<order>`` of each object, NaN without relevant image.
+
+    Raises:
+        CodeFileError: see :func:`check_object_queries`.
+        ValueError: there are no objects, or none of a class that the database holds.
+    """
+    check_object_queries(query, objects, database)
+    if not len(objects.codes):
+        raise ValueError("there are no annotated objects to search with")
+    wanted = np.eye(database.labels.shape[1], dtype=bool)[objects.classes]
+    name = f"MAP_all@{len(database)}"
+    found = evaluate_ranking(
+        query.codes[objects.image_index],
+        database.codes,
+        wanted,
+        database.labels,
+        bits=database.bits,
+        topk=len(database),
+    ).per_query
+    per_query = {f"images/MAP_all{order}": found[name + order] for order in TIE_ORDERS}
+    measurable = ~np.isnan(found[name])
+    by_objects = np.full((len(wanted), len(TIE_ORDERS)), np.nan)
+    for row in range(len(wanted)):
+        if measurable[row]:
+            distances = least_distances(objects.codes[row], database)
+            found = rank_by_distances(
+                distances,
+                wanted[row],
+                database.labels,
+                largest=database.instances.bits + 1,
+                topk=len(database),
+            )
+            by_objects[row] = [found[name + order] for order in TIE_ORDERS]
+        if progress is not None:
+            progress(row + 1, len(wanted))
+    for order, values in zip(TIE_ORDERS, by_objects.T, strict=True):
+        per_query[f"objects/MAP_all{order}"] = values
+
+    several = measurable & (query.labels.sum(axis=1) > 1)[objects.image_index]
+    metrics = _means(per_query, measurable)
+    if several.any():
+        means = _means(per_query, several)
+        metrics |= {f"several_classes/{name}": value for name, value in means.items()}
+    metrics |= {
+        "num_queries": int(measurable.sum()),
+        "several_classes/num_queries": int(several.sum()),
+        "num_queries_without_relevant": int((~measurable).sum()),
+        "num_database": len(database),
+        "query/object_recall": object_recall(objects, query.instances),
+        "query/class_recall": class_recall(query),
+        "database/class_recall": class_recall(database),
+    }
+    return RankingResult(metrics, per_query)
+
+
+def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeSet) -> list[str]:
+    """Refuses codes that :func:`evaluate_object_queries` can do nothing with.
+
+    Returns:
+        Warnings, as :func:`~regiondh_d2.retrieval.code_store.check_comparable` gives them.
+
+    Raises:
+        CodeFileError: labels or detections are missing, or the codes don't fit together.
+    """
+    for role, codes in (("query", query), ("database", database)):
+        for what, values in (("labels", codes.labels), ("detected objects", codes.instances)):
+            if values is None:
+                raise CodeFileError(
+                    f"the {role} codes have no {what}: extract them from a labelled dataset, with "
+                    "objects"
+                )
+    notes = check_comparable(query, database)
+    if objects.bits != database.instances.bits:
+        raise CodeFileError(
+            f"the objects have {objects.bits} bits and those of the database "
+            f"{database.instances.bits}: code both with the same model"
+        )
+    return notes
+
+
+def least_distances(code: np.ndarray, database: CodeSet) -> np.ndarray:
+    """How far an object is from each image: from the nearest object detected in it.
+
+    Args:
+        code: uint8 (B,), packed.
+        database: with ``instances``.
+
+    Returns:
+        int64 (N,), K1 + 1 for images without a detection.
+    """
+    found = database.instances
+    distances = np.bitwise_count(found.codes ^ code).sum(axis=1, dtype=np.int64)
+    least = np.full(len(database), found.bits + 1, np.int64)
+    np.minimum.at(least, found.image_index, distances)
+    return least
+
+
+def rank_by_distances(
+    distances: np.ndarray,
+    query_labels: np.ndarray,
+    database_labels: np.ndarray,
+    *,
+    largest: int,
+    topk: int | Sequence[int],
+) -> dict[str, float]:
+    """The metrics of :func:`evaluate_ranking` for one query, by distances of any kind.
+
+    A distance d becomes a code of d ones, which is compared with a code of zeros.
+
+    Args:
+        distances: int (N,), from 0 to ``largest``.
+        query_labels: multi-hot (C,); a database item shares one of them.
+        database_labels: multi-hot (N, C).
+        largest: the largest distance that there could be.
+        topk: as there.
+    """
+    unary = np.packbits(np.tri(largest + 1, largest, -1, dtype=bool), axis=1)
+    return evaluate_ranking(
+        unary[:1],
+        unary[distances],
+        query_labels[None],
+        database_labels,
+        bits=largest,
+        topk=topk,
+        threads=1,
+    ).metrics
+
+
+def object_recall(objects: InstanceCodes, detected: InstanceCodes) -> float:
+    """The share of objects that a detection of their class meets with an IoU of at least 0.5.
+
+    Args:
+        objects: the true ones.
+        detected: in the same images; one may count for several objects.
+    """
+    met = np.zeros(len(objects.codes), bool)
+    for image in np.unique(objects.image_index):
+        true = np.flatnonzero(objects.image_index == image)
+        found = np.flatnonzero(detected.image_index == image)
+        overlap = pairwise_iou(_boxes(objects, true), _boxes(detected, found)).numpy() >= _IOU
+        same_class = objects.classes[true, None] == detected.classes[found]
+        met[true] = (overlap & same_class).any(axis=1)
+    return float(met.mean())
+
+
+def class_recall(codes: CodeSet) -> float:
+    """The share of the labels of all images that an object detected in the image is of.
+
+    Args:
+        codes: with labels and ``instances``.
+    """
+    found = np.zeros(codes.labels.shape, bool)
+    found[codes.instances.image_index, codes.instances.classes] = True
+    return float(found[codes.labels == 1].mean())
+
+
+def _means(per_query: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, float]:
+    return {name: float(values[rows].mean()) for name, values in per_query.items()}
+
+
+def _boxes(instances: InstanceCodes, rows: np.ndarray) -> Boxes:
+    return Boxes(torch.from_numpy(instances.boxes[rows]))

@@ -1,0 +1,99 @@
+"""What a second stage of search is worth: the first images of a ranking by codes, ordered anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..retrieval.code_store import CodeFileError, CodeSet, check_comparable
+from ..retrieval.search import RERANKINGS, fine_distances
+from .object_queries import rank_by_distances
+from .ranking_metrics import METRICS, TIE_ORDERS, RankingResult
+
+__all__ = ["evaluate_reranking", "reranked_distances"]
+
+
+def evaluate_reranking(
+    query: CodeSet,
+    database: CodeSet,
+    topk: Sequence[int],
+    rerank: int,
+    by: str = RERANKINGS[0],
+    progress: Callable[[int, int], None] | None = None,
+) -> RankingResult:
+    """As :func:`.ranking_metrics.evaluate_ranking`, after a rerank such as a search makes.
+
+    Which of equally far images are the last to be ordered anew is decided by their rows. All other
+    ties are random, as there.
+
+    Args:
+        query: with labels and ``activations``, or ``features`` if these are what ``by`` names.
+        database: with labels, and ``features`` if ``by`` names these.
+        topk: cut-offs, at most the database's size.
+        rerank: how many images of each ranking are ordered anew.
+        by: one of :data:`~regiondh_d2.retrieval.search.RERANKINGS`.
+        progress: called as ``progress(queries done, queries)`` after each.
+
+    Raises:
+        CodeFileError: something is missing, or two models coded the sets.
+        ValueError: no query shares a label with any image of the database.
+    """
+    check_comparable(query, database)
+    needed = [(query, "query", "labels"), (query, "query", by), (database, "database", "labels")]
+    if by == "features":
+        needed.append((database, "database", by))
+    for codes, role, name in needed:
+        if getattr(codes, name) is None:
+            how = "from a labelled dataset" if name == "labels" else f"with --{name}"
+            raise CodeFileError(f"the {role} codes have no {name}: extract them {how}")
+    measurable = (query.labels.astype(int) @ database.labels.T.astype(int)).any(axis=1)
+    if not measurable.any():
+        raise ValueError(
+            "no query shares a label with any database item: there is nothing to measure"
+        )
+    names = [f"{metric}@{k}{order}" for metric in METRICS for k in topk for order in TIE_ORDERS]
+    per_query = {name: np.full(len(query), np.nan) for name in names}
+    for row in range(len(query)):
+        if measurable[row]:
+            distances = reranked_distances(
+                query.codes[row], getattr(query, by)[row], database, rerank, by
+            )
+            found = rank_by_distances(
+                distances,
+                query.labels[row],
+                database.labels,
+                largest=min(rerank, len(database)) + database.bits,
+                topk=topk,
+            )
+            for name in names:
+                per_query[name][row] = found[name]
+        if progress is not None:
+            progress(row + 1, len(query))
+    metrics = {name: float(values[measurable].mean()) for name, values in per_query.items()}
+    metrics["num_queries"] = len(query)
+    metrics["num_database"] = len(database)
+    metrics["num_queries_without_relevant"] = int((~measurable).sum())
+    return RankingResult(metrics, per_query)
+
+
+def reranked_distances(
+    code: np.ndarray, fine: np.ndarray, database: CodeSet, rerank: int, by: str
+) -> np.ndarray:
+    """Distances that order a database as a search with a rerank does.
+
+    Args:
+        code: uint8 (B,), packed, of the query.
+        fine: its activations (K,) or features (D,).
+        database, rerank, by: as of :func:`evaluate_reranking`.
+
+    Returns:
+        int64 (N,): the ``rerank`` nearest images have the rank of their fine distance, from 0, the
+        others their Hamming distance, and so much more that they come later.
+    """
+    distances = np.bitwise_count(database.codes ^ code).sum(axis=1, dtype=np.int64)
+    nearest = np.argsort(distances, kind="stable")[:rerank]
+    _, ranks = np.unique(fine_distances(fine, database, nearest, by), return_inverse=True)
+    distances += len(nearest)
+    distances[nearest] = ranks
+    return distances

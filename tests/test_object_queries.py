@@ -1,0 +1,218 @@
+"""Object queries against plain loops, and against every order of the ties."""
+
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from regiondh_d2.evaluation import object_queries
+from regiondh_d2.evaluation.object_queries import (
+    class_recall,
+    evaluate_object_queries,
+    least_distances,
+    object_recall,
+)
+from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, InstanceCodes, pack_codes
+
+BITS, INSTANCE_BITS = 3, 4
+CLASSES = ["cat", "dog", "sofa", "bus"]
+
+
+def make_instances(rng, image_index, classes, **changes):
+    count = len(classes)
+    corner = rng.random((count, 2)) * 50
+    values = {
+        "codes": pack_codes(rng.random((count, INSTANCE_BITS)) < 0.4),
+        "bits": INSTANCE_BITS,
+        "image_index": np.array(image_index, np.int64),
+        "boxes": np.hstack([corner, corner + 20]).astype(np.float32),
+        "scores": np.ones(count, np.float32),
+        "classes": np.array(classes, np.int64),
+    }
+    return InstanceCodes(**(values | changes))
+
+
+def make_codes(rng, labels, instances, **changes):
+    labels = np.array(labels, np.uint8)
+    values = {
+        "codes": pack_codes(rng.random((len(labels), BITS)) < 0.4),
+        "bits": BITS,
+        "image_ids": [str(i) for i in range(len(labels))],
+        "file_names": [f"{i}.jpg" for i in range(len(labels))],
+        "labels": labels,
+        "class_names": CLASSES,
+        "model_fingerprint": "f" * 64,
+        "instances": instances,
+    }
+    return CodeSet(**(values | changes))
+
+
+@pytest.fixture
+def sets():
+    """Three images with five objects, the last of a class that none of the seven images of the
+    database has; its images 2 and 6 have no detection, and detections aren't in their order."""
+    rng = np.random.default_rng(5)
+    detected = make_instances(rng, [1, 0, 0, 2], [1, 0, 2, 0])
+    query = make_codes(rng, [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 1]], detected)
+    objects = make_instances(rng, [0, 0, 1, 2, 2], [0, 2, 1, 0, 3])
+    found = make_instances(rng, [5, 0, 3, 1, 0, 4, 3, 5, 1], [0, 0, 1, 2, 1, 2, 0, 0, 1])
+    labels = [
+        *([1, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]),
+        *([0, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 0]),
+    ]
+    return query, objects, make_codes(rng, labels, found)
+
+
+def unpack(codes, bits):
+    return np.unpackbits(codes, axis=-1, count=bits)
+
+
+def loop_distances(code, database):
+    """The least distances by a loop over images and detections."""
+    found = database.instances
+    least = []
+    for image in range(len(database)):
+        distances = [
+            int((unpack(found.codes[i], INSTANCE_BITS) != unpack(code, INSTANCE_BITS)).sum())
+            for i in range(len(found.codes))
+            if found.image_index[i] == image
+        ]
+        least.append(min(distances, default=INSTANCE_BITS + 1))
+    return np.array(least)
+
+
+def average_precisions(distances, relevant):
+    """AP over all orders of the database's rows, ties in the order of the rows."""
+    orders = np.array(list(permutations(range(len(distances)))))
+    ranked = np.take_along_axis(orders, distances[orders].argsort(axis=1, kind="stable"), axis=1)
+    hits = relevant[ranked]
+    precision = hits.cumsum(axis=1) / np.arange(1, len(distances) + 1)
+    return (hits * precision).sum(axis=1) / relevant.sum()
+
+
+def test_both_rankings_over_all_orders_of_the_ties(sets):
+    query, objects, database = sets
+    result = evaluate_object_queries(query, objects, database)
+    tied = False
+    for i in range(4):
+        relevant = database.labels[:, objects.classes[i]]
+        code = unpack(query.codes[objects.image_index[i]], BITS)
+        for ranking, distances in (
+            ("objects", loop_distances(objects.codes[i], database)),
+            ("images", (unpack(database.codes, BITS) != code).sum(axis=1)),
+        ):
+            values = average_precisions(distances, relevant)
+            for order, expected in (
+                ("", values.mean()),
+                ("-optimistic", values.max()),
+                ("-pessimistic", values.min()),
+                ("-index_order", values[0]),
+            ):
+                name = f"{ranking}/MAP_all{order}"
+                assert result.per_query[name][i] == pytest.approx(expected, abs=1e-12), name
+            tied |= values.min() < values.max()
+    assert tied
+    metrics = result.metrics
+    for name, values in result.per_query.items():
+        assert np.isnan(values[4])
+        assert metrics[name] == pytest.approx(values[:4].mean())
+        # Only the image of the third object has one class.
+        assert metrics[f"several_classes/{name}"] == pytest.approx(values[[0, 1, 3]].mean())
+    assert len(result.per_query) == 8
+    assert metrics["num_queries"] == 4
+    assert metrics["several_classes/num_queries"] == 3
+    assert metrics["num_queries_without_relevant"] == 1
+    assert metrics["num_database"] == 7
+
+
+def test_images_without_detections_are_last(sets):
+    _, objects, database = sets
+    for code in objects.codes:
+        distances = least_distances(code, database)
+        assert distances.tolist() == loop_distances(code, database).tolist()
+        assert distances[[2, 6]].tolist() == [INSTANCE_BITS + 1] * 2
+
+
+def test_no_image_of_several_classes(sets):
+    query, objects, database = sets
+    query = replace(query, labels=np.eye(3, 4, dtype=np.uint8))
+    metrics = evaluate_object_queries(query, objects, database).metrics
+    assert metrics["several_classes/num_queries"] == 0
+    assert "objects/MAP_all" in metrics
+    assert "several_classes/objects/MAP_all" not in metrics
+
+
+def test_progress_is_told(sets):
+    seen = []
+    result = evaluate_object_queries(*sets, progress=lambda *done: seen.append(done))
+    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert result.metrics == evaluate_object_queries(*sets).metrics
+
+
+def test_the_recall_of_objects():
+    """IoU of [0, 0, 20, 20] moved right by 5, 7 and 0 pixels: .6, .481 and 1."""
+    rng = np.random.default_rng(0)
+    true = np.tile(np.array([0, 0, 20, 20], np.float32), (5, 1))
+    objects = make_instances(rng, [0, 1, 2, 2, 4], [0, 0, 0, 1, 0], boxes=true)
+    moved = true[:4] + np.array([[5], [7], [0], [0]], np.float32) * [1, 0, 1, 0]
+    detected = make_instances(rng, [0, 1, 2, 3], [0, 0, 1, 0], boxes=moved.astype(np.float32))
+    # Met; too far; another class; met; a detection in another image.
+    assert object_recall(objects, detected) == pytest.approx(2 / 5)
+    nothing = make_instances(rng, [], [])
+    assert object_recall(objects, nothing) == 0
+
+
+def test_the_recall_of_labels(sets):
+    """Against a loop over the labels of all images."""
+    for codes in (sets[0], sets[2]):
+        pairs = set(zip(codes.instances.image_index, codes.instances.classes, strict=True))
+        hits = [
+            (image, label) in pairs
+            for image in range(len(codes))
+            for label in range(4)
+            if codes.labels[image, label]
+        ]
+        assert 0 < sum(hits) < len(hits)
+        assert class_recall(codes) == pytest.approx(sum(hits) / len(hits))
+
+
+def test_recalls_are_among_the_metrics(sets):
+    query, objects, database = sets
+    metrics = evaluate_object_queries(query, objects, database).metrics
+    assert metrics["query/object_recall"] == object_recall(objects, query.instances)
+    assert metrics["query/class_recall"] == class_recall(query)
+    assert metrics["database/class_recall"] == class_recall(database)
+
+
+@pytest.mark.parametrize(
+    ("role", "changes", "message"),
+    [
+        (0, {"labels": None}, "the query codes have no labels: extract them from a labelled"),
+        (2, {"labels": None}, "the database codes have no labels"),
+        (0, {"instances": None}, "the query codes have no detected objects"),
+        (2, {"instances": None}, "the database codes have no detected objects"),
+        (2, {"model_fingerprint": "e" * 64}, "the database by eeeeeeeeeeee: code both with"),
+        (1, {"bits": 8}, "the objects have 8 bits and those of the database 4: code both"),
+    ],
+)
+def test_codes_that_do_not_fit(sets, role, changes, message):
+    sets = list(sets)
+    sets[role] = replace(sets[role], **changes)
+    with pytest.raises(CodeFileError, match=message):
+        evaluate_object_queries(*sets)
+
+
+def test_nothing_to_search_with(sets):
+    query, _, database = sets
+    nothing = make_instances(np.random.default_rng(0), [], [])
+    with pytest.raises(ValueError, match="no annotated objects to search with"):
+        evaluate_object_queries(query, nothing, database)
+
+
+def test_a_missing_fingerprint_is_told(sets):
+    query, objects, database = sets
+    (note,) = object_queries.check_object_queries(
+        replace(query, model_fingerprint=""), objects, database
+    )
+    assert "a model fingerprint is missing" in note

@@ -1,0 +1,141 @@
+"""Rankings with a second stage: against search itself, plain loops and every order of the ties."""
+
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
+from regiondh_d2.evaluation.reranking import evaluate_reranking, reranked_distances
+from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, pack_codes
+from regiondh_d2.retrieval.index_folder import write_index_folder
+from regiondh_d2.retrieval.search import RERANKINGS, Query, search_index
+
+BITS = 6
+
+
+def make_codes(seed, count, classes=3, **changes):
+    rng = np.random.default_rng(seed)
+    activations = rng.random((count, BITS)).astype(np.float16)
+    values = {
+        "codes": pack_codes(activations > 0.5),
+        "bits": BITS,
+        "image_ids": [str(i) for i in range(count)],
+        "file_names": [f"{i}.jpg" for i in range(count)],
+        "labels": (rng.random((count, classes)) < 0.4).astype(np.uint8),
+        "model_fingerprint": "f" * 64,
+        "activations": activations,
+        "features": rng.normal(size=(count, 4)).astype(np.float16),
+    }
+    return CodeSet(**(values | changes))
+
+
+@pytest.mark.parametrize("by", RERANKINGS)
+@pytest.mark.parametrize("rerank", [1, 7, 40, 100])
+def test_the_order_is_that_of_search(tmp_path, by, rerank):
+    query, database = make_codes(0, 5), make_codes(1, 40)
+    folder = write_index_folder(tmp_path / "index", database, engine="numpy")
+    changed = False
+    for row in range(5):
+        one = Query(
+            "q.jpg", query.codes[row : row + 1], (), query.activations[row], query.features[row]
+        )
+        found = search_index(folder, one, 40, None, None).answers
+        shortlist = [answer.row for answer in found]
+        # Search orders anew at least as many as it answers with.
+        answers = search_index(folder, one, min(rerank, 40), None, rerank, by).answers
+        expected = [answer.row for answer in answers] + shortlist[rerank:]
+        fine = getattr(query, by)[row]
+        distances = reranked_distances(query.codes[row], fine, database, rerank, by)
+        assert distances.argsort(kind="stable").tolist() == expected
+        assert distances.max() <= min(rerank, 40) + BITS
+        changed |= expected != shortlist
+    assert changed == (rerank > 1)
+
+
+def test_the_metrics_over_all_orders_of_the_ties():
+    """AP by a loop, for every order of seven images; three of them are ordered anew."""
+    query, database = make_codes(2, 4), make_codes(3, 7)
+    query.labels[3] = 0
+    result = evaluate_reranking(query, database, [5, 7], 3)
+    tied = False
+    for row in range(3):
+        bits = np.unpackbits(query.codes[row], count=BITS)
+        database_bits = np.unpackbits(database.codes, axis=1, count=BITS)
+        distances = (database_bits != bits).sum(axis=1)
+        nearest = sorted(range(7), key=lambda i: (distances[i], i))[:3]
+        squares = ((query.activations[row].astype(float) - database_bits) ** 2).sum(axis=1)
+        head = sorted(nearest, key=lambda i: squares[i])
+        relevant = database.labels @ query.labels[row] > 0
+        for k in (5, 7):
+            values = []
+            for order in permutations(set(range(7)) - set(nearest)):
+                hits = relevant[head + sorted(order, key=lambda i: distances[i])][:k]
+                precision = hits.cumsum() / np.arange(1, k + 1)
+                values.append((hits * precision).sum() / min(k, relevant.sum()))
+            name = f"MAP_min@{k}"
+            assert result.per_query[name][row] == pytest.approx(np.mean(values))
+            assert result.per_query[f"{name}-optimistic"][row] == pytest.approx(max(values))
+            assert result.per_query[f"{name}-pessimistic"][row] == pytest.approx(min(values))
+            tied |= min(values) < max(values)
+    assert tied
+    for name, values in result.per_query.items():
+        assert np.isnan(values[3])
+        assert result.metrics[name] == pytest.approx(values[:3].mean())
+    assert result.metrics["num_queries_without_relevant"] == 1
+
+
+def test_names_are_those_of_a_ranking_by_codes():
+    query, database = make_codes(0, 5), make_codes(1, 40)
+    plain = evaluate_ranking(
+        query.codes, database.codes, query.labels, database.labels, bits=BITS, topk=[3, 9]
+    )
+    result = evaluate_reranking(query, database, [3, 9], 1)
+    assert result.metrics.keys() == plain.metrics.keys()
+    assert result.per_query.keys() == plain.per_query.keys()
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "by", "message"),
+    [
+        (0, "labels", "activations", "the query codes have no labels: extract them from a lab"),
+        (1, "labels", "activations", "the database codes have no labels"),
+        (
+            0,
+            "activations",
+            "activations",
+            "the query codes have no activations: extract them with --a",
+        ),
+        (0, "features", "features", "the query codes have no features"),
+        (1, "features", "features", "the database codes have no features"),
+    ],
+)
+def test_what_is_missing(role, name, by, message):
+    sets = [make_codes(0, 5), make_codes(1, 40)]
+    sets[role] = replace(sets[role], **{name: None})
+    with pytest.raises(CodeFileError, match=message):
+        evaluate_reranking(*sets, [3], 10, by)
+
+
+def test_progress_is_told():
+    seen = []
+    query, database = make_codes(0, 3), make_codes(1, 40)
+    query.labels[1] = 0
+    evaluate_reranking(query, database, [3], 9, progress=lambda *done: seen.append(done))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_activations_of_the_database_are_not_needed():
+    query, database = make_codes(0, 5), make_codes(1, 40)
+    result = evaluate_reranking(query, replace(database, activations=None), [3], 10)
+    assert result.metrics == evaluate_reranking(query, database, [3], 10).metrics
+
+
+def test_codes_that_cannot_be_measured():
+    query, database = make_codes(0, 5), make_codes(1, 40)
+    with pytest.raises(CodeFileError, match="code both with the same model"):
+        evaluate_reranking(replace(query, model_fingerprint="e" * 64), database, [3], 10)
+    query.labels[:] = 0
+    with pytest.raises(ValueError, match="no query shares a label"):
+        evaluate_reranking(query, database, [3], 10)
