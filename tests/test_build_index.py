@@ -79,7 +79,7 @@ def sort_pairs(query, codes, bits, k):
 @pytest.mark.parametrize("engine", ["faiss", "numpy"])
 @pytest.mark.parametrize(("bits", "instance_bits"), [(20, 48), (32, 64), (48, 20), (64, 32)])
 def test_both_levels_answer_as_a_sort_does(tmp_path, engine, bits, instance_bits):
-    items = make_items(bits=bits, instance_bits=instance_bits)
+    items = make_items(100_000, 100_000, bits, instance_bits)
     written = write_index_folder(tmp_path / "index", items, engine=engine)
     for folder in (
         written,
