@@ -46,6 +46,7 @@ __all__ = [
     "WeightsError",
     "convert_weights",
     "model_fingerprint",
+    "read_weights",
     "read_zoo_pickle",
     "tensors_not_loaded",
     "write_weights",
@@ -122,14 +123,24 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
 
 
-def _read_state_dict(path: str) -> Tensors:
-    """The tensors of a file of ``torch.save``, without running its code."""
+def read_weights(path: str | os.PathLike) -> Any:
+    """What a file of ``torch.save`` holds, on the CPU and without running its code.
+
+    Raises:
+        OSError: the file can't be opened.
+        WeightsError: it is damaged, or no such file.
+    """
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # damaged files raise nearly everything
         raise WeightsError(f"{path} can't be read as weights: {_line(error)}") from error
+
+
+def _read_state_dict(path: str) -> Tensors:
+    """The tensors of a file that holds nothing else."""
+    weights = read_weights(path)
     if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
         raise WeightsError(f"{path} holds no state dict: a tensor by each name and nothing else")
     return weights

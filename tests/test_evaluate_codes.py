@@ -190,6 +190,9 @@ def test_image_classes_come_from_the_classifier_of_a_checkpoint(tool, tmp_path, 
     assert capsys.readouterr().out == found
     assert tool.main([*arguments, "image_classes", "--weights", str(tmp_path / "empty.pth")]) == 1
     assert "empty.pth is no checkpoint with an image classifier" in capsys.readouterr().err
+    (tmp_path / "damaged.pth").write_bytes(b"nothing")
+    assert tool.main([*arguments, "image_classes", "--weights", str(tmp_path / "damaged.pth")]) == 1
+    assert "damaged.pth can't be read as weights" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(SystemExit):
         tool.main([*arguments, "image_classes"])
     assert "belong together" in capsys.readouterr().err

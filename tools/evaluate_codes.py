@@ -9,8 +9,8 @@ import argparse
 import sys
 
 import numpy as np
-import torch
 
+from regiondh_d2.checkpoint import read_weights
 from regiondh_d2.engine.command import CommandError, positive_int, run_command
 from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
 from regiondh_d2.evaluation.reference_codes import REFERENCES, image_class_codes
@@ -107,7 +107,7 @@ def evaluate(
 
 def read_classifier(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of the image classifier in a checkpoint."""
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = read_weights(path)
     try:
         return tuple(weights["model"][CLASSIFIER + part].numpy() for part in ("weight", "bias"))
     except (KeyError, TypeError):

@@ -17,7 +17,7 @@ import regiondh_d2  # noqa: F401  (registers the datasets that tables name)
 from regiondh_d2.engine.command import CommandError, positive_int, run_command
 from regiondh_d2.engine.experiments import Row, picked_rows, read_table
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
-from regiondh_d2.retrieval.code_store import CodeSet, read_codes
+from regiondh_d2.retrieval.code_store import CodeSet
 from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.retrieval.plots import (
     compare_methods,
@@ -78,11 +78,9 @@ def codes_of(
     found = {}
     for row in rows:
         run = next((run for run in row.runs() if run.bits == bits), None)
-        if run is not None:
-            folder = experiments / run.name / "inference" / dataset
-            files = [folder / f"{role}.h5" for role in ("query", "database")]
-            if all(file.is_file() for file in files):
-                found[row.title] = tuple(read_codes(file) for file in files)
+        codes = None if run is None else run.read_codes(experiments, dataset)
+        if codes is not None:
+            found[row.title] = codes
     return found
 
 

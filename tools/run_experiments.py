@@ -21,7 +21,7 @@ from regiondh_d2.engine.experiments import (
     picked_rows,
     read_table,
 )
-from regiondh_d2.retrieval.code_store import write_json
+from regiondh_d2.retrieval.code_store import replace_when_complete, write_json
 
 TABLE = Path(__file__).with_name("experiments.yaml")
 
@@ -70,7 +70,8 @@ def main(args: argparse.Namespace) -> None:
     runs = sorted((run for row in picked for run in row.runs()), key=lambda run: run.seed)
     if args.document:
         text = fill_document(args.document.read_text(), rows, args.results)
-        args.document.write_text(text)
+        with replace_when_complete(args.document) as temporary:
+            temporary.write_text(text)
         return
     if args.summary:
         summarize(args, rows, picked)

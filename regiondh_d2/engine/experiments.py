@@ -24,7 +24,7 @@ import yaml
 from detectron2.data import DatasetCatalog
 
 from ..evaluation.retrieval_evaluator import rank_code_sets
-from ..retrieval.code_store import read_codes, write_json
+from ..retrieval.code_store import CodeSet, read_codes, write_json
 from .command import CommandError
 from .defaults import build_cfg
 
@@ -85,6 +85,12 @@ class Run:
 
     def result_file(self, results: Path) -> Path:
         return results / f"{self.name}.json"
+
+    def read_codes(self, output: Path, dataset: str) -> tuple[CodeSet, CodeSet] | None:
+        """Codes of the queries and of the database, None where their files aren't there."""
+        folder = output / self.name / "inference" / dataset
+        files = [folder / f"{role}.h5" for role in ("query", "database")]
+        return tuple(map(read_codes, files)) if all(file.is_file() for file in files) else None
 
     def options(self, output: Path) -> list[str]:
         """The KEY VALUE pairs of its training."""
@@ -253,9 +259,8 @@ def differences(
     """
     values = {}
     for run in runs:
-        folder = output / run.name / "inference" / dataset
-        if (folder / "query.h5").is_file() and (folder / "database.h5").is_file():
-            codes = [read_codes(folder / f"{role}.h5") for role in ("query", "database")]
+        codes = run.read_codes(output, dataset)
+        if codes is not None:
             result, _ = rank_code_sets(*codes, topk)
             values.setdefault((run.row.name, run.bits), []).append(result.per_query)
     found = []
