@@ -103,3 +103,20 @@ def test_wrong_distances_are_a_failure(tool, monkeypatch, capsys):
     monkeypatch.setattr(tool, "create_index", Wrong)
     assert tool.main(["search", *SMALL_SEARCH, "--batches", "3"]) == 1
     assert "other distances" in capsys.readouterr().err
+
+
+def test_training(tool, tmp_path, capsys, random_network):
+    out = tmp_path / "numbers.json"
+    arguments = ["--config-file", random_network.config, "--images", "2", "--repeat", "1"]
+    assert tool.main(["training", *arguments, "--json", str(out), "MODEL.DEVICE", "cpu"]) == 0
+    numbers = json.loads(out.read_text())["training"]
+    assert numbers["images"] == 2
+    assert numbers["ratio"] == numbers["seconds_returned"] / numbers["seconds_kept"]
+    assert "a step of 2 images" in capsys.readouterr().out
+
+
+def test_training_without_glibc_is_refused(tool, monkeypatch, capsys, random_network):
+    monkeypatch.setattr(tool, "keep_freed_memory", lambda keep: False)
+    arguments = ["training", "--config-file", random_network.config, "--images", "1"]
+    assert tool.main(arguments) == 1
+    assert "isn't glibc" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from ..checkpoint import RegionDHCheckpointer, WeightsError, tensors_not_loaded
+from .allocation import keep_freed_memory
 
 __all__ = ["CommandError", "load_trained_model", "positive_int", "run_command", "run_workers"]
 
@@ -51,7 +52,7 @@ def run_command(command: Callable[[], None], interrupted: str = "interrupted") -
     Returns:
         The exit status: 0, 1 after a failure, or 130 after Ctrl-C.
     """
-    _quieten_torch()
+    _prepare_process()
     try:
         command()
     except KeyboardInterrupt:
@@ -63,8 +64,9 @@ def run_command(command: Callable[[], None], interrupted: str = "interrupted") -
     return 0
 
 
-def _quieten_torch() -> None:
-    """PyTorch's remarks on Detectron2's code would drown the few lines of a command."""
+def _prepare_process() -> None:
+    keep_freed_memory()
+    # PyTorch's remarks on Detectron2's code would drown the few lines of a command.
     warnings.filterwarnings("ignore", module="torch")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
@@ -129,7 +131,7 @@ def run_workers(
 
 def _work(worker: Callable[..., None], args: tuple) -> None:
     """The parent process sees of an exception only its text."""
-    _quieten_torch()
+    _prepare_process()
     try:
         worker(*args)
     except EXPECTED as error:
