@@ -87,6 +87,14 @@ def sort_pairs(distances, allowed, k):
     return sorted((int(d), int(row)) for row, d in enumerate(distances) if allowed[row])[:k]
 
 
+def best_of_images(pairs, image_of):
+    """The first (distance, row) pair of each image, of sorted ones."""
+    best = {}
+    for distance, row in pairs:
+        best.setdefault(int(image_of[row]), (distance, row))
+    return list(best.values())
+
+
 # Order, filters and sums
 
 
@@ -114,14 +122,26 @@ def test_an_image_finds_images(folder, class_name):
     assert answer.objects == ()
 
 
+def found_rows(result):
+    """(distance, row) pairs of the objects that answer to an object."""
+    return [(answer.distance, answer.objects[0].row) for answer in result.answers]
+
+
+@pytest.mark.parametrize("all_objects", [False, True])
 @pytest.mark.parametrize("class_name", [None, "cat"])
-def test_an_object_finds_objects(folder, class_name):
+def test_an_object_finds_objects(folder, class_name, all_objects):
     found = folder.items.instances
     allowed = [class_name is None or CLASSES[c] == class_name for c in found.classes]
     for code in queries(4, INSTANCE_BITS):
-        result = search_index(folder, Query("q.jpg", code[None], (BOX,)), 8, class_name)
-        rows = [(answer.distance, answer.objects[0].row) for answer in result.answers]
-        assert rows == sort_pairs(distances_to(code, found.codes, INSTANCE_BITS), allowed, 8)
+        query = Query("q.jpg", code[None], (BOX,))
+        pairs = sort_pairs(distances_to(code, found.codes, INSTANCE_BITS), allowed, None)
+        best = best_of_images(pairs, found.image_index)
+        assert len(best) < len(pairs)
+        expected = pairs if all_objects else best
+        for topk in (1, 8, 1000):
+            result = search_index(folder, query, topk, class_name, all_objects=all_objects)
+            assert found_rows(result) == expected[:topk]
+        assert result.all_objects == all_objects
         for answer in result.answers:
             (one,) = answer.objects
             assert answer.row == found.image_index[one.row]
@@ -260,16 +280,40 @@ def test_a_filter_is_not_exhausted_by_nearer_codes_of_other_classes(tmp_path):
     items.instances.codes[last] = 0xF0
     items.instances.classes[last] = 0
     folder = write_index_folder(tmp_path / "index", items, engine="numpy")
-    result = search_index(folder, Query("q.jpg", np.zeros((1, 2), np.uint8), (BOX,)), 4, "cat")
+    query = Query("q.jpg", np.zeros((1, 2), np.uint8), (BOX,))
+    result = search_index(folder, query, 4, "cat", all_objects=True)
     assert [answer.objects[0].row for answer in result.answers] == [290, 291, 292, 293]
+
+
+@pytest.mark.parametrize("engine", ["faiss", "numpy"])
+def test_k_images_are_found_behind_many_near_objects_of_few(tmp_path, engine):
+    """The 290 nearest objects are of two images, so that one search for k codes is not enough."""
+    items = make_items(found=300)
+    items.instances.image_index[:] = np.repeat([3, 7, 20, 21, 22, 49], [140, 150, 1, 2, 3, 4])
+    items.instances.codes[:] = 0
+    items.instances.codes[290:] = 0xF0
+    folder = write_index_folder(tmp_path / "index", items, engine=engine)
+    query = Query("q.jpg", np.zeros((1, 2), np.uint8), (BOX,))
+    expected = [(0, 0), (0, 140), (8, 290), (8, 291), (8, 293), (8, 296)]
+    for topk in (1, 2, 3, 5, 6, 7):
+        assert found_rows(search_index(folder, query, topk)) == expected[:topk]
+    folder.level("instance").remove(np.r_[0, 140:290])
+    expected = [(0, 1), *expected[2:]]
+    assert found_rows(search_index(folder, query, 4)) == expected[:4]
+
+
+def test_all_objects_answer_to_one_object_alone(folder):
+    for codes, objects in ((queries(1, BITS), ()), (queries(2, INSTANCE_BITS), (BOX, BOX))):
+        with pytest.raises(ValueError, match="all_objects is for a query of one object: give one"):
+            search_index(folder, Query("q.jpg", codes, objects), all_objects=True)
 
 
 def test_removed_rows_are_not_found(folder):
     query = Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,))
-    first = [answer.objects[0].row for answer in search_index(folder, query, 150).answers]
-    folder.level("instance").remove(np.array(first[:3]))
-    again = search_index(folder, query, 150)
-    assert [answer.objects[0].row for answer in again.answers] == first[3:]
+    first = found_rows(search_index(folder, query, 150, all_objects=True))
+    folder.level("instance").remove(np.array([row for _, row in first[:3]]))
+    again = search_index(folder, query, 150, all_objects=True)
+    assert found_rows(again) == first[3:]
     assert again.searched == 147
 
 
@@ -279,10 +323,12 @@ def test_an_approximate_index_may_find_less(tmp_path):
     folder = write_index_folder(tmp_path / "index", items, nlist=8, nprobe=1)
     codes = pack_codes(np.array([[False] * INSTANCE_BITS, [True] * INSTANCE_BITS]))
     distances = distances_to(codes[0], items.instances.codes, INSTANCE_BITS)
-    answers = search_index(folder, Query("q.jpg", codes[:1], (BOX,)), 150).answers
-    assert 0 < len(answers) < 150
-    for answer in answers:
-        assert answer.distance == distances[answer.objects[0].row]
+    one = Query("q.jpg", codes[:1], (BOX,))
+    pairs = found_rows(search_index(folder, one, 150, all_objects=True))
+    assert 0 < len(pairs) < 150
+    assert all(distance == distances[row] for distance, row in pairs)
+    best = best_of_images(pairs, items.instances.image_index)
+    assert found_rows(search_index(folder, one, 150)) == best
     both = search_index(folder, Query("q.jpg", codes, (BOX, BOX)), 60).answers
     for answer in both:
         parts = [13 if one is None else one.distance for one in answer.objects]
@@ -497,6 +543,8 @@ def test_an_indexed_image_and_its_detections_find_themselves(searcher, photo):
         assert one.class_name == CLASSES[found.classes[number - 1]]
         assert one.box == pytest.approx(tuple(found.boxes[number - 1].tolist()))
         assert result.answers[0].distance == 0
+    every = searcher.search(photo, instance=1, topk=99, all_objects=True)
+    assert len(every.answers) == len(found.codes) > len(result.answers) == 1
     result = searcher.search(photo, instance=[1, 2], box=(10, 10, 90, 90))
     assert [one.score is None for one in result.objects] == [True, False, False]
     assert [one.distance for one in result.answers[0].objects[1:]] == [0, 0]
@@ -646,15 +694,26 @@ def test_objects_and_pictures(tool, workspace, arguments, tmp_path, capsys):
     assert tool.main(arguments(*options)) == 0
     best = np.flatnonzero(found.image_index == 2)
     best = best[np.argmax(found.scores[best])]
-    expected = sort_pairs(
-        distances_to(found.codes[best], found.codes, 48), np.ones(len(found.codes)), 10
+    pairs = sort_pairs(
+        distances_to(found.codes[best], found.codes, 48), np.ones(len(found.codes)), None
     )
+
+    def rows_and_headline():
+        answers = json.loads(out.read_text())["answers"]
+        rows = [(answer["distance"], answer["objects"][0]["row"]) for answer in answers]
+        return rows, capsys.readouterr().out.splitlines()[0].split("nearest of ")[1]
+
+    rows, headline = rows_and_headline()
+    assert rows == best_of_images(pairs, found.image_index)[:10]
+    assert headline == f"{len(found.codes)} objects, by image, by 48-bit codes"
     result = json.loads(out.read_text())
-    rows = [(answer["distance"], answer["objects"][0]["row"]) for answer in result["answers"]]
-    assert rows == expected
     assert result["objects"][0]["box"] == pytest.approx(found.boxes[best].tolist(), abs=1e-3)
     with Image.open(grid) as image:
         assert image.width > 1500
+
+    assert tool.main(arguments("--instance", "1", "--all-objects", "--json", str(out))) == 0
+    assert rows_and_headline() == (pairs[:10], f"{len(found.codes)} objects by 48-bit codes")
+    assert rows != pairs[:10]
 
     two = ["--box", "3,4,60,50", "--instance", "1", "--topk", "2"]
     assert tool.main(arguments(*two, "--save", str(grid), "--json", str(out))) == 0
@@ -771,6 +830,9 @@ def test_failures_are_one_line(tool, arguments, tmp_path, monkeypatch, capsys, o
         ["--group-by-class", "--instance", "1"],
         ["--group-by-class", "--box", "1,2,3,4"],
         ["--group-by-class", "--class", "cat"],
+        ["--group-by-class", "--all-objects"],
+        ["--all-objects"],
+        ["--all-objects", "--instance", "1", "--box", "1,2,3,4"],
     ],
 )
 def test_wrong_arguments_exit_2(tool, arguments, wrong):

@@ -49,6 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="answer with detections of this class alone, or with images that hold one",
     )
     parser.add_argument(
+        "--all-objects",
+        action="store_true",
+        help="with one object: answer with all near objects, several of an image, too (default: "
+        "an image answers once, by its nearest object)",
+    )
+    parser.add_argument(
         "--group-by-class",
         action="store_true",
         help="answer for each class that the network sees in the image, with a probability of 0.5 "
@@ -95,7 +101,7 @@ def headline(result: SearchResult) -> str:
     """The query, and what it is compared with."""
     query = ", ".join([result.file_name, *map(describe, result.objects)])
     what = "objects" if result.objects else "images"
-    if len(result.objects) > 1:
+    if result.objects and not result.all_objects:
         what += ", by image,"
     only = f", {result.class_name} alone" if result.class_name else ""
     return f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
@@ -139,8 +145,8 @@ def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchR
     """
     rerank = {"rerank": args.rerank, "rerank_by": args.rerank_by}
     if not args.group_by_class:
-        options = {"instance": args.instance, "class_name": args.class_name, **rerank}
-        return [searcher.search(args.query, args.box, args.topk, **options)]
+        options = {"class_name": args.class_name, "all_objects": args.all_objects, **rerank}
+        return [searcher.search(args.query, args.box, args.topk, instance=args.instance, **options)]
     results = searcher.search_by_class(args.query, args.topk, **rerank)
     if not results:
         raise ValueError(
@@ -172,6 +178,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.group_by_class and (args.box or args.instance or args.class_name):
         parser.error("--group-by-class is for whole images: without --box, --instance and --class")
+    if args.all_objects and len(args.box or ()) + len(args.instance or ()) != 1:
+        parser.error("--all-objects is for a query of one object: give one --box or --instance")
     return run_command(lambda: run(args))
 
 

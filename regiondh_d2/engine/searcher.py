@@ -102,6 +102,7 @@ class RegionDHSearcher:
         *,
         instance: int | Sequence[int] | None = None,
         class_name: str | None = None,
+        all_objects: bool = False,
         rerank: int | None = None,
         rerank_by: str = "activations",
     ) -> SearchResult:
@@ -115,21 +116,24 @@ class RegionDHSearcher:
             instance: the number of a detection of the model, from 1 by descending score, or
                 several of them. With ``box`` too, all objects are searched for at once.
             class_name: restricts the answers to this predicted class.
+            all_objects: whether all near objects answer to an object, several of an image, too.
             rerank: how many nearest images to order anew by a finer distance.
             rerank_by: "activations" or "features", which few models have.
 
         Returns:
-            For an image images, for an object objects, for several objects images that hold them;
-            see :mod:`regiondh_d2.retrieval.search`.
+            For an image images, for objects images that hold them, each once, or with
+            ``all_objects`` objects; see :mod:`regiondh_d2.retrieval.search`.
 
         Raises:
             UnreadableImage: the image can't be read.
             IndexFileError: the index lacks the level to search in.
-            ValueError: no such box, detection or class, or ``rerank`` for objects or by features
-                that there are none of.
+            ValueError: no such box, detection or class, ``rerank`` for objects or by features
+                that there are none of, or ``all_objects`` without exactly one object.
         """
         query = self.code(image, box, instance)
-        return search_index(self.folder, query, topk, class_name, rerank, rerank_by)
+        return search_index(
+            self.folder, query, topk, class_name, rerank, rerank_by, all_objects=all_objects
+        )
 
     def search_by_class(
         self,

@@ -9,8 +9,9 @@ What is found is ordered by (distance, row), so the same query always has the sa
 - Grouped by class, an image has answers for each class that the network sees in it: the images that
   are nearest by H2 codes among those in which an object of the class was detected. An image may
   answer for several classes.
-- One object is compared with the detected objects of all images, by H1 codes. Every answer is an
-  object, and an image may answer more than once.
+- One object is compared with the detected objects of all images, by H1 codes. An image answers
+  once, by its nearest object. With ``all_objects`` every detection is an answer of its own, also
+  where two classes were seen in one thing.
 - Several objects ask for images that hold all of them. An image's distance is the sum, over the
   objects of the query, of the least distance of any object detected in it; one of them may stand
   for two of the query's. An object that an image has no counterpart of counts as one bit more than
@@ -45,7 +46,7 @@ __all__ = [
 RERANKINGS = ("activations", "features")
 """What a second stage compares."""
 
-_GROWTH = 4  # how many times more codes are asked for where a filter left too few
+_GROWTH = 4  # how many times more codes are asked for where too few were kept
 
 Box = tuple[float, float, float, float]
 
@@ -137,6 +138,7 @@ class SearchResult:
         searched: how many images or objects the index holds.
         bits: length of the codes compared.
         answers: at most as many as were asked for.
+        all_objects: whether an image may answer more than once.
     """
 
     file_name: str
@@ -146,6 +148,7 @@ class SearchResult:
     searched: int
     bits: int
     answers: tuple[Answer, ...]
+    all_objects: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -159,6 +162,8 @@ def search_index(
     class_name: str | None = None,
     rerank: int | None = None,
     rerank_by: str = "activations",
+    *,
+    all_objects: bool = False,
 ) -> SearchResult:
     """The nearest images or objects of an index folder; see the module for their order.
 
@@ -170,16 +175,19 @@ def search_index(
             images in which one was detected.
         rerank: how many of the nearest images to order anew; ``topk`` where that is more.
         rerank_by: what by, one of :data:`RERANKINGS`.
+        all_objects: whether all near objects answer to an object, several of an image, too.
 
     Raises:
         IndexFileError: the folder lacks the level to search in.
         ValueError: no such class, no detected objects to know classes from, codes of another
-            length, ``rerank`` for objects or by what isn't known of the query or of the images, or
-            a number below 1.
+            length, ``rerank`` for objects or by what isn't known of the query or of the images,
+            ``all_objects`` without exactly one object, or a number below 1.
     """
     for name, number in (("topk", topk), ("rerank", rerank)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
+    if all_objects and len(query.objects) != 1:
+        raise ValueError("all_objects is for a query of one object: give one box or instance")
     items = folder.items
     if rerank is not None:
         _check_rerank(items, query, rerank_by)
@@ -188,7 +196,7 @@ def search_index(
     if not query.objects:
         answers = _answer_image(items, index, query, topk, wanted, rerank, rerank_by)
     elif len(query.objects) == 1:
-        answers = _answer_object(items, index, query.codes, topk, wanted)
+        answers = _answer_object(items, index, query.codes, topk, wanted, all_objects)
     else:
         answers = _answer_objects(items, index, query.codes, topk, wanted)
     return SearchResult(
@@ -199,6 +207,7 @@ def search_index(
         searched=len(index),
         bits=index.bits,
         answers=tuple(answers),
+        all_objects=all_objects,
     )
 
 
@@ -289,14 +298,19 @@ def _answer_image(
 
 
 def _answer_object(
-    items: CodeSet, index: HammingIndex, codes: np.ndarray, topk: int, wanted: np.ndarray | None
+    items: CodeSet,
+    index: HammingIndex,
+    codes: np.ndarray,
+    topk: int,
+    wanted: np.ndarray | None,
+    all_objects: bool,
 ) -> list[Answer]:
-    answers = []
-    for distance, row in zip(*_nearest(index, codes, topk, wanted), strict=True):
-        image = items.instances.image_index[row]
-        found = _found_object(items, row, distance)
-        answers.append(_answer(items, image, distance, (found,)))
-    return answers
+    images = items.instances.image_index
+    distances, rows = _nearest(index, codes, topk, wanted, None if all_objects else images)
+    return [
+        _answer(items, images[row], distance, (_found_object(items, row, distance),))
+        for distance, row in zip(distances, rows, strict=True)
+    ]
 
 
 def _answer_objects(
@@ -305,12 +319,11 @@ def _answer_objects(
     shape = (len(codes), len(items))
     least = np.full(shape, index.bits + 1, np.int64)
     nearest = np.full(shape, -1, np.int64)
+    image_of = items.instances.image_index
     for i in range(len(codes)):
-        distances, rows = _nearest(index, codes[i : i + 1], max(1, len(index)), wanted)
-        # They ascend, so that an image's first one is its nearest.
-        images, first = np.unique(items.instances.image_index[rows], return_index=True)
-        least[i, images] = distances[first]
-        nearest[i, images] = rows[first]
+        distances, rows = _nearest(index, codes[i : i + 1], max(1, len(index)), wanted, image_of)
+        least[i, image_of[rows]] = distances
+        nearest[i, image_of[rows]] = rows
     total = least.sum(axis=0)
     images = np.argsort(total, kind="stable")
     if wanted is not None:
@@ -326,7 +339,11 @@ def _answer_objects(
 
 
 def _nearest(
-    index: HammingIndex, codes: np.ndarray, k: int, allowed: np.ndarray | None
+    index: HammingIndex,
+    codes: np.ndarray,
+    k: int,
+    allowed: np.ndarray | None,
+    image_of: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances and rows, (k,) each, of the nearest allowed codes; fewer only if there are fewer.
 
@@ -335,15 +352,19 @@ def _nearest(
         codes: uint8 (1, B), one query.
         k: how many.
         allowed: bool, one a row of the index; None allows all.
+        image_of: int, the image of each row, of which only the first code is kept; None keeps all.
     """
     asked = k
     while True:
         (distances,), (rows,) = index.search(codes, asked)
-        kept = rows >= 0  # an approximate index may find too few
+        kept = np.flatnonzero(rows >= 0)  # an approximate index may find too few
         if allowed is not None:
-            kept &= allowed[rows]
-        if np.count_nonzero(kept) >= k or asked >= len(index):
-            return distances[kept][:k], rows[kept][:k]
+            kept = kept[allowed[rows[kept]]]
+        if image_of is not None:
+            _, first = np.unique(image_of[rows[kept]], return_index=True)
+            kept = kept[np.sort(first)]
+        if len(kept) >= k or asked >= len(index):
+            return distances[kept[:k]], rows[kept[:k]]
         asked *= _GROWTH
 
 
