@@ -11,7 +11,12 @@ import sys
 import numpy as np
 
 from regiondh_d2.checkpoint import read_weights
-from regiondh_d2.engine.command import CommandError, positive_int, run_command
+from regiondh_d2.engine.command import (
+    CommandError,
+    add_rerank_options,
+    positive_int,
+    run_command,
+)
 from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
 from regiondh_d2.evaluation.reference_codes import REFERENCES, image_class_codes
 from regiondh_d2.evaluation.reranking import evaluate_reranking
@@ -24,7 +29,6 @@ from regiondh_d2.retrieval.code_store import (
     read_codes,
     write_json,
 )
-from regiondh_d2.retrieval.search import RERANKINGS
 
 IMAGE_CLASSES = "image_classes"
 CLASSIFIER = "roi_heads.image_hash.classifier."
@@ -63,29 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="of random codes and codes of features (default: the bits of the files)",
     )
-    parser.add_argument(
-        "--rerank",
-        type=positive_int,
-        metavar="N",
-        help="order the N nearest images of each query anew, as search.py does, before measuring",
-    )
-    parser.add_argument(
-        "--rerank-by",
-        choices=RERANKINGS,
-        default=RERANKINGS[0],
-        help="with --rerank: what is compared; the query file, for features both files, must hold "
-        "them (default: %(default)s)",
-    )
+    add_rerank_options(parser)
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     return parser
 
 
 def evaluate(
-    query: CodeSet,
-    database: CodeSet,
-    topk: list[int],
-    rerank: int | None = None,
-    rerank_by: str = RERANKINGS[0],
+    query: CodeSet, database: CodeSet, topk: list[int], rerank: int | None, rerank_by: str
 ) -> tuple[RankingResult, list[str]]:
     """Returns the result and what the reader should be warned of."""
     notes = check_comparable(query, database)

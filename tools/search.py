@@ -6,12 +6,12 @@ import sys
 from dataclasses import replace
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
-from regiondh_d2.engine.command import positive_int, run_command
+from regiondh_d2.engine.command import add_rerank_options, positive_int, run_command
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.code_store import write_json
 from regiondh_d2.retrieval.draw import Tile, draw_grid, save_image, search_tiles
 from regiondh_d2.retrieval.hamming_index import ENGINES
-from regiondh_d2.retrieval.search import RERANKINGS, FoundObject, QueryObject, SearchResult
+from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
 
 
 def box(text: str) -> tuple[float, ...]:
@@ -64,20 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--topk", type=positive_int, default=10, metavar="K", help="default: %(default)s"
     )
-    parser.add_argument(
-        "--rerank",
-        type=positive_int,
-        metavar="N",
-        help="order the N nearest images anew, by a distance that is finer than that of codes",
-    )
-    parser.add_argument(
-        "--rerank-by",
-        choices=RERANKINGS,
-        default=RERANKINGS[0],
-        help="with --rerank: from the query's activations to the codes of the images, or between "
-        "features, where the model has some (ImageHash) and the codes were extracted with "
-        "--features (default: %(default)s)",
-    )
+    add_rerank_options(parser)
     parser.add_argument(
         "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
     )

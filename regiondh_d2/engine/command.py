@@ -1,4 +1,4 @@
-"""What the command lines share: argument types, errors as one line, processes, trained weights."""
+"""What the command lines share: arguments, errors as one line, processes, trained weights."""
 
 import argparse
 import logging
@@ -18,9 +18,17 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from ..checkpoint import RegionDHCheckpointer, WeightsError, tensors_not_loaded
+from ..retrieval.search import RERANKINGS
 from .allocation import keep_freed_memory
 
-__all__ = ["CommandError", "load_trained_model", "positive_int", "run_command", "run_workers"]
+__all__ = [
+    "CommandError",
+    "add_rerank_options",
+    "load_trained_model",
+    "positive_int",
+    "run_command",
+    "run_workers",
+]
 
 # What users and their files cause; anything else is a defect of ours and shows its traceback.
 # FloatingPointError is Detectron2's word for a training that has diverged.
@@ -40,6 +48,24 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
     return value
+
+
+def add_rerank_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rerank N`` and ``--rerank-by``, one of :data:`.retrieval.search.RERANKINGS`."""
+    parser.add_argument(
+        "--rerank",
+        type=positive_int,
+        metavar="N",
+        help="order the N nearest images of a query anew, by a distance finer than that of codes",
+    )
+    parser.add_argument(
+        "--rerank-by",
+        choices=RERANKINGS,
+        default=RERANKINGS[0],
+        help="with --rerank: from the query's activations to the codes of the images, or between "
+        "features, where the model has some (ImageHash); of code files, those that were extracted "
+        "with --activations or --features (default: %(default)s)",
+    )
 
 
 def run_command(command: Callable[[], None], interrupted: str = "interrupted") -> int:
