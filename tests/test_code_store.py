@@ -16,6 +16,7 @@ from regiondh_d2.retrieval.code_store import (
     CodeSet,
     InstanceCodes,
     check_comparable,
+    check_holds,
     codes_from_outputs,
     join_code_sets,
     pack_codes,
@@ -280,6 +281,25 @@ def test_check_comparable():
     assert "fingerprint is missing" in note
     (note,) = check_comparable(ours, make_code_set(count_difficult=True))
     assert "difficult" in note
+
+
+@pytest.mark.parametrize(
+    ("lacking", "line"),
+    [
+        ("labels", "no labels in d.h5: extract the codes from a labelled dataset"),
+        ("activations", "no activations in d.h5: extract the codes with --activations"),
+        ("features", "no features in d.h5: extract the codes with --features"),
+        ("instances", "no detected objects in d.h5: extract the codes with objects"),
+    ],
+)
+def test_check_holds(lacking, line):
+    names = ("labels", "activations", "features", "instances")
+    check_holds(make_code_set(), "d.h5", *names)
+    code_set = make_code_set(**{lacking: None})
+    check_holds(code_set, "d.h5", *(name for name in names if name != lacking))
+    with pytest.raises(CodeFileError) as error:
+        check_holds(code_set, "d.h5", *names)
+    assert str(error.value) == line
 
 
 def test_write_json_is_complete_or_absent(tmp_path):

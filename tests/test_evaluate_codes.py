@@ -100,7 +100,7 @@ def test_a_large_k_warns(tool, files, capsys):
         ({"codes": np.zeros((6, 4), bool)}, "3 bits and the database 4"),
         ({"class_names": ["a", "b", "d"]}, "class names"),
         ({"model_fingerprint": "e" * 64}, "code both with the same model"),
-        ({"labels": None}, "the database file has no labels"),
+        ({"labels": None}, "no labels in the database file"),
         ({"labels": np.zeros((6, 3))}, "nothing to measure"),
     ],
 )
@@ -160,7 +160,7 @@ def test_reference_codes_take_the_place_of_the_files(tool, files, tmp_path, caps
     assert out.startswith("3 queries in 6 codes of 5 bits")
     arguments = ["--query", files[0], "--database", files[1], "--reference", "itq"]
     assert tool.main(arguments) == 1
-    assert "with features" in capsys.readouterr().err
+    assert "no features in the query codes" in capsys.readouterr().err
 
 
 def test_bits_without_a_reference_are_refused(tool, files, capsys):
@@ -210,4 +210,4 @@ def test_a_second_stage(tool, tmp_path, capsys):
     assert json.loads(out.read_text()) == expected.metrics
     assert f"MAP@4           {expected.metrics['MAP@4']:13.4f}" in capsys.readouterr().out
     assert tool.main([*arguments, "--rerank-by", "features"]) == 1
-    assert "the query codes have no features" in capsys.readouterr().err
+    assert "no features in the query codes" in capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_failures_are_one_line_before_the_coding(tool, database, arguments, tmp_
     write_codes(other, replace(codes, model_fingerprint="e" * 64))
     for options, opts, message in (
         (["--database", "absent.h5"], (), "absent.h5"),
-        (["--database", unlabelled], (), "the database codes have no labels"),
+        (["--database", unlabelled], (), "no labels in the database codes"),
         (["--database", other], (), "and the database by eeeeeeeeeeee: code both with the same"),
         ([], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN codes no objects"),
         (["--dataset", "absent"], (), "absent"),

@@ -188,10 +188,10 @@ def test_recalls_are_among_the_metrics(sets):
 @pytest.mark.parametrize(
     ("role", "changes", "message"),
     [
-        (0, {"labels": None}, "the query codes have no labels: extract them from a labelled"),
-        (2, {"labels": None}, "the database codes have no labels"),
-        (0, {"instances": None}, "the query codes have no detected objects"),
-        (2, {"instances": None}, "the database codes have no detected objects"),
+        (0, {"labels": None}, "no labels in the query codes"),
+        (2, {"labels": None}, "no labels in the database codes"),
+        (0, {"instances": None}, "no detected objects in the query codes"),
+        (2, {"instances": None}, "no detected objects in the database codes"),
         (2, {"model_fingerprint": "e" * 64}, "the database by eeeeeeeeeeee: code both with"),
         (1, {"bits": 8}, "the objects have 8 bits and those of the database 4: code both"),
     ],

@@ -163,7 +163,7 @@ def test_rare_classes_share_a_colour(monkeypatch):
 
 
 def test_maps_that_cannot_be_drawn():
-    with pytest.raises(CodeFileError, match="the codes have none"):
+    with pytest.raises(CodeFileError, match="no labels in the codes of the map"):
         plots.plot_code_map(code_set(np.eye(4)))
     with pytest.raises(ValueError, match="not 'umap'"):
         plots.code_map(code_set(np.eye(4)), "umap")

@@ -57,7 +57,7 @@ def bits_of(codes):
 def test_image_classes_are_positive_scores(sets):
     rng = np.random.default_rng(1)
     weight, bias = rng.standard_normal((5, 8)), rng.standard_normal(5)
-    with pytest.raises(CodeFileError, match="with activations"):
+    with pytest.raises(CodeFileError, match="no activations in the query codes"):
         image_class_codes(*sets, weight, bias)
     sets = [
         dataclasses.replace(s, activations=rng.random((len(s), 8)).astype(np.float16)) for s in sets
@@ -118,15 +118,17 @@ def test_codes_of_features_beat_chance(sets, method):
 @pytest.mark.parametrize(
     ("name", "lacking", "text"),
     [
-        ("true_labels", "labels", "need code files with labels"),
-        ("detected_classes", "instances", "need code files with detections"),
-        ("itq", "features", "need code files with features"),
+        ("true_labels", "labels", "labels"),
+        ("detected_classes", "instances", "detected objects"),
+        ("itq", "features", "features"),
     ],
 )
 def test_what_a_reference_needs_is_named(sets, name, lacking, text):
-    query = dataclasses.replace(sets[0], **{lacking: None})
-    with pytest.raises(CodeFileError, match=text):
-        REFERENCES[name](query, sets[1], 8)
+    for i, role in enumerate(("query", "database")):
+        poorer = list(sets)
+        poorer[i] = dataclasses.replace(sets[i], **{lacking: None})
+        with pytest.raises(CodeFileError, match=f"no {text} in the {role} codes"):
+            REFERENCES[name](*poorer, 8)
 
 
 def test_more_bits_than_features_are_refused(sets):

@@ -354,7 +354,7 @@ def test_a_few_codes_of_one_bit(tool, files, queries, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None}, "database.h5: has no labels: extract the codes from a labelled dataset"),
+        ({"labels": None}, "database.h5: extract the codes from a labelled dataset"),
         ({"model_fingerprint": "e" * 64}, "code both with the same model"),
         ({"labels": np.zeros((IMAGES, 4))}, "nothing to measure"),
     ],

@@ -99,16 +99,11 @@ def test_names_are_those_of_a_ranking_by_codes():
 @pytest.mark.parametrize(
     ("role", "name", "by", "message"),
     [
-        (0, "labels", "activations", "the query codes have no labels: extract them from a lab"),
-        (1, "labels", "activations", "the database codes have no labels"),
-        (
-            0,
-            "activations",
-            "activations",
-            "the query codes have no activations: extract them with --a",
-        ),
-        (0, "features", "features", "the query codes have no features"),
-        (1, "features", "features", "the database codes have no features"),
+        (0, "labels", "activations", "no labels in the query codes"),
+        (1, "labels", "activations", "no labels in the database codes"),
+        (0, "activations", "activations", "no activations in the query codes"),
+        (0, "features", "features", "no features in the query codes"),
+        (1, "features", "features", "no features in the database codes"),
     ],
 )
 def test_what_is_missing(role, name, by, message):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,13 @@ from regiondh_d2.evaluation import (
     VOCBoxEvaluator,
     evaluate_ranking,
 )
-from regiondh_d2.retrieval.code_store import CodeFileError, pack_codes, read_codes, unpack_codes
+from regiondh_d2.retrieval.code_store import (
+    CodeFileError,
+    pack_codes,
+    read_codes,
+    unpack_codes,
+    write_codes,
+)
 
 CLASSES = ["cat", "dog", "horse"]
 BITS, INSTANCE_BITS = 10, 6
@@ -173,6 +180,9 @@ def test_a_coded_database_replaces_the_images(dataset, tmp_path):
         feed(stranger, dataset, queries)
     with pytest.raises(CodeFileError, match="no such file"):
         RetrievalEvaluator(dataset.name, database_codes=tmp_path / "absent.h5")
+    write_codes(tmp_path / "bare.h5", replace(read_codes(path), labels=None))
+    with pytest.raises(CodeFileError, match=r"no labels in .*bare\.h5: extract the codes from"):
+        RetrievalEvaluator(dataset.name, database_codes=tmp_path / "bare.h5")
 
 
 def test_nothing_processed_warns(dataset, caplog):

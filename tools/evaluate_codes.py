@@ -23,9 +23,9 @@ from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.progress import Progress
 from regiondh_d2.retrieval.code_store import (
-    CodeFileError,
     CodeSet,
     check_comparable,
+    check_holds,
     read_codes,
     write_json,
 )
@@ -77,11 +77,8 @@ def evaluate(
 ) -> tuple[RankingResult, list[str]]:
     """Returns the result and what the reader should be warned of."""
     notes = check_comparable(query, database)
-    for role, codes in (("query", query), ("database", database)):
-        if codes.labels is None:
-            raise CodeFileError(
-                f"the {role} file has no labels: extract the codes from a labelled dataset"
-            )
+    check_holds(query, "the query file", "labels")
+    check_holds(database, "the database file", "labels")
     progress = Progress(lambda line: print(line, file=sys.stderr), "queries ranked", len(query))
 
     def show(done: int, _: int) -> None:

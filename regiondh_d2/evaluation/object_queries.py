@@ -20,7 +20,13 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
-from ..retrieval.code_store import CodeFileError, CodeSet, InstanceCodes, check_comparable
+from ..retrieval.code_store import (
+    CodeFileError,
+    CodeSet,
+    InstanceCodes,
+    check_comparable,
+    check_holds,
+)
 from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_ranking
 
 __all__ = [
@@ -131,13 +137,8 @@ def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeS
     Raises:
         CodeFileError: labels or detections are missing, or the codes don't fit together.
     """
-    for role, codes in (("query", query), ("database", database)):
-        for what, values in (("labels", codes.labels), ("detected objects", codes.instances)):
-            if values is None:
-                raise CodeFileError(
-                    f"the {role} codes have no {what}: extract them from a labelled dataset, with "
-                    "objects"
-                )
+    check_holds(query, "the query codes", "labels", "instances")
+    check_holds(database, "the database codes", "labels", "instances")
     notes = check_comparable(query, database)
     if objects.bits != database.instances.bits:
         raise CodeFileError(

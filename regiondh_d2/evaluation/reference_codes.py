@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..retrieval.code_store import CodeFileError, CodeSet, pack_codes
+from ..retrieval.code_store import CodeFileError, CodeSet, check_holds, pack_codes
 
 __all__ = [
     "REFERENCES",
@@ -32,7 +32,8 @@ def label_codes(query: CodeSet, database: CodeSet) -> Pair:
     Raises:
         CodeFileError: a set has no labels.
     """
-    return _pair(query, database, lambda codes: _labels(codes).astype(bool))
+    _check(query, database, "labels")
+    return _pair(query, database, lambda codes: codes.labels.astype(bool))
 
 
 def predicted_codes(query: CodeSet, database: CodeSet, min_score: float = 0.3) -> Pair:
@@ -46,11 +47,10 @@ def predicted_codes(query: CodeSet, database: CodeSet, min_score: float = 0.3) -
     Raises:
         CodeFileError: a set has no labels, or no instances.
     """
+    _check(query, database, "labels", "instances")
 
     def bits(codes: CodeSet) -> np.ndarray:
-        if codes.instances is None:
-            raise CodeFileError("codes of predicted classes need code files with detections")
-        found = np.zeros(_labels(codes).shape, bool)
+        found = np.zeros(codes.labels.shape, bool)
         sure = codes.instances.scores >= min_score
         found[codes.instances.image_index[sure], codes.instances.classes[sure]] = True
         return found
@@ -70,10 +70,9 @@ def image_class_codes(
     Raises:
         CodeFileError: a set has no activations.
     """
+    _check(query, database, "activations")
 
     def bits(codes: CodeSet) -> np.ndarray:
-        if codes.activations is None:
-            raise CodeFileError("codes of image classes need code files with activations")
         return codes.activations.astype(np.float32) @ weight.T + bias > 0
 
     return _pair(query, database, bits)
@@ -105,6 +104,7 @@ def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> 
             f"{method} codes need FAISS, which isn't installed: pip install faiss-cpu"
         ) from None
 
+    _check(query, database, "features")
     train = _features(database)
     if min(train.shape) < bits:
         raise CodeFileError(
@@ -147,13 +147,10 @@ def _with_bits(codes: CodeSet, bits: np.ndarray) -> CodeSet:
     )
 
 
-def _labels(codes: CodeSet) -> np.ndarray:
-    if codes.labels is None:
-        raise CodeFileError("reference codes need code files with labels")
-    return codes.labels
+def _check(query: CodeSet, database: CodeSet, *attributes: str) -> None:
+    check_holds(query, "the query codes", *attributes)
+    check_holds(database, "the database codes", *attributes)
 
 
 def _features(codes: CodeSet) -> np.ndarray:
-    if codes.features is None:
-        raise CodeFileError("codes of features need code files with features: extract them again")
     return np.ascontiguousarray(codes.features, np.float32)

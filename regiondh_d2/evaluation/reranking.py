@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..retrieval.code_store import CodeFileError, CodeSet, check_comparable
+from ..retrieval.code_store import CodeSet, check_comparable, check_holds
 from ..retrieval.search import RERANKINGS, fine_distances
 from .object_queries import rank_by_distances
 from .ranking_metrics import METRICS, TIE_ORDERS, RankingResult
@@ -40,13 +40,10 @@ def evaluate_reranking(
         ValueError: no query shares a label with any image of the database.
     """
     check_comparable(query, database)
-    needed = [(query, "query", "labels"), (query, "query", by), (database, "database", "labels")]
+    check_holds(query, "the query codes", "labels", by)
+    check_holds(database, "the database codes", "labels")
     if by == "features":
-        needed.append((database, "database", by))
-    for codes, role, name in needed:
-        if getattr(codes, name) is None:
-            how = "from a labelled dataset" if name == "labels" else f"with --{name}"
-            raise CodeFileError(f"the {role} codes have no {name}: extract them {how}")
+        check_holds(database, "the database codes", by)
     measurable = (query.labels.astype(int) @ database.labels.T.astype(int)).any(axis=1)
     if not measurable.any():
         raise ValueError(

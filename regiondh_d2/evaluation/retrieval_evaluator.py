@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from ..retrieval.code_store import (
     CodeSet,
     check_comparable,
+    check_holds,
     check_one_file,
     codes_from_outputs,
     join_code_sets,
@@ -84,14 +85,18 @@ class RetrievalEvaluator(DatasetEvaluator):
             distributed: collect records from all ranks; False if only this rank evaluates.
 
         Raises:
-            CodeFileError: ``database_codes`` cannot be read; better now than after the coding.
+            CodeFileError: ``database_codes`` cannot be read or lack labels; better now than after
+                the coding.
         """
         self._logger = logging.getLogger(__name__)
         self._dataset_name = dataset_name
         self._topk = topk
         self._count_difficult = count_difficult
         self._output_dir = None if output_dir is None else Path(output_dir) / dataset_name
-        self._database = None if database_codes is None else read_codes(database_codes)
+        self._database = None
+        if database_codes is not None:
+            self._database = read_codes(database_codes)
+            check_holds(self._database, str(database_codes), "labels")
         self._config_name = config_name
         self._model_fingerprint = model_fingerprint
         self._instance_min_score = instance_min_score
@@ -168,8 +173,6 @@ class RetrievalEvaluator(DatasetEvaluator):
         if database is None:
             found = [r for r in records if r.role in ("database", "both")]
             database = self._code_set(found, "database")
-        elif database.labels is None:
-            raise ValueError(f"{self._dataset_name}: the given database codes have no labels")
         for note in check_comparable(query, database):
             self._logger.warning("%s: %s", self._dataset_name, note)
 

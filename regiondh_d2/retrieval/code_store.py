@@ -41,6 +41,7 @@ __all__ = [
     "CodeSet",
     "InstanceCodes",
     "check_comparable",
+    "check_holds",
     "check_one_file",
     "codes_from_outputs",
     "join_code_sets",
@@ -59,6 +60,14 @@ VERSION = 1
 # Arrays with a row for each image, and for each detection.
 _COLUMNS = ("codes", "labels", "activations", "features")
 _INSTANCE_COLUMNS = ("codes", "image_index", "boxes", "scores", "classes")
+
+# What a code set may lack: its name in messages, and how to extract it.
+_OPTIONAL = {
+    "labels": ("labels", "from a labelled dataset"),
+    "activations": ("activations", "with --activations"),
+    "features": ("features", "with --features"),
+    "instances": ("detected objects", "with objects"),
+}
 
 _MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
 
@@ -357,6 +366,23 @@ def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
     if query.count_difficult != database.count_difficult:
         notes.append("only one side counts difficult objects as labels")
     return notes
+
+
+def check_holds(codes: CodeSet, name: str, *attributes: str) -> None:
+    """Refuses a code set that lacks what is needed of it.
+
+    Args:
+        codes: the code set.
+        name: what the message calls it, such as its file.
+        attributes: what is needed, of "labels", "activations", "features" and "instances".
+
+    Raises:
+        CodeFileError: one is None.
+    """
+    for attribute in attributes:
+        if getattr(codes, attribute) is None:
+            what, how = _OPTIONAL[attribute]
+            raise CodeFileError(f"no {what} in {name}: extract the codes {how}")
 
 
 def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:

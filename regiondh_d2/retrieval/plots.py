@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .code_store import CodeFileError, CodeSet, replace_when_complete
+from .code_store import CodeFileError, CodeSet, check_holds, replace_when_complete
 from .draw import Tile, draw_grid, retrieval_rows
 from .packed import unpack_codes
 
@@ -248,8 +248,7 @@ def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
     """
     from matplotlib import colormaps
 
-    if codes.labels is None:
-        raise CodeFileError("a map of codes is coloured by labels, but the codes have none")
+    check_holds(codes, "the codes of the map", "labels")
     places, meaning = code_map(codes, method)
     labels = np.asarray(codes.labels).astype(bool)
     single = labels.sum(axis=1) == 1

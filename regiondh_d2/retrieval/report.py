@@ -27,7 +27,7 @@ from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.retrieval_evaluator import rank_code_sets
 from ..progress import Progress
 from . import plots
-from .code_store import CodeFileError, CodeSet, check_comparable, read_codes, replace_when_complete
+from .code_store import CodeSet, check_comparable, check_holds, read_codes, replace_when_complete
 from .draw import GREEN, RED, Tile, fit_image, nearest, retrieval_rows
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ def write_report(
 
 def _read_labelled(path: str | os.PathLike) -> CodeSet:
     codes = read_codes(path)
-    if codes.labels is None:
-        raise CodeFileError(f"{path}: has no labels: extract the codes from a labelled dataset")
+    check_holds(codes, str(path), "labels")
     return codes
 
 
