@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from regiondh_d2 import add_regiondh_config
+from pictures import pixels_of, save
 from regiondh_d2.progress import Progress
 from regiondh_d2.retrieval import extract
 from regiondh_d2.retrieval.code_store import CodeFileError, read_codes, unpack_codes
@@ -34,18 +33,6 @@ ATTRIBUTES = {
     "settings": "INPUT.FORMAT 'RGB'\ninstances True",
 }
 BITS = 16
-
-
-def pixels_of(name, height=20, width=30):
-    """A random picture that is always the same for a name."""
-    rng = np.random.default_rng(list(name.encode()))
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def save(path, height=20, width=30, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels_of(path.name, height, width)).save(path, **options)
-    return path
 
 
 @pytest.fixture
@@ -578,27 +565,19 @@ def test_progress_tells_the_time_left(folder, tmp_path, monkeypatch):
 # Settings
 
 
-@pytest.fixture
-def cfg():
-    cfg = get_cfg()
-    add_regiondh_config(cfg)
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 48, 96
-    return cfg
-
-
-def test_settings_are_those_that_decide_about_codes(cfg):
-    before = code_settings(cfg, instances=True)
+def test_settings_are_those_that_decide_about_codes(tiny_cfg):
+    before = code_settings(tiny_cfg, instances=True)
     for key, value in (
         ("MODEL.WEIGHTS", "other.pth"),
-        ("MODEL.DEVICE", "cpu"),
+        ("MODEL.DEVICE", "cuda"),
         ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 5),
         ("MODEL.REGION_DH.LOSS_WEIGHTS.ALPHA", [2.0, 1.0]),
         ("MODEL.REGION_DH.LR_FACTORS.BACKBONE", 0.0),
         ("MODEL.REGION_DH.FEATURE_CACHE", "cache"),
         ("SOLVER.MAX_ITER", 7),
     ):
-        cfg.merge_from_list([key, value])
-        assert code_settings(cfg, instances=True) == before, key
+        tiny_cfg.merge_from_list([key, value])
+        assert code_settings(tiny_cfg, instances=True) == before, key
     for key, value in (
         ("MODEL.RPN.POST_NMS_TOPK_TEST", 5),
         ("MODEL.REGION_DH.FUSION_NUM_ROIS", 7),
@@ -606,9 +585,9 @@ def test_settings_are_those_that_decide_about_codes(cfg):
         ("INPUT.MIN_SIZE_TEST", 64),
         ("TEST.RETRIEVAL.INSTANCE_MIN_SCORE", 0.5),
     ):
-        cfg.merge_from_list([key, value])
-        changed = code_settings(cfg, instances=True)
+        tiny_cfg.merge_from_list([key, value])
+        changed = code_settings(tiny_cfg, instances=True)
         assert f"{key} {value!r}" in changed.splitlines()
         assert changed != before
         before = changed
-    assert code_settings(cfg, instances=False) != before
+    assert code_settings(tiny_cfg, instances=False) != before

@@ -11,6 +11,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from pictures import pixels_of, save
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.retrieval.images import (
     ImageEntry,
@@ -19,19 +20,6 @@ from regiondh_d2.retrieval.images import (
     dataset_images,
     find_images,
 )
-
-
-def pixels_of(name, height=20, width=30):
-    """A random picture that is always the same for a name."""
-    rng = np.random.default_rng(list(name.encode()))
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def save(path, height=20, width=30, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels_of(path.name, height, width)).save(path, **options)
-    return path
-
 
 # Finding images
 
