@@ -163,6 +163,31 @@ def test_reference_codes_take_the_place_of_the_files(tool, files, tmp_path, caps
     assert "no features in the query codes" in capsys.readouterr().err
 
 
+def test_spectral_codes_of_the_stored_features(tool, tmp_path, capsys):
+    """Images at 0, 3, ..., 15 on a line: the bits change at 7.5, and at 3.75 and 11.25."""
+
+    def measure(name, query, database, features=(None, None), *args):
+        files = [
+            write(tmp_path / f"{name}_{role}.h5", codes, labels, features=values)
+            for role, codes, labels, values in (
+                ("query", query, QUERY_LABELS, features[0]),
+                ("database", database, DATABASE_LABELS, features[1]),
+            )
+        ]
+        out = tmp_path / f"{name}.json"
+        arguments = ["--query", files[0], "--database", files[1], "--topk", "4", *args]
+        assert tool.main([*arguments, "--json", str(out)]) == 0
+        assert "3 queries in 6 codes of 2 bits" in capsys.readouterr().out
+        return json.loads(out.read_text())
+
+    query = np.array([[1, 1], [1, 0], [0, 1]], bool)
+    database = np.array([[1, 1], [1, 1], [1, 0], [0, 0], [0, 1], [0, 1]], bool)
+    positions = [np.array(x, np.float16)[:, None] for x in ([1, 5, 13], [0, 3, 6, 9, 12, 15])]
+    args = ("--reference", "spectral", "--bits", "2")
+    found = measure("features", QUERY, DATABASE, positions, *args)
+    assert found == measure("codes", query, database)
+
+
 def test_bits_without_a_reference_are_refused(tool, files, capsys):
     with pytest.raises(SystemExit) as error:
         tool.main(["--query", files[0], "--database", files[1], "--bits", "8"])

@@ -18,6 +18,7 @@ __all__ = [
     "label_codes",
     "predicted_codes",
     "random_codes",
+    "spectral_codes",
 ]
 
 Pair = tuple[CodeSet, CodeSet]
@@ -94,7 +95,8 @@ def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> 
             components) or "itq" (these after a learned rotation).
 
     Raises:
-        CodeFileError: a set has no features, or fewer dimensions or images than bits.
+        CodeFileError: a set has no features, or fewer dimensions or images than bits, or the two
+            sets' features differ in length.
         ImportError: FAISS isn't installed.
     """
     try:
@@ -104,8 +106,7 @@ def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> 
             f"{method} codes need FAISS, which isn't installed: pip install faiss-cpu"
         ) from None
 
-    _check(query, database, "features")
-    train = _features(database)
+    train = _training_features(query, database)
     if min(train.shape) < bits:
         raise CodeFileError(
             f"{bits} bits need as many features and images to learn from, not {train.shape[1]} "
@@ -121,6 +122,43 @@ def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> 
     return _pair(query, database, lambda codes: transform.apply(_features(codes) - mean) >= 0)
 
 
+def spectral_codes(query: CodeSet, database: CodeSet, bits: int) -> Pair:
+    """Spectral hashing of the stored features (Weiss, Torralba & Fergus, NIPS 2008).
+
+    Along each principal direction of the database, where it spans [a, b], a bit is the sign of
+    sin(pi/2 + j pi (x - a) / (b - a)), an eigenfunction for uniform data, whose eigenvalue grows
+    with j / (b - a). The code takes the lowest of these over all directions and all j >= 1, so that
+    a long direction gets several bits. Queries beyond [a, b] continue the wave.
+
+    Args:
+        query, database: with ``features`` (N, D).
+        bits: code length; may exceed D.
+
+    Raises:
+        CodeFileError: a set has no features, or the two sets' differ in length, or the database's
+            are all alike.
+    """
+    train = _training_features(query, database).astype(np.float64)
+    if (train == train[:1]).all():
+        raise CodeFileError("spectral codes need a database of images whose features differ")
+    mean = train.mean(axis=0)
+    train -= mean
+    axes = np.linalg.eigh(train.T @ train)[1][:, ::-1]  # the greatest variance first
+    projected = train @ axes
+    low, extent = projected.min(axis=0), np.ptp(projected, axis=0)
+    # No wave fits a direction without extent.
+    axes, low, extent = axes[:, extent > 0], low[extent > 0], extent[extent > 0]
+    frequencies = np.arange(1, bits + 1) / extent[:, None]  # (directions, j)
+    lowest = np.argsort(frequencies, axis=None, kind="stable")[:bits]
+    axes, low, frequency = axes[:, lowest // bits], low[lowest // bits], frequencies.flat[lowest]
+
+    def bits_of(codes: CodeSet) -> np.ndarray:
+        position = (_features(codes) - mean) @ axes - low
+        return np.sin(np.pi / 2 + np.pi * frequency * position) >= 0
+
+    return _pair(query, database, bits_of)
+
+
 REFERENCES: dict[str, Callable[[CodeSet, CodeSet, int], Pair]] = {
     "true_labels": lambda q, d, bits: label_codes(q, d),
     "detected_classes": lambda q, d, bits: predicted_codes(q, d),
@@ -129,6 +167,7 @@ REFERENCES: dict[str, Callable[[CodeSet, CodeSet, int], Pair]] = {
         name: lambda q, d, bits, name=name: feature_codes(q, d, bits, name)
         for name in ("lsh", "pca", "itq")
     },
+    "spectral": spectral_codes,
 }
 """By name: called with a query set, a database set and a code length, where that can be chosen."""
 
@@ -150,6 +189,18 @@ def _with_bits(codes: CodeSet, bits: np.ndarray) -> CodeSet:
 def _check(query: CodeSet, database: CodeSet, *attributes: str) -> None:
     check_holds(query, "the query codes", *attributes)
     check_holds(database, "the database codes", *attributes)
+
+
+def _training_features(query: CodeSet, database: CodeSet) -> np.ndarray:
+    """The database's, which the queries' must be like."""
+    _check(query, database, "features")
+    lengths = [codes.features.shape[1] for codes in (query, database)]
+    if lengths[0] != lengths[1]:
+        raise CodeFileError(
+            f"the queries have {lengths[0]} features and the database {lengths[1]}: extract both "
+            "with the same model"
+        )
+    return _features(database)
 
 
 def _features(codes: CodeSet) -> np.ndarray:
