@@ -2,23 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
 from regiondh_d2.data import generate_scenes
+from regiondh_d2.engine import experiments
 from regiondh_d2.engine.experiments import (
+    differences,
     fill_document,
     markdown_table,
     paired_bootstrap,
     read_table,
 )
+from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
+from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, write_codes
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
@@ -134,11 +140,143 @@ def test_a_document_is_filled_where_it_says_so(tmp_path):
         fill_document(text.format("table: set c"), rows, tmp_path)
 
 
+TOPK = 10
+
+
+def measure(folder, run, noise, data="the same"):
+    """Code files and a result as a training leaves them: codes are labels with wrong bits.
+
+    Returns the metrics, of 30 queries of which one has no relevant image.
+    """
+    rng = np.random.default_rng(0)  # the same labels in every run
+    labels = [rng.random((count, run.bits)) < 0.3 for count in (30, 40)]
+    for known in labels:
+        known[:, 0] |= ~known.any(axis=1)
+    labels[0][3] = False
+    rng = np.random.default_rng(run.seed + 1)
+    sets = []
+    for role, known in zip(("query", "database"), labels, strict=True):
+        names = [str(row) for row in range(len(known))]
+        codes = pack_codes(known ^ (rng.random(known.shape) < noise))
+        sets.append(CodeSet(codes, run.bits, names, names, known.astype(np.uint8)))
+        write_codes(folder / f"output/{run.name}/inference/set/{role}.h5", sets[-1])
+    metrics = rank_code_sets(*sets, (TOPK, 1000))[0].metrics
+    result = {**RESULT, "metrics": {"set": metrics}, "data_sha256": {"set": data}}
+    (folder / "results").mkdir(exist_ok=True)
+    run.result_file(folder / "results").write_text(json.dumps(result))
+    return metrics
+
+
+@pytest.fixture
+def two_rows(tmp_path):
+    """Rows a and b of two seeds, and the folders of their results; nothing is measured yet."""
+    seeds = {"title": "", "seeds": [0, 1]}
+    return read_table(write_table(tmp_path, a=seeds, b=seeds))
+
+
+def compare(folder, rows):
+    runs = [run for row in rows for run in row.runs()]
+    return differences(runs, rows[0], folder / "output", folder / "results", "set", TOPK)
+
+
+def test_differences_are_those_of_the_means_and_outlive_the_code_files(two_rows, tmp_path):
+    a, b = (
+        [measure(tmp_path, run, noise) for run in row.runs()]
+        for row, noise in zip(two_rows, (0.1, 0.25), strict=True)
+    )
+    found = compare(tmp_path, two_rows)
+    assert [d["metric"] for d in found] == ["MAP", "MAP_min", "NDCG", "ACG"]
+    for d in found:
+        name = f"{d['metric']}@{TOPK}"
+        mean = np.mean([x[name] - y[name] for x, y in zip(a, b, strict=True)])
+        assert d["difference"] == pytest.approx(mean, abs=2e-4)
+        assert d["low"] < mean < d["high"]
+        assert (d["row"], d["against"], d["bits"], d["seeds"]) == ("a", "b", 8, 2)
+    shutil.rmtree(tmp_path / "output")
+    assert compare(tmp_path, two_rows) == found
+    shutil.rmtree(tmp_path / "results/per_query")
+    assert compare(tmp_path, two_rows) == []
+
+
+def test_kept_values_are_used_before_code_files_and_completed_from_them(two_rows, tmp_path):
+    """Another cut-off joins what is kept."""
+    run = two_rows[0].runs()[0]
+    measure(tmp_path, run, 0.1)
+    folders = tmp_path / "output", tmp_path / "results"
+    file = run.per_query_file(folders[1])
+    file.parent.mkdir()
+    kept = {f"set/{name}": np.arange(30, dtype=np.float16) for name in SHOWN}
+    np.savez_compressed(file, **kept)
+    assert (run.per_query(*folders, "set", 1000)["ACG"] == np.arange(30)).all()
+    other = run.per_query(*folders, "set", 5)
+    assert np.flatnonzero(np.isnan(other["ACG"])).tolist() == [3]
+    shutil.rmtree(folders[0])
+    np.testing.assert_array_equal(run.per_query(*folders, "set", 5)["ACG"], other["ACG"])
+    assert (run.per_query(*folders, "set", 1000)["ACG"] == np.arange(30)).all()
+    assert run.per_query(*folders, "another", 5) is None
+
+
+def test_only_runs_that_are_done_are_compared(two_rows, tmp_path):
+    for run in (run for row in two_rows for run in row.runs()):
+        measure(tmp_path, run, 0.1)
+    two_rows[1].runs()[1].result_file(tmp_path / "results").unlink()
+    assert {d["seeds"] for d in compare(tmp_path, two_rows)} == {1}
+    two_rows[1].runs()[0].result_file(tmp_path / "results").unlink()
+    assert compare(tmp_path, two_rows) == []
+
+
+def test_runs_on_different_data_are_not_compared(two_rows, tmp_path):
+    measure(tmp_path, two_rows[0].runs()[0], 0.1)
+    measure(tmp_path, two_rows[1].runs()[0], 0.1, data="other")
+    with pytest.raises(ValueError, match="a_8_seed0 and b_8_seed0 were measured on different"):
+        compare(tmp_path, two_rows)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b"", lambda b: b"text", lambda b: b[:300], lambda b: b[:99] + bytes(50) + b[149:]],
+)
+def test_a_damaged_file_of_kept_values_is_named(two_rows, tmp_path, damage):
+    for row in two_rows:
+        measure(tmp_path, row.runs()[0], 0.1)
+    compare(tmp_path, two_rows)
+    file = two_rows[0].runs()[0].per_query_file(tmp_path / "results")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match="a_8_seed0.npz is damaged .* or delete it"):
+        compare(tmp_path, two_rows)
+    file.unlink()
+    assert len(compare(tmp_path, two_rows)) == 4
+
+
+def test_a_result_never_lacks_the_values_of_its_queries(tmp_path, monkeypatch):
+    """Where they can't be written, the run isn't done."""
+    opts = ["DATASETS.TEST", "('set',)", "MODEL.DEVICE", "cpu"]
+    run = read_table(write_table(tmp_path, a={"title": "", "opts": opts}))[0].runs()[0]
+    measure(tmp_path, run, 0.1)
+    output, results = tmp_path / "output", tmp_path / "results"
+    run.result_file(results).unlink()
+    done = SimpleNamespace(returncode=0, stdout="")
+    monkeypatch.setattr(experiments.subprocess, "run", lambda *_, **__: done)
+    for name in ("_metrics", "_box_ap", "_data_checksum"):
+        monkeypatch.setattr(experiments, name, lambda *_: {})
+    (results / "per_query").write_text("in the way")
+    with pytest.raises(OSError, match="per_query"):
+        run.train(output, results)
+    assert not run.result_file(results).exists()
+    (results / "per_query").unlink()
+    run.train(output, results)
+    assert run.result_file(results).is_file()
+    with np.load(run.per_query_file(results)) as kept:
+        assert sorted(kept) == ["set/ACG@5", "set/MAP@5", "set/MAP_min@5", "set/NDCG@5"]
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiments")
     generate_scenes(folder / "scenes", num_database=8, num_queries=4)
-    write_table(folder, first={"title": "First"}, second={"title": "Second"})
+    opts = ["TEST.RETRIEVAL.TOPK", 1000]
+    rows = {name: {"title": name.title(), "opts": opts} for name in ("first", "second")}
+    write_table(folder, **rows)
     return folder
 
 
@@ -176,7 +314,7 @@ def test_a_killed_table_goes_on_and_skips_what_is_done(workspace):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert [p.name for p in results.iterdir()] == ["first_8_seed0.json"]
+    assert sorted(p.name for p in results.iterdir()) == ["first_8_seed0.json", "per_query"]
     done = (results / "first_8_seed0.json").read_bytes()
 
     code, out, err = run(workspace)
@@ -184,7 +322,14 @@ def test_a_killed_table_goes_on_and_skips_what_is_done(workspace):
     assert "1 of 2 runs are done" in out
     assert (results / "first_8_seed0.json").read_bytes() == done
     result = json.loads((results / "second_8_seed0.json").read_text())
-    assert 0.0 < result["metrics"]["scenes_retrieval"]["MAP_min@5"] <= 1.0
+    metrics = result["metrics"]["scenes_retrieval"]
+    assert 0.0 < metrics["MAP_min@1000"] <= 1.0
+    with np.load(results / "per_query/second_8_seed0.npz") as kept:
+        assert sorted(kept) == sorted(f"scenes_retrieval/{name}" for name in SHOWN)
+        for name in SHOWN:
+            values = kept[f"scenes_retrieval/{name}"]
+            assert values.shape == (4,)
+            assert np.nanmean(values.astype(float)) == pytest.approx(metrics[name], rel=1e-3)
     assert "bbox/AP50" in result["box_ap"]
     assert result["command"].startswith("tools/train_net.py --config-file")
     assert set(result["data_sha256"]) == {"regiondh_scenes_database", "scenes_retrieval"}
@@ -201,6 +346,7 @@ def test_a_run_that_fails_names_its_log_and_leaves_no_result(workspace):
     assert "broken_8_seed0 failed" in err.splitlines()[-1]
     assert "stdout.txt" in err
     assert not (workspace / "results/broken_8_seed0.json").exists()
+    assert not (workspace / "results/per_query/broken_8_seed0.npz").exists()
 
 
 def test_an_unknown_row_is_refused(workspace):

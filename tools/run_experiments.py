@@ -58,7 +58,7 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
     runs = [
         run for row in (reference, *(r for r in picked if r != reference)) for run in row.runs()
     ]
-    found = differences(runs, reference, args.output, args.summary)
+    found = differences(runs, reference, args.output, args.results, args.summary)
     write_json(args.results / f"differences_{args.summary}.json", found)
     print(markdown_differences(found))
 
