@@ -174,9 +174,10 @@ def two_rows(tmp_path):
     return read_table(write_table(tmp_path, a=seeds, b=seeds))
 
 
-def compare(folder, rows):
+def compare(folder, rows, earlier=()):
     runs = [run for row in rows for run in row.runs()]
-    return differences(runs, rows[0], folder / "output", folder / "results", "set", TOPK)
+    folders = folder / "output", folder / "results"
+    return differences(runs, rows[0], *folders, "set", TOPK, earlier)
 
 
 def test_differences_are_those_of_the_means_and_outlive_the_code_files(two_rows, tmp_path):
@@ -184,7 +185,7 @@ def test_differences_are_those_of_the_means_and_outlive_the_code_files(two_rows,
         [measure(tmp_path, run, noise) for run in row.runs()]
         for row, noise in zip(two_rows, (0.1, 0.25), strict=True)
     )
-    found = compare(tmp_path, two_rows)
+    found, _ = compare(tmp_path, two_rows)
     assert [d["metric"] for d in found] == ["MAP", "MAP_min", "NDCG", "ACG"]
     for d in found:
         name = f"{d['metric']}@{TOPK}"
@@ -193,9 +194,9 @@ def test_differences_are_those_of_the_means_and_outlive_the_code_files(two_rows,
         assert d["low"] < mean < d["high"]
         assert (d["row"], d["against"], d["bits"], d["seeds"]) == ("a", "b", 8, 2)
     shutil.rmtree(tmp_path / "output")
-    assert compare(tmp_path, two_rows) == found
+    assert compare(tmp_path, two_rows) == (found, [])
     shutil.rmtree(tmp_path / "results/per_query")
-    assert compare(tmp_path, two_rows) == []
+    assert compare(tmp_path, two_rows) == ([], [])
 
 
 def test_kept_values_are_used_before_code_files_and_completed_from_them(two_rows, tmp_path):
@@ -220,9 +221,64 @@ def test_only_runs_that_are_done_are_compared(two_rows, tmp_path):
     for run in (run for row in two_rows for run in row.runs()):
         measure(tmp_path, run, 0.1)
     two_rows[1].runs()[1].result_file(tmp_path / "results").unlink()
-    assert {d["seeds"] for d in compare(tmp_path, two_rows)} == {1}
+    assert {d["seeds"] for d in compare(tmp_path, two_rows)[0]} == {1}
     two_rows[1].runs()[0].result_file(tmp_path / "results").unlink()
-    assert compare(tmp_path, two_rows) == []
+    assert compare(tmp_path, two_rows) == ([], [])
+
+
+def entries(row, against, seeds):
+    values = {"row": row, "against": against, "bits": 8, "seeds": seeds}
+    values |= {"difference": 0.5, "low": 0.25, "high": 0.75}
+    return [{**values, "metric": metric} for metric in ("MAP", "MAP_min", "NDCG", "ACG")]
+
+
+def test_earlier_differences_stay_where_they_cannot_be_measured(two_rows, tmp_path):
+    """No values of b, or of the reference, or fewer seeds; and rows that aren't asked for."""
+    earlier = [*entries("a", "c", 1), *entries("a", "b", 2), *entries("d", "b", 3)]
+    b, c = entries("a", "b", 2), entries("a", "c", 1)
+    notes = ["kept as measured earlier: b 8, c 8", "dropped: earlier differences from d"]
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    measure(tmp_path, two_rows[0].runs()[0], 0.1)
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    measure(tmp_path, two_rows[1].runs()[0], 0.2)
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    measure(tmp_path, two_rows[1].runs()[1], 0.2)
+    expected, _ = compare(tmp_path, two_rows)
+    assert len(expected) == 4
+    notes[0] = "kept as measured earlier: c 8"
+    assert compare(tmp_path, two_rows, earlier) == ([*expected, *c], notes)
+    two_rows[0].runs()[0].result_file(tmp_path / "results").unlink()
+    notes[0] = "kept as measured earlier: b 8, c 8"
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+
+
+def test_the_summary_keeps_earlier_differences_in_its_file(load_tool, two_rows, tmp_path, capsys):
+    """The whole command: with code files, without them, and without any query's metrics."""
+    tool = load_tool("run_experiments")
+
+    def summary():
+        folders = ("--results", str(tmp_path / "results"), "--output", str(tmp_path / "output"))
+        arguments = ["--table", str(tmp_path / "table.yaml"), *folders]
+        tool.main(
+            tool.build_parser().parse_args([*arguments, "--summary", "set", "--against", "a"])
+        )
+        return capsys.readouterr().out
+
+    for row, noise in zip(two_rows, (0.1, 0.25), strict=True):
+        for run in row.runs():
+            measure(tmp_path, run, noise)
+    file = tmp_path / "results/differences_set.json"
+    file.write_text(json.dumps(entries("a", "c", 3)))
+    out = summary()
+    assert f"{file}: kept as measured earlier: c 8\n" in out
+    assert "| c | 8 | +0.500 (+0.250 to +0.750) |" in out
+    written = json.loads(file.read_text())
+    assert [d["against"] for d in written] == ["b"] * 4 + ["c"] * 4
+    shutil.rmtree(tmp_path / "output")
+    assert summary() == out
+    shutil.rmtree(tmp_path / "results/per_query")
+    assert f"{file}: kept as measured earlier: b 8, c 8\n" in summary()
+    assert json.loads(file.read_text()) == written
 
 
 def test_runs_on_different_data_are_not_compared(two_rows, tmp_path):
@@ -245,7 +301,7 @@ def test_a_damaged_file_of_kept_values_is_named(two_rows, tmp_path, damage):
     with pytest.raises(ValueError, match="a_8_seed0.npz is damaged .* or delete it"):
         compare(tmp_path, two_rows)
     file.unlink()
-    assert len(compare(tmp_path, two_rows)) == 4
+    assert len(compare(tmp_path, two_rows)[0]) == 4
 
 
 def test_a_result_never_lacks_the_values_of_its_queries(tmp_path, monkeypatch):

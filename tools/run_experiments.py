@@ -2,10 +2,12 @@
 """Train and measure the rows of a table of experiments; what is done is skipped.
 
 Each row stands in tools/experiments.yaml. A run that was interrupted goes on from its last
-checkpoint; a run that is done has a file in the folder of results.
+checkpoint; a run that is done has a file in the folder of results, and one of each query's metrics
+in per_query/ there.
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.experiments import (
     SHOWN,
     differences,
+    differences_file,
     fill_document,
     markdown_differences,
     markdown_table,
@@ -39,7 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="print the table of what is done on this dataset, train nothing",
     )
     parser.add_argument(
-        "--against", metavar="ROW", help="with --summary: bootstrap of all rows against this one"
+        "--against",
+        metavar="ROW",
+        help="with --summary: bootstrap of all rows against this one; differences found earlier "
+        "stay where they can't be measured again",
     )
     parser.add_argument(
         "--document",
@@ -58,8 +64,18 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
     runs = [
         run for row in (reference, *(r for r in picked if r != reference)) for run in row.runs()
     ]
-    found = differences(runs, reference, args.output, args.results, args.summary)
-    write_json(args.results / f"differences_{args.summary}.json", found)
+    file = differences_file(args.results, args.summary)
+    found, notes = differences(
+        runs,
+        reference,
+        args.output,
+        args.results,
+        args.summary,
+        earlier=json.loads(file.read_text()) if file.is_file() else [],
+    )
+    write_json(file, found)
+    for note in notes:
+        print(f"{file}: {note}")
     print(markdown_differences(found))
 
 

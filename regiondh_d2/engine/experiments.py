@@ -18,7 +18,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -35,6 +35,7 @@ __all__ = [
     "Row",
     "Run",
     "differences",
+    "differences_file",
     "fill_document",
     "markdown_differences",
     "markdown_table",
@@ -316,18 +317,33 @@ def paired_bootstrap(
     return float(difference.mean()), float(low), float(high)
 
 
+def differences_file(results: Path, dataset: str) -> Path:
+    return results / f"differences_{dataset}.json"
+
+
 def differences(
-    runs: Iterable[Run],
+    runs: Sequence[Run],
     reference: Row,
     output: Path,
     results: Path,
     dataset: str,
     topk: int = 1000,
-) -> list[dict]:
+    earlier: Sequence[dict] = (),
+) -> tuple[list[dict], list[str]]:
     """Each row against a reference row at the same length, each query's metric averaged over seeds.
 
     Of the runs that are done on the dataset, those are compared that have each query's metrics
     (:meth:`Run.per_query`).
+
+    Args:
+        runs: those of the reference and of the rows to compare it with.
+        reference, output, results, dataset, topk: what is compared, and where it is found.
+        earlier: what this function found before. Differences from the same reference stay where
+            they can't be measured now, or only over fewer seeds.
+
+    Returns:
+        The differences, by row, length and metric, and what became of the earlier ones, as lines of
+        text.
 
     Raises:
         ValueError: runs were measured on different data, or a file of kept values is damaged.
@@ -338,9 +354,9 @@ def differences(
         result = json.loads(file.read_text()) if file.is_file() else {"metrics": {}}
         if dataset not in result["metrics"]:
             continue
-        found = run.per_query(output, results, dataset, topk)
-        if found is not None:
-            values.setdefault((run.row.name, run.bits), []).append(found)
+        per_query = run.per_query(output, results, dataset, topk)
+        if per_query is not None:
+            values.setdefault((run.row.name, run.bits), []).append(per_query)
             data.setdefault(result["data_sha256"][dataset], run.name)
     if len(data) > 1:
         first, other, *_ = data.values()
@@ -348,20 +364,38 @@ def differences(
             f"{first} and {other} were measured on different images or labels of {dataset}: train "
             "one of them again to compare them"
         )
+    same = [d for d in earlier if d["row"] == reference.name]
+    asked = [(run.row.name, run.bits) for run in runs if run.row.name != reference.name]
+    found, kept = [], []
+    for name, bits in dict.fromkeys([*asked, *((d["against"], d["bits"]) for d in same)]):
+        old = [d for d in same if (d["against"], d["bits"]) == (name, bits)]
+        seeds = [values.get((row, bits), []) for row in (reference.name, name)]
+        if all(seeds) and all(d["seeds"] <= len(seeds[1]) for d in old):
+            found += _row_differences(reference.name, name, bits, *seeds)
+        elif old:
+            found += old
+            kept.append(f"{name} {bits}")
+    notes = []
+    if kept:
+        notes.append(f"kept as measured earlier: {', '.join(kept)}")
+    others = sorted({d["row"] for d in earlier} - {reference.name})
+    if others:
+        notes.append(f"dropped: earlier differences from {', '.join(others)}")
+    return found, notes
+
+
+def _row_differences(
+    reference: str, against: str, bits: int, a: Sequence[dict], b: Sequence[dict]
+) -> list[dict]:
+    """An entry for each metric; ``a`` and ``b`` hold each seed's :meth:`Run.per_query`."""
     found = []
-    for (name, bits), seeds in values.items():
-        if name == reference.name or (reference.name, bits) not in values:
-            continue
-        for metric in SHOWN:
-            pair = [
-                np.mean([s[metric] for s in values[key]], axis=0)
-                for key in ((reference.name, bits), (name, bits))
-            ]
-            mean, low, high = paired_bootstrap(*pair)
-            found.append(
-                {"row": reference.name, "against": name, "bits": bits, "metric": metric}
-                | {"difference": mean, "low": low, "high": high, "seeds": len(seeds)}
-            )
+    for metric in SHOWN:
+        pair = (np.mean([seed[metric] for seed in seeds], axis=0) for seeds in (a, b))
+        mean, low, high = paired_bootstrap(*pair)
+        found.append(
+            {"row": reference, "against": against, "bits": bits, "metric": metric}
+            | {"difference": mean, "low": low, "high": high, "seeds": len(b)}
+        )
     return found
 
 
@@ -452,7 +486,7 @@ def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
                 picked = [dataclasses.replace(row, bits=tuple(bits)) for row in picked]
             table = markdown_table(picked, results, block["dataset"])
         else:
-            file = results / f"differences_{block['dataset']}.json"
+            file = differences_file(results, block["dataset"])
             found = [d for d in json.loads(file.read_text()) if not bits or d["bits"] in bits]
             table = markdown_differences(found, names)
         return f"{block['begin']}\n{table}\n{block['end']}"
