@@ -110,6 +110,33 @@ def test_parts_of_other_weights_are_not_used(cfg, make_model, scenes, monkeypatc
     assert files_in(cache.folder) == [f"{NAME}.npz"]
 
 
+def test_views_of_other_files_are_copied(cfg, make_model, scenes, tmp_path, monkeypatch):
+    """Of another dataset, but of the same image and objects by the same network alone."""
+    moved = [{**a, "bbox": [v / 2 for v in a["bbox"]]} for a in scenes[1]["annotations"]]
+    records = [scenes[2], {**scenes[1], "annotations": moved}, scenes[0]]
+    DatasetCatalog.register("feature_cache_test_mixed", lambda: records)
+    try:
+        alone = FeatureCache(cfg)
+        alone.ensure(make_model(), "feature_cache_test_mixed", mirrored=True)
+        cfg.MODEL.REGION_DH.FEATURE_CACHE = str(tmp_path / "shared")
+        cache = FeatureCache(cfg)
+        cache.ensure(make_model(), NAME, mirrored=False)
+        done = interrupt_after(monkeypatch, -1)
+        cache.ensure(make_model(), "feature_cache_test_mixed", mirrored=True)
+        mirrored = [record["file_name"] for record in records]
+        assert sorted(done) == sorted([*mirrored, scenes[1]["file_name"]])
+        expected, found = (c.dataset("feature_cache_test_mixed", True) for c in (alone, cache))
+        for name, values in expected._tables.items():
+            np.testing.assert_array_equal(found._tables[name], values)
+
+        done.clear()
+        (cache.folder / "feature_cache_test_mixed.npz").unlink()
+        cache.ensure(make_model(seed=1), "feature_cache_test_mixed", mirrored=False)
+        assert len(done) == len(records), "copied from another network"
+    finally:
+        DatasetCatalog.remove("feature_cache_test_mixed")
+
+
 def test_views_are_the_images_in_order(cfg, model, scenes):
     cache = FeatureCache(cfg)
     cache.ensure(model, NAME, mirrored=True)

@@ -5,6 +5,9 @@ is an image at the test resolution, plain or mirrored (mirrored ones for trainin
 only where ``INPUT.RANDOM_FLIP`` asks for them). Each view owns a table of rows: its proposals, its
 ground-truth boxes and, last, the whole image.
 
+Views that another file of the folder holds, of the same image and the same network, are copied from
+there: a database is often the training set.
+
 While a file is being computed its views are saved in *parts*, in the folder ``<dataset>.parts``; an
 interrupted computation goes on after the last one. Several processes share the parts out: all of
 them must see the folder, and each reads the whole file into memory.
@@ -203,16 +206,17 @@ class FeatureCache:
             OSError: a file can't be written, for instance because the disk is full.
         """
         records = DatasetCatalog.get(name)
-        source = self._source(model, records)
+        network, images = self._network(model), np.array([_image_digest(r) for r in records])
         # One process decides for all: where the folder is a network's, they may see it differently.
-        if comm.all_gather(self._has(name, source, mirrored))[0]:
+        if comm.all_gather(self._has(name, network, images, mirrored))[0]:
             return
         training = model.training
         model.eval()
         views = [(i, m) for i in range(len(records)) for m in range(2 if mirrored else 1)]
         parts = self.folder / f"{name}.parts"
+        source = hashlib.sha256(f"{network} {images.tolist()}".encode()).hexdigest()[:16]
         paths = [
-            parts / f"{source[:16]}-{'mirrored' if mirrored else 'plain'}-{first:07d}.npz"
+            parts / f"{source}-{'mirrored' if mirrored else 'plain'}-{first:07d}.npz"
             for first in range(0, len(views), PART)
         ]
         missing = [
@@ -221,42 +225,60 @@ class FeatureCache:
             if i % comm.get_world_size() == comm.get_rank() and not path.is_file()
         ]
         count = sum(len(part) for _, part in missing)
+        known = self._known_views(network) if missing else {}
         progress = Progress(logger.info, f"views of {name} cached", count, every=30.0)
         for path, part in missing:
-            _write(path, self._compute(model, records, part, progress))
+            _write(path, self._compute(model, records, images, part, known, progress))
         model.train(training)
         comm.synchronize()
         if comm.is_main_process():
-            _write(self._path(name), {**_join(paths), "source": source, "has_mirrored": mirrored})
+            facts = {"network": network, "images": images, "has_mirrored": mirrored}
+            _write(self._path(name), {**_join(paths), **facts})
             shutil.rmtree(parts)
         comm.synchronize()
 
-    def _source(self, model, records: list[dict]) -> str:
-        """sha256 over all that features depend on, as hex digits."""
+    def _network(self, model) -> str:
+        """sha256 over the weights and settings that features depend on, as hex digits."""
         settings = {}
         for key in SETTINGS:
             node = self._cfg
             for part in key.split("."):
                 node = node[part]
             settings[key] = node
-        images = [record["file_name"] for record in records]
-        text = f"{model_fingerprint(_cached_part(model))} {settings} {images}"
+        text = f"{model_fingerprint(_cached_part(model))} {settings}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _has(self, name: str, source: str, mirrored: bool) -> bool:
+    def _has(self, name: str, network: str, images: np.ndarray, mirrored: bool) -> bool:
         path = self._path(name)
         if not path.is_file():
             return False
-        found = _read(path, ("source", "has_mirrored"))
-        if found["source"] != source:
+        found = _read(path, ("network", "images", "has_mirrored"))
+        if found["network"] != network or not np.array_equal(found["images"], images):
             raise ValueError(
                 f"{path} was made by other weights or settings, or of other images; delete it or "
                 "name another MODEL.REGION_DH.FEATURE_CACHE"
             )
         return bool(found["has_mirrored"]) or not mirrored
 
+    def _known_views(self, network: str) -> dict[tuple[str, bool], tuple[dict, int]]:
+        """Where the views in the files of this network are: by image and whether mirrored, the
+        tables and the number of the view in them."""
+        known = {}
+        for path in sorted(self.folder.glob("*.npz")):
+            if _read(path, ("network",))["network"] == network:
+                tables = _read(path)
+                views = zip(tables["images"][tables["record"]], tables["mirrored"], strict=True)
+                known |= {(str(i), bool(m)): (tables, view) for view, (i, m) in enumerate(views)}
+        return known
+
     def _compute(
-        self, model, records: list[dict], views: list[tuple[int, int]], progress: Progress
+        self,
+        model,
+        records: list[dict],
+        images: np.ndarray,
+        views: list[tuple[int, int]],
+        known: dict[tuple[str, bool], tuple[dict, int]],
+        progress: Progress,
     ) -> dict[str, np.ndarray]:
         """The tables of some views, each given as the index of its record and whether mirrored."""
         cfg = self._cfg
@@ -271,7 +293,8 @@ class FeatureCache:
         ]
         columns: dict[str, list] = {}
         for index, mirror in views:
-            view = _view(model, mappers[mirror](records[index]))
+            found = known.get((str(images[index]), bool(mirror)))
+            view = _copy(*found) if found else _view(model, mappers[mirror](records[index]))
             view |= {"record": np.array([index]), "mirrored": np.array([bool(mirror)])}
             for key, value in view.items():
                 columns.setdefault(key, []).append(value)
@@ -302,6 +325,15 @@ def _no_proposals(image_size: tuple[int, int], device: torch.device) -> Instance
     )
 
 
+def _image_digest(record: dict) -> str:
+    """What a view shows, its file and its objects, as hex digits."""
+    objects = [
+        (a["category_id"], *a["bbox"], int(a["bbox_mode"]), a.get("iscrowd", 0))
+        for a in record.get("annotations", ())
+    ]
+    return hashlib.sha256(f"{record['file_name']} {objects}".encode()).hexdigest()
+
+
 def _join(paths: Sequence[Path]) -> dict[str, np.ndarray]:
     """The tables of all parts, one after the other, and where each view's rows begin."""
     parts = [_read(path) for path in paths]
@@ -322,6 +354,17 @@ def _read(path: str | os.PathLike, names: Sequence[str] | None = None) -> dict[s
             return {name: file[name] for name in names or file.files}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged, or no feature cache ({error}); delete it") from error
+
+
+def _copy(tables: dict[str, np.ndarray], view: int) -> dict[str, np.ndarray]:
+    """The table of one view, as :func:`_view` gives it."""
+    first, last = tables["first_row"][view : view + 2]
+    rows = ("features", "boxes", "objectness", "gt_class")
+    return {key: tables[key][first:last] for key in rows} | {
+        "num_proposals": tables["num_proposals"][view : view + 1],
+        "num_rows": np.array([last - first]),
+        "image_size": tables["image_size"][view : view + 1],
+    }
 
 
 def _view(model, inputs: dict) -> dict[str, np.ndarray]:
