@@ -243,13 +243,17 @@ def test_earlier_differences_stay_where_they_cannot_be_measured(two_rows, tmp_pa
     measure(tmp_path, two_rows[1].runs()[0], 0.2)
     assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
     measure(tmp_path, two_rows[1].runs()[1], 0.2)
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    measure(tmp_path, two_rows[0].runs()[1], 0.1)
     expected, _ = compare(tmp_path, two_rows)
     assert len(expected) == 4
+    assert {(d["seeds"], d["reference_seeds"]) for d in expected} == {(2, 2)}
     notes[0] = "kept as measured earlier: c 8"
     assert compare(tmp_path, two_rows, earlier) == ([*expected, *c], notes)
     two_rows[0].runs()[0].result_file(tmp_path / "results").unlink()
-    notes[0] = "kept as measured earlier: b 8, c 8"
-    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    notes = ["kept as measured earlier: b 8, c 8"]
+    again = [*expected, *c]
+    assert compare(tmp_path, two_rows, again) == (again, notes)
 
 
 def test_the_summary_keeps_earlier_differences_in_its_file(load_tool, two_rows, tmp_path, capsys):
@@ -403,6 +407,12 @@ def test_a_run_that_fails_names_its_log_and_leaves_no_result(workspace):
     assert "stdout.txt" in err
     assert not (workspace / "results/broken_8_seed0.json").exists()
     assert not (workspace / "results/per_query/broken_8_seed0.npz").exists()
+
+
+def test_a_comparison_without_a_summary_trains_nothing(workspace):
+    code, out, err = run(workspace, "--against", "first")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].endswith("give --summary DATASET, too")
 
 
 def test_an_unknown_row_is_refused(workspace):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import regiondh_d2  # noqa: F401  (registers the datasets)
-from regiondh_d2.engine.command import run_command
+from regiondh_d2.engine.command import CommandError, run_command
 from regiondh_d2.engine.experiments import (
     SHOWN,
     differences,
@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against",
         metavar="ROW",
-        help="with --summary: bootstrap of all rows against this one; differences found earlier "
-        "stay where they can't be measured again",
+        help="with --summary: bootstrap of this row minus each other one, also written to the "
+        "results; differences from this row found earlier stay where they can't be measured again",
     )
     parser.add_argument(
         "--document",
@@ -80,6 +80,8 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.against and not args.summary:
+        raise CommandError("--against compares the rows of a summary: give --summary DATASET, too")
     rows = read_table(args.table)
     picked = picked_rows(rows, args.rows)
     # Seed by seed, so that every row has a number early.

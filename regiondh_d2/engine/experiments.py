@@ -339,7 +339,8 @@ def differences(
         runs: those of the reference and of the rows to compare it with.
         reference, output, results, dataset, topk: what is compared, and where it is found.
         earlier: what this function found before. Differences from the same reference stay where
-            they can't be measured now, or only over fewer seeds.
+            they can't be measured now, or only over fewer seeds of either row; those from another
+            are dropped.
 
     Returns:
         The differences, by row, length and metric, and what became of the earlier ones, as lines of
@@ -370,7 +371,7 @@ def differences(
     for name, bits in dict.fromkeys([*asked, *((d["against"], d["bits"]) for d in same)]):
         old = [d for d in same if (d["against"], d["bits"]) == (name, bits)]
         seeds = [values.get((row, bits), []) for row in (reference.name, name)]
-        if all(seeds) and all(d["seeds"] <= len(seeds[1]) for d in old):
+        if all(seeds) and not any(_has_more_seeds(d, *map(len, seeds)) for d in old):
             found += _row_differences(reference.name, name, bits, *seeds)
         elif old:
             found += old
@@ -384,6 +385,12 @@ def differences(
     return found, notes
 
 
+def _has_more_seeds(difference: dict, reference: int, against: int) -> bool:
+    # Older files don't count the reference's seeds: it had as many at least.
+    counted = difference.get("reference_seeds", difference["seeds"])
+    return counted > reference or difference["seeds"] > against
+
+
 def _row_differences(
     reference: str, against: str, bits: int, a: Sequence[dict], b: Sequence[dict]
 ) -> list[dict]:
@@ -394,7 +401,8 @@ def _row_differences(
         mean, low, high = paired_bootstrap(*pair)
         found.append(
             {"row": reference, "against": against, "bits": bits, "metric": metric}
-            | {"difference": mean, "low": low, "high": high, "seeds": len(b)}
+            | {"difference": mean, "low": low, "high": high}
+            | {"seeds": len(b), "reference_seeds": len(a)}
         )
     return found
 
