@@ -188,11 +188,19 @@ def test_spectral_codes_of_the_stored_features(tool, tmp_path, capsys):
     assert found == measure("codes", query, database)
 
 
-def test_bits_without_a_reference_are_refused(tool, files, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bits", "8"], "--bits is of reference codes"),
+        (["--rerank-by", "features"], "give --rerank N, too"),
+        (["--reference", "random", "--rerank", "3"], "reference codes have no activations"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tool, files, capsys, options, message):
     with pytest.raises(SystemExit) as error:
-        tool.main(["--query", files[0], "--database", files[1], "--bits", "8"])
+        tool.main(["--query", files[0], "--database", files[1], *options])
     assert error.value.code == 2
-    assert "--bits is of reference codes" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_image_classes_come_from_the_classifier_of_a_checkpoint(tool, tmp_path, capsys):

@@ -820,22 +820,27 @@ def test_failures_are_one_line(tool, arguments, tmp_path, monkeypatch, capsys, o
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        ["--box", "1,2,3"],
-        ["--box", "a,b,c,d"],
-        ["--instance", "0"],
-        ["--topk", "0"],
-        ["--rerank-by", "colour"],
-        ["--group-by-class", "--instance", "1"],
-        ["--group-by-class", "--box", "1,2,3,4"],
-        ["--group-by-class", "--class", "cat"],
-        ["--group-by-class", "--all-objects"],
-        ["--all-objects"],
-        ["--all-objects", "--instance", "1", "--box", "1,2,3,4"],
+        (["--box", "1,2,3"], "--box: 1,2,3 is not x1,y1,x2,y2"),
+        (["--box", "a,b,c,d"], "--box: invalid box value: 'a,b,c,d'"),
+        (["--instance", "0"], "--instance: 0"),
+        (["--topk", "0"], "--topk: 0"),
+        (["--rerank", "5", "--rerank-by", "colour"], "invalid choice: 'colour'"),
+        (["--rerank-by", "activations"], "give --rerank N, too"),
+        (["--group-by-class", "--instance", "1"], "--group-by-class is for whole images"),
+        (["--group-by-class", "--box", "1,2,3,4"], "--group-by-class is for whole images"),
+        (["--group-by-class", "--class", "cat"], "--group-by-class is for whole images"),
+        (["--group-by-class", "--all-objects"], "--all-objects is for a query of one object"),
+        (["--all-objects"], "--all-objects is for a query of one object"),
+        (
+            ["--all-objects", "--instance", "1", "--box", "1,2,3,4"],
+            "--all-objects is for a query of one object",
+        ),
     ],
 )
-def test_wrong_arguments_exit_2(tool, arguments, wrong):
+def test_wrong_arguments_exit_2(tool, arguments, capsys, wrong, message):
     with pytest.raises(SystemExit) as error:
         tool.main(arguments(*wrong))
     assert error.value.code == 2
+    assert message in capsys.readouterr().err

@@ -14,6 +14,7 @@ from regiondh_d2.checkpoint import read_weights
 from regiondh_d2.engine.command import (
     CommandError,
     add_rerank_options,
+    check_rerank_options,
     positive_int,
     run_command,
 )
@@ -131,10 +132,13 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
+    check_rerank_options(parser, args)
     if (args.reference == IMAGE_CLASSES) != bool(args.weights):
         parser.error(f"--weights and --reference {IMAGE_CLASSES} belong together")
     if args.bits and not args.reference:
         parser.error("--bits is of reference codes: the files' codes have their own")
+    if args.reference and args.rerank and args.rerank_by == "activations":
+        parser.error("reference codes have no activations: leave out --rerank, or give it features")
     return run_command(lambda: run(args))
 
 

@@ -6,7 +6,12 @@ import sys
 from dataclasses import replace
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
-from regiondh_d2.engine.command import add_rerank_options, positive_int, run_command
+from regiondh_d2.engine.command import (
+    add_rerank_options,
+    check_rerank_options,
+    positive_int,
+    run_command,
+)
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.code_store import write_json
 from regiondh_d2.retrieval.draw import Tile, draw_grid, save_image, search_tiles
@@ -163,6 +168,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
+    check_rerank_options(parser, args)
     if args.group_by_class and (args.box or args.instance or args.class_name):
         parser.error("--group-by-class is for whole images: without --box, --instance and --class")
     if args.all_objects and len(args.box or ()) + len(args.instance or ()) != 1:

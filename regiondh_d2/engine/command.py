@@ -24,6 +24,7 @@ from .allocation import keep_freed_memory
 __all__ = [
     "CommandError",
     "add_rerank_options",
+    "check_rerank_options",
     "load_trained_model",
     "positive_int",
     "run_command",
@@ -51,7 +52,10 @@ def positive_int(text: str) -> int:
 
 
 def add_rerank_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--rerank N`` and ``--rerank-by``, one of :data:`.retrieval.search.RERANKINGS`."""
+    """Add ``--rerank N`` and ``--rerank-by``, one of :data:`.retrieval.search.RERANKINGS`.
+
+    :func:`check_rerank_options` looks at what was given.
+    """
     parser.add_argument(
         "--rerank",
         type=positive_int,
@@ -61,11 +65,17 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rerank-by",
         choices=RERANKINGS,
-        default=RERANKINGS[0],
-        help="with --rerank: from the query's activations to the codes of the images, or between "
-        "features, where the model has some (ImageHash); of code files, those that were extracted "
-        "with --activations or --features (default: %(default)s)",
+        help="with --rerank: by the distance of the query's activations to the images' codes, or "
+        "by that of features, which few models have (ImageHash); code files hold them if they were "
+        f"extracted with --activations or --features (default: {RERANKINGS[0]})",
     )
+
+
+def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with status 2 where ``--rerank-by`` lacks ``--rerank``; set its default, in place."""
+    if args.rerank_by and args.rerank is None:
+        parser.error("--rerank-by is of a second stage: give --rerank N, too")
+    args.rerank_by = args.rerank_by or RERANKINGS[0]
 
 
 def run_command(command: Callable[[], None], interrupted: str = "interrupted") -> int:
