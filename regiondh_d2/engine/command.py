@@ -78,17 +78,20 @@ def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespa
     args.rerank_by = args.rerank_by or RERANKINGS[0]
 
 
-def run_command(command: Callable[[], None], interrupted: str = "interrupted") -> int:
+def run_command(
+    command: Callable[[], None], interrupted: str = "interrupted", keep_memory: bool = True
+) -> int:
     """Run a command and tell its failure in one line on standard error.
 
     Args:
         command: the work of the command line.
         interrupted: the line for Ctrl-C.
+        keep_memory: whether the process keeps what it frees, see :mod:`.allocation`.
 
     Returns:
         The exit status: 0, 1 after a failure, or 130 after Ctrl-C.
     """
-    _prepare_process()
+    _prepare_process(keep_memory)
     try:
         command()
     except KeyboardInterrupt:
@@ -100,8 +103,9 @@ def run_command(command: Callable[[], None], interrupted: str = "interrupted") -
     return 0
 
 
-def _prepare_process() -> None:
-    keep_freed_memory()
+def _prepare_process(keep_memory: bool = True) -> None:
+    if keep_memory:
+        keep_freed_memory()
     # PyTorch's remarks on Detectron2's code would drown the few lines of a command.
     warnings.filterwarnings("ignore", module="torch")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
