@@ -119,17 +119,19 @@ def test_a_document_is_filled_where_it_says_so(tmp_path):
         }
         for m, d in (("MAP", 0.25), ("MAP_min", 0.5), ("NDCG", 0.0), ("ACG", -0.125))
     ]
-    (tmp_path / "differences_set.json").write_text(json.dumps(found))
+    (tmp_path / "differences_set_a.json").write_text(json.dumps(found))
     text = "Before\n<!-- {} -->\nold\n<!-- end -->\nafter <!-- end -->\n"
-    filled = fill_document(text.format("differences: set"), rows, tmp_path)
+    filled = fill_document(text.format("differences: set a"), rows, tmp_path)
     assert "old" not in filled
-    assert filled.startswith("Before\n<!-- differences: set -->\n\n| against | bits | MAP |")
+    assert filled.startswith("Before\n<!-- differences: set a -->\n\n| against | bits | MAP |")
     assert "| b | 8 | +0.250 (-0.100 to +1.000) | +0.500 (" in filled
     assert filled.endswith(" |\n\n<!-- end -->\nafter <!-- end -->\n")
     assert fill_document(filled, rows, tmp_path) == filled
     table = fill_document(text.format("table: set a b"), rows, tmp_path)
     assert markdown_table(rows, tmp_path, "set") in table
-    assert "| b | 8 |" not in fill_document(text.format("differences: set 16"), rows, tmp_path)
+    assert "| b | 8 |" not in fill_document(text.format("differences: set a 16"), rows, tmp_path)
+    with pytest.raises(ValueError, match="must name a row: <!-- differences: set 8 -->"):
+        fill_document(text.format("differences: set 8"), rows, tmp_path)
     for row in rows:
         row.runs()[0].result_file(tmp_path).write_text(json.dumps(RESULT))
     ordered = fill_document(text.format("table: set b a 8"), rows, tmp_path)
@@ -234,26 +236,23 @@ def entries(row, against, seeds):
 
 def test_earlier_differences_stay_where_they_cannot_be_measured(two_rows, tmp_path):
     """No values of b, or of the reference, or fewer seeds; and rows that aren't asked for."""
-    earlier = [*entries("a", "c", 1), *entries("a", "b", 2), *entries("d", "b", 3)]
+    earlier = [*entries("a", "c", 1), *entries("a", "b", 2)]
     b, c = entries("a", "b", 2), entries("a", "c", 1)
-    notes = ["kept as measured earlier: b 8, c 8", "dropped: earlier differences from d"]
-    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], ["b 8", "c 8"])
     measure(tmp_path, two_rows[0].runs()[0], 0.1)
-    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], ["b 8", "c 8"])
     measure(tmp_path, two_rows[1].runs()[0], 0.2)
-    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], ["b 8", "c 8"])
     measure(tmp_path, two_rows[1].runs()[1], 0.2)
-    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], notes)
+    assert compare(tmp_path, two_rows, earlier) == ([*b, *c], ["b 8", "c 8"])
     measure(tmp_path, two_rows[0].runs()[1], 0.1)
     expected, _ = compare(tmp_path, two_rows)
     assert len(expected) == 4
     assert {(d["seeds"], d["reference_seeds"]) for d in expected} == {(2, 2)}
-    notes[0] = "kept as measured earlier: c 8"
-    assert compare(tmp_path, two_rows, earlier) == ([*expected, *c], notes)
+    assert compare(tmp_path, two_rows, earlier) == ([*expected, *c], ["c 8"])
     two_rows[0].runs()[0].result_file(tmp_path / "results").unlink()
-    notes = ["kept as measured earlier: b 8, c 8"]
     again = [*expected, *c]
-    assert compare(tmp_path, two_rows, again) == (again, notes)
+    assert compare(tmp_path, two_rows, again) == (again, ["b 8", "c 8"])
 
 
 def test_the_summary_keeps_earlier_differences_in_its_file(load_tool, two_rows, tmp_path, capsys):
@@ -271,7 +270,7 @@ def test_the_summary_keeps_earlier_differences_in_its_file(load_tool, two_rows, 
     for row, noise in zip(two_rows, (0.1, 0.25), strict=True):
         for run in row.runs():
             measure(tmp_path, run, noise)
-    file = tmp_path / "results/differences_set.json"
+    file = tmp_path / "results/differences_set_a.json"
     file.write_text(json.dumps(entries("a", "c", 3)))
     out = summary()
     assert f"{file}: kept as measured earlier: c 8\n" in out

@@ -64,8 +64,8 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
     runs = [
         run for row in (reference, *(r for r in picked if r != reference)) for run in row.runs()
     ]
-    file = differences_file(args.results, args.summary)
-    found, notes = differences(
+    file = differences_file(args.results, args.summary, reference.name)
+    found, kept = differences(
         runs,
         reference,
         args.output,
@@ -74,8 +74,8 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
         earlier=json.loads(file.read_text()) if file.is_file() else [],
     )
     write_json(file, found)
-    for note in notes:
-        print(f"{file}: {note}")
+    if kept:
+        print(f"{file}: kept as measured earlier: {', '.join(kept)}")
     print(markdown_differences(found))
 
 

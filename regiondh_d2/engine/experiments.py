@@ -317,8 +317,8 @@ def paired_bootstrap(
     return float(difference.mean()), float(low), float(high)
 
 
-def differences_file(results: Path, dataset: str) -> Path:
-    return results / f"differences_{dataset}.json"
+def differences_file(results: Path, dataset: str, reference: str) -> Path:
+    return results / f"differences_{dataset}_{reference}.json"
 
 
 def differences(
@@ -338,13 +338,11 @@ def differences(
     Args:
         runs: those of the reference and of the rows to compare it with.
         reference, output, results, dataset, topk: what is compared, and where it is found.
-        earlier: what this function found before. Differences from the same reference stay where
-            they can't be measured now, or only over fewer seeds of either row; those from another
-            are dropped.
+        earlier: what this function found of this reference before. Differences stay where they
+            can't be measured now, or only over fewer seeds of either row.
 
     Returns:
-        The differences, by row, length and metric, and what became of the earlier ones, as lines of
-        text.
+        The differences, by row, length and metric, and the names of those that stayed.
 
     Raises:
         ValueError: runs were measured on different data, or a file of kept values is damaged.
@@ -365,24 +363,17 @@ def differences(
             f"{first} and {other} were measured on different images or labels of {dataset}: train "
             "one of them again to compare them"
         )
-    same = [d for d in earlier if d["row"] == reference.name]
     asked = [(run.row.name, run.bits) for run in runs if run.row.name != reference.name]
     found, kept = [], []
-    for name, bits in dict.fromkeys([*asked, *((d["against"], d["bits"]) for d in same)]):
-        old = [d for d in same if (d["against"], d["bits"]) == (name, bits)]
+    for name, bits in dict.fromkeys([*asked, *((d["against"], d["bits"]) for d in earlier)]):
+        old = [d for d in earlier if (d["against"], d["bits"]) == (name, bits)]
         seeds = [values.get((row, bits), []) for row in (reference.name, name)]
         if all(seeds) and not any(_has_more_seeds(d, *map(len, seeds)) for d in old):
             found += _row_differences(reference.name, name, bits, *seeds)
         elif old:
             found += old
             kept.append(f"{name} {bits}")
-    notes = []
-    if kept:
-        notes.append(f"kept as measured earlier: {', '.join(kept)}")
-    others = sorted({d["row"] for d in earlier} - {reference.name})
-    if others:
-        notes.append(f"dropped: earlier differences from {', '.join(others)}")
-    return found, notes
+    return found, kept
 
 
 def _has_more_seeds(difference: dict, reference: int, against: int) -> bool:
@@ -472,11 +463,11 @@ def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
     """Put the tables of what is done in the places that a document has for them.
 
     A place is what stands between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`) or
-    ``<!-- differences: DATASET ROW... -->`` (:func:`markdown_differences`), and the next
+    ``<!-- differences: DATASET REFERENCE ROW... -->`` (:func:`markdown_differences`), and the next
     ``<!-- end -->``. No row means all; a number among them keeps runs of so many bits alone.
 
     Raises:
-        ValueError: a row has no such name.
+        ValueError: a row has no such name, or a place for differences has no reference.
     """
 
     by_name = {row.name: row for row in rows}
@@ -494,7 +485,11 @@ def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
                 picked = [dataclasses.replace(row, bits=tuple(bits)) for row in picked]
             table = markdown_table(picked, results, block["dataset"])
         else:
-            file = differences_file(results, block["dataset"])
+            if not names:
+                raise ValueError(
+                    f"a place for differences must name a row: {block['begin'].strip()}"
+                )
+            file = differences_file(results, block["dataset"], names.pop(0))
             found = [d for d in json.loads(file.read_text()) if not bits or d["bits"] in bits]
             table = markdown_differences(found, names)
         return f"{block['begin']}\n{table}\n{block['end']}"
