@@ -192,6 +192,7 @@ def test_spectral_codes_of_the_stored_features(tool, tmp_path, capsys):
     ("options", "message"),
     [
         (["--bits", "8"], "--bits is of reference codes"),
+        (["--reference", "true_labels", "--bits", "8"], "has one bit for each class"),
         (["--rerank-by", "features"], "give --rerank N, too"),
         (["--reference", "random", "--rerank", "3"], "reference codes have no activations"),
     ],

@@ -40,14 +40,16 @@ def write_table(folder, **rows):
 
 def test_rows_add_to_the_defaults(tmp_path):
     table = write_table(
-        tmp_path, a={"title": "A"}, b={"title": "B", "bits": [4, 8], "opts": ["K", "of_{seed}"]}
+        tmp_path,
+        a={"title": "A"},
+        b={"title": "B", "bits": [4, 8], "opts": ["K", "{output}/of_{seed}"]},
     )
     a, b = read_table(table)
     assert (a.name, a.title, a.bits, a.opts) == ("a", "A", (8,), ("SOLVER.CHECKPOINT_PERIOD", "1"))
-    assert b.opts == (*a.opts, "K", "of_{seed}")
+    assert b.opts == (*a.opts, "K", "{output}/of_{seed}")
     assert [run.name for run in b.runs()] == ["b_4_seed0", "b_8_seed0"]
     command = " ".join(b.runs()[0].command(Path("out")))
-    assert "K of_0 MODEL.REGION_DH.BITS 4 SEED 0 OUTPUT_DIR out/b_4_seed0" in command
+    assert "K out/of_0 MODEL.REGION_DH.BITS 4 SEED 0 OUTPUT_DIR out/b_4_seed0" in command
 
 
 @pytest.mark.parametrize("text", ["[]", "rows: {}", "a: [", "defaults: {}\nrows: {a: {titel: x}}"])
@@ -305,6 +307,21 @@ def test_a_damaged_file_of_kept_values_is_named(two_rows, tmp_path, damage):
         compare(tmp_path, two_rows)
     file.unlink()
     assert len(compare(tmp_path, two_rows)[0]) == 4
+
+
+def test_a_damaged_result_is_named(two_rows, tmp_path):
+    measure(tmp_path, two_rows[0].runs()[0], 0.1)
+    file = two_rows[0].runs()[0].result_file(tmp_path / "results")
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(ValueError, match="a_8_seed0.json is damaged .* or delete it"):
+        markdown_table(two_rows, tmp_path / "results", "set")
+
+
+def test_a_damaged_file_of_differences_is_named(tmp_path):
+    file = experiments.differences_file(tmp_path, "set", "a")
+    file.write_text("[{")
+    with pytest.raises(ValueError, match="differences_set_a.json is damaged"):
+        experiments.read_differences(file)
 
 
 def test_a_result_never_lacks_the_values_of_its_queries(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from regiondh_d2.retrieval.code_store import (
 )
 
 IMAGE_CLASSES = "image_classes"
+ONE_BIT_A_CLASS = ("true_labels", "detected_classes", IMAGE_CLASSES)
 CLASSIFIER = "roi_heads.image_hash.classifier."
 COLUMNS = {
     "expected": "",
@@ -137,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--weights and --reference {IMAGE_CLASSES} belong together")
     if args.bits and not args.reference:
         parser.error("--bits is of reference codes: the files' codes have their own")
+    if args.bits and args.reference in ONE_BIT_A_CLASS:
+        parser.error(f"{args.reference} has one bit for each class: leave out --bits")
     if args.reference and args.rerank and args.rerank_by == "activations":
         parser.error("reference codes have no activations: leave out --rerank, or give it features")
     return run_command(lambda: run(args))

@@ -7,7 +7,6 @@ the code files of the first seed, where they are.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -60,11 +59,10 @@ def metrics_against_bits(
     found = {}
     for row in rows:
         for run in row.runs():
-            if run.result_file(results).is_file():
-                metrics = json.loads(run.result_file(results).read_text())["metrics"]
-                if dataset in metrics:
-                    seeds = found.setdefault(row.title, {}).setdefault(run.bits, [])
-                    seeds.append(metrics[dataset][name])
+            result = run.result(results)
+            if result and dataset in result["metrics"]:
+                seeds = found.setdefault(row.title, {}).setdefault(run.bits, [])
+                seeds.append(result["metrics"][dataset][name])
     return {
         title: {bits: float(np.mean(seeds)) for bits, seeds in values.items()}
         for title, values in found.items()

@@ -7,7 +7,6 @@ in per_query/ there.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from regiondh_d2.engine.experiments import (
     markdown_differences,
     markdown_table,
     picked_rows,
+    read_differences,
     read_table,
 )
 from regiondh_d2.retrieval.code_store import replace_when_complete, write_json
@@ -71,7 +71,7 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
         args.output,
         args.results,
         args.summary,
-        earlier=json.loads(file.read_text()) if file.is_file() else [],
+        earlier=read_differences(file) if file.is_file() else [],
     )
     write_json(file, found)
     if kept:

@@ -41,6 +41,7 @@ __all__ = [
     "markdown_table",
     "paired_bootstrap",
     "picked_rows",
+    "read_differences",
     "read_table",
 ]
 
@@ -63,7 +64,8 @@ class Row:
         title: for readers.
         config: path of a yaml file.
         bits, seeds: what it is trained at.
-        opts: KEY VALUE pairs that differ from the config; ``{seed}`` stands for the seed.
+        opts: KEY VALUE pairs that differ from the config; ``{seed}`` stands for the seed and
+            ``{output}`` for the folder of all runs' outputs, where a run finds another's network.
     """
 
     name: str
@@ -89,6 +91,15 @@ class Run:
 
     def result_file(self, results: Path) -> Path:
         return results / f"{self.name}.json"
+
+    def result(self, results: Path) -> dict | None:
+        """What :meth:`train` wrote, None where it hasn't.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        file = self.result_file(results)
+        return _read_json(file) if file.is_file() else None
 
     def per_query_file(self, results: Path) -> Path:
         return results / "per_query" / f"{self.name}.npz"
@@ -139,7 +150,10 @@ class Run:
     def options(self, output: Path) -> list[str]:
         """The KEY VALUE pairs of its training."""
         given = ("MODEL.REGION_DH.BITS", str(self.bits), "SEED", str(self.seed))
-        opts = (opt.replace("{seed}", str(self.seed)) for opt in self.row.opts)
+        places = {"{seed}": str(self.seed), "{output}": str(output)}
+        opts = list(self.row.opts)
+        for place, value in places.items():
+            opts = [opt.replace(place, value) for opt in opts]
         return [*opts, *given, "OUTPUT_DIR", str(output / self.name)]
 
     def command(self, output: Path) -> list[str]:
@@ -263,6 +277,15 @@ def _array_name(dataset: str, metric: str, topk: int) -> str:
     return f"{dataset}/{metric}@{topk}"
 
 
+def _read_json(path: Path) -> dict | list:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): restore it, or delete it and run the command again"
+        ) from error
+
+
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with replace_when_complete(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays)
@@ -321,6 +344,15 @@ def differences_file(results: Path, dataset: str, reference: str) -> Path:
     return results / f"differences_{dataset}_{reference}.json"
 
 
+def read_differences(file: Path) -> list[dict]:
+    """What :func:`differences` found, from the file it was written to.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return _read_json(file)
+
+
 def differences(
     runs: Sequence[Run],
     reference: Row,
@@ -349,9 +381,8 @@ def differences(
     """
     values, data = {}, {}
     for run in runs:
-        file = run.result_file(results)
-        result = json.loads(file.read_text()) if file.is_file() else {"metrics": {}}
-        if dataset not in result["metrics"]:
+        result = run.result(results)
+        if not result or dataset not in result["metrics"]:
             continue
         per_query = run.per_query(output, results, dataset, topk)
         if per_query is not None:
@@ -408,12 +439,8 @@ def markdown_table(rows: Sequence[Row], results: Path, dataset: str, topk: int =
     ]
     for row in rows:
         for bits in row.bits:
-            found = [
-                json.loads(run.result_file(results).read_text())
-                for run in row.runs()
-                if run.bits == bits and run.result_file(results).is_file()
-            ]
-            found = [r for r in found if dataset in r["metrics"]]
+            found = [run.result(results) for run in row.runs() if run.bits == bits]
+            found = [r for r in found if r and dataset in r["metrics"]]
             if found:
                 lines.append(_markdown_row(row.title, bits, found, dataset, topk))
     return "\n".join(lines) + "\n"
@@ -490,7 +517,7 @@ def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
                     f"a place for differences must name a row: {block['begin'].strip()}"
                 )
             file = differences_file(results, block["dataset"], names.pop(0))
-            found = [d for d in json.loads(file.read_text()) if not bits or d["bits"] in bits]
+            found = [d for d in read_differences(file) if not bits or d["bits"] in bits]
             table = markdown_differences(found, names)
         return f"{block['begin']}\n{table}\n{block['end']}"
 
