@@ -101,7 +101,7 @@ def test_markdown_shows_mean_spread_and_ties(tmp_path):
         run.result_file(tmp_path).write_text(json.dumps(result))
     line = markdown_table([row], tmp_path, "set").splitlines()[2]
     assert line == (
-        "| A | 8 | 2 | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.500 ± 0.141 "
+        "| A | `a` | 8 | 2 | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.500 ± 0.141 "
         "| 0.400 to 0.600 | 40.0 ± 0.0 | 2.0 |"
     )
     assert len(markdown_table([row], tmp_path, "another").splitlines()) == 2
@@ -137,7 +137,7 @@ def test_a_document_is_filled_where_it_says_so(tmp_path):
     for row in rows:
         row.runs()[0].result_file(tmp_path).write_text(json.dumps(RESULT))
     ordered = fill_document(text.format("table: set b a 8"), rows, tmp_path)
-    assert ordered.index("| B | 8 |") < ordered.index("| A | 8 |")
+    assert ordered.index("| B | `b` | 8 |") < ordered.index("| A | `a` | 8 |")
     assert "| B |" not in fill_document(text.format("table: set b 16"), rows, tmp_path)
     assert fill_document("no place", rows, tmp_path) == "no place"
     with pytest.raises(ValueError, match="unknown rows: c"):

@@ -432,21 +432,23 @@ def _row_differences(
 def markdown_table(rows: Sequence[Row], results: Path, dataset: str, topk: int = 1000) -> str:
     """A table of the runs that are done: mean and standard deviation over seeds, and the means of
     the least and the greatest MAP_min over all orders of ties; rows without any run are left out.
+    The name of a row is what tools/run_experiments.py trains it by.
     """
     lines = [
-        f"| method | bits | seeds | {' | '.join(SHOWN)} | MAP_min over ties | AP50 | minutes |",
-        f"|{'---|' * (len(SHOWN) + 6)}",
+        f"| method | row | bits | seeds | {' | '.join(SHOWN)} | MAP_min over ties | AP50 "
+        "| minutes |",
+        f"|{'---|' * (len(SHOWN) + 7)}",
     ]
     for row in rows:
         for bits in row.bits:
             found = [run.result(results) for run in row.runs() if run.bits == bits]
             found = [r for r in found if r and dataset in r["metrics"]]
             if found:
-                lines.append(_markdown_row(row.title, bits, found, dataset, topk))
+                lines.append(_markdown_row(row, bits, found, dataset, topk))
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(title: str, bits: int, found: list[dict], dataset: str, topk: int) -> str:
+def _markdown_row(row: Row, bits: int, found: list[dict], dataset: str, topk: int) -> str:
     def spread(values: list[float], digits: int = 3) -> str:
         mean = f"{np.mean(values):.{digits}f}"
         return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
@@ -459,7 +461,8 @@ def _markdown_row(title: str, bits: int, found: list[dict], dataset: str, topk: 
     ]
     boxes = [r["box_ap"]["bbox/AP50"] for r in found if "bbox/AP50" in r["box_ap"]]
     cells = [
-        title,
+        row.title,
+        f"`{row.name}`",
         str(bits),
         str(len(found)),
         *shown,
