@@ -119,8 +119,6 @@ def run(args: argparse.Namespace) -> None:
         codes_of = REFERENCES[args.reference]
         query, database = codes_of(query, database, args.bits or query.bits)
     result, notes = evaluate(query, database, args.topk, args.rerank, args.rerank_by)
-    if args.json:
-        write_json(args.json, result.metrics)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     print(f"{len(query)} queries in {len(database)} codes of {query.bits} bits")
@@ -128,6 +126,9 @@ def run(args: argparse.Namespace) -> None:
     left_out = result.metrics["num_queries_without_relevant"]
     if left_out:
         print(f"{left_out} queries without any relevant item in the database are left out")
+    # Last, so that a file that can't be written doesn't cost the numbers.
+    if args.json:
+        write_json(args.json, result.metrics)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -182,8 +182,6 @@ def run(args: argparse.Namespace) -> None:
     metrics = evaluate_object_queries(
         query, objects, database, lambda done, _: progress.show(done)
     ).metrics
-    if args.json:
-        write_json(args.json, metrics)
     print(
         f"{metrics['num_queries']} objects in {len(query)} images, searched in {len(database)} "
         f"images with {len(database.instances.codes)} detected objects"
@@ -192,6 +190,9 @@ def run(args: argparse.Namespace) -> None:
     left_out = metrics["num_queries_without_relevant"]
     if left_out:
         print(f"{left_out} objects of classes that the database lacks are left out")
+    # Last, so that a file that can't be written doesn't cost the numbers.
+    if args.json:
+        write_json(args.json, metrics)
 
 
 def main(argv: list[str] | None = None) -> int:
