@@ -309,10 +309,11 @@ def test_a_damaged_file_of_kept_values_is_named(two_rows, tmp_path, damage):
     assert len(compare(tmp_path, two_rows)[0]) == 4
 
 
-def test_a_damaged_result_is_named(two_rows, tmp_path):
+@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda _: "{}", lambda _: "[]"])
+def test_a_damaged_result_is_named(two_rows, tmp_path, damage):
     measure(tmp_path, two_rows[0].runs()[0], 0.1)
     file = two_rows[0].runs()[0].result_file(tmp_path / "results")
-    file.write_text(file.read_text()[:-9])
+    file.write_text(damage(file.read_text()))
     with pytest.raises(ValueError, match="a_8_seed0.json is damaged .* or delete it"):
         markdown_table(two_rows, tmp_path / "results", "set")
 

@@ -99,7 +99,14 @@ class Run:
             ValueError: the file is damaged.
         """
         file = self.result_file(results)
-        return _read_json(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        result = _read_json(file)
+        if not isinstance(result, dict) or "metrics" not in result:
+            raise ValueError(
+                f"{file} is damaged (no metrics): restore it, or delete it to train again"
+            )
+        return result
 
     def per_query_file(self, results: Path) -> Path:
         return results / "per_query" / f"{self.name}.npz"
@@ -150,10 +157,8 @@ class Run:
     def options(self, output: Path) -> list[str]:
         """The KEY VALUE pairs of its training."""
         given = ("MODEL.REGION_DH.BITS", str(self.bits), "SEED", str(self.seed))
-        places = {"{seed}": str(self.seed), "{output}": str(output)}
-        opts = list(self.row.opts)
-        for place, value in places.items():
-            opts = [opt.replace(place, value) for opt in opts]
+        seed = str(self.seed)
+        opts = (o.replace("{seed}", seed).replace("{output}", str(output)) for o in self.row.opts)
         return [*opts, *given, "OUTPUT_DIR", str(output / self.name)]
 
     def command(self, output: Path) -> list[str]:
