@@ -38,7 +38,7 @@ from .conversion import (
     timm_to_ours,
     torchvision_to_detectron2,
 )
-from .retrieval.code_store import replace_when_complete
+from .utils.file_io import replace_when_complete
 
 __all__ = [
     "SOURCES",

@@ -15,6 +15,8 @@ import torch
 import torchvision
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 
+from .utils.errors import RegionDHError
+
 __all__ = [
     "LAYOUTS",
     "RESNETS",
@@ -41,7 +43,7 @@ RESNETS = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_
 Tensors = Mapping[str, torch.Tensor]
 
 
-class WeightsError(ValueError):
+class WeightsError(RegionDHError):
     """Weights are missing, don't fit or can't be had; the message says what to do."""
 
 

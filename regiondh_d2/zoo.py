@@ -7,7 +7,8 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from .retrieval.code_store import replace_when_complete
+from .utils.errors import RegionDHError
+from .utils.file_io import replace_when_complete
 
 __all__ = ["SHIPPED", "halve", "shipped_weights"]
 
@@ -27,10 +28,12 @@ def shipped_weights(name: str) -> str:
     """
     path = FOLDER / f"{name}.pth"
     if not path.is_file():
-        raise ValueError(f"{path} is missing: install the package again, or clone it with its data")
+        raise RegionDHError(
+            f"{path} is missing: install the package again, or clone it with its data"
+        )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHIPPED[name]:
-        raise ValueError(
+        raise RegionDHError(
             f"{path} is damaged: its sha256 is {found}, not {SHIPPED[name]}; get it again"
         )
     return str(path)

@@ -24,7 +24,6 @@ from regiondh_d2.retrieval.code_store import (
     take_rows,
     unpack_codes,
     write_codes,
-    write_json,
 )
 
 
@@ -300,15 +299,6 @@ def test_check_holds(lacking, line):
     with pytest.raises(CodeFileError) as error:
         check_holds(code_set, "d.h5", *names)
     assert str(error.value) == line
-
-
-def test_write_json_is_complete_or_absent(tmp_path):
-    path = tmp_path / "metrics.json"
-    write_json(path, {"a": 1.5})
-    with pytest.raises(ValueError):
-        write_json(path, {"a": float("nan")})
-    assert path.read_text() == '{\n  "a": 1.5\n}\n'
-    assert os.listdir(tmp_path) == ["metrics.json"]
 
 
 def make_output(image_code, scores=None):

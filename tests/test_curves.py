@@ -17,7 +17,7 @@ from regiondh_d2.evaluation.curves import (
     wrong_answer_labels,
 )
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
-from regiondh_d2.retrieval.packed import pack_codes
+from regiondh_d2.structures.packed import pack_codes
 
 BITS = 11
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from regiondh_d2.retrieval.packed import check_packed, pack_codes, to_words, unpack_codes
+from regiondh_d2.structures.packed import check_packed, pack_codes, to_words, unpack_codes
 
 
 @pytest.mark.parametrize("bits", [1, 8, 12, 48, 64, 65])

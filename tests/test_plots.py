@@ -12,7 +12,7 @@ from regiondh_d2.evaluation.curves import DistanceCounts, RadiusCurve, bit_stati
 from regiondh_d2.retrieval import plots
 from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet
 from regiondh_d2.retrieval.draw import GREEN, RED, GridLayout
-from regiondh_d2.retrieval.packed import pack_codes
+from regiondh_d2.structures.packed import pack_codes
 
 
 def code_set(codes, labels=None, class_names=("cat", "dog", "sofa"), files=None):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from regiondh_d2 import progress
-from regiondh_d2.progress import Progress
+from regiondh_d2.utils import progress
+from regiondh_d2.utils.progress import Progress
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from regiondh_d2.evaluation.ranking_metrics import METRICS, evaluate_ranking
 from regiondh_d2.retrieval.code_store import CodeSet, read_codes, write_codes
-from regiondh_d2.retrieval.packed import pack_codes
+from regiondh_d2.structures.packed import pack_codes
 
 CLASSES = ("cat", "dog", "sofa", "dining table")
 BITS, QUERIES, IMAGES, TOPK = 10, 30, 80, 20

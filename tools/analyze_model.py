@@ -16,8 +16,8 @@ from detectron2.modeling import build_model
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
 from regiondh_d2.engine.command import load_trained_model, positive_int, run_command
-from regiondh_d2.retrieval.code_store import write_json
 from regiondh_d2.retrieval.extract import ImageLoader
+from regiondh_d2.utils.file_io import write_json
 
 # Heading, divisor and format of each task's column.
 TASKS = {

@@ -19,8 +19,10 @@ from detectron2.utils.events import EventStorage
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import build_cfg
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
-from regiondh_d2.retrieval.code_store import pack_codes, unpack_codes, write_json
+from regiondh_d2.retrieval.code_store import pack_codes, unpack_codes
 from regiondh_d2.retrieval.hamming_index import create_index
+from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import write_json
 
 # PASCAL VOC 2007: test queries in trainval, 20 classes, about 1.5 of them an image.
 VOC_QUERIES, VOC_DATABASE, VOC_CLASSES = 4952, 5011, 20
@@ -138,7 +140,7 @@ def benchmark_evaluation(args: argparse.Namespace) -> dict:
         for metric, value in values.items():
             found = result.per_query[f"{metric}@{k}-index_order"][q]
             if abs(found - value) > 1e-9:
-                raise ValueError(f"{metric}@{k} of query {q}: {found}, but sorting says {value}")
+                raise RegionDHError(f"{metric}@{k} of query {q}: {found}, but sorting says {value}")
     baseline = per_query * args.queries
     return {
         "queries": args.queries,
@@ -219,7 +221,7 @@ def compare_search(
             best[name] = min(best[name], time.perf_counter() - start)
     for name, (distances, _) in answers.items():
         if not np.array_equal(distances, answers["seconds"][0]):
-            raise ValueError(f"{name}: FAISS alone found other distances than the index")
+            raise RegionDHError(f"{name}: FAISS alone found other distances than the index")
     baseline = min(seconds for name, seconds in best.items() if name != "seconds")
     return {"queries": len(query), **best, "ratio": baseline / best["seconds"]}
 

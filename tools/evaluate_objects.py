@@ -23,15 +23,16 @@ from regiondh_d2.evaluation.object_queries import (
     check_object_queries,
     evaluate_object_queries,
 )
-from regiondh_d2.progress import Progress
 from regiondh_d2.retrieval.code_store import (
     CodeSet,
     InstanceCodes,
     codes_from_outputs,
     read_codes,
-    write_json,
 )
 from regiondh_d2.retrieval.images import ImageLoader, dataset_images
+from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.progress import Progress
 
 COLUMNS = {"expected": "", "pessimistic": "-pessimistic", "optimistic": "-optimistic"}
 
@@ -77,7 +78,7 @@ class ObjectCoder:
         """
         self._model = load_trained_model(cfg)
         if not hasattr(self._model, "code_images"):
-            raise ValueError(
+            raise RegionDHError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no objects; use "
                 "RegionDH"
             )
@@ -144,7 +145,7 @@ def load_records(dataset: str) -> list[dict]:
     """The images of a dataset that have annotated objects, with labels."""
     records = [with_labels(r) for r in DatasetCatalog.get(dataset) if r.get("annotations")]
     if not records:
-        raise ValueError(f"{dataset} has no annotated objects: name a detection dataset")
+        raise RegionDHError(f"{dataset} has no annotated objects: name a detection dataset")
     return records
 
 

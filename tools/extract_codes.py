@@ -25,6 +25,7 @@ from regiondh_d2.retrieval.extract import (
     code_settings,
 )
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, find_images
+from regiondh_d2.utils.errors import RegionDHError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,7 +88,7 @@ def find_entries(args: argparse.Namespace, cfg) -> tuple[list[ImageEntry], list[
         dicts = [with_labels(record) for record in dicts]
     class_names = list(MetadataCatalog.get(args.dataset).get("thing_classes", []))
     if len(class_names) != count:
-        raise ValueError(
+        raise RegionDHError(
             f"{args.dataset} has {len(class_names)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
             f"{count}: use the config of a model for this dataset"
         )
@@ -98,7 +99,7 @@ def code(args: argparse.Namespace, cfg, images: list[ImageEntry], class_names: l
     """What every process does."""
     model = load_trained_model(cfg)
     if not hasattr(model, "code_images"):
-        raise ValueError(
+        raise RegionDHError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no images; use RegionDH"
         )
     extractor = CodeExtractor(
@@ -141,9 +142,9 @@ def tell(result: ExtractionResult, output: str) -> None:
         print(f"unreadable: {error}", file=sys.stderr)
     bad = len(result.unreadable)
     if bad == result.images and not result.complete:
-        raise ValueError(f"none of the {bad} images can be read")
+        raise RegionDHError(f"none of the {bad} images can be read")
     if not result.complete:
-        raise ValueError(
+        raise RegionDHError(
             f"{bad} of {result.images} images can't be read; the others are coded: mend or remove "
             "those and go on with --resume, or leave them out with --resume --skip-bad"
         )
@@ -155,7 +156,7 @@ def extract(args: argparse.Namespace) -> None:
     cfg = build_cfg(args.config_file, args.opts)
     cfg.freeze()
     if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
-        raise ValueError(
+        raise RegionDHError(
             f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}"
         )
     check_output(args.output, args.resume)

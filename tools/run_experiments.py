@@ -24,7 +24,7 @@ from regiondh_d2.engine.experiments import (
     read_differences,
     read_table,
 )
-from regiondh_d2.retrieval.code_store import replace_when_complete, write_json
+from regiondh_d2.utils.file_io import replace_when_complete, write_json
 
 TABLE = Path(__file__).with_name("experiments.yaml")
 

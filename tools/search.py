@@ -13,10 +13,11 @@ from regiondh_d2.engine.command import (
     run_command,
 )
 from regiondh_d2.engine.searcher import RegionDHSearcher
-from regiondh_d2.retrieval.code_store import write_json
 from regiondh_d2.retrieval.draw import Tile, draw_grid, save_image, search_tiles
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
+from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import write_json
 
 
 def box(text: str) -> tuple[float, ...]:
@@ -141,7 +142,7 @@ def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchR
         return [searcher.search(args.query, args.box, args.topk, instance=args.instance, **options)]
     results = searcher.search_by_class(args.query, args.topk, **rerank)
     if not results:
-        raise ValueError(
+        raise RegionDHError(
             f"{args.query}: the network is sure of no class in it; search without --group-by-class"
         )
     return results

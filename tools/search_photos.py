@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from regiondh_d2.utils.errors import InputNotFoundError
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/voc07/regiondh_effnetlite0_64.yaml"
 
@@ -40,7 +42,7 @@ def commands(photos: Path, query: Path | None, output: Path) -> list[list[str]]:
     from regiondh_d2.retrieval.images import find_images
 
     if not photos.is_dir():
-        raise FileNotFoundError(f"{photos}: no such folder of photos")
+        raise InputNotFoundError(f"{photos}: no such folder of photos")
     found = [image.file_name for image in find_images([photos])]
     codes, index = output / "photos.h5", output / "index"
     network = ["--config-file", CONFIG]

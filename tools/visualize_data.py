@@ -25,6 +25,7 @@ from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import check_datasets
 from regiondh_d2.retrieval.draw import save_image
+from regiondh_d2.utils.errors import RegionDHError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 def draw_dataset(name: str, images: int) -> Iterator[tuple[str, Image.Image]]:
     """Files and pictures of some images of a dataset."""
     if name not in DatasetCatalog.list():
-        raise ValueError(
+        raise RegionDHError(
             f"dataset {name!r} isn't registered; known: {', '.join(registered_names())}, and "
             "Detectron2's own"
         )

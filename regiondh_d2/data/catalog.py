@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..utils.errors import RegionDHError
+
 
 class DatasetSource(Protocol):
     """What `register_source` needs of a dataset description."""
@@ -40,7 +42,7 @@ def register_source(name: str, source: DatasetSource, **metadata: Any) -> None:
     if name in DatasetCatalog.list():
         if _SOURCES.get(name) == source:
             return
-        raise ValueError(
+        raise RegionDHError(
             f"dataset name {name!r} is already registered for something else"
             f" ({_SOURCES.get(name, 'by other code')}): choose another name"
         )

@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from regiondh_d2.data.catalog import load_dataset, register_source
 
+from ..utils.errors import RegionDHError
+
 
 @dataclass(frozen=True)
 class RetrievalSource:
@@ -46,7 +48,7 @@ class RetrievalSource:
         def report(message: str) -> None:
             message = f"retrieval dataset {self.name!r}: {message}"
             if problems is None:
-                raise ValueError(message)
+                raise RegionDHError(message)
             problems.append(message)
 
         dicts = {part: load_dataset(part, problems) for part in self.parts}
@@ -108,7 +110,7 @@ def register_retrieval_dataset(
     source = RetrievalSource(name, _as_tuple(database), _as_tuple(queries))
 
     def fail(message: str) -> None:
-        raise ValueError(f"retrieval dataset {name!r}: {message}")
+        raise RegionDHError(f"retrieval dataset {name!r}: {message}")
 
     for side, names in (("database", source.database), ("queries", source.queries)):
         if not names:

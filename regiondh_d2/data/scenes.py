@@ -23,6 +23,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from regiondh_d2.data.retrieval import register_retrieval_dataset
 from regiondh_d2.data.voc import register_voc
 
+from ..utils.errors import OutputExistsError, RegionDHError
+
 logger = logging.getLogger(__name__)
 
 # Increase whenever the same arguments give other images, so that old folders are not reused.
@@ -426,14 +428,14 @@ def generate_scenes(
     """
     root = Path(root).expanduser()
     if num_database < 1 or num_queries < 1:
-        raise ValueError(
+        raise RegionDHError(
             f"scenes need at least one image a list, got num_database={num_database},"
             f" num_queries={num_queries}"
         )
     if len(image_size) != 2 or not all(64 <= side <= 4096 for side in image_size):
-        raise ValueError(f"image_size must be two sides of 64 to 4096 pixels, got {image_size}")
+        raise RegionDHError(f"image_size must be two sides of 64 to 4096 pixels, got {image_size}")
     if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+        raise RegionDHError(f"seed must not be negative, got {seed}")
     counts = (num_database, num_queries)
     record = {
         "version": _VERSION,
@@ -482,11 +484,11 @@ def _is_complete(root: Path, record: dict) -> bool:
     try:
         found = json.loads((root / _RECORD).read_text())
     except (OSError, ValueError):
-        raise FileExistsError(
+        raise OutputExistsError(
             f"{root}: exists and holds no generated scenes: choose another folder"
         ) from None
     if found != record:
-        raise FileExistsError(
+        raise OutputExistsError(
             f"{root}: holds scenes of other parameters ({found}): delete it or choose another"
             " folder"
         )

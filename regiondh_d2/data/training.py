@@ -14,8 +14,10 @@ from PIL import Image
 
 from regiondh_d2.data.retrieval import common_classes
 
+from ..utils.errors import RegionDHError
 
-class UnreadableImageError(ValueError):
+
+class UnreadableImageError(RegionDHError):
     """An image of a dataset can't be read; the message is one line with the file and the mend."""
 
     def __init__(self, message: str):
@@ -54,7 +56,7 @@ def check_num_classes(name: str, num_classes: int) -> None:
     """
     found = len(MetadataCatalog.get(name).get("thing_classes") or ())
     if found > num_classes:
-        raise ValueError(
+        raise RegionDHError(
             f"dataset {name!r} has {found} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
             f"{num_classes}: set it to {found}"
         )
@@ -72,7 +74,7 @@ def training_records(cfg: CfgNode) -> list[dict]:
     """
     names, num_classes = list(cfg.DATASETS.TRAIN), cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if not names:
-        raise ValueError("DATASETS.TRAIN is empty: name a dataset")
+        raise RegionDHError("DATASETS.TRAIN is empty: name a dataset")
     try:
         records = get_detection_dataset_dicts(
             names,
@@ -81,13 +83,13 @@ def training_records(cfg: CfgNode) -> list[dict]:
             check_consistency=False,  # done below, where a defect has a file's name
         )
     except AssertionError as error:  # Detectron2 asserts that there are images
-        raise ValueError(
+        raise RegionDHError(
             f"DATASETS.TRAIN: {error} Images without objects count only where "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
         ) from error
 
     def fail(message: str) -> None:
-        raise ValueError(f"DATASETS.TRAIN: {message}")
+        raise RegionDHError(f"DATASETS.TRAIN: {message}")
 
     classes = common_classes(names, fail)
     for name in names:  # some datasets know their classes only now

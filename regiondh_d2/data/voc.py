@@ -17,6 +17,8 @@ from detectron2.structures import BoxMode
 
 from regiondh_d2.data.catalog import register_source
 
+from ..utils.errors import RegionDHError
+
 # Detectron2's order, so that category ids mean the same as in its builtin datasets.
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -25,7 +27,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-class VOCFormatError(ValueError):
+class VOCFormatError(RegionDHError):
     """A VOC folder, list or annotation is defective; the message is one line with the mend."""
 
 
@@ -136,7 +138,7 @@ def register_voc(
         ValueError: another dataset has that name, or `year` is neither 2007 nor 2012.
     """
     if year not in (2007, 2012):
-        raise ValueError(f"dataset {name!r}: year must be 2007 or 2012, got {year!r}")
+        raise RegionDHError(f"dataset {name!r}: year must be 2007 or 2012, got {year!r}")
     source = VOCSource(os.fspath(dirname), split, tuple(class_names), year, subset)
     register_source(
         name,
@@ -256,7 +258,7 @@ def _read_size(root: ET.Element) -> tuple[int, int]:
     except ValueError:
         width = height = 0
     if width <= 0 or height <= 0:
-        raise ValueError("no usable <size>: write <width> and <height> of the image in pixels")
+        raise RegionDHError("no usable <size>: write <width> and <height> of the image in pixels")
     return width, height
 
 
@@ -265,7 +267,7 @@ def _read_object(
 ) -> dict:
     """Read one `<object>`; ValueError says what is wrong with it."""
     if class_name not in class_ids:
-        raise ValueError(
+        raise RegionDHError(
             f"unknown class {class_name!r}: correct the name or add it to the dataset's classes"
             f" ({', '.join(class_ids)})"
         )
@@ -274,20 +276,20 @@ def _read_object(
     try:
         xmin, ymin, xmax, ymax = (float(text or "") for text in texts)
     except ValueError:
-        raise ValueError(
+        raise RegionDHError(
             f"<bndbox> needs four numbers xmin, ymin, xmax, ymax, got {texts}"
         ) from None
     box = f"box ({', '.join(f'{value:g}' for value in (xmin, ymin, xmax, ymax))})"
     if xmin > xmax or ymin > ymax:
-        raise ValueError(f"{box} is inverted: xmin <= xmax and ymin <= ymax are required")
+        raise RegionDHError(f"{box} is inverted: xmin <= xmax and ymin <= ymax are required")
     # Written so that a NaN fails too. VOC counts pixels from 1, so xmax == width is inside.
     if not (1 <= xmin <= xmax <= width and 1 <= ymin <= ymax <= height):
-        raise ValueError(
+        raise RegionDHError(
             f"{box} is outside the image of {width} x {height}: corners count from 1 to the size"
         )
     difficult = (element.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
-        raise ValueError(f"<difficult> must be 0 or 1, got {difficult!r}")
+        raise RegionDHError(f"<difficult> must be 0 or 1, got {difficult!r}")
     return {
         "bbox": [xmin - 1.0, ymin - 1.0, xmax, ymax],
         "bbox_mode": BoxMode.XYXY_ABS,

@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from ..checkpoint import RegionDHCheckpointer, WeightsError, tensors_not_loaded
 from ..retrieval.search import RERANKINGS
+from ..utils.errors import RegionDHError
 from .allocation import keep_freed_memory
 
 __all__ = [
@@ -144,7 +145,7 @@ def run_workers(
     """
     devices = torch.cuda.device_count() if torch.cuda.is_available() else None
     if devices is not None and processes > devices:
-        raise ValueError(f"--num-gpus {processes}: this machine has {devices} CUDA devices")
+        raise RegionDHError(f"--num-gpus {processes}: this machine has {devices} CUDA devices")
     try:
         launch(
             _work,

@@ -24,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import add_regiondh_config
 from ..data.catalog import registered_names
 from ..data.training import check_num_classes
+from ..utils.errors import InputNotFoundError, RegionDHError
 
 __all__ = ["build_cfg", "check_components", "check_datasets", "setup_cfg"]
 
@@ -58,14 +59,14 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     add_regiondh_config(cfg)
     if config_file:
         if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"{config_file}: no such config file")
+            raise InputNotFoundError(f"{config_file}: no such config file")
         cfg.merge_from_file(config_file)
     if len(opts) % 2:
-        raise ValueError(f"overrides come in pairs KEY VALUE; the last one is alone: {opts[-1]}")
+        raise RegionDHError(f"overrides come in pairs KEY VALUE; the last one is alone: {opts[-1]}")
     try:
         cfg.merge_from_list(list(opts))
     except AssertionError as error:  # yacs asserts that a key exists
-        raise KeyError(str(error)) from error
+        raise RegionDHError(str(error)) from error
     check_components(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("no CUDA device: MODEL.DEVICE falls back to cpu")
@@ -83,7 +84,7 @@ def check_components(cfg: CfgNode) -> None:
         name = reduce(getattr, key.split("."), cfg)
         if name not in registry and name not in others:
             known = ", ".join(sorted(known for known, _ in registry))
-            raise ValueError(f"{key} is {name!r}, which isn't registered; known: {known}")
+            raise RegionDHError(f"{key} is {name!r}, which isn't registered; known: {known}")
 
 
 def check_datasets(cfg: CfgNode) -> None:
@@ -95,7 +96,7 @@ def check_datasets(cfg: CfgNode) -> None:
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
-                raise ValueError(
+                raise RegionDHError(
                     f"DATASETS.{key} has {name!r}, which isn't registered; known: "
                     f"{', '.join(registered_names())}, and Detectron2's own"
                 )

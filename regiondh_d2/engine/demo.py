@@ -18,10 +18,12 @@ from fvcore.common.config import CfgNode
 
 from ..data.scenes import generate_scenes, register_scenes
 from ..evaluation import RetrievalEvaluator, evaluate_ranking
-from ..retrieval.code_store import CodeSet, read_codes, write_codes, write_json
+from ..retrieval.code_store import CodeSet, read_codes, write_codes
 from ..retrieval.color_histogram import color_histograms, itq_codes
 from ..retrieval.draw import draw_grid, retrieval_rows, save_image
 from ..retrieval.report import write_report
+from ..utils.errors import RegionDHError
+from ..utils.file_io import write_json
 from .defaults import build_cfg
 from .trainer import RegionDHTrainer
 
@@ -161,7 +163,7 @@ def _adapt(cfg: CfgNode, folder: Path, dataset: str, iterations: int | None, see
     cfg.SEED = seed
     if iterations is not None:
         if iterations < 1:
-            raise ValueError(f"training needs at least one iteration, got {iterations}")
+            raise RegionDHError(f"training needs at least one iteration, got {iterations}")
         cfg.SOLVER.MAX_ITER = iterations
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER // 4)
     cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER + 1  # the final one is enough

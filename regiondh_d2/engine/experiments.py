@@ -27,7 +27,9 @@ import yaml
 from detectron2.data import DatasetCatalog
 
 from ..evaluation.retrieval_evaluator import rank_code_sets
-from ..retrieval.code_store import CodeSet, read_codes, replace_when_complete, write_json
+from ..retrieval.code_store import CodeSet, read_codes
+from ..utils.errors import RegionDHError
+from ..utils.file_io import replace_when_complete, write_json
 from .command import CommandError
 from .defaults import build_cfg
 
@@ -103,7 +105,7 @@ class Run:
             return None
         result = _read_json(file)
         if not isinstance(result, dict) or "metrics" not in result:
-            raise ValueError(
+            raise RegionDHError(
                 f"{file} is damaged (no metrics): restore it, or delete it to train again"
             )
         return result
@@ -221,7 +223,7 @@ def read_table(path: str | os.PathLike) -> list[Row]:
         defaults, rows = table["defaults"], table["rows"]
         return [_row(name, defaults, row) for name, row in rows.items()]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no table of experiments: {error!r}") from error
+        raise RegionDHError(f"{path} is no table of experiments: {error!r}") from error
 
 
 def picked_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
@@ -286,7 +288,7 @@ def _read_json(path: Path) -> dict | list:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
+        raise RegionDHError(
             f"{path} is damaged ({error}): restore it, or delete it and run the command again"
         ) from error
 
@@ -301,7 +303,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as archive:
             return dict(archive)
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
+        raise RegionDHError(
             f"{path} is damaged ({error}): restore it, or delete it to measure the code files again"
         ) from error
 
@@ -334,7 +336,7 @@ def paired_bootstrap(
         ValueError: the two don't have the same queries.
     """
     if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
-        raise ValueError(f"not the same queries: {a.shape} and {b.shape} values")
+        raise RegionDHError(f"not the same queries: {a.shape} and {b.shape} values")
     difference = (a - b)[~np.isnan(a)]
     rng = np.random.default_rng(seed)
     # How often each query is drawn says as much as which ones, in far less memory.
@@ -395,7 +397,7 @@ def differences(
             data.setdefault(result["data_sha256"][dataset], run.name)
     if len(data) > 1:
         first, other, *_ = data.values()
-        raise ValueError(
+        raise RegionDHError(
             f"{first} and {other} were measured on different images or labels of {dataset}: train "
             "one of them again to compare them"
         )
@@ -513,7 +515,7 @@ def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
         bits = [int(word) for word in words if word.isdecimal()]
         unknown = sorted(set(names) - set(by_name))
         if unknown:
-            raise ValueError(f"the document asks for unknown rows: {', '.join(unknown)}")
+            raise RegionDHError(f"the document asks for unknown rows: {', '.join(unknown)}")
         if block["what"] == "table":
             picked = [by_name[name] for name in names or by_name]
             if bits:
@@ -521,7 +523,7 @@ def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
             table = markdown_table(picked, results, block["dataset"])
         else:
             if not names:
-                raise ValueError(
+                raise RegionDHError(
                     f"a place for differences must name a row: {block['begin'].strip()}"
                 )
             file = differences_file(results, block["dataset"], names.pop(0))

@@ -35,8 +35,9 @@ from ..checkpoint import model_fingerprint
 from ..data.training import StrictMapper
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.roi_heads import with_whole_image_box
-from ..progress import Progress
-from ..retrieval.code_store import replace_when_complete
+from ..utils.errors import RegionDHError
+from ..utils.file_io import replace_when_complete
+from ..utils.progress import Progress
 
 __all__ = ["CachedRegions", "FeatureCache"]
 
@@ -140,7 +141,7 @@ class FeatureCache:
         frozen = cfg.MODEL.REGION_DH.LR_FACTORS
         for part in ("BACKBONE", "PROPOSAL_GENERATOR"):
             if frozen[part] != 0.0:
-                raise ValueError(
+                raise RegionDHError(
                     f"MODEL.REGION_DH.FEATURE_CACHE needs a frozen network below the heads: set "
                     f"MODEL.REGION_DH.LR_FACTORS.{part} to 0.0"
                 )
@@ -254,7 +255,7 @@ class FeatureCache:
             return False
         found = _read(path, ("network", "images", "has_mirrored"))
         if found["network"] != network or not np.array_equal(found["images"], images):
-            raise ValueError(
+            raise RegionDHError(
                 f"{path} was made by other weights or settings, or of other images; delete it or "
                 "name another MODEL.REGION_DH.FEATURE_CACHE"
             )
@@ -306,7 +307,7 @@ def _cached_part(model) -> torch.nn.ModuleList:
     """The modules that cached features stand for: all below the box head's ``fc``."""
     head = model.roi_heads.box_head
     if not isinstance(head, PooledBoxHead):
-        raise ValueError(
+        raise RegionDHError(
             "MODEL.REGION_DH.FEATURE_CACHE works with box heads that pool before their fully "
             "connected layers (LightBoxHead, Res5BoxHead, VGGBoxHead); set it to '' for another"
         )
@@ -353,7 +354,9 @@ def _read(path: str | os.PathLike, names: Sequence[str] | None = None) -> dict[s
         with np.load(path) as file:
             return {name: file[name] for name in names or file.files}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged, or no feature cache ({error}); delete it") from error
+        raise RegionDHError(
+            f"{path} is damaged, or no feature cache ({error}); delete it"
+        ) from error
 
 
 def _copy(tables: dict[str, np.ndarray], view: int) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from ..retrieval.search import (
     search_by_class,
     search_index,
 )
+from ..utils.errors import RegionDHError
 from .command import load_trained_model
 from .defaults import build_cfg
 
@@ -61,7 +62,7 @@ class RegionDHSearcher:
             ValueError: the model codes no images.
         """
         if not hasattr(model, "code_images"):
-            raise ValueError(f"{type(model).__name__} codes no images; use RegionDH")
+            raise RegionDHError(f"{type(model).__name__} codes no images; use RegionDH")
         self.folder = folder
         self.notes = folder.check_model(model_fingerprint(model))
         self._model = model
@@ -205,7 +206,7 @@ class RegionDHSearcher:
         instances = output["instances"].to("cpu")
         for number in numbers:
             if not 1 <= number <= len(instances):
-                raise ValueError(
+                raise RegionDHError(
                     f"{file_name}: there is no detection {number}, they are numbered from 1 to "
                     f"{len(instances)}; give a box instead"
                 )
@@ -251,18 +252,20 @@ def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
     """Boxes cut off at the borders of the image."""
     boxes = np.array(box, dtype=np.float32)
     if not boxes.size or boxes.shape[-1] != 4 or boxes.ndim > 2:
-        raise ValueError(f"box {box} is not x1, y1, x2, y2, or a list of such boxes")
+        raise RegionDHError(f"box {box} is not x1, y1, x2, y2, or a list of such boxes")
     size = (inputs["width"], inputs["height"])
     checked = []
     for corners in boxes.reshape(-1, 4):
         x1, y1, x2, y2 = corners.tolist()
         text = ",".join(f"{value:g}" for value in corners)
         if not (np.isfinite(corners).all() and x1 < x2 and y1 < y2):
-            raise ValueError(f"box {text} is empty: x1,y1 is its left top, x2,y2 its right bottom")
+            raise RegionDHError(
+                f"box {text} is empty: x1,y1 is its left top, x2,y2 its right bottom"
+            )
         x1, x2 = np.clip([x1, x2], 0, size[0]).tolist()
         y1, y2 = np.clip([y1, y2], 0, size[1]).tolist()
         if x1 >= x2 or y1 >= y2:
-            raise ValueError(
+            raise RegionDHError(
                 f"box {text} is outside {file_name}, which has {size[0]} x {size[1]} pixels"
             )
         checked.append((x1, y1, x2, y2))

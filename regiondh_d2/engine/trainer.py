@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checkpoint import RegionDHCheckpointer, model_fingerprint
 from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
+from ..utils.errors import RegionDHError
 from .feature_cache import FeatureCache
 
 __all__ = ["RegionDHTrainer", "build_optimizer"]
@@ -220,7 +221,7 @@ class RegionDHTrainer(DefaultTrainer):
         if kind == "coco":
             return COCOEvaluator(dataset_name, output_dir=os.path.join(output_folder, dataset_name))
         if kind != "regiondh_retrieval":
-            raise ValueError(
+            raise RegionDHError(
                 f"dataset {dataset_name!r} has evaluator_type {kind!r}; known: regiondh_retrieval "
                 "(register_retrieval_dataset sets it), pascal_voc, coco"
             )
@@ -267,12 +268,12 @@ def _unwrap(model: nn.Module) -> nn.Module:
 def _refuse_impossible(cfg) -> None:
     processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise ValueError(
+        raise RegionDHError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of the {processes} "
             "processes, of which each takes as many images"
         )
     if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise ValueError(
+        raise RegionDHError(
             f"SOLVER.AMP.ENABLED trains on CUDA devices only, and MODEL.DEVICE is "
             f"{cfg.MODEL.DEVICE}; set it to False"
         )

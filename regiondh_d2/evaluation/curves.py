@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..retrieval.packed import to_words, unpack_codes
+from ..structures.packed import to_words, unpack_codes
+from ..utils.errors import RegionDHError
 from .ranking_metrics import check_codes, check_labels, evaluate_ranking, pairwise_popcount
 
 __all__ = [
@@ -131,7 +132,7 @@ def count_distances(
     database_labels = check_labels(database_labels, len(database_codes), "database")
     classes = query_labels.shape[1]
     if classes != database_labels.shape[1]:
-        raise ValueError(
+        raise RegionDHError(
             f"queries have {classes} label columns, the database {database_labels.shape[1]}: "
             "both need the same classes"
         )
@@ -188,7 +189,7 @@ def precision_at(counts: DistanceCounts, topk: int) -> np.ndarray:
         ValueError: ``topk`` is no positive integer, or no query has a relevant item.
     """
     if isinstance(topk, bool) or not isinstance(topk, (int, np.integer)) or topk < 1:
-        raise ValueError(f"top k must be a positive integer, not {topk!r}")
+        raise RegionDHError(f"top k must be a positive integer, not {topk!r}")
     items, relevant = _measurable(counts)
     ranks = np.arange(1, min(topk, items[0].sum()) + 1)
     found = np.pad(np.cumsum(items, axis=1), ((0, 0), (1, 0)))
@@ -203,7 +204,7 @@ def _measurable(counts: DistanceCounts) -> tuple[np.ndarray, np.ndarray]:
     """Items and relevant items of the measurable queries."""
     rows = counts.measurable
     if not rows.any():
-        raise ValueError(
+        raise RegionDHError(
             "no query shares a label with any database item: there is nothing to measure"
         )
     return counts.items[rows], counts.relevant[rows]

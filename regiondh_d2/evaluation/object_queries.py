@@ -27,6 +27,7 @@ from ..retrieval.code_store import (
     check_comparable,
     check_holds,
 )
+from ..utils.errors import RegionDHError
 from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_ranking
 
 __all__ = [
@@ -81,7 +82,7 @@ def evaluate_object_queries(
     """
     check_object_queries(query, objects, database)
     if not len(objects.codes):
-        raise ValueError("there are no annotated objects to search with")
+        raise RegionDHError("there are no annotated objects to search with")
     wanted = np.eye(database.labels.shape[1], dtype=bool)[objects.classes]
     name = f"MAP_all@{len(database)}"
     found = evaluate_ranking(

@@ -38,7 +38,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..retrieval.packed import check_packed, to_words
+from ..structures.packed import check_packed, to_words
+from ..utils.errors import RegionDHError
 
 METRICS = ("MAP", "MAP_min", "MAP_all", "WMAP", "ACG", "NDCG", "P")
 """Metric names without cut-off, in table order."""
@@ -99,7 +100,7 @@ def evaluate_ranking(
     query_labels = check_labels(query_labels, len(query_codes), "query")
     database_labels = check_labels(database_labels, len(database_codes), "database")
     if query_labels.shape[1] != database_labels.shape[1]:
-        raise ValueError(
+        raise RegionDHError(
             f"queries have {query_labels.shape[1]} label columns, "
             f"the database {database_labels.shape[1]}: both need the same classes"
         )
@@ -154,7 +155,7 @@ def evaluate_ranking(
     per_query = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     measurable = per_query.pop("relevant") > 0
     if not measurable.any():
-        raise ValueError(
+        raise RegionDHError(
             "no query shares a label with any database item: there is nothing to measure"
         )
     metrics: dict[str, float] = {}
@@ -177,7 +178,7 @@ def check_codes(query: np.ndarray, database: np.ndarray, bits: int) -> tuple[np.
     for name, codes in (("query", query), ("database", database)):
         codes = check_packed(f"{name} codes", codes, bits)
         if not len(codes):
-            raise ValueError(f"there are no {name} codes")
+            raise RegionDHError(f"there are no {name} codes")
         words.append(to_words(codes))
     return tuple(words)
 
@@ -186,10 +187,10 @@ def check_labels(labels: np.ndarray, rows: int, name: str) -> np.ndarray:
     """Returns the labels as bool (rows, C)."""
     labels = np.asarray(labels)
     if labels.ndim != 2 or len(labels) != rows or not labels.shape[1]:
-        raise ValueError(f"{name} labels must be of shape ({rows}, C), not {labels.shape}")
+        raise RegionDHError(f"{name} labels must be of shape ({rows}, C), not {labels.shape}")
     if labels.dtype != bool:
         if not np.isin(labels, (0, 1)).all():
-            raise ValueError(f"{name} labels must be multi-hot: only 0 and 1")
+            raise RegionDHError(f"{name} labels must be multi-hot: only 0 and 1")
         labels = labels.astype(bool)
     return labels
 
@@ -199,9 +200,9 @@ def _check_topk(topk: int | Sequence[int]) -> list[int]:
     values = [topk] if isinstance(topk, (int, np.integer)) else list(topk)
     for k in values:
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise ValueError(f"top k must be a positive integer, not {k!r}")
+            raise RegionDHError(f"top k must be a positive integer, not {k!r}")
     if not values:
-        raise ValueError("no top k was given")
+        raise RegionDHError("no top k was given")
     return list(dict.fromkeys(int(k) for k in values))
 
 

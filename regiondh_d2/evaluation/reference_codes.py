@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..retrieval.code_store import CodeFileError, CodeSet, check_holds, pack_codes
+from ..utils.errors import MissingPackageError
 
 __all__ = [
     "REFERENCES",
@@ -102,7 +103,7 @@ def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> 
     try:
         import faiss
     except ImportError:
-        raise ImportError(
+        raise MissingPackageError(
             f"{method} codes need FAISS, which isn't installed: pip install faiss-cpu"
         ) from None
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..retrieval.code_store import CodeSet, check_comparable, check_holds
 from ..retrieval.search import RERANKINGS, fine_distances
+from ..utils.errors import RegionDHError
 from .object_queries import rank_by_distances
 from .ranking_metrics import METRICS, TIE_ORDERS, RankingResult
 
@@ -46,7 +47,7 @@ def evaluate_reranking(
         check_holds(database, "the database codes", by)
     measurable = (query.labels.astype(int) @ database.labels.T.astype(int)).any(axis=1)
     if not measurable.any():
-        raise ValueError(
+        raise RegionDHError(
             "no query shares a label with any database item: there is nothing to measure"
         )
     names = [f"{metric}@{k}{order}" for metric in METRICS for k in topk for order in TIE_ORDERS]

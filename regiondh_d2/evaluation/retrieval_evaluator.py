@@ -29,8 +29,9 @@ from ..retrieval.code_store import (
     join_code_sets,
     read_codes,
     write_codes,
-    write_json,
 )
+from ..utils.errors import RegionDHError
+from ..utils.file_io import write_json
 from .ranking_metrics import RankingResult, evaluate_ranking
 
 _ROLES = ("query", "database", "both")
@@ -115,12 +116,12 @@ class RetrievalEvaluator(DatasetEvaluator):
         for given, output in zip(inputs, outputs, strict=True):
             missing = [key for key in ("image_id", "role", "image_labels") if key not in given]
             if missing:
-                raise ValueError(
+                raise RegionDHError(
                     f"{self._dataset_name}: an image has no {' and no '.join(missing)}: evaluate a "
                     "dataset registered with register_retrieval_dataset"
                 )
             if given["role"] not in _ROLES:
-                raise ValueError(
+                raise RegionDHError(
                     f"{self._dataset_name}: image {given['image_id']} has role {given['role']!r}, "
                     f"not one of {', '.join(_ROLES)}"
                 )
@@ -212,7 +213,7 @@ class RetrievalEvaluator(DatasetEvaluator):
 
     def _code_set(self, records: list[_Record], role: str) -> CodeSet:
         if not records:
-            raise ValueError(f"{self._dataset_name}: no processed image has the role {role!r}")
+            raise RegionDHError(f"{self._dataset_name}: no processed image has the role {role!r}")
         return join_code_sets([record.codes for record in records])
 
 
@@ -254,7 +255,7 @@ class RoleFilter(DatasetEvaluator):
             ValueError: another role.
         """
         if role not in ("query", "database"):
-            raise ValueError(f"role must be 'query' or 'database', not {role!r}")
+            raise RegionDHError(f"role must be 'query' or 'database', not {role!r}")
         self._roles = (role, "both")
         self._evaluator = evaluator
 

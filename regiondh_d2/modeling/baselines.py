@@ -24,6 +24,7 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from ..utils.errors import RegionDHError
 from .box_heads import PooledBoxHead
 from .hashing import (
     ImageCodes,
@@ -81,7 +82,7 @@ class WholeImageHeads(nn.Module):
         """
         super().__init__()
         if image_loss not in IMAGE_LOSSES:
-            raise ValueError(choices("IMAGE_LOSS", image_loss, IMAGE_LOSSES))
+            raise RegionDHError(choices("IMAGE_LOSS", image_loss, IMAGE_LOSSES))
         self.box_in_features = box_in_features
         self.box_pooler = box_pooler
         self.box_head = box_head
@@ -95,7 +96,7 @@ class WholeImageHeads(nn.Module):
         parts = StandardROIHeads._init_box_head(cfg, input_shape)
         head, node = parts["box_head"], cfg.MODEL.REGION_DH
         if not isinstance(head, PooledBoxHead):
-            raise ValueError(
+            raise RegionDHError(
                 "WholeImageHeads needs a box head that pools before its fully connected layers "
                 f"(LightBoxHead, Res5BoxHead, VGGBoxHead), not {cfg.MODEL.ROI_BOX_HEAD.NAME}"
             )
@@ -179,7 +180,7 @@ class ImageHash(RegionDH):
             ValueError: instances are asked for.
         """
         if detected_instances is not None or not do_postprocess:
-            raise ValueError("ImageHash has no codes of objects; use RegionDH")
+            raise RegionDHError("ImageHash has no codes of objects; use RegionDH")
         features, codes = self._code(batched_inputs)
         outputs = per_image(codes)
         for output, feature in zip(outputs, features, strict=True):

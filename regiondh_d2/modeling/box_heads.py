@@ -12,6 +12,8 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from fvcore.nn import weight_init
 from torch import nn
 
+from ..utils.errors import RegionDHError
+
 __all__ = ["LightBoxHead", "PooledBoxHead", "Res5BoxHead", "VGGBoxHead"]
 
 
@@ -186,7 +188,7 @@ class Res5BoxHead(PooledBoxHead):
     def from_config(cls, cfg, input_shape):
         node = cfg.MODEL.RESNETS
         if node.DEPTH < 50:
-            raise ValueError(
+            raise RegionDHError(
                 f"Res5BoxHead has bottleneck blocks, which a ResNet of MODEL.RESNETS.DEPTH "
                 f"{node.DEPTH} has not; take 50, 101 or 152, or another MODEL.ROI_BOX_HEAD.NAME"
             )

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..utils.errors import RegionDHError
+
 __all__ = [
     "FUSION_NORMS",
     "ImageCodes",
@@ -182,7 +184,7 @@ def cross_proposal_fusion(
             fused = (fused - 0.5) * presence
         fused = torch.cat([fused, presence], dim=1)
     elif norm != "sum":
-        raise ValueError(f"fusion norm {norm!r}: expected one of {', '.join(FUSION_NORMS)}")
+        raise RegionDHError(f"fusion norm {norm!r}: expected one of {', '.join(FUSION_NORMS)}")
     return fused.flatten()
 
 

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
+from ..utils.errors import RegionDHError
 from .hashing import ImageCodes, binarize
 from .roi_heads import CACHED_OUTPUTS, CACHED_REGIONS
 
@@ -33,7 +34,7 @@ class LossWeights:
                 continue
             given, wanted = len(getattr(self, field.name)), len(field.default)
             if given != wanted:
-                raise ValueError(
+                raise RegionDHError(
                     f"MODEL.REGION_DH.LOSS_WEIGHTS.{field.name.upper()} takes {wanted} weights, "
                     f"not {given}"
                 )
@@ -190,7 +191,7 @@ def _refuse_double_weights(cfg) -> None:
         ("ROI_BOX_HEAD", "BBOX_REG_LOSS_WEIGHT"),
     ):
         if cfg.MODEL[node][key] != 1.0:
-            raise ValueError(
+            raise RegionDHError(
                 f"MODEL.{node}.{key} is {cfg.MODEL[node][key]}: Region-DH weights its losses by "
                 "MODEL.REGION_DH.LOSS_WEIGHTS alone; leave it at 1.0"
             )

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from fvcore.common.registry import Registry
 from torch import nn
 
+from ..utils.errors import RegionDHError
 from .hashing import label_similarity_loss
 
 __all__ = [
@@ -65,7 +66,7 @@ def build_objective(name: str, *, bits: int, num_classes: int, seed: int = 0) ->
     """
     if name not in HASH_OBJECTIVE_REGISTRY:
         known = ", ".join(known for known, _ in HASH_OBJECTIVE_REGISTRY)
-        raise ValueError(f"MODEL.REGION_DH.OBJECTIVE: {name!r} isn't one of {known}")
+        raise RegionDHError(f"MODEL.REGION_DH.OBJECTIVE: {name!r} isn't one of {known}")
     return HASH_OBJECTIVE_REGISTRY.get(name)(bits=bits, num_classes=num_classes, seed=seed)
 
 
@@ -242,7 +243,7 @@ def hadamard_matrix(order: int) -> torch.Tensor:
         ValueError: the two constructions don't reach the order.
     """
     if not _has_hadamard(order):
-        raise ValueError(f"no Hadamard matrix of order {order} by Paley's and Sylvester's ways")
+        raise RegionDHError(f"no Hadamard matrix of order {order} by Paley's and Sylvester's ways")
     if order == 1:
         return torch.ones(1, 1)
     if _is_prime(order - 1) and order % 4 == 0:
@@ -302,7 +303,7 @@ def hash_centers(num_classes: int, bits: int, *, seed: int = 0) -> torch.Tensor:
     basis = hadamard_matrix(order)[rows[:, None], columns] * signs
     centers = torch.cat([basis, -basis])[:num_classes]
     if len(centers.unique(dim=0)) < num_classes:
-        raise ValueError(
+        raise RegionDHError(
             f"{bits} bits with seed {seed} give two of {num_classes} classes the same hash centre; "
             "raise MODEL.REGION_DH.BITS"
         )

@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from ..utils.errors import RegionDHError
 from .box_heads import PooledBoxHead
 from .hashing import (
     FUSION_NORMS,
@@ -56,9 +57,9 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
         """
         super().__init__(input_shape, **kwargs)
         if classifier_input not in CLASSIFIER_INPUTS:
-            raise ValueError(choices("CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS))
+            raise RegionDHError(choices("CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS))
         if self.use_sigmoid_ce:
-            raise ValueError(
+            raise RegionDHError(
                 "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE has no background column, which the fusion "
                 "needs to tell objects from background; set it to False"
             )
@@ -171,9 +172,9 @@ class RegionDHROIHeads(StandardROIHeads):
             ("IMAGE_LOSS", image_loss, tuple(IMAGE_LOSSES)),
         ):
             if value not in known:
-                raise ValueError(choices(key, value, known))
+                raise RegionDHError(choices(key, value, known))
         if fusion_num_rois < 0:
-            raise ValueError(f"MODEL.REGION_DH.FUSION_NUM_ROIS: {fusion_num_rois} is below 0")
+            raise RegionDHError(f"MODEL.REGION_DH.FUSION_NUM_ROIS: {fusion_num_rois} is below 0")
         self.instance_hash = instance_hash
         self.image_hash = image_hash
         self.image_objective = image_objective
@@ -201,7 +202,7 @@ class RegionDHROIHeads(StandardROIHeads):
         two_parts = isinstance(ret["box_head"], PooledBoxHead)
         pooled = ret["box_head"].pooled_dim if two_parts else 0
         if node.WHOLE_IMAGE == "pooled" and not two_parts:
-            raise ValueError(
+            raise RegionDHError(
                 "MODEL.REGION_DH.WHOLE_IMAGE 'pooled' needs a box head that pools before its fully "
                 "connected layers (LightBoxHead, Res5BoxHead, VGGBoxHead), not "
                 f"{cfg.MODEL.ROI_BOX_HEAD.NAME}"
@@ -242,7 +243,7 @@ class RegionDHROIHeads(StandardROIHeads):
             instances, _ = self.forward_hash(features, proposals, detect=True)
             return instances, {}
         if targets is None:
-            raise ValueError("training needs ground truth: the inputs have no 'instances'")
+            raise RegionDHError("training needs ground truth: the inputs have no 'instances'")
         labels = multi_hot_labels(targets, self.num_classes)
         sampled = self.label_and_sample_proposals(proposals, targets)
         fused = proposals if self.fusion_rois == "topk" else sampled
@@ -420,7 +421,7 @@ def _refuse_other_heads(cfg) -> None:
         (cfg.MODEL.ROI_BOX_HEAD, "TRAIN_ON_PRED_BOXES"),
     ):
         if node[key]:
-            raise ValueError(f"RegionDHROIHeads has no {key}; set it to False")
+            raise RegionDHError(f"RegionDHROIHeads has no {key}; set it to False")
 
 
 def choices(key: str, value: str, known) -> str:

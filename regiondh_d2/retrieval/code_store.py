@@ -22,11 +22,9 @@ root attributes                                  ``format`` "regiondh-codes", ``
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .packed import check_packed, pack_codes, unpack_codes
+from ..structures.packed import check_packed, pack_codes, unpack_codes
+from ..utils.errors import RegionDHError
+from ..utils.file_io import replace_when_complete
 
 __all__ = [
     "CodeFileError",
@@ -47,11 +47,9 @@ __all__ = [
     "join_code_sets",
     "pack_codes",
     "read_codes",
-    "replace_when_complete",
     "take_rows",
     "unpack_codes",
     "write_codes",
-    "write_json",
 ]
 
 FORMAT = "regiondh-codes"
@@ -72,7 +70,7 @@ _OPTIONAL = {
 _MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
 
 
-class CodeFileError(ValueError):
+class CodeFileError(RegionDHError):
     """A code file that cannot be used; the message is one line with the file and the mend."""
 
 
@@ -166,9 +164,9 @@ def codes_from_outputs(
         ValueError: an output has no ``image_code``, or no ``image_feature`` where it is to be kept.
     """
     if not all("image_code" in output for output in outputs):
-        raise ValueError("the model gave no image_code: use a model that hashes images")
+        raise RegionDHError("the model gave no image_code: use a model that hashes images")
     if features and not all("image_feature" in output for output in outputs):
-        raise ValueError(
+        raise RegionDHError(
             "the model gave no image_feature: use a model that has features of whole images, such "
             "as ImageHash, or store none"
         )
@@ -293,36 +291,6 @@ def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
     )
 
 
-@contextmanager
-def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a path beside ``path`` to write to, renamed to ``path`` when the block succeeds.
-
-    So ``path`` is complete or absent (or still the old file), whatever interrupts the writing.
-    Missing folders are created. An ``OSError`` of the writing, such as of a full disk, names
-    ``path``.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename not in (None, str(temporary), temporary):
-            raise
-        if error.errno is None:  # a library's own, which has nothing but its text
-            raise OSError(f"{path}: {error}") from error
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike, values: Any) -> None:
-    """Writes JSON, complete or not at all."""
-    with replace_when_complete(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def check_one_file(image_id: str, first: str, second: str) -> None:
     """Refuses an image id that names two files.
 
@@ -330,7 +298,7 @@ def check_one_file(image_id: str, first: str, second: str) -> None:
         ValueError: the names of the files differ.
     """
     if first != second:
-        raise ValueError(
+        raise RegionDHError(
             f"image_id {image_id} names two files, {first} and {second}: image ids must be unique"
         )
 
@@ -562,22 +530,24 @@ def _check(code_set: CodeSet) -> None:
     for name in ("image_ids", "file_names"):
         values = getattr(code_set, name)
         if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != rows:
-            raise ValueError(f"{name} must be {rows} strings, one a code")
+            raise RegionDHError(f"{name} must be {rows} strings, one a code")
     names, labels = code_set.class_names, code_set.labels
     if labels is not None:
         if np.ndim(labels) != 2 or len(labels) != rows:
-            raise ValueError(f"labels are of shape {np.shape(labels)}, not ({rows}, classes)")
+            raise RegionDHError(f"labels are of shape {np.shape(labels)}, not ({rows}, classes)")
         if len(names) and labels.shape[1] != len(names):
-            raise ValueError(f"labels have {labels.shape[1]} columns for {len(names)} class names")
+            raise RegionDHError(
+                f"labels have {labels.shape[1]} columns for {len(names)} class names"
+            )
         if not np.isin(labels, (0, 1)).all():
-            raise ValueError("labels are not multi-hot: only 0 and 1 are allowed")
+            raise RegionDHError("labels are not multi-hot: only 0 and 1 are allowed")
     for name, width in (("activations", code_set.bits), ("features", None)):
         values = getattr(code_set, name)
         if values is None:
             continue
         shape = np.shape(values)
         if len(shape) != 2 or shape[0] != rows or shape[1] != (width or shape[1]):
-            raise ValueError(f"{name} are of shape {shape}, not ({rows}, {width or 'features'})")
+            raise RegionDHError(f"{name} are of shape {shape}, not ({rows}, {width or 'features'})")
     if code_set.instances is not None:
         _check_instances(code_set.instances, rows, len(names))
 
@@ -588,8 +558,8 @@ def _check_instances(found: InstanceCodes, images: int, classes: int) -> None:
     for name, tail in (("image_index", ()), ("boxes", (4,)), ("scores", ()), ("classes", ())):
         shape = np.shape(getattr(found, name))
         if shape != (count, *tail):
-            raise ValueError(f"instances/{name} is of shape {shape}, not {(count, *tail)}")
+            raise RegionDHError(f"instances/{name} is of shape {shape}, not {(count, *tail)}")
     if count and not (np.min(found.image_index) >= 0 and np.max(found.image_index) < images):
-        raise ValueError(f"instances/image_index points outside the {images} images")
+        raise RegionDHError(f"instances/image_index points outside the {images} images")
     if count and not (np.min(found.classes) >= 0 and np.max(found.classes) < (classes or np.inf)):
-        raise ValueError(f"instances/classes points outside the {classes} class names")
+        raise RegionDHError(f"instances/classes points outside the {classes} class names")

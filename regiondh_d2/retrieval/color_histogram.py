@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ..utils.errors import MissingPackageError, RegionDHError
+
 __all__ = ["color_histogram", "color_histograms", "itq_codes"]
 
 _BINS = 6
@@ -32,7 +34,7 @@ def color_histogram(image: np.ndarray, bins: int = _BINS) -> np.ndarray:
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(
+        raise RegionDHError(
             f"expected an image of uint8 (H, W, 3), not {image.dtype} of shape {image.shape}"
         )
     channels = image.reshape(-1, 3).astype(np.int64) * bins // 256
@@ -72,12 +74,12 @@ def itq_codes(train: np.ndarray, *features: np.ndarray, bits: int = 48) -> tuple
     try:
         import faiss
     except ImportError:
-        raise ImportError(
+        raise MissingPackageError(
             "ITQ codes need FAISS, which isn't installed: pip install faiss-cpu"
         ) from None
 
     if min(train.shape) < bits:
-        raise ValueError(
+        raise RegionDHError(
             f"{bits} bits need at least {bits} vectors of {bits} dimensions to learn from, not "
             f"{train.shape[0]} of {train.shape[1]}"
         )

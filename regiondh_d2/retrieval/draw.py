@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .code_store import CodeSet, check_comparable, replace_when_complete
+from ..utils.errors import RegionDHError
+from ..utils.file_io import replace_when_complete
+from .code_store import CodeSet, check_comparable
 from .hamming_index import create_index
 from .search import Answer, SearchResult
 
@@ -240,7 +242,7 @@ def draw_grid(
         OSError: an image can't be read.
     """
     if not rows or not all(rows):
-        raise ValueError("there is nothing to draw: every row needs at least one tile")
+        raise RegionDHError("there is nothing to draw: every row needs at least one tile")
     layout = layout or GridLayout()
     picture = Image.new("RGB", layout.size(len(rows), max(map(len, rows))), _PAPER)
     draw = ImageDraw.Draw(picture)
@@ -329,6 +331,6 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     ending = Path(path).suffix.lower()
     formats = Image.registered_extensions()
     if ending not in formats:
-        raise ValueError(f"{path}: {ending or 'no ending'!r} is no image format; use .png")
+        raise RegionDHError(f"{path}: {ending or 'no ending'!r} is no image format; use .png")
     with replace_when_complete(path) as temporary:
         image.save(temporary, format=formats[ending])

@@ -32,7 +32,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import add_regiondh_config
-from ..progress import Progress
+from ..utils.errors import OutputExistsError, RegionDHError
+from ..utils.progress import Progress
 from .code_store import (
     CodeFileError,
     CodeSet,
@@ -178,13 +179,13 @@ def check_output(output: str | os.PathLike, resume: bool) -> None:
     output = Path(output)
     parts = _parts_folder(output)
     if output.is_dir():
-        raise IsADirectoryError(f"{output} is a folder: name a file to write")
+        raise OutputExistsError(f"{output} is a folder: name a file to write")
     if resume:
         return
     if output.exists():
-        raise FileExistsError(f"{output} exists: add to it with --resume, or delete it")
+        raise OutputExistsError(f"{output} exists: add to it with --resume, or delete it")
     if any(parts.glob("part-*.h5")):
-        raise FileExistsError(
+        raise OutputExistsError(
             f"{parts} holds an unfinished extraction: go on with --resume, or delete it"
         )
 
@@ -481,7 +482,7 @@ def _share(what: str) -> str:
 def _unique(images: Sequence[ImageEntry]) -> list[ImageEntry]:
     """The images without repetitions."""
     if not images:
-        raise ValueError("there are no images to code")
+        raise RegionDHError("there are no images to code")
     first: dict[str, ImageEntry] = {}
     for image in images:
         other = first.setdefault(image.image_id, image)

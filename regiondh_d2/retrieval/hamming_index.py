@@ -1,7 +1,7 @@
 """Exact search by Hamming distance: one interface, in the process, over FAISS or numpy.
 
-Codes are uint8 (N, ceil(bits / 8)), as in :mod:`~regiondh_d2.retrieval.packed`. Results are ordered
-by (distance, row) whatever the engine, so equal distances never make two runs differ.
+Codes are uint8 (N, ceil(bits / 8)), as in :mod:`~regiondh_d2.structures.packed`. Results are
+ordered by (distance, row) whatever the engine, so equal distances never make two runs differ.
 
 An index file is an npz archive that any engine reads:
 
@@ -28,8 +28,9 @@ from types import ModuleType
 
 import numpy as np
 
-from .code_store import replace_when_complete
-from .packed import check_packed, packed_width, pad_columns, to_words
+from ..structures.packed import check_packed, packed_width, pad_columns, to_words
+from ..utils.errors import MissingPackageError, RegionDHError
+from ..utils.file_io import replace_when_complete
 
 __all__ = [
     "ENGINES",
@@ -69,7 +70,7 @@ _DAMAGE = (
 )
 
 
-class IndexFileError(ValueError):
+class IndexFileError(RegionDHError):
     """An index that cannot be read or written; one line with the file and the mend."""
 
 
@@ -88,11 +89,11 @@ def create_index(bits: int, engine: str = "faiss", **options: int) -> HammingInd
         ValueError: wrong bits, engine or options.
     """
     if engine not in ENGINES:
-        raise ValueError(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}")
+        raise RegionDHError(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}")
     if not options:
         return ENGINES[engine](bits)
     if engine != "faiss" or "nlist" not in options or not options.keys() <= {"nlist", "nprobe"}:
-        raise ValueError(
+        raise RegionDHError(
             f"engine {engine!r} does not take {', '.join(sorted(options))}: only 'faiss' has "
             "options, nlist and with it nprobe"
         )
@@ -152,10 +153,10 @@ class HammingIndex(ABC):
         """
         rows = np.unique(rows)
         if len(rows) and rows.dtype.kind not in "iu":
-            raise ValueError(f"rows must be integers, not {rows.dtype}")
+            raise RegionDHError(f"rows must be integers, not {rows.dtype}")
         absent = np.setdiff1d(rows, self._rows, assume_unique=True)
         if len(absent):
-            raise ValueError(f"row {absent[0]} is not in the index: removed or never added")
+            raise RegionDHError(f"row {absent[0]} is not in the index: removed or never added")
         kept = np.isin(self._rows, rows, assume_unique=True, invert=True)
         self._fill(self._codes()[kept], self._rows[kept])
 
@@ -365,7 +366,7 @@ class FaissIVFIndex(FaissIndex):
         self.nlist = _positive("nlist", nlist)
         self.nprobe = min(16, self.nlist) if nprobe is None else _positive("nprobe", nprobe)
         if self.nprobe > self.nlist:
-            raise ValueError(f"nprobe {self.nprobe} is above nlist {self.nlist}")
+            raise RegionDHError(f"nprobe {self.nprobe} is above nlist {self.nlist}")
         self._start()
 
     def _start(self, centroids: np.ndarray | None = None) -> None:
@@ -382,7 +383,7 @@ class FaissIVFIndex(FaissIndex):
     def _append(self, codes: np.ndarray) -> None:
         if not self._index.is_trained:
             if len(codes) < self.nlist:
-                raise ValueError(
+                raise RegionDHError(
                     f"nlist {self.nlist} needs at least as many codes in the first add, not "
                     f"{len(codes)}: lower nlist or search exactly"
                 )
@@ -444,7 +445,7 @@ def self_recall(index: HammingIndex, k: int = 100, samples: int = 200, seed: int
 
 def _positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        raise RegionDHError(f"{name} must be a positive integer, not {value!r}")
     return int(value)
 
 
@@ -457,7 +458,7 @@ def _import_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError:
-        raise ImportError(
+        raise MissingPackageError(
             "engine 'faiss' needs a package that isn't installed: pip install faiss-cpu, or choose "
             "engine 'numpy'"
         ) from None

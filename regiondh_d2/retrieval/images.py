@@ -16,6 +16,8 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, UnidentifiedImageError
 
+from ..utils.errors import InputNotFoundError, RegionDHError
+
 __all__ = ["ImageEntry", "ImageLoader", "UnreadableImage", "dataset_images", "find_images"]
 
 IMAGE_SUFFIXES = (
@@ -37,7 +39,7 @@ _TURNS = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(RegionDHError):
     """An image that cannot be coded.
 
     Attributes:
@@ -62,11 +64,19 @@ class ImageEntry:
         image_id: its identity: an image whose id has a row already is not coded again.
         file_name: path.
         labels: class ids, or None where unknown.
+        root: the folder that ``relative_path`` counts from, "" where unknown.
+        relative_path: path below ``root``, with "/" between folders.
+        size: bytes of the file, -1 where unknown.
+        mtime_ns: its time of modification, -1 where unknown.
     """
 
     image_id: str
     file_name: str
     labels: tuple[int, ...] | None = None
+    root: str = ""
+    relative_path: str = ""
+    size: int = -1
+    mtime_ns: int = -1
 
 
 def find_images(inputs: Sequence[str | os.PathLike]) -> list[ImageEntry]:
@@ -89,9 +99,9 @@ def find_images(inputs: Sequence[str | os.PathLike]) -> list[ImageEntry]:
         elif os.path.exists(path):
             files[path] = None
         else:
-            raise FileNotFoundError(f"{given}: no such file or folder")
+            raise InputNotFoundError(f"{given}: no such file or folder")
     if not files:
-        raise ValueError(f"no images in {', '.join(map(str, inputs))}")
+        raise RegionDHError(f"no images in {', '.join(map(str, inputs))}")
     return [ImageEntry(image_id=name, file_name=name) for name in files]
 
 
@@ -204,7 +214,7 @@ class ImageLoader:
         return size
 
 
-class _Reason(ValueError):
+class _Reason(RegionDHError):
     """Why an image is unreadable, in our words."""
 
 

@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from .code_store import CodeSet, read_codes, write_codes, write_json
+from ..utils.errors import RegionDHError
+from ..utils.file_io import write_json
+from .code_store import CodeSet, read_codes, write_codes
 from .hamming_index import ENGINES, HammingIndex, IndexFileError, create_index, self_recall
 
 __all__ = ["LEVELS", "IndexFolder", "read_index_folder", "write_index_folder"]
@@ -196,7 +198,7 @@ def read_index_folder(path: str | os.PathLike, engine: str | None = None) -> Ind
 def _codes_of(items: CodeSet, level: str) -> tuple[np.ndarray, int] | None:
     """Packed codes and their length, or None where there are none."""
     if level not in LEVELS:
-        raise ValueError(f"level {level!r} is not known: use {' or '.join(LEVELS)}")
+        raise RegionDHError(f"level {level!r} is not known: use {' or '.join(LEVELS)}")
     holder = items if level == "image" else items.instances
     return None if holder is None else (holder.codes, holder.bits)
 

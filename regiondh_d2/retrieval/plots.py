@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .code_store import CodeFileError, CodeSet, check_holds, replace_when_complete
+from ..structures.packed import unpack_codes
+from ..utils.errors import MissingPackageError, RegionDHError
+from ..utils.file_io import replace_when_complete
+from .code_store import CodeFileError, CodeSet, check_holds
 from .draw import Tile, draw_grid, retrieval_rows
-from .packed import unpack_codes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,9 +209,9 @@ def code_map(codes: CodeSet, method: str = "pca") -> tuple[np.ndarray, str]:
         ValueError: another method, or too few codes.
     """
     if method not in ("pca", "tsne"):
-        raise ValueError(f"a map is made by 'pca' or 'tsne', not {method!r}")
+        raise RegionDHError(f"a map is made by 'pca' or 'tsne', not {method!r}")
     if len(codes) < 2:
-        raise ValueError(f"a map needs at least two codes, not {len(codes)}")
+        raise RegionDHError(f"a map needs at least two codes, not {len(codes)}")
     bits = unpack_codes(codes.codes, codes.bits).astype(np.float64)
     if method == "tsne":
         return _tsne(bits), "t-SNE of the codes (neighbourhoods mean something, distances do not)"
@@ -227,7 +229,7 @@ def _tsne(bits: np.ndarray) -> np.ndarray:
     try:
         from sklearn.manifold import TSNE
     except ImportError:
-        raise ImportError(
+        raise MissingPackageError(
             "a t-SNE map needs scikit-learn, which isn't installed: pip install scikit-learn, or "
             "use method 'pca'"
         ) from None
@@ -341,6 +343,8 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """
     ending = Path(path).suffix.lower().lstrip(".")
     if ending not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f"{path}: {ending or 'no ending'!r} is no plot format; use .svg or .png")
+        raise RegionDHError(
+            f"{path}: {ending or 'no ending'!r} is no plot format; use .svg or .png"
+        )
     with replace_when_complete(path) as temporary:
         figure.savefig(temporary, format=ending, dpi=150)

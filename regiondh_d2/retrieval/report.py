@@ -25,9 +25,11 @@ from PIL import Image
 from ..evaluation import curves
 from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.retrieval_evaluator import rank_code_sets
-from ..progress import Progress
+from ..utils.errors import RegionDHError
+from ..utils.file_io import replace_when_complete
+from ..utils.progress import Progress
 from . import plots
-from .code_store import CodeSet, check_comparable, check_holds, read_codes, replace_when_complete
+from .code_store import CodeSet, check_comparable, check_holds, read_codes
 from .draw import GREEN, RED, Tile, fit_image, nearest, retrieval_rows
 
 if TYPE_CHECKING:
@@ -170,9 +172,9 @@ def _read_metrics(path: str | os.PathLike) -> dict[str, float]:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); give a metrics.json") from None
+        raise RegionDHError(f"{path}: not JSON ({error}); give a metrics.json") from None
     if not isinstance(values, dict) or not all(type(v) in (int, float) for v in values.values()):
-        raise ValueError(f"{path}: not a flat JSON object of numbers; give a metrics.json")
+        raise RegionDHError(f"{path}: not a flat JSON object of numbers; give a metrics.json")
     return values
 
 

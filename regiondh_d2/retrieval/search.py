@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.errors import RegionDHError
 from .code_store import CodeSet, InstanceCodes, unpack_codes
 from .hamming_index import HammingIndex
 from .index_folder import IndexFolder
@@ -185,9 +186,9 @@ def search_index(
     """
     for name, number in (("topk", topk), ("rerank", rerank)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
+            raise RegionDHError(f"{name} must be at least 1, not {number}")
     if all_objects and len(query.objects) != 1:
-        raise ValueError("all_objects is for a query of one object: give one box or instance")
+        raise RegionDHError("all_objects is for a query of one object: give one box or instance")
     items = folder.items
     if rerank is not None:
         _check_rerank(items, query, rerank_by)
@@ -255,18 +256,18 @@ def fine_distances(query: np.ndarray, items: CodeSet, rows: np.ndarray, by: str)
 
 def _check_rerank(items: CodeSet, query: Query, by: str) -> None:
     if by not in RERANKINGS:
-        raise ValueError(f"rerank_by: {by!r} isn't one of {', '.join(RERANKINGS)}")
+        raise RegionDHError(f"rerank_by: {by!r} isn't one of {', '.join(RERANKINGS)}")
     if query.objects:
-        raise ValueError("rerank is for whole images: objects have codes alone")
+        raise RegionDHError("rerank is for whole images: objects have codes alone")
     if by == "activations" and query.activation is None:
-        raise ValueError("rerank by activations: the query has none")
+        raise RegionDHError("rerank by activations: the query has none")
     if by == "features":
         if items.features is None:
-            raise ValueError(
+            raise RegionDHError(
                 "rerank by features: the index has none; extract its codes with --features"
             )
         if query.feature is None:
-            raise ValueError(
+            raise RegionDHError(
                 "rerank by features: the model gives none for the query; rerank by activations"
             )
 
@@ -371,14 +372,14 @@ def _nearest(
 def _objects_of_class(items: CodeSet, class_name: str) -> np.ndarray:
     """Which of the instances, bool (M,), are of a predicted class."""
     if items.instances is None:
-        raise ValueError(
+        raise RegionDHError(
             f"class {class_name!r}: the index has no detected objects to know classes from; "
             "extract the codes with objects"
         )
     names = list(items.class_names)
     if class_name not in names:
         known = f"use one of {', '.join(names)}" if names else "the index names no classes"
-        raise ValueError(f"class {class_name!r} is not known: {known}")
+        raise RegionDHError(f"class {class_name!r} is not known: {known}")
     return items.instances.classes == names.index(class_name)
 
 

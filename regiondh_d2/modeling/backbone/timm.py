@@ -11,6 +11,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
+from ...utils.errors import RegionDHError
+
 __all__ = ["TimmBackbone", "TimmFPN", "build_timm_backbone", "build_timm_fpn_backbone"]
 
 
@@ -48,7 +50,7 @@ class TimmBackbone(Backbone):
         """
         super().__init__()
         if not out_indices or any(a >= b for a, b in itertools.pairwise([-1, *out_indices])):
-            raise ValueError(
+            raise RegionDHError(
                 f"MODEL.TIMM.OUT_INDICES: {list(out_indices)} must name levels in ascending order, "
                 f"from 0; timm returns the features of {name!r} in that order alone"
             )
@@ -64,7 +66,7 @@ class TimmBackbone(Backbone):
             AssertionError,
             IndexError,
         ) as error:
-            raise ValueError(
+            raise RegionDHError(
                 f"MODEL.TIMM: timm can't build features {list(out_indices)} of {name!r} at output "
                 f"stride {output_stride or 'native'} ({error}); `timm.list_models()` lists names"
             ) from error
@@ -119,7 +121,7 @@ def _freeze_levels(model: nn.Module, num_levels: int) -> None:
         return
     levels = model.feature_info.info
     if num_levels > len(levels):
-        raise ValueError(
+        raise RegionDHError(
             f"MODEL.BACKBONE.FREEZE_AT: {num_levels}, but {model.default_cfg['architecture']} has "
             f"{len(levels)} feature levels"
         )
@@ -161,7 +163,7 @@ def build_timm_backbone(cfg, input_shape) -> TimmBackbone:
     for key, expected in zip(keys, backbone.input_statistics, strict=True):
         actual = cfg.MODEL[key]
         if any(abs(a - e) > 0.05 for a, e in zip(actual, expected[::step], strict=True)):
-            raise ValueError(
+            raise RegionDHError(
                 f"MODEL.{key}: {list(actual)} isn't what {cfg.MODEL.TIMM.NAME} was trained with; "
                 f"set {[round(e, 3) for e in expected[::step]]} (INPUT.FORMAT {cfg.INPUT.FORMAT})"
             )
@@ -190,13 +192,13 @@ def build_timm_fpn_backbone(cfg, input_shape) -> TimmFPN:
     shapes = bottom_up.output_shape()
     in_features = list(cfg.MODEL.FPN.IN_FEATURES)
     if in_features != list(shapes):
-        raise ValueError(
+        raise RegionDHError(
             f"MODEL.FPN.IN_FEATURES: {in_features}, but MODEL.TIMM.OUT_INDICES makes the levels "
             f"{list(shapes)}; name the same in both"
         )
     strides = [shape.stride for shape in shapes.values()]
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
-        raise ValueError(
+        raise RegionDHError(
             f"MODEL.TIMM: {in_features} of {cfg.MODEL.TIMM.NAME} have strides {strides}, but an "
             "FPN needs each to be twice the one before; set MODEL.TIMM.OUTPUT_STRIDE to 0, or "
             "choose other MODEL.TIMM.OUT_INDICES"

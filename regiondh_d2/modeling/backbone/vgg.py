@@ -5,6 +5,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from fvcore.nn import weight_init
 from torch import nn
 
+from ...utils.errors import RegionDHError
+
 __all__ = ["VGG16", "build_vgg16_backbone"]
 
 # Widths of the convolutions in each of the five stages.
@@ -29,7 +31,7 @@ class VGG16(Backbone):
         """
         super().__init__()
         if not 0 <= freeze_at <= len(STAGES):
-            raise ValueError(
+            raise RegionDHError(
                 f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}, but VGG16 has {len(STAGES)} stages"
             )
         layers: list[nn.Module] = []

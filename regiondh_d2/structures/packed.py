@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..utils.errors import RegionDHError
+
 __all__ = ["check_packed", "pack_codes", "packed_width", "pad_columns", "to_words", "unpack_codes"]
 
 
@@ -35,16 +37,16 @@ def check_packed(name: str, codes: np.ndarray, bits: int) -> np.ndarray:
             spare bits set.
     """
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits < 1:
-        raise ValueError(f"bits of {name} must be a positive integer, not {bits!r}")
+        raise RegionDHError(f"bits of {name} must be a positive integer, not {bits!r}")
     codes = np.asarray(codes)
     width = packed_width(int(bits))
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != width:
-        raise ValueError(
+        raise RegionDHError(
             f"{name} must be packed uint8 of shape (N, {width}) for {bits} bits, not {codes.dtype} "
             f"of shape {codes.shape}"
         )
     if bits % 8 and np.any(codes[:, -1] & (0xFF >> (bits % 8))):
-        raise ValueError(f"{name} have bits set beyond the declared {bits}")
+        raise RegionDHError(f"{name} have bits set beyond the declared {bits}")
     return codes
 
 

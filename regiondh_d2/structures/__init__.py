@@ -1,0 +1,1 @@
+"""What flows between the parts of the package: codes of images and of objects."""

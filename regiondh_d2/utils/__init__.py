@@ -1,0 +1,1 @@
+"""What every floor above uses and what knows nothing of hashing: errors, files, names."""

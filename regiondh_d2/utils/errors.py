@@ -1,0 +1,24 @@
+"""Errors that users cause, and can fix: commands tell them in one line, without a traceback."""
+
+__all__ = ["InputNotFoundError", "MissingPackageError", "OutputExistsError", "RegionDHError"]
+
+
+class RegionDHError(ValueError):
+    """Something that a user gave cannot be used.
+
+    The message is one line: it names the file, the key or the value, and says what to do. Commands
+    tell it without a traceback, as they do an ``OSError`` with a path, a missing package and a
+    training that diverged. Any other exception is a defect of this package and shows its traceback.
+    """
+
+
+class InputNotFoundError(RegionDHError, FileNotFoundError):
+    """A file or folder that should be read is not there."""
+
+
+class OutputExistsError(RegionDHError, FileExistsError):
+    """A file or folder that should be written is there, and must not be replaced."""
+
+
+class MissingPackageError(RegionDHError, ImportError):
+    """A package that only some commands need is not installed."""
