@@ -9,11 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import regiondh_d2.data  # noqa: F401  isort: skip  (registers the shipped names; first: quiet)
 from detectron2.data import DatasetCatalog
 
-import regiondh_d2.data  # noqa: F401  (registers the shipped names)
 from regiondh_d2.data.catalog import registered_names
 from regiondh_d2.data.check import check_dataset, is_present
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
+from regiondh_d2.utils.errors import RegionDHError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--images", action="store_true", help="also open every image and compare its size"
     )
+    add_import_option(parser)
     args = parser.parse_args(argv)
+    try:
+        import_user_code(args.imports)
+    except RegionDHError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
     unknown = [name for name in args.names if name not in DatasetCatalog.list()]
     if unknown:

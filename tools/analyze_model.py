@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
 from regiondh_d2.engine.command import load_trained_model, positive_int, run_command
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.extract import ImageLoader
 from regiondh_d2.utils.file_io import write_json
 
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="runs to time, of which the fastest counts (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
+    add_import_option(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return parser
 
@@ -79,6 +81,7 @@ def format_table(numbers: dict[str, dict[str, float]]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     cfg = build_cfg(args.config_file, args.opts)
     model, inputs = load(cfg, args.image)
     work = {

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage
 
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import build_cfg
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.retrieval.code_store import pack_codes, unpack_codes
 from regiondh_d2.retrieval.hamming_index import create_index
@@ -267,6 +268,7 @@ def benchmark_training(args: argparse.Namespace) -> dict:
     disturb them less than those of a clock. Sizes change from step to step, as they do in training:
     what one step frees seldom fits the next.
     """
+    import_user_code(args.imports)
     cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     model = build_model(cfg).train()
     generator = torch.Generator().manual_seed(0)
@@ -355,6 +357,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=8,
         help="steps, of which the mean counts, after a first one (default: 8)",
     )
+    add_import_option(training)
     training.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     training.set_defaults(run=benchmark_training, show=print_training)
     for subparser in subparsers.choices.values():

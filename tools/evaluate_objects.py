@@ -18,6 +18,7 @@ from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import load_trained_model, run_command
 from regiondh_d2.engine.searcher import code_boxes
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.object_queries import (
     RANKINGS,
     check_object_queries,
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="codes to search in, by the same model, with labels and detected objects",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
+    add_import_option(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return parser
 
@@ -171,6 +173,7 @@ def format_table(metrics: dict[str, float]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     database = read_codes(args.database)
     cfg = build_cfg(args.config_file, args.opts)
     records = load_records(args.dataset)

@@ -18,6 +18,7 @@ from regiondh_d2.engine.command import (
     run_command,
     run_workers,
 )
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-gpus", type=positive_int, default=1, metavar="N", help="processes, on CPUs as well"
     )
+    add_import_option(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return parser
 
@@ -153,6 +155,7 @@ def tell(result: ExtractionResult, output: str) -> None:
 
 
 def extract(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     cfg = build_cfg(args.config_file, args.opts)
     cfg.freeze()
     if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():

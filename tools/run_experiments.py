@@ -24,6 +24,7 @@ from regiondh_d2.engine.experiments import (
     read_differences,
     read_table,
 )
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.utils.file_io import replace_when_complete, write_json
 
 TABLE = Path(__file__).with_name("experiments.yaml")
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     parser.add_argument("--output", type=Path, default=Path("output/experiments"))
     parser.add_argument("--list", action="store_true", help="only say what is done and what isn't")
+    add_import_option(parser)
     parser.add_argument(
         "--summary",
         metavar="DATASET",
@@ -80,6 +82,7 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)  # the trainings that it runs import the same
     if args.against and not args.summary:
         raise CommandError("--against compares the rows of a summary: give --summary DATASET, too")
     rows = read_table(args.table)

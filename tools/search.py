@@ -13,6 +13,7 @@ from regiondh_d2.engine.command import (
     run_command,
 )
 from regiondh_d2.engine.searcher import RegionDHSearcher
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.draw import Tile, draw_grid, save_image, search_tiles
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")
     parser.add_argument("--json", metavar="OUT.json", help="also write the answers")
+    add_import_option(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return parser
 
@@ -149,6 +151,7 @@ def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchR
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     searcher = RegionDHSearcher.from_folder(args.index, args.config_file, args.opts, args.engine)
     for note in searcher.notes:
         print(f"warning: {note}", file=sys.stderr)

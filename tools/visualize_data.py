@@ -24,6 +24,7 @@ from regiondh_d2.data.visualize import draw_record, draw_training_input
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import check_datasets
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.utils.errors import RegionDHError
 
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many, at even distances in the dataset (default: %(default)s)",
     )
+    add_import_option(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return parser
 
@@ -76,6 +78,7 @@ def draw_training(
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     if args.dataset:
         pictures = draw_dataset(args.dataset, args.images)
     else:

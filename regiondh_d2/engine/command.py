@@ -21,6 +21,7 @@ from ..checkpoint import RegionDHCheckpointer, WeightsError, tensors_not_loaded
 from ..retrieval.search import RERANKINGS
 from ..utils.errors import RegionDHError
 from .allocation import keep_freed_memory
+from .user_code import import_user_code
 
 __all__ = [
     "CommandError",
@@ -174,6 +175,7 @@ def _work(worker: Callable[..., None], args: tuple) -> None:
     """The parent process sees of an exception only its text."""
     _prepare_process()
     try:
+        import_user_code()
         worker(*args)
     except EXPECTED as error:
         if comm.get_world_size() == 1:
