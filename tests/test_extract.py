@@ -19,9 +19,11 @@ from PIL import Image
 
 from pictures import pixels_of, save
 from regiondh_d2.retrieval import extract
-from regiondh_d2.retrieval.code_store import CodeFileError, read_codes, unpack_codes
+from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.extract import CodeExtractor, code_settings, plan_batches
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, find_images
+from regiondh_d2.structures.codes import CodeFileError
+from regiondh_d2.structures.packed import unpack_codes
 from regiondh_d2.utils.progress import Progress
 
 ATTRIBUTES = {

@@ -32,18 +32,17 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import add_regiondh_config
-from ..utils.errors import OutputExistsError, RegionDHError
-from ..utils.progress import Progress
-from .code_store import (
+from ..structures.codes import (
     CodeFileError,
     CodeSet,
     check_one_file,
     codes_from_outputs,
     join_code_sets,
-    read_codes,
     take_rows,
-    write_codes,
 )
+from ..utils.errors import OutputExistsError, RegionDHError
+from ..utils.progress import Progress
+from .code_store import read_codes, write_codes
 from .images import ImageEntry, ImageLoader, UnreadableImage
 
 __all__ = [
