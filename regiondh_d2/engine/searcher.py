@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..checkpoint import model_fingerprint
-from ..retrieval.extract import code_settings, parse_settings
+from ..config import code_settings, parse_settings
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import IndexFolder, read_index_folder
 from ..retrieval.search import (
