@@ -10,9 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import regiondh_d2.data  # noqa: F401  isort: skip  (registers the shipped names; first: quiet)
-from detectron2.data import DatasetCatalog
-
-from regiondh_d2.data.catalog import registered_names
+from regiondh_d2.data.catalog import registered_names, require_dataset
 from regiondh_d2.data.check import check_dataset, is_present
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.utils.errors import RegionDHError
@@ -38,13 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RegionDHError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-    unknown = [name for name in args.names if name not in DatasetCatalog.list()]
-    if unknown:
-        parser.error(
-            f"unknown dataset {', '.join(unknown)}; known: {', '.join(registered_names())},"
-            " and Detectron2's own"
-        )
+    try:
+        for name in args.names:
+            require_dataset(name, "unknown dataset")
+    except RegionDHError as error:
+        parser.error(str(error))
     names = args.names
     if not names:
         names = [name for name in registered_names() if is_present(name)]

@@ -102,7 +102,7 @@ def test_unknown_name(main, capsys):
         main(["t_nope"])
     assert error.value.code == 2
     message = capsys.readouterr().err
-    assert "unknown dataset t_nope" in message
+    assert "unknown dataset 't_nope'" in message
     assert "voc_2007_retrieval_train_val" in message
 
 

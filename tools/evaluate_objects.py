@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.data.catalog import require_dataset
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import load_trained_model, run_command
@@ -141,6 +142,7 @@ def annotated_objects(record: dict, size: tuple[int, int]) -> Instances:
 
 def load_records(dataset: str) -> list[dict]:
     """The images of a dataset that have annotated objects, with labels."""
+    require_dataset(dataset, "--dataset")
     records = [with_labels(r) for r in DatasetCatalog.get(dataset) if r.get("annotations")]
     if not records:
         raise RegionDHError(f"{dataset} has no annotated objects: name a detection dataset")

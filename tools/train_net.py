@@ -68,6 +68,7 @@ if __name__ == "__main__":
     parsed = build_parser().parse_args()
     sys.exit(
         run_command(
-            lambda: run(parsed), interrupted="interrupted: --resume goes on from the last checkpoint"
+            lambda: run(parsed),
+            interrupted="interrupted: --resume goes on from the last checkpoint",
         )
     )

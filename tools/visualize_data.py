@@ -14,11 +14,11 @@ from pathlib import Path
 
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from regiondh_d2.data.catalog import load_dataset, registered_names
+from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.training import build_train_loader
 from regiondh_d2.data.visualize import draw_record, draw_training_input
 from regiondh_d2.engine import build_cfg
@@ -26,7 +26,6 @@ from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import check_datasets
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.draw import save_image
-from regiondh_d2.utils.errors import RegionDHError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,11 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def draw_dataset(name: str, images: int) -> Iterator[tuple[str, Image.Image]]:
     """Files and pictures of some images of a dataset."""
-    if name not in DatasetCatalog.list():
-        raise RegionDHError(
-            f"dataset {name!r} isn't registered; known: {', '.join(registered_names())}, and "
-            "Detectron2's own"
-        )
+    require_dataset(name, "--dataset")
     records = load_dataset(name)
     class_names = MetadataCatalog.get(name).get("thing_classes") or ()
     places = np.linspace(0, len(records) - 1, min(images, len(records))).round().astype(int)

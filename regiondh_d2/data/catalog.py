@@ -6,6 +6,7 @@ are the same dataset, which is what makes registering twice harmless.
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Protocol
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -68,3 +69,24 @@ def load_dataset(name: str, problems: list[str] | None = None) -> list[dict]:
 def registered_names() -> list[str]:
     """The names that were registered here, in the order of registration."""
     return [name for name in _SOURCES if find_source(name) is not None]
+
+
+def require_dataset(name: str, told: str = "dataset") -> None:
+    """Check that a dataset is registered, here or by other code.
+
+    Args:
+        name: of the dataset.
+        told: what the message puts before the name, such as the option.
+
+    Raises:
+        RegionDHError: it isn't; the message lists the names that were registered here.
+    """
+    known = DatasetCatalog.list()
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    raise RegionDHError(
+        f"{told} {name!r}, which isn't registered; known: {', '.join(registered_names())}, and "
+        "Detectron2's own; what registers your own is imported by --import MODULE_OR_FILE"
+        f"{f'; did you mean {near[0]}?' if near else ''}"
+    )

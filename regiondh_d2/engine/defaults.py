@@ -2,13 +2,12 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -19,14 +18,21 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     RPN_HEAD_REGISTRY,
 )
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint import has_last_checkpoint, require_weights
 from ..config import add_regiondh_config
-from ..data.catalog import registered_names
+from ..data.catalog import require_dataset
 from ..data.training import check_num_classes
-from ..utils.errors import InputNotFoundError, RegionDHError
+from ..utils.errors import RegionDHError
+from .config_file import merge_config_file, merge_overrides
+from .config_rules import check_values
 
-__all__ = ["build_cfg", "check_components", "check_datasets", "setup_cfg"]
+__all__ = ["Asked", "asked_of", "build_cfg", "check_components", "check_datasets", "setup_cfg"]
+
+# Where a config, which is a dict, remembers what stands in none of its keys.
+_ASKED = "_regiondh_asked"
 
 # Keys that name a component, where it is looked up, and values that name none.
 COMPONENTS = (
@@ -50,23 +56,16 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         opts: KEY VALUE pairs.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        KeyError: a key isn't known.
-        ValueError: a value has the wrong type or names no component, or KEY VALUE pairs are
+        RegionDHError: the file can't be read, a key isn't known, or a value isn't one that the key
+            takes (:data:`.config_rules.RULES`) or names no component; or KEY VALUE pairs are
             incomplete.
     """
     cfg = get_cfg()
     add_regiondh_config(cfg)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise InputNotFoundError(f"{config_file}: no such config file")
-        cfg.merge_from_file(config_file)
-    if len(opts) % 2:
-        raise RegionDHError(f"overrides come in pairs KEY VALUE; the last one is alone: {opts[-1]}")
-    try:
-        cfg.merge_from_list(list(opts))
-    except AssertionError as error:  # yacs asserts that a key exists
-        raise RegionDHError(str(error)) from error
+        merge_config_file(cfg, config_file)
+    merge_overrides(cfg, opts)
+    check_values(cfg)
     check_components(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("no CUDA device: MODEL.DEVICE falls back to cpu")
@@ -95,23 +94,50 @@ def check_datasets(cfg: CfgNode) -> None:
     """
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog.list():
-                raise RegionDHError(
-                    f"DATASETS.{key} has {name!r}, which isn't registered; known: "
-                    f"{', '.join(registered_names())}, and Detectron2's own"
-                )
+            require_dataset(name, f"DATASETS.{key} has")
             check_num_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks of the trainer beside the config."""
+
+    eval_only: bool = False
+    resume: bool = False
+
+
+def asked_of(cfg: CfgNode) -> Asked:
+    """What :func:`setup_cfg` found in the arguments, for a config that comes from it."""
+    return cfg.__dict__.get(_ASKED, Asked())
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of a training command: :func:`build_cfg`, frozen, after Detectron2's set-up.
 
+    The config remembers what ``args`` ask for (:func:`asked_of`), so that the trainer can refuse
+    a script that does something else.
+
     Raises:
-        ValueError: also what :func:`check_datasets` finds; nothing is written then.
+        RegionDHError: also what :func:`check_datasets` finds; ``args`` ask for several processes
+            and this is one alone; or there is no file of ``MODEL.WEIGHTS``. Nothing is written
+            then.
     """
     setup_logger(name="regiondh_d2", abbrev_name="regiondh")
     cfg = build_cfg(args.config_file, args.opts)
     check_datasets(cfg)
+    asked = Asked(bool(getattr(args, "eval_only", False)), bool(getattr(args, "resume", False)))
+    processes = getattr(args, "num_gpus", 1) * getattr(args, "num_machines", 1)
+    if processes > 1 and comm.get_world_size() == 1:
+        raise RegionDHError(
+            f"--num-gpus and --num-machines ask for {processes} processes, but this script runs in "
+            "one: start it by detectron2.engine.launch, or use tools/train_net.py, which imports "
+            "your datasets with --import MODULE_OR_FILE"
+        )
+    resumes = asked.resume and has_last_checkpoint(cfg.OUTPUT_DIR)
+    # What is downloaded or converted can wait; a path that is wrong cannot.
+    if cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS and not resumes:
+        require_weights(cfg.MODEL.WEIGHTS)
+    cfg.__dict__[_ASKED] = asked
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh")

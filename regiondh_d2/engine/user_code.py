@@ -166,7 +166,9 @@ def _failure(error: BaseException, told: str) -> RegionDHError:
         place = f"{display_name(error.filename)}, line {error.lineno}: "
     else:
         frames = [
-            frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if _is_users(frame.filename)
         ]
         if frames:
             # The deepest line of the user's own, also where a library that it calls failed.
