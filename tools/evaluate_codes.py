@@ -28,6 +28,7 @@ from regiondh_d2.retrieval.code_store import (
     check_holds,
     read_codes,
 )
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.file_io import write_json
 from regiondh_d2.utils.progress import Progress
 
@@ -43,7 +44,7 @@ COLUMNS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--query", required=True, metavar="Q.h5", help="codes of the queries")
     parser.add_argument("--database", required=True, metavar="D.h5", help="codes to search in")
     parser.add_argument(
