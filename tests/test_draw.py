@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, pack_codes
 from regiondh_d2.retrieval.draw import (
     BLUE,
     GREEN,
@@ -24,6 +23,8 @@ from regiondh_d2.retrieval.draw import (
     why_absent,
 )
 from regiondh_d2.retrieval.images import UnreadableImage
+from regiondh_d2.structures.codes import CodeFileError, CodeSet
+from regiondh_d2.structures.packed import pack_codes
 from regiondh_d2.utils.errors import RegionDHError
 
 LAYOUT = GridLayout(box=(60, 40))

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.config import code_settings
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import (
@@ -22,7 +23,6 @@ from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
     check_output,
-    code_settings,
 )
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, find_images
 from regiondh_d2.utils.errors import RegionDHError
