@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, pack_codes
 from regiondh_d2.retrieval.draw import (
     BLUE,
     GREEN,
@@ -18,6 +17,8 @@ from regiondh_d2.retrieval.draw import (
     retrieval_rows,
     save_image,
 )
+from regiondh_d2.structures.codes import CodeFileError, CodeSet
+from regiondh_d2.structures.packed import pack_codes
 
 LAYOUT = GridLayout(box=(60, 40))
 

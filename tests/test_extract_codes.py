@@ -21,8 +21,9 @@ from PIL import Image
 from pictures import save
 from regiondh_d2.data import generate_scenes, photo_files, register_scenes
 from regiondh_d2.engine import build_cfg
-from regiondh_d2.retrieval.code_store import read_codes, unpack_codes
+from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader
+from regiondh_d2.structures.packed import unpack_codes
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "extract_codes.py"

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.config import code_settings
 from regiondh_d2.data.photo_files import PhotoScan, find_photos
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
@@ -23,7 +24,6 @@ from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
     check_output,
-    code_settings,
 )
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, entries_of_scan
 from regiondh_d2.utils.errors import RegionDHError

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..structures.codes import CodeSet, check_comparable
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
-from .code_store import CodeSet, check_comparable
 from .hamming_index import create_index
 from .search import Answer, SearchResult
 

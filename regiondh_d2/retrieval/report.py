@@ -25,11 +25,12 @@ from PIL import Image
 from ..evaluation import curves
 from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.retrieval_evaluator import rank_code_sets
+from ..structures.codes import CodeSet, check_comparable, check_holds
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.progress import Progress
 from . import plots
-from .code_store import CodeSet, check_comparable, check_holds, read_codes
+from .code_store import read_codes
 from .draw import GREEN, RED, Tile, fit_image, nearest, retrieval_rows
 
 if TYPE_CHECKING:
