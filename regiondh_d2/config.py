@@ -4,7 +4,32 @@ Keys live in nodes of our own (``MODEL.REGION_DH``, ``MODEL.TIMM``, ``TEST.RETRI
 Detectron2's, so that a newer Detectron2 can't give one of them another meaning.
 """
 
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+__all__ = ["add_regiondh_config", "code_settings", "parse_settings"]
+
+# Config keys that decide about the rows of a code file beside the weights: those that start so,
+# without those of training and of where things are.
+_CODE_KEYS = (
+    "MODEL.",
+    "INPUT.FORMAT",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "TEST.RETRIEVAL.INSTANCE_MIN_SCORE",
+)
+_OTHER_KEYS = (
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "MODEL.REGION_DH.FEATURE_CACHE",
+    "MODEL.REGION_DH.LOSS_WEIGHTS.",
+    "MODEL.REGION_DH.LR_FACTORS.",
+)
 
 
 def add_regiondh_config(cfg: CN) -> None:
@@ -122,3 +147,48 @@ def _add_retrieval(cfg: CN) -> None:
     # Box AP on the queries beside the retrieval metrics, where they are one dataset in VOC layout
     # or COCO format.
     node.BOX_AP = True
+
+
+def code_settings(cfg: CN, **options: Any) -> str:
+    """What decides about the rows of a code file beside the weights, a line "KEY VALUE" each.
+
+    Args:
+        cfg: the model's config.
+        options: more of the kind, such as whether there are codes of instances.
+    """
+    keys = {
+        key: value
+        for key, value in _flatten(cfg)
+        if key.startswith(_CODE_KEYS)
+        and not key.startswith(_OTHER_KEYS)
+        and not key.endswith("_TRAIN")
+    }
+    return "\n".join(f"{key} {value!r}" for key, value in sorted({**keys, **options}.items()))
+
+
+def parse_settings(text: str) -> dict[str, str]:
+    """The values of :func:`code_settings` by key.
+
+    A key that the text lacks is newer than the text, and what had no such key was coded as by its
+    default. An empty text tells nothing.
+    """
+    return {**_default_settings(), **_values(text)} if text else {}
+
+
+@cache
+def _default_settings() -> dict[str, str]:
+    cfg = get_cfg()
+    add_regiondh_config(cfg)
+    return _values(code_settings(cfg, features=False))
+
+
+def _values(text: str) -> dict[str, str]:
+    return dict(line.partition(" ")[::2] for line in text.splitlines())
+
+
+def _flatten(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, CN):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

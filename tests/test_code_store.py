@@ -11,7 +11,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from regiondh_d2.retrieval import code_store
-from regiondh_d2.retrieval.code_store import (
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
+from regiondh_d2.structures.codes import (
     CodeFileError,
     CodeSet,
     InstanceCodes,
@@ -19,12 +20,9 @@ from regiondh_d2.retrieval.code_store import (
     check_holds,
     codes_from_outputs,
     join_code_sets,
-    pack_codes,
-    read_codes,
     take_rows,
-    unpack_codes,
-    write_codes,
 )
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 
 def make_code_set(rows=5, bits=12, instances=True, **changes):

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from regiondh_d2.evaluation.ranking_metrics import METRICS, evaluate_ranking
-from regiondh_d2.retrieval.code_store import CodeSet, read_codes, write_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
+from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.structures.packed import pack_codes
 
 CLASSES = ("cat", "dog", "sofa", "dining table")

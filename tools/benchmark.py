@@ -19,8 +19,8 @@ from detectron2.utils.events import EventStorage
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import build_cfg
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
-from regiondh_d2.retrieval.code_store import pack_codes, unpack_codes
 from regiondh_d2.retrieval.hamming_index import create_index
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import write_json

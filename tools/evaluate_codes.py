@@ -22,12 +22,8 @@ from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
 from regiondh_d2.evaluation.reference_codes import REFERENCES, image_class_codes
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
-from regiondh_d2.retrieval.code_store import (
-    CodeSet,
-    check_comparable,
-    check_holds,
-    read_codes,
-)
+from regiondh_d2.retrieval.code_store import read_codes
+from regiondh_d2.structures.codes import CodeSet, check_comparable, check_holds
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.file_io import write_json
 from regiondh_d2.utils.progress import Progress

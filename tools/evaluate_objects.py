@@ -23,13 +23,9 @@ from regiondh_d2.evaluation.object_queries import (
     check_object_queries,
     evaluate_object_queries,
 )
-from regiondh_d2.retrieval.code_store import (
-    CodeSet,
-    InstanceCodes,
-    codes_from_outputs,
-    read_codes,
-)
+from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader, dataset_images
+from regiondh_d2.structures.codes import CodeSet, InstanceCodes, codes_from_outputs
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import write_json

@@ -16,7 +16,6 @@ import regiondh_d2  # noqa: F401  (registers the datasets that tables name)
 from regiondh_d2.engine.command import CommandError, positive_int, run_command
 from regiondh_d2.engine.experiments import Row, picked_rows, read_table
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
-from regiondh_d2.retrieval.code_store import CodeSet
 from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.retrieval.plots import (
     compare_methods,
@@ -26,6 +25,7 @@ from regiondh_d2.retrieval.plots import (
     plot_precision_recall,
     save_figure,
 )
+from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.arguments import CommandParser
 
 METRICS = ("MAP", "MAP_min", "ACG")
