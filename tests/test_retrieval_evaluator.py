@@ -192,7 +192,7 @@ def test_a_database_file_of_other_images_is_refused_before_the_coding(dataset, t
     first = codes.image_ids[0]
     for change, message in (
         ({"class_names": [*CLASSES[:2], "cow"]}, "other classes than"),
-        ({"image_ids": ["x", *codes.image_ids[1:]]}, "1 of the 10 images .* first: x"),
+        ({"image_ids": ["x", *codes.image_ids[1:]]}, r"1 of the 10 images .*first: x"),
         (
             {"file_names": ["x.jpg", *names[1:]]},
             rf"image {first} is x\.jpg there, and {first}\.jpg",

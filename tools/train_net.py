@@ -5,18 +5,55 @@ import argparse
 import sys
 
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
-from detectron2.engine import default_argument_parser
-
 from regiondh_d2.engine import RegionDHTrainer, setup_cfg
-from regiondh_d2.engine.command import load_trained_model, run_command, run_workers
+from regiondh_d2.engine.command import (
+    load_trained_model,
+    positive_int,
+    run_command,
+    run_workers,
+)
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = default_argument_parser()
+    """The options of Detectron2's ``default_argument_parser``."""
+    parser = CommandParser(description=__doc__)
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="C",
+        help="config of the model (default: Detectron2's defaults)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in OUTPUT_DIR, if there is one",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    for name, of in (
+        ("--num-gpus", "processes on each machine, on CPUs as well"),
+        ("--num-machines", "machines"),
+    ):
+        parser.add_argument(
+            name, type=positive_int, default=1, metavar="N", help=f"{of} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--machine-rank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="which one is this, from 0 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dist-url",
+        metavar="URL",
+        help="where processes meet, such as tcp://HOST:PORT of the first machine (default: a free "
+        "port, on one machine; needed with several)",
+    )
     add_import_option(parser)
-    parser.set_defaults(dist_url=None)
+    parser.add_overrides()
     return parser
 
 
@@ -31,13 +68,7 @@ def main(args):
     return trainer.train()
 
 
-def check_processes(args: argparse.Namespace) -> None:
-    """Refuse numbers of processes and machines that could not be honoured."""
-    for option, value in (("--num-gpus", args.num_gpus), ("--num-machines", args.num_machines)):
-        if value < 1:
-            raise RegionDHError(
-                f"{option} {value}: it counts from 1; to compute on the CPU set MODEL.DEVICE cpu"
-            )
+def run(args: argparse.Namespace) -> None:
     if not 0 <= args.machine_rank < args.num_machines:
         raise RegionDHError(
             f"--machine-rank {args.machine_rank}: with --num-machines {args.num_machines} the "
@@ -48,10 +79,6 @@ def check_processes(args: argparse.Namespace) -> None:
             f"--num-machines {args.num_machines} needs the address of the first machine: "
             "--dist-url tcp://HOST:PORT, the same on all of them"
         )
-
-
-def run(args: argparse.Namespace) -> None:
-    check_processes(args)
     import_user_code(args.imports)
     run_workers(
         main,
@@ -59,7 +86,6 @@ def run(args: argparse.Namespace) -> None:
         (args,),
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
-        # On a machine alone a free port is found.
         dist_url=args.dist_url or "auto",
     )
 
