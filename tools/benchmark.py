@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import numpy as np
 import torch
 from detectron2.modeling import build_model

@@ -8,11 +8,11 @@ to compare, by the distance of the whole images' codes; relevant are those that 
 import argparse
 import sys
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
-import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.data.catalog import require_dataset
 from regiondh_d2.data.retrieval import with_labels

@@ -5,10 +5,10 @@ import argparse
 import os
 import sys
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.config import code_settings
 from regiondh_d2.data.catalog import require_dataset

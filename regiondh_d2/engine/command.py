@@ -125,6 +125,8 @@ def _prepare_process(keep_memory: bool = True) -> None:
         keep_freed_memory()
     # PyTorch's remarks on Detectron2's code would drown the few lines of a command.
     warnings.filterwarnings("ignore", module="torch")
+    libraries = r"(detectron2|fvcore|timm|torchvision)(\.|$)"  # PyTorch blames those that call it
+    warnings.filterwarnings("ignore", category=FutureWarning, module=libraries)
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
 

@@ -19,6 +19,7 @@ from .config_rules import flat_items, legal_values
 __all__ = ["merge_config_file", "merge_overrides"]
 
 _BASE = "_BASE_"
+_GROUP = "a group of keys"  # in place of a value
 _URL = ("https://", "http://")
 
 
@@ -38,13 +39,20 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
             a key or a value that isn't known.
     """
     sources = _read(path, "config file", ())
+    groups = {
+        ".".join(k.split(".")[:n]) for k, _ in flat_items(cfg) for n in range(1, k.count(".") + 1)
+    }
+    for source in sources:
+        for key in groups & source.values.keys():
+            if source.values[key] != _GROUP:
+                raise RegionDHError(f"{display_name(source.path)}: {_wrong(cfg, key, '')}")
     try:
         cfg.merge_from_file(path)
     except OSError:
         raise
     except Exception as error:  # of Detectron2's, fvcore's, yacs' and yaml's checks
         reason = " ".join(str(error).split()) or type(error).__name__
-        found = re.search(r"config key: (\S+)", reason)
+        found = re.search(r"config key: ([\w.]+)", reason)
         if found is None:
             raise RegionDHError(f"{display_name(path)}: no config: {reason}") from error
         key = found[1]
@@ -83,9 +91,10 @@ def _wrong(cfg: CfgNode, key: str, value: object) -> str:
     below = [k for k in known if k.startswith(f"{key}.")]
     if below:
         return f"{key} is a group of keys; name one of them, such as {below[0]}"
-    # Its last part may be known elsewhere; a typo is near in the whole.
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    # Its last part may stand in another group; else it may be a typo.
+    elsewhere = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"Non-existent config key: {key}{f'; did you mean {near[0]}?' if near else ''}"
 
 
@@ -161,7 +170,7 @@ def _values(node: yaml.MappingNode, shown: str, prefix: str = "") -> Iterator[tu
             )
         seen.add(name)
         if isinstance(value, yaml.MappingNode):
-            yield name, "a group of keys"
+            yield name, _GROUP
             yield from _values(value, shown, f"{name}.")
         elif isinstance(value, yaml.SequenceNode):
             inner = ", ".join(getattr(n, "value", "") for n in value.value if _is_scalar(n))

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,7 +281,10 @@ class RegionDHTrainer(DefaultTrainer):
             FeatureCache(cfg).freeze(model)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         # No broadcast of buffers: it would hang an evaluation in which ranks have unlike shares.
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+        with warnings.catch_warnings():
+            # The newest PyTorch has another name for it, which older ones don't know.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer(model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
