@@ -418,10 +418,8 @@ class RegionDHTrainer(DefaultTrainer):
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         metadata = MetadataCatalog.get(dataset_name)
         kind = metadata.get("evaluator_type", None)
-        if kind == "pascal_voc":
-            return VOCBoxEvaluator(dataset_name)
-        if kind == "coco":
-            return COCOEvaluator(dataset_name, output_dir=os.path.join(output_folder, dataset_name))
+        if kind in ("pascal_voc", "coco"):
+            return _box_evaluator(dataset_name, output_folder)
         if kind != "regiondh_retrieval":
             raise RegionDHError(
                 f"dataset {dataset_name!r} has evaluator_type {kind!r}; known: regiondh_retrieval "
@@ -442,8 +440,7 @@ class RegionDHTrainer(DefaultTrainer):
         queries = metadata.query_datasets
         kinds = [MetadataCatalog.get(name).get("evaluator_type", None) for name in queries]
         if node.BOX_AP and kinds in (["pascal_voc"], ["coco"]):
-            box_ap = cls.build_evaluator(cfg, queries[0], output_folder)
-            evaluators.append(RoleFilter("query", box_ap))
+            evaluators.append(RoleFilter("query", _box_evaluator(queries[0], output_folder)))
         return DatasetEvaluators(evaluators)
 
     @classmethod
@@ -464,6 +461,13 @@ class RegionDHTrainer(DefaultTrainer):
             for evaluator in retrieval:
                 evaluator.set_model(fingerprint)
         return super().test(cfg, model, evaluators)
+
+
+def _box_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """Box AP on a dataset of ``evaluator_type`` pascal_voc or coco."""
+    if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
+        return VOCBoxEvaluator(dataset_name)
+    return COCOEvaluator(dataset_name, output_dir=os.path.join(output_folder, dataset_name))
 
 
 def _reads_queries_alone(cfg, dataset_name: str) -> bool:
