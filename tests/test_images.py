@@ -1,6 +1,7 @@
 """Images to code: which files are found, and what is read of ordinary, unusual and broken ones."""
 
 import io
+import os
 import warnings
 
 import numpy as np
@@ -47,9 +48,10 @@ def test_dataset_images():
         {"image_id": 7, "file_name": "7.jpg", "image_labels": [2, 0], "difficult_labels": [2]},
         {"image_id": "x", "file_name": "x.jpg"},
     ]
+    here = os.getcwd()
     assert dataset_images(dicts, True) == [
-        ImageEntry("7", "7.jpg", (0, 2)),
-        ImageEntry("x", "x.jpg", None),
+        ImageEntry("7", "7.jpg", (0, 2), here, "7.jpg"),
+        ImageEntry("x", "x.jpg", None, here, "x.jpg"),
     ]
     assert dataset_images(dicts, False)[0].labels == (0,)
 

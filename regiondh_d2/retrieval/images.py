@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,14 +15,18 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, UnidentifiedImageError
 
+from ..data.photo_files import PhotoScan, find_photos
+from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
 
-__all__ = ["ImageEntry", "ImageLoader", "UnreadableImage", "dataset_images", "find_images"]
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".webp", ".avif", ".pbm", ".pgm", ".ppm", ".pnm"),
-)
+__all__ = [
+    "ImageEntry",
+    "ImageLoader",
+    "UnreadableImage",
+    "dataset_images",
+    "entries_of_scan",
+    "find_images",
+]
 
 # How to turn an image of each EXIF orientation, and the orientations that swap width and height.
 _EXIF_ORIENTATION = 274
@@ -79,41 +82,38 @@ class ImageEntry:
     mtime_ns: int = -1
 
 
-def find_images(inputs: Sequence[str | os.PathLike]) -> list[ImageEntry]:
+def find_images(
+    inputs: Sequence[str | os.PathLike], exclude: Sequence[str] = ()
+) -> list[ImageEntry]:
     """The images that files and folders name, as entries with absolute paths as ids.
 
-    Folders are searched through, in alphabetical order, for files with an image's suffix; hidden
-    files and folders are passed over. A file is taken whatever its suffix. An image that is named
-    twice counts once.
+    See :func:`~regiondh_d2.data.photo_files.find_photos`, which also tells what was passed over.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        OSError: a folder cannot be read.
-        ValueError: there is no image.
+        ValueError: there is no image, or a pattern to exclude is empty.
     """
-    files: dict[str, None] = {}
-    for given in inputs:
-        path = os.path.abspath(given)
-        if os.path.isdir(path):
-            files.update(dict.fromkeys(_walk(path)))
-        elif os.path.exists(path):
-            files[path] = None
-        else:
-            raise InputNotFoundError(f"{given}: no such file or folder")
-    if not files:
-        raise RegionDHError(f"no images in {', '.join(map(str, inputs))}")
-    return [ImageEntry(image_id=name, file_name=name) for name in files]
+    return entries_of_scan(find_photos(inputs, exclude), inputs)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield os.path.join(parent, name)
+def entries_of_scan(scan: PhotoScan, inputs: Sequence[str | os.PathLike]) -> list[ImageEntry]:
+    """The entries of a scan of some inputs; raises as :func:`find_images`."""
+    if scan.missing:
+        raise InputNotFoundError(f"{display_name(scan.missing[0])}: no such file or folder")
+    if not scan.images:
+        names = ", ".join(map(display_name, inputs))
+        raise RegionDHError("; ".join([f"no images in {names}", *scan.summary()]))
+    return [
+        ImageEntry(
+            image_id=photo.path,
+            file_name=photo.path,
+            root=photo.root,
+            relative_path=photo.relative_path,
+            size=photo.size,
+            mtime_ns=photo.mtime_ns,
+        )
+        for photo in scan.images
+    ]
 
 
 def dataset_images(dicts: Sequence[Mapping], count_difficult: bool) -> list[ImageEntry]:
@@ -123,15 +123,40 @@ def dataset_images(dicts: Sequence[Mapping], count_difficult: bool) -> list[Imag
         dicts: dataset dicts with ``image_id`` and ``file_name``, and, if labels are known,
             ``image_labels`` and ``difficult_labels``, as retrieval datasets have them.
         count_difficult: whether the classes of ``difficult_labels`` count as labels.
+
+    Returns:
+        Entries whose root is the deepest folder that all images share. Size and time of a file that
+        is not there are -1.
     """
+    paths = [os.path.abspath(record["file_name"]) for record in dicts]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     entries = []
-    for record in dicts:
+    for record, path in zip(dicts, paths, strict=True):
         labels = None
         if "image_labels" in record:
             hidden = () if count_difficult else record.get("difficult_labels", ())
             labels = tuple(sorted(set(record["image_labels"]) - set(hidden)))
-        entries.append(ImageEntry(str(record["image_id"]), str(record["file_name"]), labels))
+        size, mtime_ns = _size_and_time(path)
+        entries.append(
+            ImageEntry(
+                image_id=str(record["image_id"]),
+                file_name=str(record["file_name"]),
+                labels=labels,
+                root=root,
+                relative_path=os.path.relpath(path, root).replace(os.sep, "/"),
+                size=size,
+                mtime_ns=mtime_ns,
+            )
+        )
     return entries
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 class ImageLoader:
