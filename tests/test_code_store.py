@@ -19,13 +19,16 @@ from regiondh_d2.structures.codes import (
     CodeFileError,
     CodeSet,
     InstanceCodes,
+    check_code_set,
     check_comparable,
     check_holds,
     codes_from_outputs,
     join_code_sets,
+    move_root,
     take_rows,
 )
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
+from regiondh_d2.utils.locks import FileInUseError
 
 
 def make_code_set(rows=5, bits=12, instances=True, **changes):
@@ -202,10 +205,10 @@ def held_open(path, mode):
 def test_a_file_that_another_program_writes(tmp_path):
     path = tmp_path / "codes.h5"
     write_codes(path, make_code_set())
-    with held_open(path, "r+"):
-        message = read_error(path)
-    assert message.startswith(f"{path}: in use by another program")
-    assert "extract the codes again" not in message
+    with held_open(path, "r+"), pytest.raises(FileInUseError) as error:
+        read_codes(path)
+    assert str(error.value).startswith(f"{path}: in use by another program")
+    assert "extract the codes again" not in str(error.value)
     assert_same(make_code_set(), read_codes(path))
 
 
@@ -226,7 +229,7 @@ def test_a_file_that_a_crashed_writer_left_open(tmp_path):
         process.wait()
         try:
             read_codes(path)
-        except CodeFileError as error:
+        except FileInUseError as error:
             assert "left half written by one that crashed" in str(error)  # noqa: PT017
 
 
@@ -553,6 +556,61 @@ def test_join_and_take_rows_are_inverse(tmp_path):
     np.testing.assert_array_equal(joined.instances.image_index, [1, 1, 2, 3])
     np.testing.assert_array_equal(joined.instances.boxes, whole.instances.boxes[[0, 1, 3, 2]])
     assert_same(whole, take_rows(joined, np.argsort(order)))
+
+
+def test_a_row_can_be_taken_twice(tmp_path):
+    taken = take_rows(make_photo_set(), [0, 2, 0])
+    write_codes(tmp_path / "codes.h5", taken)
+    np.testing.assert_array_equal(taken.instances.image_index, [0, 0, 1, 2, 2])
+    boxes = make_photo_set().instances.boxes
+    np.testing.assert_array_equal(taken.instances.boxes, boxes[[0, 1, 2, 0, 1]])
+    assert taken.roots == ["/photos"]
+
+
+def test_roots_are_joined_and_those_of_no_image_go():
+    photos = make_photo_set()
+    other = make_photo_set(roots=["/mnt/größe \udce9", "/photos"], root_index=1 - photos.root_index)
+    joined = join_code_sets([photos, other])
+    assert joined.roots == photos.roots
+    assert joined.relative_paths == photos.relative_paths * 2
+    assert take_rows(joined, [1, 3]).roots == photos.roots[1:]
+    codes = CodeSet(np.zeros((1, 1), np.uint8), 8, ["a"], ["a"], roots=["a"] * 65537)
+    with pytest.raises(CodeFileError, match="65537 roots"):
+        check_code_set(codes)
+
+
+def test_codes_with_a_content_join_those_without():
+    photos = make_photo_set()
+    joined = join_code_sets([dataclasses.replace(photos, content_sha256=None), photos])
+    assert not joined.content_sha256[:5].any()
+    np.testing.assert_array_equal(joined.content_sha256[5:], photos.content_sha256)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names", "roots"),
+    [
+        ("/a/b", "/new", ["/new/c/1", "/new/2", "/a/3", "/x/4"], ["/new", "/a", ""]),
+        ("/a", "/new", ["/new/b/c/1", "/new/b/2", "/new/3", "/x/4"], ["/new/b", "/new", ""]),
+        ("/a/b/c", "/new", ["/new/1", "/a/b/2", "/a/3", "/x/4"], ["/a/b", "/a", "", "/new"]),
+        ("/x", "/new", ["/a/b/c/1", "/a/b/2", "/a/3", "/new/4"], ["/a/b", "/a", ""]),
+    ],
+)
+def test_move_root(old, new, names, roots):
+    before = ["/a/b/c/1", "/a/b/2", "/a/3", "/x/4"]
+    codes = CodeSet(
+        codes=np.zeros((4, 1), np.uint8),
+        bits=8,
+        image_ids=[*before[:3], "an id"],
+        file_names=before,
+        roots=["/a/b", "/a", ""],
+        root_index=np.array([0, 0, 1, 2], np.uint16),
+    )
+    moved = move_root(codes, old, new)
+    check_code_set(moved)
+    assert (moved.file_names, moved.roots) == (names, roots)
+    assert moved.image_ids == [*names[:3], "an id"]
+    with pytest.raises(CodeFileError, match=r"no image is in /other; the roots are: /a/b, /a"):
+        move_root(codes, "/other", new)
 
 
 def test_take_rows_leaves_out_the_instances_of_other_rows():

@@ -55,6 +55,7 @@ from ..structures.codes import (
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.locks import FileInUseError, refuse_if_busy
 
 __all__ = ["read_codes", "write_codes"]
 
@@ -162,8 +163,8 @@ def read_codes(path: str | os.PathLike) -> CodeSet:
     allocated for a size that the file's bytes cannot hold.
 
     Raises:
-        CodeFileError: missing, not HDF5, damaged, another format or version, inconsistent, or in
-            use by a program that may be writing it.
+        CodeFileError: missing, not HDF5, damaged, another format or version, or inconsistent.
+        FileInUseError: another program may be writing it.
         OSError: the file cannot be opened, for instance because it belongs to somebody else.
     """
     path = Path(path)
@@ -182,13 +183,10 @@ def read_codes(path: str | os.PathLike) -> CodeSet:
         raise CodeFileError(f"{shown}: {error}; update regiondh_d2") from None
     except ValueError as error:  # RegionDHError is one
         raise CodeFileError(f"{shown}: {_reason(error)}; extract the codes again") from error
-    except BlockingIOError:
-        raise CodeFileError(
-            f"{shown}: in use by another program, which may be writing it; close that and try again"
-        ) from None
     except (OSError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        refuse_if_busy(path, error)
         if "consistency flags" in str(error):  # what a writer without locks leaves in the header
-            raise CodeFileError(
+            raise FileInUseError(
                 f"{shown}: in use by another program, or left half written by one that crashed; "
                 "close that and try again, or extract the codes again"
             ) from None
