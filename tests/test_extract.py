@@ -25,6 +25,7 @@ from regiondh_d2.retrieval.extract import CodeExtractor, plan_batches
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, find_images
 from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.structures.packed import unpack_codes
+from regiondh_d2.utils.locks import FileInUseError
 from regiondh_d2.utils.progress import Progress
 
 ATTRIBUTES = {
@@ -249,10 +250,15 @@ def test_nothing_but_bad_images(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX alone")
-def test_names_that_are_not_utf8(folder, tmp_path):
-    os.link(folder / "00.png", os.fsencode(folder) + b"/\xff.png")
-    result = extract_folder(folder, tmp_path / "codes.h5", skip_bad=True)
-    assert [error.reason for error in result.unreadable] == ["its name is not UTF-8: rename it"]
+@pytest.mark.parametrize("name", [b"\xff.png", b"line\nbreak \x1b[31m.png", "日本 🦊.png".encode()])
+def test_names_that_are_any_bytes(tmp_path, name):
+    path = os.fsencode(tmp_path / "images") + b"/" + name
+    os.makedirs(tmp_path / "images")
+    os.rename(save(tmp_path / "a.png"), path)
+    for resume in (False, True):
+        result = extract_folder(tmp_path / "images", tmp_path / "codes.h5", resume=resume)
+        assert (result.rows, result.unreadable) == (1, [])
+        assert [os.fsencode(n) for n in read_codes(tmp_path / "codes.h5").file_names] == [path]
 
 
 # Resuming
@@ -510,7 +516,7 @@ def test_one_run_at_a_time(folder, tmp_path):
     (tmp_path / "codes.h5.parts").mkdir()
     with open(tmp_path / "codes.h5.parts" / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match="in use by another run"):
+        with pytest.raises(FileInUseError, match="in use by another program"):
             extract_folder(folder, tmp_path / "codes.h5", resume=True)
     assert extract_folder(folder, tmp_path / "codes.h5", resume=True).rows == 12
 
