@@ -14,29 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from extraction import ATTRIBUTES, BITS, extract_folder, fake_model, make_extractor
 from PIL import Image
 
 from pictures import pixels_of, save
 from regiondh_d2.config import code_settings
 from regiondh_d2.retrieval import extract
 from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.retrieval.extract import CodeExtractor, plan_batches
+from regiondh_d2.retrieval.extract import plan_batches
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, find_images
 from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.structures.packed import unpack_codes
 from regiondh_d2.utils.locks import FileInUseError
 from regiondh_d2.utils.progress import Progress
-
-ATTRIBUTES = {
-    "dataset": "",
-    "config": "some.yaml",
-    "class_names": ["a", "b", "c"],
-    "count_difficult": True,
-    "model_fingerprint": "f" * 64,
-    "settings": "INPUT.FORMAT 'RGB'\ninstances True",
-}
-BITS = 16
 
 
 @pytest.fixture
@@ -45,47 +35,6 @@ def folder(tmp_path):
     for number in range(12):
         save(tmp_path / "images" / f"{number:02d}.png", height=20 if number % 3 else 40)
     return tmp_path / "images"
-
-
-def code_of(image):
-    """The code of an input (3, H, W): whether pixels of the first row are bright."""
-    return image[0, 0, :BITS] > 127
-
-
-def fake_model(inputs):
-    """Codes and, for every image, one detection whose box is the image's size."""
-    assert len({tuple(-(-side // 32) for side in x["image"].shape[1:]) for x in inputs}) == 1
-    outputs = []
-    for given in inputs:
-        code = code_of(given["image"])
-        size = (given["height"], given["width"])
-        instances = Instances(size)
-        instances.pred_boxes = Boxes([[0.0, 0.0, size[1], size[0]]])
-        instances.scores = torch.tensor([0.5])
-        instances.pred_classes = torch.tensor([1])
-        instances.pred_codes = ~code[None]
-        outputs.append(
-            {
-                "image_code": code,
-                "image_activation": code * 1.0,
-                "image_feature": given["image"][0, 0, :5] / 255,
-                "instances": instances,
-            }
-        )
-    return outputs
-
-
-def make_extractor(model=fake_model, save_every=0.0, report=lambda line: None, **changes):
-    options = {"size_divisibility": 32, "batch_size": 2, "save_every": save_every}
-    options |= {name: changes.pop(name) for name in list(changes) if name not in ATTRIBUTES}
-    loader = options.pop("loader", ImageLoader(min_size=0, max_size=0, image_format="RGB"))
-    return CodeExtractor(model, loader, ATTRIBUTES | changes, report=report, **options)
-
-
-def extract_folder(folder, output, **options):
-    """Codes of a folder; ``resume`` and ``skip_bad`` are the run's, the rest the extractor's."""
-    run = {name: options.pop(name, False) for name in ("resume", "skip_bad")}
-    return make_extractor(**options).extract(find_images([folder]), output, **run)
 
 
 # Batches

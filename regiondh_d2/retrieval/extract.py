@@ -33,14 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import parse_settings
 
-try:  # TEMPORARY
-    from ..data.image_reader import pixels_changed_since_v1
-except ImportError:
-
-    def pixels_changed_since_v1(p):
-        return False
-
-
+from ..data.image_reader import pixels_changed_since_v1
 from ..data.photo_files import PhotoScan, is_below
 from ..structures.codes import (
     UNKNOWN,
@@ -59,15 +52,20 @@ from ..utils.locks import hold_lock
 from ..utils.progress import Progress
 from .code_store import read_codes, write_codes
 from .images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
+
 try:  # TEMPORARY
     from .index_folder import move_roots
 except ImportError:
+
     def move_roots(items, moves):
         from ..structures.codes import move_root
+
         for m in moves:
             old, _, new = m.partition("=")
             items = move_root(items, os.path.abspath(old), os.path.realpath(new))
         return items
+
+
 from .known_rows import Folders, KnownRows, Source
 from .photo_state import file_sha256, root_problem
 
@@ -167,6 +165,11 @@ def check_output(
         )
 
 
+def _new(move: str) -> list[str]:
+    """The folders that may be the second one of OLD=NEW, since names may have "=", too."""
+    return [os.path.realpath(move[i + 1 :]) for i, letter in enumerate(move) if letter == "="]
+
+
 def _parts_folder(output: Path) -> Path:
     """Beside the file that a link leads to, since what is in it becomes that file."""
     real = Path(os.path.realpath(output))
@@ -236,8 +239,9 @@ def _moved(code_set: CodeSet, moves: Sequence[str], strict: bool = True) -> Code
         try:
             code_set = move_roots(code_set, [move])
         except CodeFileError:
-            new = os.path.realpath(move.rpartition("=")[2])
-            if strict and not any(is_below(name, new) for name in code_set.file_names):
+            if strict and not any(
+                is_below(n, new) for n in code_set.file_names for new in _new(move)
+            ):
                 raise
     return code_set
 
