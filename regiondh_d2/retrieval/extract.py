@@ -32,7 +32,6 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import parse_settings
-
 from ..data.image_reader import pixels_changed_since_v1
 from ..data.photo_files import PhotoScan, is_below
 from ..structures.codes import (
@@ -73,6 +72,7 @@ __all__ = [
     "CodeExtractor",
     "ExtractionResult",
     "check_output",
+    "images_to_code",
     "plan_batches",
 ]
 
