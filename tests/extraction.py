@@ -1,4 +1,8 @@
-"""Extraction with a model whose code is a few pixels."""
+"""Extraction with a model whose code is a few pixels, and files that others have open."""
+
+import contextlib
+import subprocess
+import sys
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -61,3 +65,22 @@ def extract_folder(folder, output, **options):
     scan = find_photos(inputs, options.pop("exclude", ()))
     images, _ = images_to_code(scan, inputs, output, run.get("moves", ()))
     return make_extractor(**options).extract(images, output, scan=scan, **run)
+
+
+HOLD = """
+import sys, h5py
+file = h5py.File(sys.argv[1], sys.argv[2])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_open(path, mode):
+    """Another program that has the file open."""
+    command = [sys.executable, "-c", HOLD, str(path), mode]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.stdin.close()

@@ -6,8 +6,10 @@ A network stands in for the model only where its codes matter; elsewhere a code 
 import fcntl
 import functools
 import io
+import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -275,6 +277,33 @@ def test_killed_once_at_any_moment(folder, tmp_path):
         assert os.listdir(output.parent) == ["codes.h5"]
         number += 1
     assert number > 3 * 6  # six batches, each with a model call and two sides of a rename
+
+
+def test_an_update_that_is_killed_at_every_moment(folder, tmp_path):
+    """An edited, a new, a moved and a pruned photo: the old file or the new one, nothing else."""
+    extract_folder(folder, tmp_path / "old.h5")
+    (folder / "03.png").unlink()
+    (folder / "04.png").rename(folder / "moved.png")
+    save(folder / "new.png")
+    save(folder / "05.png", quality=1, height=24)
+    update = functools.partial(extract_folder, folder, resume=True, prune=True, batch_size=1)
+    whole = {(tmp_path / "old.h5").read_bytes()}
+    for number in itertools.count(1):
+        output = tmp_path / f"{number}" / "codes.h5"
+        output.parent.mkdir()
+        shutil.copy2(tmp_path / "old.h5", output)
+        killed = kill_at_event(number, functools.partial(update, output=output))
+        found = output.read_bytes()
+        assert len(whole | {found}) <= 2
+        if found not in whole:
+            whole.add(found)
+        assert update(output=output).rows == 12
+        whole.add(output.read_bytes())
+        assert len(whole) == 2
+        assert os.listdir(output.parent) == ["codes.h5"]
+        if not killed:
+            break
+    assert number > 2 * 3
 
 
 def test_new_files_are_added_and_old_ones_not_coded_again(folder, tmp_path):
