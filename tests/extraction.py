@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from regiondh_d2.data.photo_files import find_photos
-from regiondh_d2.retrieval.extract import CodeExtractor, images_to_code
+from regiondh_d2.retrieval.extract import CodeExtractor, images_to_code, known_files
 from regiondh_d2.retrieval.images import ImageLoader
 
 ATTRIBUTES = {
@@ -63,7 +63,7 @@ def extract_folder(folder, output, **options):
     run = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
     inputs = folder if isinstance(folder, list) else [folder]
     scan = find_photos(inputs, options.pop("exclude", ()))
-    images, _ = images_to_code(scan, inputs, output, run.get("moves", ()))
+    images, _ = images_to_code(scan, inputs, known_files(output, run.get("moves", ())))
     return make_extractor(**options).extract(images, output, scan=scan, **run)
 
 

@@ -286,7 +286,6 @@ def one_image(tmp_path):
     ("opts", "message"),
     [
         (["MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
-        (["MODEL.DEVICE"], "overrides come in pairs"),
         (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "absent.pth"], "absent.pth: no such file"),
         (["MODEL.REGION_DH.BITS", "16"], "(first: roi_heads."),
@@ -354,7 +353,7 @@ def test_options_without_an_effect(tool, capsys, options, message):
     assert message in errors_of(capsys)[-1]
 
 
-def test_photos_that_change(tool, arguments, tmp_path, capsys):
+def test_photos_that_change(tool, arguments, tmp_path, monkeypatch, capsys):
     """What a second run says of photos that have gone, moved and changed, and of absent folders."""
     photos, other, output = tmp_path / "photos", tmp_path / "other", tmp_path / "codes.h5"
     for path in (photos / "a.png", photos / "b.png", photos / "c.png", other / "d.png"):
@@ -362,6 +361,12 @@ def test_photos_that_change(tool, arguments, tmp_path, capsys):
     (photos / "notes.txt").touch()
     assert tool.main(arguments([photos, other], output)) == 0
     assert "4 rows, 4 of them coded now" in capsys.readouterr().out
+
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an unchanged photo was opened"))
+    monkeypatch.setattr(photo_files, "carries_mark", Image.open)
+    assert tool.main(arguments([photos, other], output, "--resume")) == 0
+    monkeypatch.undo()
+    assert "4 rows, 0 of them coded now" in capsys.readouterr().out
 
     (photos / "a.png").rename(photos / "z.png")
     (photos / "b.png").unlink()
@@ -441,6 +446,7 @@ def test_no_write_permission(tool, arguments, one_image, tmp_path, capsys):
         ["--input", "a", "--dataset", "b", "--output", "o.h5"],
         ["--input", "a"],
         ["--input", "a", "--output", "o.h5", "--batch-size", "0"],
+        ["--input", "a", "--output", "o.h5", "MODEL.DEVICE"],
         ["--input", "a", "--output", "o.h5", "--num-gpus", "none"],
     ],
 )

@@ -25,6 +25,7 @@ from regiondh_d2.retrieval.extract import (
     ExtractionResult,
     check_output,
     images_to_code,
+    known_files,
 )
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images
 from regiondh_d2.utils.arguments import CommandParser
@@ -226,8 +227,13 @@ def extract(args: argparse.Namespace) -> None:
         scan, notes = None, []
         images, class_names = dataset_entries(args.dataset, cfg)
     else:
-        scan = find_photos(args.input, args.exclude)
-        images, notes = images_to_code(scan, args.input, args.output, args.root)
+        known = known_files(args.output, args.root)
+        scan = find_photos(
+            args.input,
+            args.exclude,
+            lambda photo: known.get(photo.path) == (photo.size, photo.mtime_ns),
+        )
+        images, notes = images_to_code(scan, args.input, known)
         class_names = classes_of_model(cfg)
     for line in notes:
         print(line, file=sys.stderr, flush=True)

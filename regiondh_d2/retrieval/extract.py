@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +73,7 @@ __all__ = [
     "ExtractionResult",
     "check_output",
     "images_to_code",
+    "known_files",
     "plan_batches",
 ]
 
@@ -182,11 +183,25 @@ def _reader(settings: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
+def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+    """Size and time of modification of each file that a code file has a row of, by its name.
+
+    Args:
+        output: the code file; if it isn't there, it knows nothing.
+        moves: texts OLD=NEW, folders of photos that stand elsewhere now.
+
+    Raises:
+        CodeFileError: the output can't be read, or has no photo in a folder that has moved.
+    """
+    if not os.path.exists(output):
+        return {}
+    codes = _moved(read_codes(output), moves)
+    known = zip(codes.size.tolist(), codes.mtime_ns.tolist(), strict=True)
+    return dict(zip(codes.file_names, known, strict=True))
+
+
 def images_to_code(
-    scan: PhotoScan,
-    inputs: Sequence[str | os.PathLike],
-    output: str | os.PathLike,
-    moves: Sequence[str] = (),
+    scan: PhotoScan, inputs: Sequence[str | os.PathLike], known: Iterable[str]
 ) -> tuple[list[ImageEntry], list[str]]:
     """The photos of a scan, if there is nothing else to do first.
 
@@ -196,8 +211,7 @@ def images_to_code(
     Args:
         scan: of ``inputs``.
         inputs: files and folders, as they were given.
-        output: the code file, which may be there.
-        moves: texts OLD=NEW, folders of photos that stand elsewhere now.
+        known: the names of the files that the output has rows of.
 
     Returns:
         The photos, and lines about what is not there.
@@ -205,20 +219,17 @@ def images_to_code(
     Raises:
         InputNotFoundError: an input of which the output knows nothing is not there.
         RegionDHError: there is no photo.
-        CodeFileError: the output can't be read, or holds no photo in a folder that has moved.
     """
-    names = []
-    if os.path.exists(output):
-        names = _moved(read_codes(output), moves).file_names
+    known = list(known)
     folders = Folders(scan)
     problems = []
     for given, path in zip(scan.missing, folders.missing, strict=True):
-        rows = sum(is_below(name, path) for name in names)
+        rows = sum(is_below(name, path) for name in known)
         if not rows:
             raise InputNotFoundError(f"{display_name(given)}: no such file or folder")
         problems.append((given, "is not there", rows))
     for root in folders.empty:
-        rows = sum(is_below(name, root) for name in names)
+        rows = sum(is_below(name, root) for name in known)
         if rows or scan.images:
             problems.append((root, root_problem(root) or "holds no photos", rows))
     lines = [
@@ -229,8 +240,7 @@ def images_to_code(
     ]
     if not scan.images and lines:
         raise RegionDHError(f"{'; '.join(lines)} (a disk that isn't plugged in?)")
-    known = PhotoScan(**{**vars(scan), "missing": []})
-    return entries_of_scan(known, inputs), lines
+    return entries_of_scan(replace(scan, missing=[]), inputs), lines
 
 
 def _moved(code_set: CodeSet, moves: Sequence[str], strict: bool = True) -> CodeSet:

@@ -316,14 +316,14 @@ class KnownRows:
 
         others, gone, pruned = self._other_rows({self._image_keys[i] for i in indexes}, prune)
         rows = [*others, *(row_of[index] for index in indexes)]
-        merged = take_rows(joined, rows)
-        merged = self._with_places_of_others(merged, others)
+        taken = take_rows(joined, rows)
+        merged = self._with_places_of_others(taken, others)
         merged = self._with_images(merged, len(others), indexes, fresh.keys())
         output = np.flatnonzero(~self._in_part)
         changed = (
             any(row >= known or self._in_part[row] for row in rows)
             or sorted(rows) != output.tolist()
-            or not _same_files(merged, take_rows(joined, rows))
+            or not _same_files(merged, taken)
         )
         return MergedRows(merged, changed, gone, pruned)
 
