@@ -9,11 +9,12 @@ import argparse
 import sys
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.data.catalog import load_dataset
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import load_trained_model, run_command
@@ -143,7 +144,7 @@ def annotated_objects(record: dict, size: tuple[int, int]) -> Instances:
 
 def load_records(dataset: str) -> list[dict]:
     """The images of a dataset that have annotated objects, with labels."""
-    records = [with_labels(r) for r in DatasetCatalog.get(dataset) if r.get("annotations")]
+    records = [with_labels(r) for r in load_dataset(dataset) if r.get("annotations")]
     if not records:
         raise RegionDHError(f"{dataset} has no annotated objects: name a detection dataset")
     return records

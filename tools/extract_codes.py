@@ -6,10 +6,11 @@ import os
 import sys
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.data.catalog import load_dataset
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import (
@@ -83,7 +84,7 @@ def find_entries(args: argparse.Namespace, cfg) -> tuple[list[ImageEntry], list[
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
         return find_images(args.input), next((c for c in known if len(c) == count), [])
-    dicts = DatasetCatalog.get(args.dataset)
+    dicts = load_dataset(args.dataset)
     if any("annotations" in record for record in dicts):
         dicts = [with_labels(record) for record in dicts]
     class_names = list(MetadataCatalog.get(args.dataset).get("thing_classes", []))

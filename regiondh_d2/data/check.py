@@ -15,6 +15,9 @@ from regiondh_d2.data.catalog import find_source, load_dataset
 from regiondh_d2.data.retrieval import RetrievalSource, with_labels
 from regiondh_d2.data.voc import VOCSource
 
+from ..utils.errors import RegionDHError
+from .training import check_record
+
 
 @dataclass(frozen=True)
 class DatasetReport:
@@ -28,6 +31,7 @@ class DatasetReport:
             for each.
         class_images: number of images that show a class, for every class in its order.
         problems: one line a defect.
+        notes: one line for each thing that is sound but worth knowing.
     """
 
     name: str
@@ -37,6 +41,7 @@ class DatasetReport:
     roles: dict[str, int]
     class_images: dict[str, int]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Two lines: counts, and the classes."""
@@ -57,7 +62,7 @@ def is_present(name: str) -> bool:
         return os.path.isfile(source.list_file)
     if isinstance(source, RetrievalSource):
         return all(is_present(part) for part in source.parts)
-    json_file = MetadataCatalog.get(name).get("json_file")  # Detectron2's COCO datasets have one
+    json_file = MetadataCatalog.get(name).get("json_file")  # datasets in COCO format have one
     return json_file is None or os.path.isfile(json_file)
 
 
@@ -69,11 +74,17 @@ def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
         open_images: also decode every image and compare its size with the annotation's.
     """
     problems: list[str] = []
+    notes: list[str] = []
     try:
-        dicts = load_dataset(name, problems)
+        dicts = load_dataset(name, problems, notes)
+    except RegionDHError as error:
+        problems.append(str(error))
+        dicts = []
     except Exception as error:  # whatever the loader of a foreign dataset raises is the finding
         problems.append(f"{name}: cannot be loaded: {type(error).__name__}: {error}")
         dicts = []
+    if find_source(name) is None:
+        dicts = _sound(dicts, problems)
     dicts = [with_labels(record) for record in dicts]
     if open_images:
         for record in tqdm(dicts, desc=name, disable=None, leave=False):
@@ -96,7 +107,21 @@ def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
         roles={role: roles[role] + both for role in ("database", "query")} if roles or both else {},
         class_images={name: label_counts[label] for label, name in enumerate(class_names)},
         problems=tuple(problems),
+        notes=tuple(notes),
     )
+
+
+def _sound(dicts: list[dict], problems: list[str]) -> list[dict]:
+    """The dicts of other code's dataset that are no problem."""
+    kept = []
+    for record in dicts:
+        try:
+            check_record(record)
+        except RegionDHError as error:
+            problems.append(str(error))
+        else:
+            kept.append(record)
+    return kept
 
 
 @functools.cache  # several datasets share their images
