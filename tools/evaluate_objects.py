@@ -24,6 +24,7 @@ from regiondh_d2.evaluation.object_queries import (
     check_object_queries,
     evaluate_object_queries,
 )
+from regiondh_d2.evaluation.same_images import find_same_images
 from regiondh_d2.retrieval.code_store import (
     CodeSet,
     InstanceCodes,
@@ -52,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="D.h5",
         help="codes to search in, by the same model, with labels and detected objects",
+    )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave the image that an object is in out of the object's ranking",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
@@ -182,8 +188,14 @@ def run(args: argparse.Namespace) -> None:
     query, objects = coder.code(records)
     progress = Progress(report, "objects ranked", len(objects.codes))
     metrics = evaluate_object_queries(
-        query, objects, database, lambda done, _: progress.show(done)
+        query,
+        objects,
+        database,
+        lambda done, _: progress.show(done),
+        exclude_self=args.exclude_self,
     ).metrics
+    for note in find_same_images(query, database).notes(args.exclude_self):
+        print(f"warning: {note}", file=sys.stderr)
     print(
         f"{metrics['num_queries']} objects in {len(query)} images, searched in {len(database)} "
         f"images with {len(database.instances.codes)} detected objects"

@@ -239,6 +239,7 @@ class RegionDHTrainer(DefaultTrainer):
             config_name=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
             model_fingerprint=model_fingerprint,
             instance_min_score=node.INSTANCE_MIN_SCORE,
+            exclude_self=node.EXCLUDE_SELF,
         )
         evaluators: list[DatasetEvaluator] = [retrieval]
         queries = metadata.query_datasets

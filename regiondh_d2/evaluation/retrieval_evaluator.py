@@ -35,6 +35,7 @@ from ..retrieval.code_store import (
 from ..utils.errors import RegionDHError
 from ..utils.file_io import write_json
 from .ranking_metrics import RankingResult, evaluate_ranking
+from .same_images import find_same_images
 
 _ROLES = ("query", "database", "both")
 
@@ -49,6 +50,18 @@ class _Record:
     codes: CodeSet
 
 
+def _of_known_classes(output: dict, count: int) -> dict:
+    """An output without detections of classes that the dataset lacks.
+
+    A network may know more classes than a dataset; what it takes for one of these is no answer
+    about the others.
+    """
+    found = output.get("instances")
+    if found is None or not found.has("pred_classes"):
+        return output
+    return {**output, "instances": found[found.pred_classes < count]}
+
+
 class RetrievalEvaluator(DatasetEvaluator):
     """Measures how well image codes retrieve images that share labels with a query.
 
@@ -59,7 +72,8 @@ class RetrievalEvaluator(DatasetEvaluator):
     (K2,), and ``instances`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``,
     bool (R, K1).
 
-    An image with both roles retrieves itself first.
+    An image with both roles retrieves itself first, unless ``exclude_self`` leaves it out of its
+    own ranking; without it, a warning has the number of such queries.
     """
 
     def __init__(
@@ -73,6 +87,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         config_name: str = "",
         model_fingerprint: str = "",
         instance_min_score: float = 0.3,
+        exclude_self: bool = False,
         distributed: bool = True,
     ):
         """
@@ -85,6 +100,7 @@ class RetrievalEvaluator(DatasetEvaluator):
             database_codes: code file to search in instead of the dataset's database images.
             config_name, model_fingerprint: written into the code files.
             instance_min_score: detections below this score are not stored.
+            exclude_self: whether a query that is in the database is left out of its own ranking.
             distributed: collect records from all ranks; False if only this rank evaluates.
 
         Raises:
@@ -103,6 +119,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         self._config_name = config_name
         self._model_fingerprint = model_fingerprint
         self._instance_min_score = instance_min_score
+        self._exclude_self = exclude_self
         self._distributed = distributed
         self._records: list[_Record] = []
 
@@ -131,12 +148,13 @@ class RetrievalEvaluator(DatasetEvaluator):
             if not self._count_difficult:
                 labels -= set(given.get("difficult_labels", ()))
             image_id, file_name = str(given["image_id"]), str(given.get("file_name", ""))
+            class_names = MetadataCatalog.get(self._dataset_name).thing_classes
             codes = codes_from_outputs(
-                [output],
+                [_of_known_classes(output, len(class_names))],
                 image_ids=[image_id],
                 file_names=[file_name],
                 labels=[sorted(labels)],
-                class_names=MetadataCatalog.get(self._dataset_name).thing_classes,
+                class_names=class_names,
                 instance_min_score=self._instance_min_score,
                 dataset=self._dataset_name,
                 config=self._config_name,
@@ -150,7 +168,7 @@ class RetrievalEvaluator(DatasetEvaluator):
 
         Returns:
             On the main process ``{"retrieval": {name: number}}`` with the names of
-            :func:`~regiondh_d2.evaluation.ranking_metrics.evaluate_ranking`; elsewhere, and when
+            :func:`rank_code_sets`; elsewhere, and when
             nothing was processed, an empty dict.
 
         Raises:
@@ -183,7 +201,7 @@ class RetrievalEvaluator(DatasetEvaluator):
             write_codes(self._output_dir / "query.h5", query)
             if self._database is None:
                 write_codes(self._output_dir / "database.h5", database)
-        result, notes = rank_code_sets(query, database, self._topk)
+        result, notes = rank_code_sets(query, database, self._topk, exclude_self=self._exclude_self)
         for note in notes:
             self._logger.warning("%s: %s", self._dataset_name, note)
         if self._output_dir is not None:
@@ -224,12 +242,21 @@ def rank_code_sets(
     database: CodeSet,
     topk: int | Sequence[int],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    exclude_self: bool = False,
 ) -> tuple[RankingResult, list[str]]:
     """:func:`evaluate_ranking` on two labelled code sets of equal length.
 
+    Args:
+        query, database, topk, progress: as there.
+        exclude_self: whether a query's own image, as :mod:`.same_images` knows it, is left out of
+            its ranking.
+
     Returns:
-        The result, and the warnings it gave as lines of text, for the caller to show.
+        The result, with ``num_queries_in_database`` among its metrics, and warnings as lines of
+        text, for the caller to show.
     """
+    same = find_same_images(query, database)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = evaluate_ranking(
@@ -239,9 +266,11 @@ def rank_code_sets(
             database.labels,
             bits=query.bits,
             topk=topk,
+            exclude=same.pairs if exclude_self else None,
             progress=progress,
         )
-    return result, [str(warning.message) for warning in caught]
+    result.metrics["num_queries_in_database"] = same.num_queries_in_database
+    return result, [*(str(warning.message) for warning in caught), *same.notes(exclude_self)]
 
 
 class RoleFilter(DatasetEvaluator):
@@ -314,7 +343,8 @@ class COCOBoxEvaluator(COCOEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         given = [{**record, "image_id": self._id_type(record["image_id"])} for record in inputs]
-        super().process(given, outputs)
+        count = len(self._metadata.thing_classes)
+        super().process(given, [_of_known_classes(output, count) for output in outputs])
 
 
 def _coco_content(
