@@ -108,7 +108,9 @@ def load_dataset(
     """
     adopt(name)
     source = find_source(name)
-    return DatasetCatalog.get(name) if source is None else source.load(problems, notes)
+    if source is None or (problems is None and notes is None):
+        return DatasetCatalog.get(name)
+    return source.load(problems, notes)
 
 
 def registered_names() -> list[str]:
