@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regiondh_d2.data.scenes import generate_scenes
+from regiondh_d2.utils.arguments import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     default_output = Path(os.getenv("DETECTRON2_DATASETS", "datasets"), "scenes")
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Draw a multi-label dataset in VOC layout; the same arguments give the same"
         " files."
     )
@@ -53,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             image_size=tuple(args.image_size),
             seed=args.seed,
         )
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
+    except OSError as error:  # first, because errors of ours about files are values' errors, too
         print(f"prepare_scenes: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{args.num_database} database and {args.num_queries} query scenes in {root}")
     return 0
 

@@ -4,7 +4,45 @@ Keys live in nodes of our own (``MODEL.REGION_DH``, ``MODEL.TIMM``, ``TEST.RETRI
 Detectron2's, so that a newer Detectron2 can't give one of them another meaning.
 """
 
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "add_regiondh_config",
+    "code_settings",
+    "max_pixels",
+    "parse_settings",
+]
+
+# Above this many pixels version 0.1, as Pillow by default, refused every image.
+DEFAULT_MAX_PIXELS = 178_956_970
+
+# What data/image_reader.py makes of a file; to be raised when that changes. Version 0.1's, which
+# code files don't name, is 1.
+_IMAGE_READER = 2
+
+# Config keys that decide about the rows of a code file beside the weights: those that start so,
+# without those of training and of where things are.
+_CODE_KEYS = (
+    "MODEL.",
+    "INPUT.FORMAT",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "TEST.RETRIEVAL.INSTANCE_MIN_SCORE",
+)
+_OTHER_KEYS = (
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "MODEL.REGION_DH.FEATURE_CACHE",
+    "MODEL.REGION_DH.LOSS_WEIGHTS.",
+    "MODEL.REGION_DH.LR_FACTORS.",
+)
 
 
 def add_regiondh_config(cfg: CN) -> None:
@@ -84,6 +122,10 @@ def _add_region_dh(cfg: CN) -> None:
     node.LR_FACTORS.INSTANCE_HASH = 1.0
     node.LR_FACTORS.IMAGE_HASH = 1.0
 
+    # The most pixels of an image that are read. A larger JPEG is decoded at a half, a quarter or an
+    # eighth of its width and height; a larger image of another format is refused.
+    node.MAX_PIXELS = DEFAULT_MAX_PIXELS
+
     # A folder for cached region features. Where it is set, the backbone and the RPN must be frozen
     # (factors 0); the features of each training image are computed once, and the heads train on
     # them. An interrupted computation goes on; several processes must all see the folder.
@@ -125,3 +167,54 @@ def _add_retrieval(cfg: CN) -> None:
     # Box AP on the queries beside the retrieval metrics, where they are one dataset in VOC layout
     # or COCO format.
     node.BOX_AP = True
+
+
+def max_pixels(cfg: CN) -> int:
+    """``MODEL.REGION_DH.MAX_PIXELS``; its default for a config without our keys."""
+    return cfg.MODEL.get("REGION_DH", {}).get("MAX_PIXELS", DEFAULT_MAX_PIXELS)
+
+
+def code_settings(cfg: CN, **options: Any) -> str:
+    """What decides about the rows of a code file beside the weights, a line "KEY VALUE" each.
+
+    Args:
+        cfg: the model's config.
+        options: more of the kind, such as whether there are codes of instances.
+    """
+    keys = {
+        key: value
+        for key, value in _flatten(cfg)
+        if key.startswith(_CODE_KEYS)
+        and not key.startswith(_OTHER_KEYS)
+        and not key.endswith("_TRAIN")
+    }
+    keys = {"IMAGE_READER": _IMAGE_READER, **keys, **options}
+    return "\n".join(f"{key} {value!r}" for key, value in sorted(keys.items()))
+
+
+def parse_settings(text: str) -> dict[str, str]:
+    """The values of :func:`code_settings` by key.
+
+    A key that the text lacks is newer than the text, and what had no such key was coded as by its
+    default. An empty text tells nothing.
+    """
+    return {**_default_settings(), "IMAGE_READER": "1", **_values(text)} if text else {}
+
+
+@cache
+def _default_settings() -> dict[str, str]:
+    cfg = get_cfg()
+    add_regiondh_config(cfg)
+    return _values(code_settings(cfg, features=False))
+
+
+def _values(text: str) -> dict[str, str]:
+    return dict(line.partition(" ")[::2] for line in text.splitlines())
+
+
+def _flatten(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, CN):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

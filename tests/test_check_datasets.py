@@ -108,6 +108,20 @@ def test_what_is_worth_knowing_is_no_problem(root, main, capsys):
     assert out.count(line) == 1
 
 
+def test_turned_images_are_told(root, main, capsys):
+    """Where objects are annotated: their boxes may be those of the image before it was turned."""
+    path = root / "JPEGImages/database_000001.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    assert main(["t_scenes_retrieval", "--images"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count(f"  note: {path}: turned by its EXIF orientation 3") == 1
+    assert main(["t_scenes_retrieval"]) == 0
+    assert "turned" not in capsys.readouterr().out
+
+
 def test_unknown_name(main, capsys):
     with pytest.raises(SystemExit) as error:
         main(["t_nope"])

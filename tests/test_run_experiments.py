@@ -24,7 +24,9 @@ from regiondh_d2.engine.experiments import (
     read_table,
 )
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
-from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, write_codes
+from regiondh_d2.retrieval.code_store import write_codes
+from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.structures.packed import pack_codes
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"

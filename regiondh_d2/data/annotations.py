@@ -15,6 +15,8 @@ from detectron2.utils.logger import log_first_n
 
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from . import image_formats
+from .image_formats import HEIF_ENDINGS
 
 __all__ = [
     "IMAGE_ENDINGS",
@@ -26,11 +28,8 @@ __all__ = [
     "tell_notes",
 ]
 
-IMAGE_ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".webp", ".avif", ".heic", ".heif", ".pbm", ".pgm", ".ppm", ".pnm"),
-)
-"""Endings of image files, small letters, the ones preferred first."""
+IMAGE_ENDINGS = (".jpg", *sorted((image_formats.IMAGE_ENDINGS | HEIF_ENDINGS) - {".jpg"}))
+"""Endings of image files, VOC's own first."""
 
 _MARKS = (  # the four bytes of UTF-32's begin with the two of UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),

@@ -27,7 +27,8 @@ import yaml
 
 from ..data.catalog import load_dataset
 from ..evaluation.retrieval_evaluator import rank_code_sets
-from ..retrieval.code_store import CodeSet, read_codes
+from ..retrieval.code_store import read_codes
+from ..structures.codes import CodeSet
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete, write_json
 from .command import CommandError

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..retrieval.code_store import CodeSet
+from ..structures.codes import CodeSet
 from ..utils.display import display_name
 
 __all__ = ["SameImages", "find_same_images"]

@@ -21,57 +21,34 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ..config import add_regiondh_config
-from ..utils.errors import OutputExistsError, RegionDHError
-from ..utils.progress import Progress
-from .code_store import (
+from ..config import parse_settings
+from ..structures.codes import (
     CodeFileError,
     CodeSet,
     check_one_file,
     codes_from_outputs,
     join_code_sets,
-    read_codes,
     take_rows,
-    write_codes,
 )
+from ..utils.errors import OutputExistsError, RegionDHError
+from ..utils.progress import Progress
+from .code_store import read_codes, write_codes
 from .images import ImageEntry, ImageLoader, UnreadableImage
 
 __all__ = [
     "CodeExtractor",
     "ExtractionResult",
     "check_output",
-    "code_settings",
-    "parse_settings",
     "plan_batches",
 ]
-
-# Config keys that decide about the rows of a code file beside the weights: those that start so,
-# without those of training and of where things are.
-_CODE_KEYS = (
-    "MODEL.",
-    "INPUT.FORMAT",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "TEST.DETECTIONS_PER_IMAGE",
-    "TEST.RETRIEVAL.INSTANCE_MIN_SCORE",
-)
-_OTHER_KEYS = (
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "MODEL.REGION_DH.FEATURE_CACHE",
-    "MODEL.REGION_DH.LOSS_WEIGHTS.",
-    "MODEL.REGION_DH.LR_FACTORS.",
-)
 
 
 @dataclass(frozen=True)
@@ -91,51 +68,6 @@ class ExtractionResult:
     rows: int
     unreadable: list[UnreadableImage]
     complete: bool
-
-
-def code_settings(cfg: CfgNode, **options: Any) -> str:
-    """What decides about the rows of a code file beside the weights, a line "KEY VALUE" each.
-
-    Args:
-        cfg: the model's config.
-        options: more of the kind, such as whether there are codes of instances.
-    """
-    keys = {
-        key: value
-        for key, value in _flatten(cfg)
-        if key.startswith(_CODE_KEYS)
-        and not key.startswith(_OTHER_KEYS)
-        and not key.endswith("_TRAIN")
-    }
-    return "\n".join(f"{key} {value!r}" for key, value in sorted({**keys, **options}.items()))
-
-
-def parse_settings(text: str) -> dict[str, str]:
-    """The values of :func:`code_settings` by key.
-
-    A key that the text lacks is newer than the text, and what had no such key was coded as by its
-    default. An empty text tells nothing.
-    """
-    return {**_default_settings(), **_values(text)} if text else {}
-
-
-@cache
-def _default_settings() -> dict[str, str]:
-    cfg = get_cfg()
-    add_regiondh_config(cfg)
-    return _values(code_settings(cfg, features=False))
-
-
-def _values(text: str) -> dict[str, str]:
-    return dict(line.partition(" ")[::2] for line in text.splitlines())
-
-
-def _flatten(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def plan_batches(
