@@ -315,9 +315,14 @@ class COCOBoxEvaluator(COCOEvaluator):
         Args:
             dataset_name: a registered detection dataset in COCO format.
             output_dir: where to write predictions; None writes none.
+
+        Raises:
+            RegionDHError: the dataset has a defect, or no classes.
         """
         dicts = load_dataset(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("thing_classes") is None:
+            raise RegionDHError(f"dataset {dataset_name!r} has no thing_classes in its metadata")
         # COCO's code sorts the ids of all images, so numbers and text don't go together.
         self._id_type = int if all(isinstance(d["image_id"], int) for d in dicts) else str
         # The base class takes a name whose metadata has a file; both are needed only meanwhile.
