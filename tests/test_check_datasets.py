@@ -1,6 +1,7 @@
 """The dataset checker and the scenes command, as commands."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,30 @@ def test_foreign_loader_that_fails(main, capsys):
     finally:
         DatasetCatalog.remove("t_foreign")
     assert "t_foreign: cannot be loaded: AssertionError: boom" in capsys.readouterr().err
+
+
+def test_what_is_worth_knowing_is_no_problem(root, main, capsys):
+    path = root / "Annotations/database_000001.xml"
+    path.write_text(re.sub(r"<xmin>\d+<", "<xmin>0<", path.read_text(), count=1))
+    assert main(["t_scenes_retrieval", "t_regiondh_scenes_database"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    line = f"  note: 1 box reaches beyond the image and is clipped to it; first {path}: object 0"
+    assert out.count(line) == 1
+
+
+def test_turned_images_are_told(root, main, capsys):
+    """Where objects are annotated: their boxes may be those of the image before it was turned."""
+    path = root / "JPEGImages/database_000001.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    assert main(["t_scenes_retrieval", "--images"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count(f"  note: {path}: turned by its EXIF orientation 3") == 1
+    assert main(["t_scenes_retrieval"]) == 0
+    assert "turned" not in capsys.readouterr().out
 
 
 def test_unknown_name(main, capsys):

@@ -9,11 +9,12 @@ import argparse
 import sys
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.data.catalog import load_dataset
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import load_trained_model, run_command
@@ -23,6 +24,7 @@ from regiondh_d2.evaluation.object_queries import (
     check_object_queries,
     evaluate_object_queries,
 )
+from regiondh_d2.evaluation.same_images import find_same_images
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader, dataset_images
 from regiondh_d2.structures.codes import CodeSet, InstanceCodes, codes_from_outputs
@@ -48,6 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="D.h5",
         help="codes to search in, by the same model, with labels and detected objects",
+    )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave the image that an object is in out of the object's ranking",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     parser.add_overrides()
@@ -140,7 +147,7 @@ def annotated_objects(record: dict, size: tuple[int, int]) -> Instances:
 
 def load_records(dataset: str) -> list[dict]:
     """The images of a dataset that have annotated objects, with labels."""
-    records = [with_labels(r) for r in DatasetCatalog.get(dataset) if r.get("annotations")]
+    records = [with_labels(r) for r in load_dataset(dataset) if r.get("annotations")]
     if not records:
         raise RegionDHError(f"{dataset} has no annotated objects: name a detection dataset")
     return records
@@ -178,8 +185,14 @@ def run(args: argparse.Namespace) -> None:
     query, objects = coder.code(records)
     progress = Progress(report, "objects ranked", len(objects.codes))
     metrics = evaluate_object_queries(
-        query, objects, database, lambda done, _: progress.show(done)
+        query,
+        objects,
+        database,
+        lambda done, _: progress.show(done),
+        exclude_self=args.exclude_self,
     ).metrics
+    for note in find_same_images(query, database).notes(args.exclude_self):
+        print(f"warning: {note}", file=sys.stderr)
     print(
         f"{metrics['num_queries']} objects in {len(query)} images, searched in {len(database)} "
         f"images with {len(database.instances.codes)} detected objects"

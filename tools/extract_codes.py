@@ -6,11 +6,12 @@ import os
 import sys
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.config import code_settings
+from regiondh_d2.data.catalog import load_dataset
 from regiondh_d2.data.photo_files import PhotoScan, find_photos
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
@@ -99,7 +100,7 @@ def find_entries(
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
         return entries_of_scan(scan, args.input), next((c for c in known if len(c) == count), [])
-    dicts = DatasetCatalog.get(args.dataset)
+    dicts = load_dataset(args.dataset)
     if any("annotations" in record for record in dicts):
         dicts = [with_labels(record) for record in dicts]
     class_names = list(MetadataCatalog.get(args.dataset).get("thing_classes", []))

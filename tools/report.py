@@ -28,6 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="METRICS.json",
         help="further numbers to show; those under PREFIX/ stand beside the metrics of their name",
     )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave a query that is in the database, too, out of its own ranking",
+    )
     parser.add_argument("--title", help="heading of the page (default: the dataset's name)")
     return parser
 
@@ -40,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
         topk=args.topk,
         metrics_file=args.metrics,
         title=args.title,
+        exclude_self=args.exclude_self,
         report=lambda line: print(line, file=sys.stderr),
     )
     for note in notes:
