@@ -170,6 +170,9 @@ def test_nothing_is_known_below_unreadable_folders_and_dead_links(root, photos, 
     (root / "trip").rename(root / "elsewhere")
     (root / "trip").symlink_to(root / "disk")
     assert states(items) == [AWAY] * 4
+    check = PhotoCheck(items)
+    check.state(1)
+    assert check.away == {str(root / "trip"): "is a link that leads nowhere"}
     (root / "elsewhere").rename(root / "disk")
     assert states(items) == [THERE] * 4
     photos[0].unlink()
@@ -183,6 +186,9 @@ def test_nothing_is_known_below_unreadable_folders_and_dead_links(root, photos, 
 
     monkeypatch.setattr(photo_state.os, "stat", refuse)
     assert states(items) == [GONE, AWAY, THERE, THERE]
+    check = PhotoCheck(items)
+    check.state(1)
+    assert check.away == {str(root / "trip"): "can't be read (Permission denied)"}
 
 
 def test_our_own_pictures_and_folders(tmp_path, root, photos):

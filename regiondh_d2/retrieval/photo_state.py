@@ -81,7 +81,7 @@ class PhotoCheck:
     """Tells the states of photos; looks at each file, folder and root once in its life.
 
     Attributes:
-        away: roots of which nothing is known, with the reason; those that were looked at.
+        away: roots and folders of which nothing is known, with the reason, as far as looked at.
     """
 
     def __init__(self, items: CodeSet):
@@ -89,6 +89,7 @@ class PhotoCheck:
         self._states: dict[int, PhotoState] = {}
         self._roots: dict[int, str] = {}
         self._own: dict[str, bool] = {}
+        self._closed: dict[str, str] = {}  # folders below roots, with the reason
 
     def state(self, row: int) -> PhotoState:
         """The state of a photo.
@@ -106,7 +107,8 @@ class PhotoCheck:
 
     @property
     def away(self) -> dict[str, str]:
-        return {self._items.roots[i]: reason for i, reason in self._roots.items() if reason}
+        roots = {self._items.roots[i]: reason for i, reason in self._roots.items() if reason}
+        return {**roots, **self._closed}
 
     def _look(self, row: int) -> PhotoState:
         name, index = self._items.file_names[row], int(self._items.root_index[row])
@@ -121,10 +123,15 @@ class PhotoCheck:
         try:
             found = os.stat(name)
         except (FileNotFoundError, NotADirectoryError):
-            return PhotoState.AWAY if _is_behind_dead_link(name, root) else PhotoState.GONE
+            link = _dead_link(name, root)
+            if not link:
+                return PhotoState.GONE
+            self._closed[link] = "is a link that leads nowhere"
+            return PhotoState.AWAY
         except ValueError:  # a name that no file can have
             return PhotoState.GONE
-        except OSError:
+        except OSError as error:
+            self._closed[os.path.dirname(name)] = f"can't be read ({error.strerror})"
             return PhotoState.AWAY
         if not stat.S_ISREG(found.st_mode):
             return PhotoState.GONE
@@ -166,16 +173,19 @@ def _is_own_folder(folder: str) -> bool:
     return all(os.path.lexists(os.path.join(folder, name)) for name in ("photos.h5", "index"))
 
 
-def _is_behind_dead_link(path: str, root: str) -> bool:
-    """Whether a path leads through a link that leads nowhere, such as to a disk that is away."""
+def _dead_link(path: str, root: str) -> str:
+    """The link that leads nowhere, such as to a disk that is away, on a path; "" if there is none.
+
+    Of a path that isn't there. The links above its root are none of our business.
+    """
     while len(path) > len(root):
-        if os.path.islink(path) and not os.path.exists(path):
-            return True
+        if os.path.islink(path):
+            return path
         parent = os.path.dirname(path)
         if parent == path or os.path.isdir(parent):
-            return False
+            return ""
         path = parent
-    return False
+    return ""
 
 
 def with_common_root(items: CodeSet) -> CodeSet:
@@ -239,6 +249,6 @@ def describe_away(away: dict[str, str]) -> str:
     (root, reason), *others = away.items()
     more = f" and {len(others)} more folders of photos" if others else ""
     return (
-        f"{display_name(root)} {reason}{more}: plug the disk in, or tell where the photos are now "
-        f"with --root {display_name(root)}=NEW"
+        f"{display_name(root)} {reason}{more}: plug the disk in or make it readable, or tell where "
+        f"the photos are now with --root {display_name(root)}=NEW"
     )
