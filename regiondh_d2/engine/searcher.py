@@ -15,6 +15,7 @@ from ..checkpoint import model_fingerprint
 from ..config import code_settings, parse_settings
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import IndexFolder, read_index_folder
+from ..retrieval.photo_state import file_sha256
 from ..retrieval.search import (
     Box,
     Query,
@@ -75,6 +76,7 @@ class RegionDHSearcher:
         config_file: str,
         opts: Sequence[str] = (),
         engine: str | None = None,
+        moves: Sequence[str] = (),
     ) -> RegionDHSearcher:
         """A searcher of an index folder with the trained model of a config.
 
@@ -83,14 +85,24 @@ class RegionDHSearcher:
             config_file: the one that the images were coded with.
             opts: overrides KEY VALUE, ``MODEL.WEIGHTS`` among them unless the config names the
                 trained model.
-            engine: as for :func:`~regiondh_d2.retrieval.index_folder.read_index_folder`.
+            engine, moves: as for
+                :func:`~regiondh_d2.retrieval.index_folder.read_index_folder`.
 
         Raises:
             IndexFileError: no index folder, a damaged one, or one of another model.
             FileNotFoundError, KeyError, ValueError: a wrong config, or no trained weights.
         """
-        folder = read_index_folder(index_folder, engine)
-        cfg = build_cfg(config_file, opts)
+        folder = read_index_folder(index_folder, engine, moves)
+        return cls.from_cfg(folder, build_cfg(config_file, opts))
+
+    @classmethod
+    def from_cfg(cls, folder: IndexFolder, cfg: CfgNode) -> RegionDHSearcher:
+        """A searcher of an open index folder with the trained model of a config.
+
+        Raises:
+            IndexFileError: the index is of another model.
+            WeightsError: there are no trained weights.
+        """
         searcher = cls(folder, load_trained_model(cfg), ImageLoader(cfg))
         searcher.notes += _setting_notes(folder.items.settings, cfg)
         return searcher
@@ -106,6 +118,8 @@ class RegionDHSearcher:
         all_objects: bool = False,
         rerank: int | None = None,
         rerank_by: str = "activations",
+        within: Sequence[str | os.PathLike] = (),
+        check_files: bool = True,
     ) -> SearchResult:
         """Search by an image, or by one or several objects in it.
 
@@ -120,6 +134,9 @@ class RegionDHSearcher:
             all_objects: whether all near objects answer to an object, several of an image, too.
             rerank: how many nearest images to order anew by a finer distance.
             rerank_by: "activations" or "features", which few models have.
+            within: folders; restricts the answers to photos in them.
+            check_files: whether to look at the files of answers, and to leave out those that have
+                gone or changed since they were encoded; the result counts them.
 
         Returns:
             For an image images, for objects images that hold them, each once, or with
@@ -127,13 +144,22 @@ class RegionDHSearcher:
 
         Raises:
             UnreadableImage: the image can't be read.
-            IndexFileError: the index lacks the level to search in.
+            IndexFileError: the index lacks the level to search in, has no photo in ``within``, or
+                nothing is known of the folders of its photos.
             ValueError: no such box, detection or class, ``rerank`` for objects or by features
                 that there are none of, or ``all_objects`` without exactly one object.
         """
         query = self.code(image, box, instance)
         return search_index(
-            self.folder, query, topk, class_name, rerank, rerank_by, all_objects=all_objects
+            self.folder,
+            query,
+            topk,
+            class_name,
+            rerank,
+            rerank_by,
+            all_objects=all_objects,
+            within=within,
+            check_files=check_files,
         )
 
     def search_by_class(
@@ -143,13 +169,15 @@ class RegionDHSearcher:
         *,
         rerank: int | None = None,
         rerank_by: str = "activations",
+        within: Sequence[str | os.PathLike] = (),
+        check_files: bool = True,
     ) -> list[SearchResult]:
         """Search by an image, with answers for each class that the model sees in it.
 
         Args:
             image: file of the query.
             topk: how many answers a class.
-            rerank, rerank_by: as of :meth:`search`.
+            rerank, rerank_by, within, check_files: as of :meth:`search`.
 
         Returns:
             A result for each class of a probability of at least 0.5, the most probable first: the
@@ -161,7 +189,8 @@ class RegionDHSearcher:
             IndexFileError: the index lacks image codes.
             ValueError: the index has no detected objects, or as of :meth:`search`.
         """
-        return search_by_class(self.folder, self.code(image), topk, rerank, rerank_by)
+        options = {"within": within, "check_files": check_files}
+        return search_by_class(self.folder, self.code(image), topk, rerank, rerank_by, **options)
 
     @torch.no_grad()
     def code(
@@ -173,6 +202,7 @@ class RegionDHSearcher:
         """The codes of an image, or of objects in it; arguments as of :meth:`search`."""
         file_name = os.fspath(image)
         inputs = self._load(file_name)
+        content = file_sha256(file_name)
         boxes = [] if box is None else _check_boxes(box, file_name, inputs)
         numbers = [] if instance is None else np.atleast_1d(instance).tolist()
         if not boxes and not numbers:
@@ -183,6 +213,7 @@ class RegionDHSearcher:
                 activation=_to_numpy(output["image_activation"]),
                 feature=_to_numpy(output.get("image_feature")),
                 classes=self._seen_classes(_to_numpy(output["image_probabilities"])),
+                content_sha256=content,
             )
         codes, objects = [], []
         if boxes:
@@ -192,7 +223,7 @@ class RegionDHSearcher:
             detected = self._detections(inputs, numbers, file_name)
             codes.append(_pack(detected.pred_codes))
             objects += self._query_objects(detected)
-        return Query(file_name, np.concatenate(codes), tuple(objects))
+        return Query(file_name, np.concatenate(codes), tuple(objects), content_sha256=content)
 
     def _seen_classes(self, probabilities: np.ndarray) -> tuple[str, ...]:
         """Names of the classes that are seen, of probabilities (C,)."""

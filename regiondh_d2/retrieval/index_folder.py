@@ -180,14 +180,13 @@ def move_roots(items: CodeSet, moves: Sequence[str]) -> CodeSet:
 
     Args:
         items: the codes.
-        moves: texts OLD=NEW, each an old folder, which is a root or above some, and where it is
-            now.
+        moves: texts OLD=NEW, each a folder that photos were in, and where it is now.
 
     Raises:
-        RegionDHError: a text isn't OLD=NEW, there is no folder NEW, or no root is OLD or below it.
+        RegionDHError: a text isn't OLD=NEW, there is no folder NEW, or no photo was in OLD.
     """
     for move in moves:
-        old, new = _split_move(move, items.roots)
+        old, new = _split_move(move, items)
         if not os.path.isdir(new):
             raise InputNotFoundError(
                 f"--root {display_name(move)}: there is no folder {display_name(new)}; give "
@@ -197,15 +196,16 @@ def move_roots(items: CodeSet, moves: Sequence[str]) -> CodeSet:
     return items
 
 
-def _split_move(move: str, roots: Sequence[str]) -> tuple[str, str]:
-    """OLD and NEW of a text. Names may have "=", too: the first OLD that roots lie in is meant."""
+def _split_move(move: str, items: CodeSet) -> tuple[str, str]:
+    """OLD and NEW of a text. Names may have "=", too: the first OLD that photos lie in is meant."""
     places = [i for i, letter in enumerate(move) if letter == "="]
     splits = [(move[:i], move[i + 1 :]) for i in places if i and i + 1 < len(move)]
     if not splits:
         raise RegionDHError(f"--root {display_name(move)}: is not OLD=NEW, two folders")
     for old, new in splits:
         for place in (os.path.abspath(old), os.path.realpath(old)):
-            if any(f"{root}{os.sep}".startswith(os.path.join(place, "")) for root in roots):
+            start = os.path.join(place, "")
+            if any(name.startswith(start) for name in items.file_names):
                 return place, new
     return os.path.abspath(splits[0][0]), splits[0][1]
 
