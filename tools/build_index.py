@@ -23,7 +23,7 @@ from regiondh_d2.retrieval.index_folder import (
     read_index_folder,
     write_index_folder,
 )
-from regiondh_d2.retrieval.photo_state import describe_away, prune, with_common_root
+from regiondh_d2.retrieval.photo_state import describe_away, prune
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name
@@ -87,7 +87,7 @@ def read_items(path: str) -> CodeSet:
     """The codes of a code file or of an index folder."""
     if os.path.isdir(path):
         return read_index_folder(path, engine="numpy").items
-    return with_common_root(read_codes(path))
+    return read_codes(path)
 
 
 def without_gone(items: CodeSet, source: str) -> CodeSet:

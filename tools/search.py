@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> None:
     for result in results:
         print(headline(result))
         print(format_table(result), flush=True)
-        for line in result.left_out():
+        for line in result.notes():
             print(f"warning: {line}", file=sys.stderr)
     grouped = args.group_by_class
     if args.json:

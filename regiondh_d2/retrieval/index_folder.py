@@ -44,7 +44,6 @@ from ..utils.locks import hold_lock, refuse_if_busy
 from ..utils.marks import FOLDER_MARK
 from .code_store import read_codes, write_codes
 from .hamming_index import ENGINES, HammingIndex, IndexFileError, create_index, self_recall
-from .photo_state import with_common_root
 
 __all__ = [
     "LEVELS",
@@ -451,7 +450,7 @@ def _open(
                 index.load_training(path / file_of[level])
             index.add(codes)
         indexes[level] = index
-    items = move_roots(with_common_root(items), moves)
+    items = move_roots(items, moves)
     roots = [root for root in items.roots if root]
     record = {**record, "version": VERSION, "bits": int(items.bits), "roots": roots}
     return IndexFolder(path, record, items, indexes)

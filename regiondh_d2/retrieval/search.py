@@ -154,7 +154,9 @@ class SearchResult:
             since it was encoded. Only those are counted that would have answered.
         away: how many because nothing is known of them: their folder can't be read, or is missing
             or empty, as that of a disk is that isn't plugged in.
-        away_reason: a line about these folders, "" where there are none.
+        unchecked: how many answers nothing is known of, and no root was recorded of either: the
+            codes may have been made elsewhere, as those of datasets and of version 0.1.
+        away_reason: a line about the folders of both, "" where there are none.
     """
 
     file_name: str
@@ -168,10 +170,11 @@ class SearchResult:
     gone: int = 0
     changed: int = 0
     away: int = 0
+    unchecked: int = 0
     away_reason: str = ""
 
-    def left_out(self) -> list[str]:
-        """What was left out of the answers and what to do, a line each; none if nothing was."""
+    def notes(self) -> list[str]:
+        """What was left out of the answers or unknown and what to do, a line each, if anything."""
         lines = []
         count = self.gone + self.changed
         if count:
@@ -185,6 +188,8 @@ class SearchResult:
                 f"{self.away} photo{'s' if self.away > 1 else ''} left out, of which nothing is "
                 f"known now: {self.away_reason}"
             )
+        if self.unchecked:
+            lines.append(f"whether these photos are still there is not known: {self.away_reason}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -249,8 +254,9 @@ def search_index(
     else:
         answers = _answer_objects(items, index, query.codes, topk, wanted, photos)
     counts = Counter(photos.left_out.values())
+    unchecked = sum(answer.row in photos.unchecked for answer in answers)
     away = ""
-    if counts[PhotoState.AWAY]:
+    if counts[PhotoState.AWAY] or unchecked:
         away = describe_away(photos.check.away)
         if not answers and not counts[PhotoState.GONE] and not counts[PhotoState.CHANGED]:
             raise IndexFileError(away)
@@ -266,6 +272,7 @@ def search_index(
         gone=counts[PhotoState.GONE],
         changed=counts[PhotoState.CHANGED],
         away=counts[PhotoState.AWAY],
+        unchecked=unchecked,
         away_reason=away,
     )
 
@@ -344,24 +351,30 @@ class _Photos:
         inside: bool (N,), the images that answers are restricted to; None for all.
         check: looks at files; None takes all photos to be there.
         left_out: states of the photos that were passed over, by row.
+        unchecked: rows of photos of which nothing is known, and that may answer all the same.
     """
 
     same: np.ndarray
     inside: np.ndarray | None
     check: PhotoCheck | None
     left_out: dict[int, PhotoState] = field(default_factory=dict)
+    unchecked: set[int] = field(default_factory=set)
 
     def are_there(self, images: Iterable[int], count: int) -> Iterator[int]:
         """Positions of the first ``count`` of these images that may answer."""
         for position, image in enumerate(images):
             if count < 1:
                 return
+            image = int(image)
             state = PhotoState.THERE if self.check is None else self.check.state(image)
+            if state is PhotoState.AWAY and not self.check.root(image):
+                self.unchecked.add(image)
+                state = PhotoState.THERE
             if state is PhotoState.THERE:
                 count -= 1
                 yield position
             else:
-                self.left_out[int(image)] = state
+                self.left_out[image] = state
 
 
 def _answer_image(
