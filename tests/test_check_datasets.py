@@ -8,6 +8,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from regiondh_d2.data import check
 from regiondh_d2.data.check import check_dataset
 from regiondh_d2.data.scenes import generate_scenes, register_scenes
 
@@ -120,6 +121,21 @@ def test_turned_images_are_told(root, main, capsys):
     assert out.count(f"  note: {path}: turned by its EXIF orientation 3") == 1
     assert main(["t_scenes_retrieval"]) == 0
     assert "turned" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_told(tmp_path, suffix, orientation):
+    path = str(tmp_path / f"a.{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    as_seen, as_stored = ((20, 30) if orientation > 4 else (30, 20)), (30, 20)
+    note = check._turn_note(path)
+    assert note is None if orientation == 1 else f"EXIF orientation {orientation}:" in note
+    assert check._image_problem(path, as_seen) is None
+    problem = check._image_problem(path, as_stored)
+    assert problem is None if orientation <= 4 else "20 x 30 pixels, once turned" in problem
 
 
 def test_unknown_name(main, capsys):
