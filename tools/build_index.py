@@ -14,6 +14,7 @@ from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.index_folder import LEVELS, IndexFolder, write_index_folder
+from regiondh_d2.utils.file_io import check_output_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +60,7 @@ def describe(folder: IndexFolder) -> list[str]:
 
 def build(args: argparse.Namespace, options: dict[str, int]) -> None:
     start = time.perf_counter()
+    check_output_folder(args.output, inputs=[args.codes], overwrite=None, kind="index")
     folder = write_index_folder(
         args.output,
         read_codes(args.codes),

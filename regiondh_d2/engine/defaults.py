@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
+from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -25,8 +27,16 @@ from ..config import add_regiondh_config
 from ..data.catalog import registered_names
 from ..data.training import check_num_classes
 from ..utils.errors import InputNotFoundError, RegionDHError
+from ..zoo import FOLDER, SHIPPED
 
-__all__ = ["build_cfg", "check_components", "check_datasets", "setup_cfg"]
+__all__ = [
+    "build_cfg",
+    "check_components",
+    "check_datasets",
+    "config_inputs",
+    "dataset_inputs",
+    "setup_cfg",
+]
 
 # Keys that name a component, where it is looked up, and values that name none.
 COMPONENTS = (
@@ -72,6 +82,54 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         logging.getLogger(__name__).warning("no CUDA device: MODEL.DEVICE falls back to cpu")
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
+    """The files that a config stands for: itself, those it is based on, and ``MODEL.WEIGHTS``.
+
+    For the guard of outputs, before anything is built; what is wrong with them is left to
+    :func:`build_cfg`.
+
+    Args:
+        config_file, opts: as of :func:`build_cfg`.
+
+    Returns:
+        Paths, of which some may be absent.
+    """
+    files, weights = [], ""
+    while config_file and config_file not in files:
+        files.append(config_file)
+        try:
+            # All values as text, so that no tag is followed.
+            values = yaml.load(Path(config_file).read_bytes(), Loader=yaml.BaseLoader)
+            base = values.get("_BASE_", "")
+            weights = weights or values.get("MODEL", {}).get("WEIGHTS", "")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            break
+        above = os.path.dirname(config_file)
+        config_file = os.path.join(above, os.path.expanduser(base)) if base else ""
+    given = dict(zip(opts[::2], opts[1::2], strict=False))
+    weights = str(given.get("MODEL.WEIGHTS", weights))
+    if "://" not in weights:
+        return [*files, *filter(None, [weights])]
+    name = weights.partition("://")[2]
+    return [*files, *([str(FOLDER / f"{name}.pth")] if name in SHIPPED else [])]
+
+
+def dataset_inputs(names: Iterable[str]) -> list[str]:
+    """The annotations of registered datasets, files and folders, for the guard of outputs."""
+    found = []
+    for name in names:
+        if name not in DatasetCatalog.list():
+            continue
+        metadata = MetadataCatalog.get(name)
+        parts = [*metadata.get("query_datasets", ()), *metadata.get("database_datasets", ())]
+        found += dataset_inputs(part for part in parts if part != name)
+        if metadata.get("json_file"):
+            found.append(os.fspath(metadata.json_file))
+        if metadata.get("dirname"):  # in VOC layout
+            found += [os.path.join(metadata.dirname, x) for x in ("Annotations", "ImageSets")]
+    return found
 
 
 def check_components(cfg: CfgNode) -> None:

@@ -15,14 +15,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..structures.codes import CodeSet, check_comparable
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.marks import picture_mark
 from .hamming_index import create_index
 from .search import Answer, SearchResult
 
 __all__ = [
     "GridLayout",
     "Tile",
+    "check_picture_name",
     "draw_boxes",
     "draw_grid",
     "fit_image",
@@ -326,11 +329,27 @@ def _text(draw, at: tuple[float, float], text: str, size: int, colour, right: fl
     return at[0] + draw.textlength(text, font)
 
 
-def save_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write an image file, complete or not at all; its name's ending tells the format."""
+def check_picture_name(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that the ending of a file's name tells.
+
+    Raises:
+        RegionDHError: there is no format of that ending that can be written.
+    """
     ending = Path(path).suffix.lower()
-    formats = Image.registered_extensions()
-    if ending not in formats:
-        raise RegionDHError(f"{path}: {ending or 'no ending'!r} is no image format; use .png")
+    format = Image.registered_extensions().get(ending)
+    if format not in Image.SAVE:
+        raise RegionDHError(
+            f"{display_name(path)}: {ending or 'no ending'!r} is no image format; use .png"
+        )
+    return format
+
+
+def save_image(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write an image file with our mark, complete or not at all.
+
+    Its name's ending tells the format. See :mod:`..utils.marks` for the mark, which some formats
+    have no place for.
+    """
+    format = check_picture_name(path)
     with replace_when_complete(path) as temporary:
-        image.save(temporary, format=formats[ending])
+        image.save(temporary, format=format, **picture_mark(format))
