@@ -23,6 +23,7 @@ from regiondh_d2.engine.command import (
 )
 from regiondh_d2.engine.defaults import config_inputs
 from regiondh_d2.retrieval.extract import ImageLoader
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.file_io import check_output_file, write_json
 
 # Heading, divisor and format of each task's column.
@@ -35,7 +36,7 @@ ASPECT = 4 / 3  # of the image of noise
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all of them"
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
     add_overwrite_option(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 

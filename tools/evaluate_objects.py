@@ -27,6 +27,7 @@ from regiondh_d2.evaluation.object_queries import (
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader, dataset_images
 from regiondh_d2.structures.codes import CodeSet, InstanceCodes, codes_from_outputs
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 from regiondh_d2.utils.progress import Progress
@@ -35,7 +36,7 @@ COLUMNS = {"expected": "", "pessimistic": "-pessimistic", "optimistic": "-optimi
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument(
         "--dataset",
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     add_overwrite_option(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 

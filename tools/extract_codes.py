@@ -26,11 +26,12 @@ from regiondh_d2.retrieval.extract import (
     check_output,
 )
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, entries_of_scan
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--dataset", metavar="NAME", help="code a registered dataset")
@@ -79,9 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="the most that an interruption can lose (default: %(default)g)",
     )
     parser.add_argument(
-        "--num-gpus", type=positive_int, default=1, metavar="N", help="processes, on CPUs as well"
+        "--num-gpus",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes, on CPUs as well (default: %(default)s)",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 

@@ -17,13 +17,14 @@ from regiondh_d2.engine.defaults import config_inputs
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.draw import (
     Tile,
-    check_picture_name,
     draw_grid,
+    picture_format,
     save_image,
     search_tiles,
 )
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 
@@ -37,7 +38,7 @@ def box(text: str) -> tuple[float, ...]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
     parser.add_argument("--query", required=True, metavar="IMAGE", help="the image to search with")
@@ -85,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")
     parser.add_argument("--json", metavar="OUT.json", help="also write the answers")
     add_overwrite_option(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 
@@ -160,12 +161,10 @@ def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchR
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuses outputs that can't be written or would replace what must stay."""
     if args.save:
-        check_picture_name(args.save)
+        picture_format(args.save)
     inputs = [args.query, args.index, *config_inputs(args.config_file, args.opts)]
     for path, other, kind in ((args.json, args.save, "json"), (args.save, None, "picture")):
-        check_output_file(
-            path or None, inputs=inputs, outputs=[other], overwrite=args.overwrite, kind=kind
-        )
+        check_output_file(path, inputs=inputs, outputs=[other], overwrite=args.overwrite, kind=kind)
 
 
 def run(args: argparse.Namespace) -> None:

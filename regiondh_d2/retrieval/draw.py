@@ -2,6 +2,9 @@
 
 Relevant results (those that share a label with the query) have a green frame, others a red one, and
 results of unknown labels a grey one. Drawn with Pillow alone.
+
+An image that can't be drawn never costs the picture: a grey tile with its name and the reason
+stands in its place.
 """
 
 from __future__ import annotations
@@ -23,22 +26,44 @@ from .hamming_index import create_index
 from .search import Answer, SearchResult
 
 __all__ = [
+    "AbsentPicture",
     "GridLayout",
     "Tile",
-    "check_picture_name",
     "draw_boxes",
     "draw_grid",
     "fit_image",
     "nearest",
+    "picture_format",
     "retrieval_rows",
     "save_image",
     "search_tiles",
+    "why_absent",
 ]
 
 GREEN, RED, GREY, BLUE = (34, 150, 83), (214, 58, 58), (150, 155, 163), (56, 98, 190)
 # Boxes of the first, second, ... object of a query and of what answers it; then again.
 BOX_COLOURS = (BLUE, (230, 126, 18), (142, 68, 173), (14, 148, 136))
 _INK, _FAINT, _PAPER, _RULE = (33, 37, 41), (118, 124, 132), (255, 255, 255), (226, 229, 233)
+_ABSENT = (203, 207, 212)
+
+
+@dataclass(frozen=True)
+class AbsentPicture:
+    """What stands in a grid for an image that can't be drawn.
+
+    Attributes:
+        file_name: of the image.
+        reason: why, in half a line; see :func:`why_absent`.
+    """
+
+    file_name: str | os.PathLike
+    reason: str
+
+
+def why_absent(error: Exception) -> str:
+    """Half a line about what was raised when an image was read."""
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    return display_name(str(reason)) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -46,14 +71,14 @@ class Tile:
     """One image of a grid.
 
     Attributes:
-        image: a file, or an image.
+        image: a file, an image, or what is said in place of one.
         caption: a short line under the image, such as the distance.
         names: class names, each with whether it is one of the query's; in small text, the query's
             in green.
         frame: RGB colour of the frame.
     """
 
-    image: str | os.PathLike | Image.Image
+    image: str | os.PathLike | Image.Image | AbsentPicture
     caption: str = ""
     names: Sequence[tuple[str, bool]] = field(default_factory=tuple)
     frame: tuple[int, int, int] = GREY
@@ -178,14 +203,11 @@ def search_tiles(result: SearchResult) -> list[Tile]:
 
     An object has its box drawn, in the colour of the query's object that it answers. Frames and
     names tell labels where those of the query are known, otherwise names are predicted classes.
-
-    Raises:
-        OSError: an image with an object can't be read.
     """
     wanted = None if result.labels is None else set(result.labels)
     shown = result.labels or [found.class_name for found in result.objects if found.class_name]
     query = Tile(
-        draw_boxes(result.file_name, [found.box for found in result.objects]),
+        _with_boxes(result.file_name, [found.box for found in result.objects]),
         "query",
         [(name, wanted is not None) for name in dict.fromkeys(shown)],
         BLUE,
@@ -194,7 +216,7 @@ def search_tiles(result: SearchResult) -> list[Tile]:
 
 
 def _answer_tile(answer: Answer, wanted: set[str] | None) -> Tile:
-    image = draw_boxes(answer.file_name, [found and found.box for found in answer.objects])
+    image = _with_boxes(answer.file_name, [found and found.box for found in answer.objects])
     caption = f"distance {answer.distance}"
     if wanted is None or answer.labels is None:
         classes = [found.class_name for found in answer.objects if found]
@@ -203,6 +225,16 @@ def _answer_tile(answer: Answer, wanted: set[str] | None) -> Tile:
     names = sorted(answer.labels, key=lambda name: name not in wanted)  # shared ones first
     frame = GREEN if wanted & set(names) else RED
     return Tile(image, caption, [(name, name in wanted) for name in names], frame)
+
+
+def _with_boxes(
+    file_name: str | os.PathLike, boxes: Sequence[Sequence[float] | None]
+) -> Image.Image | AbsentPicture:
+    """:func:`draw_boxes`, or why there is no picture."""
+    try:
+        return draw_boxes(file_name, boxes)
+    except Exception as error:  # whatever it is, the other pictures are worth seeing
+        return AbsentPicture(file_name, why_absent(error))
 
 
 def draw_boxes(
@@ -238,11 +270,11 @@ def draw_grid(
         layout: sizes; the default if None.
 
     Returns:
-        An RGB image of ``layout.size(len(rows), longest row)``.
+        An RGB image of ``layout.size(len(rows), longest row)``. An image that can't be read is
+        a grey tile in it.
 
     Raises:
-        ValueError: there is nothing to draw.
-        OSError: an image can't be read.
+        RegionDHError: there is nothing to draw.
     """
     if not rows or not all(rows):
         raise RegionDHError("there is nothing to draw: every row needs at least one tile")
@@ -280,7 +312,7 @@ def _draw_tile(
     layout: GridLayout,
 ) -> None:
     (left, top), (width, height), frame = corner, layout.box, layout.frame
-    image = fit_image(tile.image, layout.box)
+    image = _fit_or_grey(tile.image, layout.box)
     # The frame hugs the image, which stands in the middle of its box.
     x = left + frame + (width - image.width) // 2
     y = top + frame + (height - image.height) // 2
@@ -298,6 +330,41 @@ def _draw_tile(
             if y + 15 > top + layout.tile[1]:
                 break
         x = _text(draw, (x, y), text, 13, GREEN if shared else _FAINT, right)
+
+
+def _fit_or_grey(
+    image: str | os.PathLike | Image.Image | AbsentPicture, box: tuple[int, int]
+) -> Image.Image:
+    """:func:`fit_image`, or a grey picture of the box's size that says what is missing and why."""
+    if not isinstance(image, AbsentPicture):
+        try:
+            return fit_image(image, box)
+        except Exception as error:  # as in _with_boxes
+            name = "" if isinstance(image, Image.Image) else image
+            image = AbsentPicture(name, why_absent(error))
+    grey = Image.new("RGB", box, _ABSENT)
+    draw = ImageDraw.Draw(grey)
+    y = 6
+    for text, colour in (
+        (display_name(os.path.basename(image.file_name)), _INK),
+        (image.reason, _FAINT),
+    ):
+        for line in _wrap(draw, text, 12, box[0] - 12):
+            if y + 14 > box[1]:
+                return grey
+            _text(draw, (6, y), line, 12, colour, box[0] - 6)
+            y += 15
+    return grey
+
+
+def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
+    """Text as lines of at most ``width`` pixels, broken anywhere: file names have no spaces."""
+    font, lines = _font(size), [""]
+    for letter in text:
+        if lines[-1] and draw.textlength(lines[-1] + letter, font) > width:
+            lines.append("")
+        lines[-1] += letter
+    return lines
 
 
 def fit_image(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
@@ -329,19 +396,19 @@ def _text(draw, at: tuple[float, float], text: str, size: int, colour, right: fl
     return at[0] + draw.textlength(text, font)
 
 
-def check_picture_name(path: str | os.PathLike) -> str:
-    """Pillow's name of the format that the ending of a file's name tells.
+def picture_format(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that a picture of this name is written in.
 
     Raises:
-        RegionDHError: there is no format of that ending that can be written.
+        RegionDHError: the name's ending tells no format that can be written.
     """
     ending = Path(path).suffix.lower()
-    format = Image.registered_extensions().get(ending)
-    if format not in Image.SAVE:
+    found = Image.registered_extensions().get(ending)
+    if found not in Image.SAVE:
         raise RegionDHError(
             f"{display_name(path)}: {ending or 'no ending'!r} is no image format; use .png"
         )
-    return format
+    return found
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
@@ -350,6 +417,6 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     Its name's ending tells the format. See :mod:`..utils.marks` for the mark, which some formats
     have no place for.
     """
-    format = check_picture_name(path)
+    found = picture_format(path)
     with replace_when_complete(path) as temporary:
-        image.save(temporary, format=format, **picture_mark(format))
+        image.save(temporary, format=found, **picture_mark(found))

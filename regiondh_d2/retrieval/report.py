@@ -32,7 +32,7 @@ from ..utils.marks import GENERATOR
 from ..utils.progress import Progress
 from . import plots
 from .code_store import read_codes
-from .draw import GREEN, RED, Tile, fit_image, nearest, retrieval_rows
+from .draw import GREEN, RED, Tile, fit_image, nearest, retrieval_rows, why_absent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,12 +49,13 @@ JPEG_QUALITY = 75
 
 @dataclass(frozen=True)
 class _Picture:
-    """One image of a strip: ``source`` is None where the file can't be read."""
+    """One image of a strip: ``source`` is None where the file can't be read, for this reason."""
 
     source: str | None
     caption: str
     names: Sequence[tuple[str, bool]]
     kind: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -305,8 +306,8 @@ def _strips(
 def _picture(tile: Tile, kind: str) -> _Picture:
     try:
         return _Picture(_data_url(fit_image(tile.image, PICTURE)), tile.caption, tile.names, kind)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return _Picture(None, str(tile.image), tile.names, kind)
+    except Exception as error:  # whatever it is, it must not cost the page
+        return _Picture(None, str(tile.image), tile.names, kind, why_absent(error))
 
 
 def _data_url(image: Image.Image) -> str:
@@ -368,7 +369,7 @@ _PAGE = """\
   {% if picture.source %}
     <img src="{{ picture.source }}" alt="{{ picture.kind }}">
   {% else %}
-    <div class="absent">no picture</div>
+    <div class="absent">{{ picture.reason }}</div>
   {% endif %}
     <figcaption>{{ picture.caption }}<br>
     {% for name, shared in picture.names %}

@@ -203,9 +203,7 @@ def _input_error(path: str | os.PathLike, given: str | os.PathLike, what: str) -
     )
 
 
-def _refuse_held(
-    path: str | os.PathLike, name: str, inputs: Iterable[str | os.PathLike]
-) -> None:
+def _refuse_held(path: str | os.PathLike, name: str, inputs: Iterable[str | os.PathLike]) -> None:
     """Refuses a folder that holds an input."""
     by_folder: dict[str, list[str]] = {}  # photos are many, their folders few
     for given in map(os.fsdecode, inputs):
