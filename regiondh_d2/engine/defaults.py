@@ -3,7 +3,10 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 
@@ -21,18 +24,22 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     RPN_HEAD_REGISTRY,
 )
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_regiondh_config
 from ..data.catalog import registered_names
 from ..data.training import check_num_classes
-from ..utils.errors import InputNotFoundError, RegionDHError
+from ..utils.display import display_name
+from ..utils.errors import InputNotFoundError, OutputExistsError, RegionDHError
+from ..utils.file_io import refuse_inputs, same_file
 from ..zoo import FOLDER, SHIPPED
 
 __all__ = [
     "build_cfg",
     "check_components",
     "check_datasets",
+    "check_training_outputs",
     "config_inputs",
     "dataset_inputs",
     "setup_cfg",
@@ -161,16 +168,76 @@ def check_datasets(cfg: CfgNode) -> None:
             check_num_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
+def check_training_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuses an ``OUTPUT_DIR`` where a training or an evaluation would replace what it reads.
+
+    Everything else in the folder stays as Detectron2 has it: a run writes over an earlier one.
+
+    Args:
+        cfg: of the run.
+        args: of Detectron2's parser.
+
+    Raises:
+        OutputExistsError: a checkpoint would replace ``MODEL.WEIGHTS``, codes would replace
+            ``TEST.RETRIEVAL.DATABASE_CODES``, or a log an input.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    inputs = [*config_inputs(args.config_file, args.opts), cfg.TEST.RETRIEVAL.DATABASE_CODES]
+    inputs += dataset_inputs([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    files = [folder / name for name in ("log.txt", "metrics.json", "last_checkpoint")]
+    files += [folder / "inference" / name / "query.h5" for name in cfg.DATASETS.TEST]
+    for file in files:
+        refuse_inputs(file, [name for name in inputs if name and not os.path.isdir(name)])
+    # A training that goes on reads its last checkpoint and no MODEL.WEIGHTS.
+    if args.eval_only or (args.resume and (folder / "last_checkpoint").is_file()):
+        return
+    for file in folder.glob("model_*.pth"):
+        if _CHECKPOINT.fullmatch(file.name) and same_file(file, cfg.MODEL.WEIGHTS):
+            raise OutputExistsError(
+                f"MODEL.WEIGHTS {display_name(cfg.MODEL.WEIGHTS)} is in OUTPUT_DIR, where this "
+                "training would replace it: set another OUTPUT_DIR, or go on with the training "
+                "that wrote it with --resume"
+            )
+
+
+_CHECKPOINT = re.compile(r"model_(final|best|\d{7})\.pth")  # what a training writes
+
+
+@contextmanager
+def _kept(path: Path, inputs: Iterable[str]) -> Iterator[None]:
+    """Leaves a file as it was if it is one of the inputs, whatever the block writes there."""
+    if not path.is_file() or not comm.is_main_process():
+        yield
+        return
+    if not any(same_file(path, given) for given in inputs):
+        yield
+        return
+    # The file itself steps aside, since Detectron2 writes into what is there, through any links.
+    kept = path.with_name(f".{path.name}.{os.getpid()}.kept")
+    os.rename(path, kept)
+    try:
+        shutil.copyfile(kept, path)
+        yield
+    finally:
+        os.replace(kept, path)
+    logging.getLogger(__name__).info("%s is read by this run and stays as it is", path)
+
+
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of a training command: :func:`build_cfg`, frozen, after Detectron2's set-up.
 
+    A config in ``OUTPUT_DIR`` that is read, as for an evaluation, is not replaced by the run's.
+
     Raises:
-        ValueError: also what :func:`check_datasets` finds; nothing is written then.
+        ValueError: also what :func:`check_datasets` and :func:`check_training_outputs` find;
+            nothing is written then.
     """
     setup_logger(name="regiondh_d2", abbrev_name="regiondh")
     cfg = build_cfg(args.config_file, args.opts)
     check_datasets(cfg)
     cfg.freeze()
-    default_setup(cfg, args)
+    check_training_outputs(cfg, args)
+    with _kept(Path(cfg.OUTPUT_DIR, "config.yaml"), config_inputs(args.config_file, args.opts)):
+        default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh")
     return cfg
