@@ -92,7 +92,7 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
 
 def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
-    """The files that a config stands for: itself, those it is based on, and ``MODEL.WEIGHTS``.
+    """The files that a config stands for: itself, those it is based on, and their weights.
 
     For the guard of outputs, before anything is built; what is wrong with them is left to
     :func:`build_cfg`.
@@ -103,24 +103,36 @@ def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
     Returns:
         Paths, of which some may be absent.
     """
-    files, weights = [], ""
-    while config_file and config_file not in files:
-        files.append(config_file)
+    files: list[str] = []
+    weights = {
+        str(value)
+        for key, value in zip(opts[::2], opts[1::2], strict=False)
+        if key == "MODEL.WEIGHTS"
+    }
+    left = [config_file]
+    while left:
+        file = left.pop()
+        if not file or file in files:
+            continue
+        files.append(file)
         try:
             # All values as text, so that no tag is followed.
-            values = yaml.load(Path(config_file).read_bytes(), Loader=yaml.BaseLoader)
-            base = values.get("_BASE_", "")
-            weights = weights or values.get("MODEL", {}).get("WEIGHTS", "")
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
-            break
-        above = os.path.dirname(config_file)
-        config_file = os.path.join(above, os.path.expanduser(base)) if base else ""
-    given = dict(zip(opts[::2], opts[1::2], strict=False))
-    weights = str(given.get("MODEL.WEIGHTS", weights))
-    if "://" not in weights:
-        return [*files, *filter(None, [weights])]
-    name = weights.partition("://")[2]
-    return [*files, *([str(FOLDER / f"{name}.pth")] if name in SHIPPED else [])]
+            values = yaml.load(Path(file).read_bytes(), Loader=yaml.BaseLoader)
+            weights.add(values.get("MODEL", {}).get("WEIGHTS", ""))
+            bases = values.get("_BASE_", [])
+            bases = [
+                os.path.expanduser(base) for base in ([bases] if isinstance(bases, str) else bases)
+            ]
+        except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+            continue
+        left += [os.path.join(os.path.dirname(file), base) for base in bases]
+    for name in sorted(weights - {""}):
+        scheme, _, source = name.rpartition("://")
+        if not scheme:
+            files.append(name)
+        elif source in SHIPPED:
+            files.append(str(FOLDER / f"{source}.pth"))
+    return files
 
 
 def dataset_inputs(names: Iterable[str]) -> list[str]:
@@ -189,7 +201,8 @@ def check_training_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
     for file in files:
         refuse_inputs(file, [name for name in inputs if name and not os.path.isdir(name)])
     # A training that goes on reads its last checkpoint and no MODEL.WEIGHTS.
-    if args.eval_only or (args.resume and (folder / "last_checkpoint").is_file()):
+    goes_on = getattr(args, "resume", False) and (folder / "last_checkpoint").is_file()
+    if getattr(args, "eval_only", False) or goes_on:
         return
     for file in folder.glob("model_*.pth"):
         if _CHECKPOINT.fullmatch(file.name) and same_file(file, cfg.MODEL.WEIGHTS):
