@@ -80,6 +80,8 @@ def test_an_output_in_a_folder_that_is_read(tmp_path):
         for overwrite in (False, True):
             message = refused(check_output_file, path, inputs=["index"], overwrite=overwrite)
             assert message.startswith(f"{path}: lies in index, which this command reads")
+    os.link("index/items.h5", "hard.h5")
+    assert "in index" in refused(check_output_file, "hard.h5", inputs=["index"], overwrite=True)
     check_output_file("beside.json", inputs=["index", None, "absent", ""])
     check_output_file("new.json", inputs=["photo.jpg"], photos=["photo.jpg"])
 
@@ -204,22 +206,31 @@ def test_errors_of_the_system_name_the_output(full_disk):
     assert not Path("out.json").exists()
 
 
-WRITE = "import sys; from regiondh_d2.utils.file_io import *; print('first', flush=True);"
-WRITE += "check_output_file(sys.argv[1]); write_json(sys.argv[1], {'a': 1}); print('last')"
+# The package's own __init__ takes seconds to import.
+WRITE = """
+import sys, types
+package = types.ModuleType("regiondh_d2")
+package.__path__ = [sys.argv[2]]
+sys.modules["regiondh_d2"] = package
+from regiondh_d2.utils.file_io import check_output_file, write_json
+print("first", flush=True)
+check_output_file(sys.argv[1])
+write_json(sys.argv[1], {"a": 1})
+print("last")
+"""
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 @pytest.mark.parametrize("to", ["pipe", "file"])
 def test_standard_output(name, to):
     """In the order of writing, also where it is a file, and the device is still one."""
-    command = [sys.executable, "-c", WRITE, name]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WRITE, name, str(ROOT / "regiondh_d2")]
     if to == "pipe":
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         found = done.stdout
     else:
         with open("out.txt", "w") as file:
-            done = subprocess.run(command, env=environment, stdout=file)
+            done = subprocess.run(command, stdout=file)
         found = Path("out.txt").read_text()
     assert done.returncode == 0
     assert found == 'first\n{\n  "a": 1\n}\nlast\n'

@@ -109,11 +109,12 @@ def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
         for key, value in zip(opts[::2], opts[1::2], strict=False)
         if key == "MODEL.WEIGHTS"
     }
-    left = [config_file]
+    left, seen = [config_file], {os.path.realpath("")}
     while left:
         file = left.pop()
-        if not file or file in files:
+        if os.path.realpath(file) in seen:
             continue
+        seen.add(os.path.realpath(file))
         files.append(file)
         try:
             # All values as text, so that no tag is followed.

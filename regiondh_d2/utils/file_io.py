@@ -183,7 +183,11 @@ def refuse_inputs(
         identity = (found.st_dev, found.st_ino)
         if identity == own and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
             raise _input_error(path, given, "which this command reads")
-        if identity in above:
+        if not stat.S_ISDIR(found.st_mode):
+            continue
+        # A file of several names may have one in that folder.
+        several = own is not None and stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+        if identity in above or (several and _holds(given, own)):
             raise OutputExistsError(
                 f"{display_name(path)}: lies in {display_name(given)}, which this command reads: "
                 "name an output elsewhere"
@@ -194,6 +198,16 @@ def refuse_inputs(
         found = _status(photo)
         if found is not None and (found.st_dev, found.st_ino) == own:
             raise _input_error(path, photo, "an image that this command reads or searches in")
+
+
+def _holds(folder: str | os.PathLike, identity: tuple[int, int]) -> bool:
+    """Whether a folder, or one in it, has a file of this device and inode."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            found = _status(os.path.join(parent, name))
+            if found is not None and (found.st_dev, found.st_ino) == identity:
+                return True
+    return False
 
 
 def _input_error(path: str | os.PathLike, given: str | os.PathLike, what: str) -> OutputExistsError:
