@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -22,7 +23,7 @@ from regiondh_d2.utils.file_io import carries_mark, write_json
 from regiondh_d2.utils.marks import mark_folder, mark_of
 
 
-def noise(width=700, height=500):
+def noise(width=160, height=120):
     """A picture that no format makes small: its ends are far apart."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
@@ -40,7 +41,7 @@ def test_pictures(ending, tmp_path):
     assert (mark_of(ours), mark_of(theirs)) == ("picture", None)
     with Image.open(ours) as image:
         image.load()
-        assert image.size == (700, 500)
+        assert image.size == (160, 120)
 
 
 def test_a_format_without_a_place_for_a_mark(tmp_path):
@@ -188,6 +189,19 @@ def test_folders(tmp_path):
     assert mark_of(tmp_path / "index") == "index"
     (tmp_path / "index" / "index.json").write_text('{"format": "other"}')
     assert mark_of(tmp_path / "index") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        *(("photos.h5", "codes"), ("scenes.h5", "codes"), ("index_faiss/items.h5", "codes")),
+        *(("index_faiss", "index"), ("index_numpy", "index")),
+        *(("training", None), ("training/model_final.pth", None), ("photos", None)),
+        ("photos/a.png", None),
+    ],
+)
+def test_artefacts_of_version_0_1(name, mark):
+    assert mark_of(Path(__file__).parent / "data/v0_1" / name) == mark
 
 
 def test_the_demo_of_version_0_1(tmp_path):

@@ -222,11 +222,13 @@ def _file_mark(path: Path) -> str | None:
 def _hdf5_mark(path: Path) -> str | None:
     import h5py
 
-    # Any program may have written it and still hold it; nothing is changed here.
-    with suppress(Exception), h5py.File(path, "r", locking=False) as file:
-        kind = file.attrs.get_id("format").dtype.kind
-        # Text of fixed length alone: HDF5 follows damaged references blindly.
-        if kind == "S":
+    # Without a lock where another program holds one; a file that is open in this process can't be
+    # opened again with another setting. Any program may have written it: HDF5 raises anything.
+    for locking in (None, False):
+        with suppress(Exception), h5py.File(path, "r", locking=locking) as file:
+            # Text of fixed length alone: HDF5 follows damaged references blindly.
+            if file.attrs.get_id("format").dtype.kind != "S":
+                return None
             value = file.attrs["format"]
             return _format_of({"format": value if isinstance(value, str) else value.decode()})
     return None
