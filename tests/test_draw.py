@@ -243,7 +243,7 @@ def test_saved_complete_or_not_at_all(tmp_path):
         save_image(colour(RED), tmp_path / "grid.xyz")
 
     class Broken:
-        def save(self, path, format):
+        def save(self, path, format, **options):
             path.write_bytes(b"half")
             raise OSError("no space left on device")
 

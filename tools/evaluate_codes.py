@@ -13,6 +13,7 @@ import numpy as np
 from regiondh_d2.checkpoint import read_weights
 from regiondh_d2.engine.command import (
     CommandError,
+    add_overwrite_option,
     add_rerank_options,
     check_rerank_options,
     positive_int,
@@ -26,7 +27,7 @@ from regiondh_d2.evaluation.same_images import find_same_images
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.structures.codes import CodeSet, check_comparable, check_holds
 from regiondh_d2.utils.arguments import CommandParser
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 from regiondh_d2.utils.progress import Progress
 
 IMAGE_CLASSES = "image_classes"
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_rerank_options(parser)
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
+    add_overwrite_option(parser)
     return parser
 
 
@@ -123,7 +125,15 @@ def format_table(metrics: dict[str, float], topk: list[int]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_output_file(
+        args.json,
+        inputs=[args.query, args.database, args.weights],
+        overwrite=args.overwrite,
+        kind="json",
+    )
     query, database = read_codes(args.query), read_codes(args.database)
+    if args.json:
+        refuse_inputs(args.json, photos=[*query.file_names, *database.file_names])
     if args.reference == IMAGE_CLASSES:
         query, database = image_class_codes(query, database, *read_classifier(args.weights))
     elif args.reference:

@@ -17,7 +17,8 @@ from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.data.catalog import load_dataset
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
-from regiondh_d2.engine.command import load_trained_model, run_command
+from regiondh_d2.engine.command import add_overwrite_option, load_trained_model, run_command
+from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
 from regiondh_d2.engine.searcher import code_boxes
 from regiondh_d2.evaluation.object_queries import (
     RANKINGS,
@@ -30,7 +31,7 @@ from regiondh_d2.retrieval.images import ImageLoader, dataset_images
 from regiondh_d2.structures.codes import CodeSet, InstanceCodes, codes_from_outputs
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 from regiondh_d2.utils.progress import Progress
 
 COLUMNS = {"expected": "", "pessimistic": "-pessimistic", "optimistic": "-optimistic"}
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave the image that an object is in out of the object's ranking",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
+    add_overwrite_option(parser)
     parser.add_overrides()
     return parser
 
@@ -175,9 +177,15 @@ def format_table(metrics: dict[str, float]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    inputs = [args.database, *config_inputs(args.config_file, args.opts)]
+    inputs += dataset_inputs([args.dataset])
+    check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     database = read_codes(args.database)
     cfg = build_cfg(args.config_file, args.opts)
     records = load_records(args.dataset)
+    if args.json:
+        read = [record["file_name"] for record in records]
+        refuse_inputs(args.json, photos=[*read, *database.file_names])
     coder = ObjectCoder(cfg, args.dataset, database.count_difficult)
     # The first image tells whether all fits together, before minutes are spent on the others.
     for note in check_object_queries(*coder.code(records[:1]), database):

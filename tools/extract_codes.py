@@ -21,6 +21,7 @@ from regiondh_d2.engine.command import (
     run_command,
     run_workers,
 )
+from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
 from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
@@ -29,6 +30,7 @@ from regiondh_d2.retrieval.extract import (
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, entries_of_scan
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -177,8 +179,13 @@ def extract(args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}"
         )
     check_output(args.output, args.resume)
+    inputs = config_inputs(args.config_file, args.opts)
+    if args.dataset:
+        inputs += dataset_inputs([args.dataset])
+    check_output_file(args.output, inputs=inputs, overwrite=None, kind="codes")
     scan = None if args.dataset else find_photos(args.input, args.exclude)
     entries = find_entries(args, cfg, scan)
+    refuse_inputs(args.output, photos=[entry.file_name for entry in entries[0]])
     try:
         run_workers(code, args.num_gpus, (args, cfg, *entries))
     finally:

@@ -32,7 +32,7 @@ from ..structures.codes import (
     join_code_sets,
 )
 from ..utils.errors import RegionDHError
-from ..utils.file_io import write_json
+from ..utils.file_io import refuse_inputs, write_json
 from .ranking_metrics import RankingResult, evaluate_ranking
 from .same_images import find_same_images
 
@@ -105,6 +105,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         Raises:
             CodeFileError: ``database_codes`` cannot be read or lack labels; better now than after
                 the coding.
+            OutputExistsError: ``database_codes`` would be replaced by the codes of the queries.
         """
         self._logger = logging.getLogger(__name__)
         self._dataset_name = dataset_name
@@ -113,6 +114,8 @@ class RetrievalEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir) / dataset_name
         self._database = None
         if database_codes is not None:
+            if self._output_dir is not None:
+                refuse_inputs(self._output_dir / "query.h5", [database_codes])
             self._database = read_codes(database_codes)
             check_holds(self._database, str(database_codes), "labels")
         self._config_name = config_name

@@ -22,6 +22,7 @@ from ..structures.codes import CodeSet, check_comparable
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.marks import picture_mark
 from .hamming_index import create_index
 from .search import Answer, SearchResult
 
@@ -441,7 +442,11 @@ def picture_format(path: str | os.PathLike) -> str:
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write an image file, complete or not at all; its name's ending tells the format."""
+    """Write an image file with our mark, complete or not at all.
+
+    Its name's ending tells the format. See :mod:`..utils.marks` for the mark, which some formats
+    have no place for.
+    """
     found = picture_format(path)
     with replace_when_complete(path) as temporary:
-        image.save(temporary, format=found)
+        image.save(temporary, format=found, **picture_mark(found))

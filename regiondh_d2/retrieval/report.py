@@ -28,7 +28,8 @@ from ..evaluation.retrieval_evaluator import rank_code_sets
 from ..evaluation.same_images import find_same_images
 from ..structures.codes import CodeSet, check_comparable, check_holds
 from ..utils.errors import RegionDHError
-from ..utils.file_io import replace_when_complete
+from ..utils.file_io import refuse_inputs, replace_when_complete
+from ..utils.marks import GENERATOR
 from ..utils.progress import Progress
 from . import plots
 from .code_store import read_codes
@@ -107,11 +108,14 @@ def write_report(
 
     Raises:
         CodeFileError: a code file is unusable or has no labels, or the two don't fit together.
+        OutputExistsError: ``path`` is one of the files or images that are read.
         ValueError: ``metrics_file`` holds no flat JSON object of numbers, or there is nothing to
             measure.
         OSError: a file can't be read or written.
     """
+    refuse_inputs(path, [query_file, database_file, metrics_file])
     query, database = _read_labelled(query_file), _read_labelled(database_file)
+    refuse_inputs(path, photos=[*query.file_names, *database.file_names])
     others = {} if metrics_file is None else _read_metrics(metrics_file)
     notes = check_comparable(query, database)
     progress = Progress(report, "queries ranked", len(query))
@@ -146,6 +150,7 @@ def write_report(
         figures["map"] = plots.plot_code_map(query)
     references = _references(others, topk)
     page = _template().render(
+        generator=GENERATOR,
         title=title or f"Retrieval on {query.dataset or Path(query_file).name}",
         topk=topk,
         query=query,
@@ -401,6 +406,7 @@ _PAGE = """\
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{{ generator | safe }}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
