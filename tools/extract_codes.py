@@ -6,11 +6,12 @@ import os
 import sys
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.config import code_settings
+from regiondh_d2.data.catalog import load_dataset
 from regiondh_d2.data.photo_files import PhotoScan, find_photos
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
@@ -20,6 +21,7 @@ from regiondh_d2.engine.command import (
     run_command,
     run_workers,
 )
+from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
 from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
@@ -31,6 +33,7 @@ from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name
 from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -114,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
 def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
     """The images of a dataset to code, and its class names."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    dicts = DatasetCatalog.get(name)
+    dicts = load_dataset(name)
     if any("annotations" in record for record in dicts):
         dicts = [with_labels(record) for record in dicts]
     class_names = list(MetadataCatalog.get(name).get("thing_classes", []))
@@ -221,8 +224,12 @@ def extract(args: argparse.Namespace) -> None:
         raise RegionDHError(
             f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}"
         )
-    named = [path for path in args.input or () if os.path.isfile(path)]
-    check_output(args.output, args.resume, [args.config_file, cfg.MODEL.WEIGHTS, *named])
+    check_output(args.output, args.resume)
+    inputs = config_inputs(args.config_file, args.opts)
+    if args.dataset:
+        inputs += dataset_inputs([args.dataset])
+    inputs += [path for path in args.input or () if os.path.isfile(path)]
+    check_output_file(args.output, inputs=inputs, overwrite=None, kind="codes")
     if args.dataset:
         scan, notes = None, []
         images, class_names = dataset_entries(args.dataset, cfg)
@@ -235,6 +242,7 @@ def extract(args: argparse.Namespace) -> None:
         )
         images, notes = images_to_code(scan, args.input, known)
         class_names = classes_of_model(cfg)
+    refuse_inputs(args.output, photos=[image.file_name for image in images])
     for line in notes:
         print(line, file=sys.stderr, flush=True)
     try:

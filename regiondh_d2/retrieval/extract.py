@@ -46,25 +46,12 @@ from ..structures.codes import (
 )
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, OutputExistsError, RegionDHError
-from ..utils.file_io import check_output_file, replace_when_complete
+from ..utils.file_io import replace_when_complete
 from ..utils.locks import hold_lock
 from ..utils.progress import Progress
 from .code_store import read_codes, write_codes
 from .images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
-
-try:  # TEMPORARY
-    from .index_folder import move_roots
-except ImportError:
-
-    def move_roots(items, moves):
-        from ..structures.codes import move_root
-
-        for m in moves:
-            old, _, new = m.partition("=")
-            items = move_root(items, os.path.abspath(old), os.path.realpath(new))
-        return items
-
-
+from .index_folder import move_roots
 from .known_rows import Folders, KnownRows, Source
 from .photo_state import file_sha256, root_problem
 
@@ -137,29 +124,21 @@ def _padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
     return height, width
 
 
-def check_output(
-    output: str | os.PathLike, resume: bool, inputs: Sequence[str | os.PathLike] = ()
-) -> None:
-    """Refuses to touch what an earlier run wrote, unless it is to be resumed, and anything else.
-
-    Args:
-        output: the code file to write.
-        resume: whether it, or an unfinished one, may be there.
-        inputs: what the run reads.
+def check_output(output: str | os.PathLike, resume: bool) -> None:
+    """Refuses to touch what an earlier run wrote, unless it is to be resumed.
 
     Raises:
-        OutputExistsError: the output, or an unfinished one, is there; or it is a folder or an
-            input.
-        RegionDHError: its folder can't be written to.
+        OutputExistsError: the output, or an unfinished one, is there; or it is a folder.
     """
     output = Path(output)
     name, parts = display_name(output), _parts_folder(output)
     if output.is_dir():
         raise OutputExistsError(f"{name} is a folder: name a file to write")
-    if output.exists() and not resume:
+    if resume:
+        return
+    if output.exists():
         raise OutputExistsError(f"{name} exists: add to it with --resume, or delete it")
-    check_output_file(output, inputs=inputs, overwrite=True)
-    if not resume and any(parts.glob("part-*.h5")):
+    if any(parts.glob("part-*.h5")):
         raise OutputExistsError(
             f"{display_name(parts)} holds an unfinished extraction: go on with --resume, or delete "
             "it"
