@@ -7,6 +7,7 @@ folder is replaced if it carries this package's mark (:mod:`.marks`), or with ``
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -302,7 +303,7 @@ def _errors_named(path: str | os.PathLike, temporary: Path | None = None) -> Ite
         if error.filename is not None and os.fspath(error.filename) != str(temporary):
             raise
         if error.errno is None:  # a library's own, which has nothing but its text
-            raise OSError(f"{path}: {error}") from error
+            raise OSError(errno.EIO, str(error), str(path)) from error
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
