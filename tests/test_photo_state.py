@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from regiondh_d2.retrieval import photo_state
 from regiondh_d2.retrieval.photo_state import (
@@ -18,6 +19,8 @@ from regiondh_d2.retrieval.photo_state import (
     with_common_root,
 )
 from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.utils.file_io import mark_folder
+from regiondh_d2.utils.marks import picture_mark
 
 THERE, GONE, CHANGED, AWAY = (
     PhotoState.THERE,
@@ -180,6 +183,23 @@ def test_nothing_is_known_below_unreadable_folders_and_dead_links(root, photos, 
 
     monkeypatch.setattr(photo_state.os, "stat", refuse)
     assert states(items) == [GONE, AWAY, THERE, THERE]
+
+
+def test_our_own_pictures_and_folders(tmp_path, root, photos):
+    """What an older version encoded, since it knew no marks, too."""
+    grid, drawn = root / "out" / "sub" / "answers.png", root / "drawn.png"
+    old = root / "old" / "answers.png"
+    for path in (grid, old):
+        write(path, b"an old picture without a mark")
+    Image.new("RGB", (9, 9)).save(drawn, **picture_mark("PNG"))
+    mark_folder(root / "out")
+    (root / "old" / "index").mkdir()
+    (root / "old" / "photos.h5").write_bytes(b"")
+    items = encode(photos[0], grid, drawn, old, roots=[root])
+    assert states(items) == [THERE] + [PhotoState.OWN] * 3
+    mark_folder(root)  # one that is given itself is searched
+    assert states(items)[0] is THERE
+    assert prune(items).items is items
 
 
 def test_names_that_count_from_nowhere_are_not_looked_at(tmp_path, monkeypatch):

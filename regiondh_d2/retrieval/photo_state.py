@@ -16,8 +16,11 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..data.photo_files import is_system_file
 from ..structures.codes import UNKNOWN, CodeSet, take_rows
 from ..utils.display import display_name
+from ..utils.file_io import carries_mark
+from ..utils.marks import FOLDER_MARK
 
 __all__ = [
     "PhotoCheck",
@@ -60,21 +63,18 @@ def file_sha256(path: str | os.PathLike) -> bytes:
 def root_problem(root: str) -> str:
     """Why nothing is known of the photos below a folder, in a few words; "" if it can be looked at.
 
-    A folder that holds nothing but systems' files is what is left of a disk that isn't plugged in.
+    A folder that holds nothing, or systems' files alone, is what is left of a disk that isn't
+    plugged in.
     """
     try:
         with os.scandir(root) as entries:
-            if all(_is_system_file(entry.name) for entry in entries):
+            if all(is_system_file(entry.name) for entry in entries):
                 return "is empty"
     except (FileNotFoundError, NotADirectoryError):
         return "is no folder" if os.path.lexists(root) else "is not there"
     except OSError as error:
         return f"can't be read ({error.strerror})"
     return ""
-
-
-def _is_system_file(name: str) -> bool:
-    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "@eaDir")
 
 
 class PhotoCheck:
@@ -88,6 +88,7 @@ class PhotoCheck:
         self._items = items
         self._states: dict[int, PhotoState] = {}
         self._roots: dict[int, str] = {}
+        self._own: dict[str, bool] = {}
 
     def state(self, row: int) -> PhotoState:
         """The state of a photo.
@@ -129,7 +130,19 @@ class PhotoCheck:
             return PhotoState.GONE
         if not self._is_as_encoded(row, name, found):
             return PhotoState.CHANGED
+        if carries_mark(name) or self._is_in_own_folder(os.path.dirname(name), root):
+            return PhotoState.OWN
         return PhotoState.THERE
+
+    def _is_in_own_folder(self, folder: str, root: str) -> bool:
+        """Whether a folder below the root is our output, or lies in one."""
+        if not root or len(folder) <= len(root):
+            return False
+        if folder not in self._own:
+            self._own[folder] = _is_own_folder(folder) or self._is_in_own_folder(
+                os.path.dirname(folder), root
+            )
+        return self._own[folder]
 
     def _is_as_encoded(self, row: int, name: str, found: os.stat_result) -> bool:
         size, time = int(self._items.size[row]), int(self._items.mtime_ns[row])
@@ -144,6 +157,13 @@ class PhotoCheck:
             return file_sha256(name) == contents[row].tobytes()
         except OSError:
             return False
+
+
+def _is_own_folder(folder: str) -> bool:
+    """As :func:`~regiondh_d2.data.photo_files.find_photos` knows its folders."""
+    if os.path.lexists(os.path.join(folder, FOLDER_MARK)):
+        return True
+    return all(os.path.lexists(os.path.join(folder, name)) for name in ("photos.h5", "index"))
 
 
 def _is_behind_dead_link(path: str, root: str) -> bool:
