@@ -38,6 +38,7 @@ from .conversion import (
     timm_to_ours,
     torchvision_to_detectron2,
 )
+from .utils.display import display_name
 from .utils.file_io import replace_when_complete
 
 __all__ = [
@@ -307,7 +308,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
             return
         objects = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info(f"Saving checkpoint to {path}")
+        self.logger.info(f"Saving checkpoint to {display_name(path)}")
         _save(path, {"model": self.model.state_dict(), **objects, **kwargs})
         self.tag_last_checkpoint(f"{name}.pth")
 

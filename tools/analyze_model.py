@@ -18,6 +18,7 @@ from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, ti
 from regiondh_d2.engine.command import load_trained_model, positive_int, run_command
 from regiondh_d2.retrieval.extract import ImageLoader
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import write_json
 
 # Heading, divisor and format of each task's column.
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
         "device": cfg.MODEL.DEVICE,
         "threads": torch.get_num_threads(),
     }
-    print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    print_line(", ".join(f"{key} {value}" for key, value in setting.items()))
     print(format_table(numbers))
     if args.json:
         write_json(args.json, {**numbers, "setting": setting})

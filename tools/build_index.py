@@ -15,6 +15,7 @@ from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.index_folder import LEVELS, IndexFolder, write_index_folder
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,12 +70,12 @@ def build(args: argparse.Namespace, options: dict[str, int]) -> None:
         **options,
     )
     if not folder.record["model_fingerprint"]:
-        print(
+        print_line(
             f"warning: {args.codes} has no model fingerprint: searches cannot check their model",
-            file=sys.stderr,
+            sys.stderr,
         )
     print("\n".join(describe(folder)))
-    print(f"{args.output}: {args.engine}, built in {time.perf_counter() - start:.1f} s")
+    print_line(f"{args.output}: {args.engine}, built in {time.perf_counter() - start:.1f} s")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from regiondh_d2.checkpoint import SOURCES, convert_weights, write_weights
 from regiondh_d2.conversion import LAYOUTS
 from regiondh_d2.engine.command import run_command
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 
 EPILOG = f"""regiondh:// sources:
   {", ".join(sorted(SOURCES))}
@@ -44,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     weights = convert_weights(args.source, args.layout)
     write_weights(args.output, weights)
-    print(f"{args.output}: {len(weights.model)} tensors")
-    print(f"left out: {', '.join(weights.left_out) or 'nothing'}")
+    print_line(f"{args.output}: {len(weights.model)} tensors")
+    print_line(f"left out: {', '.join(weights.left_out) or 'nothing'}")
 
 
 def main(argv: list[str] | None = None) -> int:

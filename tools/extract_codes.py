@@ -27,6 +27,7 @@ from regiondh_d2.retrieval.extract import (
 )
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, entries_of_scan
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
 
 
@@ -155,7 +156,7 @@ def tell(result: ExtractionResult, output: str) -> None:
         ValueError: there is no output, because of images that can't be read.
     """
     for error in result.unreadable:
-        print(f"unreadable: {error}", file=sys.stderr)
+        print_line(f"unreadable: {error}", sys.stderr)
     bad = len(result.unreadable)
     if bad == result.images and not result.complete:
         raise RegionDHError(f"none of the {bad} images can be read")
@@ -165,7 +166,7 @@ def tell(result: ExtractionResult, output: str) -> None:
             "those and go on with --resume, or leave them out with --resume --skip-bad"
         )
     left_out = f", {bad} unreadable left out" if bad else ""
-    print(f"{output}: {result.rows} rows, {result.coded} of them coded now{left_out}")
+    print_line(f"{output}: {result.rows} rows, {result.coded} of them coded now{left_out}")
 
 
 def extract(args: argparse.Namespace) -> None:

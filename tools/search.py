@@ -17,6 +17,7 @@ from regiondh_d2.retrieval.draw import Tile, draw_grid, save_image, search_tiles
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import display_name, display_width, print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import write_json
 
@@ -98,13 +99,15 @@ def headline(result: SearchResult) -> str:
     if result.objects and not result.all_objects:
         what += ", by image,"
     only = f", {result.class_name} alone" if result.class_name else ""
-    return f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
+    line = f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
+    return display_name(line)
 
 
 def format_table(result: SearchResult) -> str:
     """The answers, a line each, or why there are none."""
     if not result.answers:
-        return f"nothing of class {result.class_name} found" if result.class_name else "none found"
+        only = f"nothing of class {result.class_name} found" if result.class_name else "none found"
+        return display_name(only)
     rows = [("rank", "distance", "image", *(f"object {i + 1}" for i in range(len(result.objects))))]
     for rank, answer in enumerate(result.answers, 1):
         objects = (
@@ -114,15 +117,19 @@ def format_table(result: SearchResult) -> str:
         distance = str(answer.distance)
         if answer.fine_distance is not None:
             distance += f" ({answer.fine_distance:.2f})"
-        rows.append((str(rank), distance, answer.file_name, *objects))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.append((str(rank), distance, *map(display_name, (answer.file_name, *objects))))
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i < 2 else cell.ljust(width)
+            padding(cell, width) + cell if i < 2 else cell + padding(cell, width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     )
+
+
+def padding(cell: str, width: int) -> str:
+    return " " * (width - display_width(cell))
 
 
 def class_tiles(result: SearchResult) -> list[Tile]:
@@ -152,7 +159,7 @@ def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchR
 def run(args: argparse.Namespace) -> None:
     searcher = RegionDHSearcher.from_folder(args.index, args.config_file, args.opts, args.engine)
     for note in searcher.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", sys.stderr)
     results = search(args, searcher)
     for result in results:
         print(headline(result))

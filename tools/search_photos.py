@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import InputNotFoundError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,11 +63,13 @@ def run(args: argparse.Namespace) -> None:
 
     args.output.mkdir(parents=True, exist_ok=True)
     for name, *arguments in commands(args.photos, args.query, args.output):
-        print(f"\n$ tools/{name} {shlex.join(arguments)}", flush=True)
+        print()
+        print_line(f"$ tools/{name} {shlex.join(arguments)}")
         code = subprocess.run([sys.executable, str(ROOT / "tools" / name), *arguments]).returncode
         if code != 0:
             raise CommandError(f"tools/{name} failed; what it says stands above")
-    print(f"\npicture: {args.output / 'answers.png'}")
+    print()
+    print_line(f"picture: {args.output / 'answers.png'}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import check_datasets
 from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
 
 
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     for name, picture in tqdm(pictures, disable=None, leave=False):
         save_image(picture, args.output_dir / f"{name}.jpg")
         count += 1
-    print(f"{count} pictures in {args.output_dir}")
+    print_line(f"{count} pictures in {args.output_dir}")
 
 
 def main(argv: list[str] | None = None) -> int:
