@@ -101,7 +101,9 @@ def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespa
 
 
 def run_command(
-    command: Callable[[], None], interrupted: str = "interrupted", keep_memory: bool = True
+    command: Callable[[], int | None],
+    interrupted: str = "interrupted",
+    keep_memory: bool = True,
 ) -> int:
     """Run a command and tell its failure on standard error.
 
@@ -111,16 +113,16 @@ def run_command(
     its traceback, as all do after ``--debug``.
 
     Args:
-        command: the work of the command line.
+        command: the work of the command line; it may return an exit status of its own.
         interrupted: the line for Ctrl-C.
         keep_memory: whether the process keeps what it frees, see :mod:`.allocation`.
 
     Returns:
-        The exit status: 0, 1 after a failure, or 130 after Ctrl-C.
+        The exit status: 0 or what ``command`` returns, 1 after a failure, or 130 after Ctrl-C.
     """
     _prepare_process(keep_memory)
     try:
-        command()
+        status = command()
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
@@ -129,7 +131,7 @@ def run_command(
             _give_up_output()  # or the interpreter complains of it once more, at its end
         _tell(error)
         return 1
-    return _finish_output()
+    return _finish_output() or status or 0
 
 
 def _prepare_process(keep_memory: bool = True) -> None:
