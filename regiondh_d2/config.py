@@ -11,7 +11,20 @@ from typing import Any
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-__all__ = ["add_regiondh_config", "code_settings", "parse_settings"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "add_regiondh_config",
+    "code_settings",
+    "max_pixels",
+    "parse_settings",
+]
+
+# Above this many pixels version 0.1, as Pillow by default, refused every image.
+DEFAULT_MAX_PIXELS = 178_956_970
+
+# What data/image_reader.py makes of a file; to be raised when that changes. Version 0.1's, which
+# code files don't name, is 1.
+_IMAGE_READER = 2
 
 # Config keys that decide about the rows of a code file beside the weights: those that start so,
 # without those of training and of where things are.
@@ -109,6 +122,10 @@ def _add_region_dh(cfg: CN) -> None:
     node.LR_FACTORS.INSTANCE_HASH = 1.0
     node.LR_FACTORS.IMAGE_HASH = 1.0
 
+    # The most pixels of an image that are read. A larger JPEG is decoded at a half, a quarter or an
+    # eighth of its width and height; a larger image of another format is refused.
+    node.MAX_PIXELS = DEFAULT_MAX_PIXELS
+
     # A folder for cached region features. Where it is set, the backbone and the RPN must be frozen
     # (factors 0); the features of each training image are computed once, and the heads train on
     # them. An interrupted computation goes on; several processes must all see the folder.
@@ -149,6 +166,11 @@ def _add_retrieval(cfg: CN) -> None:
     node.BOX_AP = True
 
 
+def max_pixels(cfg: CN) -> int:
+    """``MODEL.REGION_DH.MAX_PIXELS``; its default for a config without our keys."""
+    return cfg.MODEL.get("REGION_DH", {}).get("MAX_PIXELS", DEFAULT_MAX_PIXELS)
+
+
 def code_settings(cfg: CN, **options: Any) -> str:
     """What decides about the rows of a code file beside the weights, a line "KEY VALUE" each.
 
@@ -163,7 +185,8 @@ def code_settings(cfg: CN, **options: Any) -> str:
         and not key.startswith(_OTHER_KEYS)
         and not key.endswith("_TRAIN")
     }
-    return "\n".join(f"{key} {value!r}" for key, value in sorted({**keys, **options}.items()))
+    keys = {"IMAGE_READER": _IMAGE_READER, **keys, **options}
+    return "\n".join(f"{key} {value!r}" for key, value in sorted(keys.items()))
 
 
 def parse_settings(text: str) -> dict[str, str]:
@@ -172,7 +195,7 @@ def parse_settings(text: str) -> dict[str, str]:
     A key that the text lacks is newer than the text, and what had no such key was coded as by its
     default. An empty text tells nothing.
     """
-    return {**_default_settings(), **_values(text)} if text else {}
+    return {**_default_settings(), "IMAGE_READER": "1", **_values(text)} if text else {}
 
 
 @cache

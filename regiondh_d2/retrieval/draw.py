@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
+from ..data.image_reader import on_white, read_rgb
 from ..structures.codes import CodeSet, check_comparable
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
@@ -260,15 +261,17 @@ def draw_boxes(
         boxes: XYXY in pixels of the upright image; None takes a colour and draws nothing.
 
     Raises:
-        OSError: the image can't be read.
+        UnreadableImage: the image can't be read.
     """
-    with Image.open(file_name) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
+    image, size = read_rgb(file_name)
+    # Of a photo above the pixel limit, which is read at a smaller size, boxes are as in the file.
+    scale = image.width / size.width, image.height / size.height
     draw = ImageDraw.Draw(image)
     width = max(2, round(max(image.size) / 60))  # still seen once the image is small
     for i, box in enumerate(boxes):
         if box is not None:
-            draw.rectangle(tuple(box), outline=BOX_COLOURS[i % len(BOX_COLOURS)], width=width)
+            box = [side * factor for side, factor in zip(box, scale * 2, strict=True)]
+            draw.rectangle(box, outline=BOX_COLOURS[i % len(BOX_COLOURS)], width=width)
     return image
 
 
@@ -373,17 +376,16 @@ def _fit_or_grey(
 
 
 def fit_image(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
-    """The image in RGB, a file's upright, enlarged or shrunk to fit into a box.
+    """The image in RGB, a file's upright and on white, enlarged or shrunk to fit into a box.
 
     Raises:
-        OSError: the file can't be read.
+        UnreadableImage: the file can't be read.
     """
     if not isinstance(image, Image.Image):
-        with Image.open(image) as file:
-            return fit_image(ImageOps.exif_transpose(file), box)
+        image, _ = read_rgb(image)
     scale = min(box[0] / image.width, box[1] / image.height)
     size = [max(1, round(side * scale)) for side in image.size]
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return on_white(image).resize(size, Image.Resampling.LANCZOS)
 
 
 def _text(
