@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -341,7 +342,8 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
     _show_names(figure, display_name)  # a page is shown with the fonts of its reader
     buffer = io.StringIO()
     # Without these, random names and the date would change with every call.
-    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw it
         figure.savefig(buffer, format="svg", dpi=150, transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
