@@ -57,10 +57,15 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             return 1
 
     seen: set[str] = set()
+    told: set[str] = set()
     for name in names:
         report = check_dataset(name, open_images=args.images)
         for line in report.summary().splitlines():
             print_line(line)
+        for note in report.notes:
+            if note not in told:
+                told.add(note)
+                print_line(f"  note: {note}")
         for problem in report.problems:
             if problem not in seen:  # datasets share files; one line a problem is enough
                 seen.add(problem)

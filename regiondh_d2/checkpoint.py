@@ -42,6 +42,7 @@ from .conversion import (
 )
 from .utils.display import display_name
 from .utils.file_io import replace_when_complete
+from .utils.marks import WEIGHTS_FORMAT
 
 __all__ = [
     "SOURCES",
@@ -154,12 +155,13 @@ def _read_state_dict(path: str) -> Tensors:
 
 
 def write_weights(path: str | os.PathLike, weights: ConvertedWeights) -> None:
-    """Write weights in the form that Detectron2 loads, complete or not at all.
+    """Write weights in the form that Detectron2 loads, with our mark, complete or not at all.
 
     Raises:
         WeightsError, OSError: the file can't be written.
     """
-    _save(path, {"model": weights.model})
+    # The mark is first: it is looked for in the first bytes of the file.
+    _save(path, {"format": WEIGHTS_FORMAT, "model": weights.model})
 
 
 def _save(path: str | os.PathLike, data: dict) -> None:
@@ -261,7 +263,12 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
             raise WeightsError(f"{source} needs no conversion: name it as MODEL.WEIGHTS")
         refuse_layout(layout, f"the layout of {source} is in its name")
         return _require_source(source)()
-    path = PathManager.get_local_path(source)
+    try:
+        path = PathManager.get_local_path(source)
+    except OSError:
+        raise
+    except Exception as error:  # of Detectron2's catalogs and of other handlers
+        raise WeightsError(f"{source} can't be had: {_line(error)}") from error
     if path.endswith(".pkl"):
         return detectron2_zoo_to_ours(read_zoo_pickle(path), layout)
     weights = _read_state_dict(path)

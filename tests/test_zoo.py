@@ -91,6 +91,11 @@ def test_a_name_that_is_not_known_lists_those_that_are(name, near):
             assert f"regiondh://{known}" in text
 
 
+def test_a_name_of_a_catalog_that_is_not_known():
+    with pytest.raises(WeightsError, match="catalog://nope can't be had: model not present"):
+        convert_weights("catalog://nope")
+
+
 def test_what_is_shipped_needs_no_conversion():
     with pytest.raises(WeightsError, match="needs no conversion: name it as MODEL.WEIGHTS"):
         convert_weights("regiondh://effnetlite0_voc07_64")

@@ -24,6 +24,7 @@ from ..structures.packed import unpack_codes
 from ..utils.display import display_name
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.marks import figure_mark
 from ..utils.text import drawable, font_families
 from .draw import Tile, draw_grid, retrieval_rows
 
@@ -354,7 +355,7 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure, complete or not at all; its name's ending tells the format.
+    """Writes a figure with our mark, complete or not at all; its name's ending tells the format.
 
     Raises:
         ValueError: matplotlib knows no such format.
@@ -366,4 +367,4 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         )
     _show_names(figure, drawable)
     with replace_when_complete(path) as temporary:
-        figure.savefig(temporary, format=ending, dpi=150)
+        figure.savefig(temporary, format=ending, dpi=150, **figure_mark(ending))
