@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import regiondh_d2.data  # noqa: F401  isort: skip  (registers the shipped names; first: quiet)
 from regiondh_d2.data.catalog import registered_names, require_dataset
 from regiondh_d2.data.check import check_dataset, is_present
+from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_import_option(parser)
     args = parser.parse_args(argv)
-    try:
-        import_user_code(args.imports)
-    except RegionDHError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: check(args, parser))
+
+
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    import_user_code(args.imports)
     try:
         for name in args.names:
             require_dataset(name, "unknown dataset")
@@ -56,13 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
     seen: set[str] = set()
+    told: set[str] = set()
     for name in names:
         report = check_dataset(name, open_images=args.images)
-        print(report.summary(), flush=True)
+        for line in report.summary().splitlines():
+            print_line(line)
+        for note in report.notes:
+            if note not in told:
+                told.add(note)
+                print_line(f"  note: {note}")
         for problem in report.problems:
             if problem not in seen:  # datasets share files; one line a problem is enough
                 seen.add(problem)
-                print(problem, file=sys.stderr, flush=True)
+                print_line(problem, sys.stderr)
     return 1 if seen else 0
 
 

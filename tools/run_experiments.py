@@ -26,6 +26,7 @@ from regiondh_d2.engine.experiments import (
 )
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import replace_when_complete, write_json
 
 TABLE = Path(__file__).with_name("experiments.yaml")
@@ -90,7 +91,7 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
     )
     write_json(file, found)
     if kept:
-        print(f"{file}: kept as measured earlier: {', '.join(kept)}")
+        print_line(f"{file}: kept as measured earlier: {', '.join(kept)}")
     print(markdown_differences(found))
 
 

@@ -25,7 +25,7 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.engine.hooks import BestCheckpointer, PeriodicWriter
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -40,8 +40,9 @@ from ..checkpoint import (
     model_fingerprint,
     read_weights,
 )
+from ..data.catalog import adopt
 from ..data.training import StrictMapper, build_train_loader
-from ..evaluation import RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
+from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
 from .feature_cache import FeatureCache
@@ -388,6 +389,7 @@ class RegionDHTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg, dataset_name):
         if cfg.MODEL.REGION_DH.FEATURE_CACHE:
             return FeatureCache(cfg).test_loader(dataset_name)
+        adopt(dataset_name)
         mapper = StrictMapper(cfg, is_train=False)
         if not _reads_queries_alone(cfg, dataset_name):
             return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
@@ -435,6 +437,7 @@ class RegionDHTrainer(DefaultTrainer):
             bits=cfg.MODEL.REGION_DH.BITS_IMAGE or cfg.MODEL.REGION_DH.BITS,
             config_name=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
             instance_min_score=node.INSTANCE_MIN_SCORE,
+            exclude_self=node.EXCLUDE_SELF,
         )
         evaluators: list[DatasetEvaluator] = [retrieval]
         queries = metadata.query_datasets
@@ -467,7 +470,7 @@ def _box_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """Box AP on a dataset of ``evaluator_type`` pascal_voc or coco."""
     if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
         return VOCBoxEvaluator(dataset_name)
-    return COCOEvaluator(dataset_name, output_dir=os.path.join(output_folder, dataset_name))
+    return COCOBoxEvaluator(dataset_name, output_dir=os.path.join(output_folder, dataset_name))
 
 
 def _reads_queries_alone(cfg, dataset_name: str) -> bool:
