@@ -166,4 +166,4 @@ def test_prepare_scenes(tmp_path, capsys):
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file/below"):
         assert main(["--output", str(output)]) == 1
-        assert capsys.readouterr().err.startswith(f"error: {output}: ")
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}: ")
