@@ -203,11 +203,11 @@ def run(args: argparse.Namespace) -> None:
     cfg = build_cfg(args.config_file, args.opts)
     ImageLoader(cfg)(args.query)
     folder = read_index_folder(args.index, args.engine, args.root)
+    for path in filter(None, (args.json, args.save)):
+        refuse_inputs(path, photos=folder.items.file_names)
     searcher = RegionDHSearcher.from_cfg(folder, cfg)
     for note in searcher.notes:
         print_line(f"warning: {note}", sys.stderr)
-    for path in filter(None, (args.json, args.save)):
-        refuse_inputs(path, photos=searcher.folder.items.file_names)
     results = search(args, searcher)
     for result in results:
         print(headline(result))
