@@ -31,7 +31,7 @@ from regiondh_d2.retrieval.extract import (
 )
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images
 from regiondh_d2.utils.arguments import CommandParser
-from regiondh_d2.utils.display import display_name
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
@@ -195,9 +195,9 @@ def tell(result: ExtractionResult, output: str) -> None:
         RegionDHError: there is no output, because of images that can't be read.
     """
     for error in result.unreadable:
-        print(f"unreadable: {error}", file=sys.stderr)
+        print_line(f"unreadable: {error}", sys.stderr)
     for name in result.vanished:
-        print(f"deleted meanwhile: {display_name(name)}", file=sys.stderr)
+        print_line(f"deleted meanwhile: {name}", sys.stderr)
     bad = len(result.unreadable)
     if not result.complete and bad + len(result.vanished) == result.images:
         raise RegionDHError(f"none of the {result.images} images can be read")
@@ -209,9 +209,9 @@ def tell(result: ExtractionResult, output: str) -> None:
     left_out = f", {bad} unreadable left out" if bad else ""
     pruned = f", {result.pruned} of photos that have gone removed" if result.pruned else ""
     rows = f"{result.rows} rows, {result.coded} of them coded now"
-    print(f"{display_name(output)}: {rows}{left_out}{pruned}")
+    print_line(f"{output}: {rows}{left_out}{pruned}")
     if result.gone:
-        print(
+        print_line(
             f"{result.gone} of the rows are of photos that have gone: remove them with --resume "
             "--prune"
         )
@@ -245,12 +245,12 @@ def extract(args: argparse.Namespace) -> None:
         class_names = classes_of_model(cfg)
     refuse_inputs(args.output, photos=[image.file_name for image in images])
     for line in notes:
-        print(line, file=sys.stderr, flush=True)
+        print_line(line, sys.stderr)
     try:
         run_workers(code, args.num_gpus, (args, cfg, scan, images, class_names))
     finally:
         for line in scan.summary() if scan else ():
-            print(line)
+            print_line(line)
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
