@@ -233,12 +233,13 @@ def extract(args: argparse.Namespace) -> None:
     if args.dataset:
         inputs += dataset_inputs([args.dataset])
     inputs += [path for path in args.input or () if os.path.isfile(path)]
-    check_output_file(args.output, inputs=inputs, overwrite=None, kind="codes")
+    refuse_inputs(args.output, inputs)
+    known = known_files(args.output, args.root)  # tells of a file that another program writes
+    check_output_file(args.output, overwrite=None, kind="codes")
     if args.dataset:
         scan, notes = None, []
         images, class_names = dataset_entries(args.dataset, cfg)
     else:
-        known = known_files(args.output, args.root)
         scan = find_photos(
             args.input,
             args.exclude,
