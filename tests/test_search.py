@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from regiondh_d2.config import DEFAULT_MAX_PIXELS
+from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.draw import (
@@ -780,6 +782,23 @@ def test_from_folder(random_network, workspace):
     assert (
         note == "the index was coded with another INPUT.MIN_SIZE_TEST than 96: distances may be off"
     )
+
+
+def test_queries_are_read_as_the_indexed_images_were(random_network, workspace):
+    folder = read_index_folder(workspace / "index")
+    settings = folder.items.settings.replace("IMAGE_READER 2", "IMAGE_READER 1")
+    settings = settings.replace(f"MAX_PIXELS {DEFAULT_MAX_PIXELS}", "MAX_PIXELS 5000")
+    folder = replace(folder, items=replace(folder.items, settings=settings))
+    cfg = build_cfg(random_network.config, random_network.opts)
+    searcher = RegionDHSearcher.from_cfg(folder, cfg)
+    assert len(searcher.notes) == 1  # of the older reader alone
+    assert "extract_codes.py --resume" in searcher.notes[0]
+    name = next(name for name in folder.items.file_names if name.endswith(".jpg"))
+    limited = ImageLoader(cfg)
+    limited.max_pixels = 5000
+    assert not torch.equal(limited(name)["image"], ImageLoader(cfg)(name)["image"])
+    expected = searcher._model.inference([limited(name)])[0]["image_code"]
+    assert np.array_equal(unpack_codes(searcher.code(name).codes, len(expected))[0], expected)
 
 
 def test_another_model_is_refused(tool, random_network, workspace, arguments, tmp_path, capsys):

@@ -128,6 +128,12 @@ def test_the_commands_that_are_printed_do_the_same(tool, steps, place, monkeypat
         assert words == [f"{step[0]}.py", *step[1:]]
 
 
+def test_patterns_are_handed_on(tool, steps, place, monkeypatch):
+    monkeypatch.setattr(tool, "choose_query", lambda codes, photos: "a.jpg")
+    assert tool.main(["mine", "--exclude", "raw*", "--exclude", "-x", "--output", "out"]) == 0
+    assert steps[0][5:8] == ["--exclude=raw*", "--exclude=-x", "--input"]
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_step_that_fails_ends_the_command(tool, steps, place, monkeypatch, failing):
     monkeypatch.setattr(tool, "choose_query", lambda codes, photos: "q.jpg")

@@ -28,6 +28,7 @@ from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name
 from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import check_output_folder
 from regiondh_d2.zoo import network_name
 
 
@@ -115,6 +116,9 @@ def without_gone(items: CodeSet, source: str) -> CodeSet:
 def build(args: argparse.Namespace, options: dict[str, int]) -> None:
     start = time.perf_counter()
     check_index_output(args.output)
+    # An index may be built anew from itself, generation beside generation.
+    source = [] if os.path.isdir(args.codes) else [args.codes]
+    check_output_folder(args.output, inputs=source, overwrite=None, kind="index")
     items = move_roots(read_items(args.codes), args.root)
     if args.prune:
         items = without_gone(items, args.codes)

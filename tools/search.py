@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.engine.command import (
+    add_overwrite_option,
     add_rerank_options,
     add_root_option,
     check_rerank_options,
     positive_int,
     run_command,
 )
-from regiondh_d2.engine.defaults import build_cfg
+from regiondh_d2.engine.defaults import build_cfg, config_inputs
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.draw import (
     Tile,
@@ -28,7 +29,7 @@ from regiondh_d2.retrieval.index_folder import read_index_folder
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 
 COMMON_OPTIONS = ("rerank", "rerank_by", "within", "check_files")
 
@@ -104,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")
     parser.add_argument("--json", metavar="OUT.json", help="also write the answers")
+    add_overwrite_option(parser)
     parser.add_overrides()
     return parser
 
@@ -176,16 +178,26 @@ def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchR
     return results
 
 
-def run(args: argparse.Namespace) -> None:
-    # First what would otherwise fail at the end, before the index and the network are read.
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuses outputs that can't be written or would replace what must stay."""
     if args.save:
         picture_format(args.save)
+    inputs = [args.query, args.index, *config_inputs(args.config_file, args.opts)]
+    for path, other, kind in ((args.json, args.save, "json"), (args.save, None, "picture")):
+        check_output_file(path, inputs=inputs, outputs=[other], overwrite=args.overwrite, kind=kind)
+
+
+def run(args: argparse.Namespace) -> None:
+    # First what would otherwise fail at the end, before the index and the network are read.
+    check_outputs(args)
     cfg = build_cfg(args.config_file, args.opts)
     ImageLoader(cfg)(args.query)
     folder = read_index_folder(args.index, args.engine, args.root)
     searcher = RegionDHSearcher.from_cfg(folder, cfg)
     for note in searcher.notes:
         print(f"warning: {note}", file=sys.stderr)
+    for path in filter(None, (args.json, args.save)):
+        refuse_inputs(path, photos=searcher.folder.items.file_names)
     results = search(args, searcher)
     for result in results:
         print(headline(result))
@@ -195,7 +207,7 @@ def run(args: argparse.Namespace) -> None:
     grouped = args.group_by_class
     if args.json:
         values = [result.as_dict() for result in results]
-        write_json(args.json, values if grouped else values[0])
+        write_json(args.json, values if grouped else values[0], format="regiondh-answers")
     if args.save:
         title = headline(replace(results[0], class_name=None) if grouped else results[0])
         tiles = [class_tiles(r) if grouped else search_tiles(r) for r in results]

@@ -30,6 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--query", type=Path, metavar="FILE", help="what to search for (default: one of the photos)"
     )
     parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and folders of such a name, or path below FOLDER; repeatable",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("output/photos"),
@@ -131,9 +138,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n$ tools/{name}.py {display_name(shlex.join(words))}", flush=True)
         return load_tool(name)(words)
 
+    exclude = [f"--exclude={pattern}" for pattern in args.exclude]
     status = step(
         "extract_codes",
-        *[*network, "--resume", "--skip-bad", "--input", args.photos, "--output", codes],
+        *[*network, "--resume", "--skip-bad", *exclude, "--input", args.photos],
+        *["--output", codes],
     )
     if status:
         return status

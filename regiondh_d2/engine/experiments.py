@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from detectron2.data import DatasetCatalog
 
+from ..data.catalog import load_dataset
 from ..evaluation.retrieval_evaluator import rank_code_sets
 from ..retrieval.code_store import read_codes
 from ..structures.codes import CodeSet
@@ -272,7 +272,7 @@ def _box_ap(folder: Path, datasets: Sequence[str]) -> dict[str, float]:
 def _data_checksum(dataset: str) -> str:
     """sha256 over names and sizes of the images and over the annotations of a dataset."""
     digest = hashlib.sha256()
-    for record in DatasetCatalog.get(dataset):
+    for record in load_dataset(dataset):
         path = record["file_name"]
         boxes = [(a["category_id"], *a["bbox"]) for a in record.get("annotations", ())]
         labels = record.get("image_labels", ())

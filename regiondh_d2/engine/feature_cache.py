@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.data.build import build_batch_data_loader, trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
@@ -32,6 +31,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import model_fingerprint
+from ..data.catalog import load_dataset
 from ..data.training import StrictMapper
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.roi_heads import with_whole_image_box
@@ -150,7 +150,7 @@ class FeatureCache:
         return self.folder / f"{dataset}.npz"
 
     def dataset(self, name: str, mirrored: bool) -> CachedRegions:
-        return CachedRegions(self._path(name), DatasetCatalog.get(name), mirrored)
+        return CachedRegions(self._path(name), load_dataset(name), mirrored)
 
     def train_loader(self, model: torch.nn.Module):
         """An endless loader over the views of ``DATASETS.TRAIN``.
@@ -206,7 +206,7 @@ class FeatureCache:
                 damaged, or was made by other weights or settings or of other images.
             OSError: a file can't be written, for instance because the disk is full.
         """
-        records = DatasetCatalog.get(name)
+        records = load_dataset(name)
         network, images = self._network(model), np.array([_image_digest(r) for r in records])
         # One process decides for all: where the folder is a network's, they may see it differently.
         if comm.all_gather(self._has(name, network, images, mirrored))[0]:

@@ -32,6 +32,9 @@ from .defaults import build_cfg
 
 __all__ = ["RegionDHSearcher", "code_boxes"]
 
+# Lines of settings that have a rule of their own here.
+_IMAGE_READER, _MAX_PIXELS = "IMAGE_READER", "MODEL.REGION_DH.MAX_PIXELS"
+
 _SEEN = 0.5  # the probability from which on a class is taken to be in an image
 
 
@@ -103,8 +106,11 @@ class RegionDHSearcher:
             IndexFileError: the index is of another model.
             WeightsError: there are no trained weights.
         """
-        searcher = cls(folder, load_trained_model(cfg), ImageLoader(cfg))
-        searcher.notes += _setting_notes(folder.items.settings, cfg)
+        load, settings = ImageLoader(cfg), folder.items.settings
+        # A query is read as the indexed photos were, whatever the config says now.
+        load.max_pixels = int(parse_settings(settings).get(_MAX_PIXELS, load.max_pixels))
+        searcher = cls(folder, load_trained_model(cfg), load)
+        searcher.notes += _setting_notes(settings, cfg)
         return searcher
 
     def search(
@@ -304,11 +310,23 @@ def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
 
 
 def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:
-    """A line if the index was coded with other settings that decide about codes."""
+    """Lines if the index was coded with other settings that decide about codes."""
     theirs = parse_settings(settings)
     ours = [line.split(" ", 1) for line in code_settings(cfg).splitlines()]
-    differing = [(key, value) for key, value in ours if theirs.get(key) != value]
-    if not settings or not differing:
+    differing = [
+        (key, value)
+        for key, value in ours
+        if key not in (_IMAGE_READER, _MAX_PIXELS) and theirs.get(key) != value
+    ]
+    if not settings:
         return []
-    key, value = min(differing)
-    return [f"the index was coded with another {key} than {value}: distances may be off"]
+    notes = []
+    if theirs[_IMAGE_READER] != dict(ours)[_IMAGE_READER]:  # which makes the same of most photos
+        notes.append(
+            "the index is older than this version's reading of transparent images: "
+            "extract_codes.py --resume and build_index.py encode those again"
+        )
+    if differing:
+        key, value = min(differing)
+        notes.append(f"the index was coded with another {key} than {value}: distances may be off")
+    return notes
