@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regiondh_d2.engine import searcher
 from regiondh_d2.retrieval import photo_state
 from regiondh_d2.retrieval.hamming_index import IndexFileError
 from regiondh_d2.retrieval.index_folder import IndexFolder, read_index_folder, write_index_folder
@@ -568,12 +569,15 @@ def test_command_a_renamed_root(run, place):
         ((), "typo.jpg", "typo.jpg: No such file"),
         (("--save", "grid.xyz"), "2.jpg", "'.xyz' is no image format"),
         (("--save", "grid.psd"), "2.jpg", "'.psd' is no image format"),
+        (("--save", "photos/2.jpg"), "2.jpg", "an output never replaces an input"),
+        (("--save", "photos/3.jpg", "--overwrite"), "2.jpg", "photos/3.jpg"),
+        (("--root", "nowhere=photos"), "2.jpg", "nowhere"),
     ],
 )
 def test_command_what_would_fail_at_the_end_is_told_first(
     run, place, monkeypatch, options, query, message
 ):
-    shutil.rmtree(place / "index")  # so that nothing after the checks could work
+    monkeypatch.setattr(searcher, "load_trained_model", None)  # nothing after the checks works
     status, _, _, printed = run(*options, query=query)
     assert status == 1
     assert message in printed.err
