@@ -14,7 +14,9 @@ from detectron2.data import DatasetCatalog
 import regiondh_d2.data  # noqa: F401  (registers the shipped names)
 from regiondh_d2.data.catalog import registered_names
 from regiondh_d2.data.check import check_dataset, is_present
+from regiondh_d2.engine.command import run_command
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--images", action="store_true", help="also open every image and compare its size"
     )
     args = parser.parse_args(argv)
+    return run_command(lambda: check(args, parser))
 
+
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     unknown = [name for name in args.names if name not in DatasetCatalog.list()]
     if unknown:
         parser.error(
@@ -55,15 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     told: set[str] = set()
     for name in names:
         report = check_dataset(name, open_images=args.images)
-        print(report.summary(), flush=True)
+        for line in report.summary().splitlines():
+            print_line(line)
         for note in report.notes:
             if note not in told:
                 told.add(note)
-                print(f"  note: {note}", flush=True)
+                print_line(f"  note: {note}")
         for problem in report.problems:
             if problem not in seen:  # datasets share files; one line a problem is enough
                 seen.add(problem)
-                print(problem, file=sys.stderr, flush=True)
+                print_line(problem, sys.stderr)
     return 1 if seen else 0
 
 

@@ -13,6 +13,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, get_cache_dir
 
+from . import zoo
 from .conversion import (
     LAYOUTS,
     RESNETS,
@@ -38,6 +40,7 @@ from .conversion import (
     timm_to_ours,
     torchvision_to_detectron2,
 )
+from .utils.display import display_name
 from .utils.file_io import replace_when_complete
 from .utils.marks import WEIGHTS_FORMAT
 
@@ -114,14 +117,16 @@ def read_zoo_pickle(path: str | os.PathLike) -> dict[str, Any]:
         data = data.get("blobs", data)
         model = {k: v for k, v in data.items() if not str(k).endswith("_momentum")}
         data = {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
-    wrong = [k for k, v in data["model"].items() if not _is_numeric(v)]
+    if not isinstance(data["model"], dict):
+        raise WeightsError(f"{path} holds a {type(data['model']).__name__}, not weights by name")
+    wrong = [k for k, v in data["model"].items() if not (isinstance(k, str) and _is_numeric(v))]
     if wrong:
         raise WeightsError(f"{path} can't be read as weights: {wrong[0]!r} is no array of numbers")
     return data
 
 
 def _is_numeric(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.itemsize <= 8
 
 
 def read_weights(path: str | os.PathLike) -> Any:
@@ -142,7 +147,9 @@ def read_weights(path: str | os.PathLike) -> Any:
 def _read_state_dict(path: str) -> Tensors:
     """The tensors of a file that holds nothing else."""
     weights = read_weights(path)
-    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and torch.is_tensor(v) for k, v in weights.items()
+    ):
         raise WeightsError(f"{path} holds no state dict: a tensor by each name and nothing else")
     return weights
 
@@ -227,10 +234,14 @@ def _source(name: str) -> Callable[[], ConvertedWeights] | None:
 
 
 def _require_source(path: str) -> Callable[[], ConvertedWeights]:
-    source = _source(path[len(PREFIX) :])
+    name = path[len(PREFIX) :]
+    source = _source(name)
     if source is None:
-        known = ", ".join(PREFIX + s for s in [*sorted(SOURCES), "timm/NAME", "timm/NAME-fpn"])
-        raise WeightsError(f"no weights are known as {path!r}; known: {known}")
+        names = [*zoo.SHIPPED, *sorted(SOURCES), "timm/NAME", "timm/NAME-fpn"]
+        near = get_close_matches(name, names, 1)
+        meant = f"did you mean {PREFIX}{near[0]}? " if near else ""
+        known = ", ".join(PREFIX + known for known in names)
+        raise WeightsError(f"no weights are known as {path!r}; {meant}known: {known}")
     return source
 
 
@@ -248,9 +259,16 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
         OSError: a file can't be read.
     """
     if source.startswith(PREFIX):
+        if source[len(PREFIX) :] in zoo.SHIPPED:
+            raise WeightsError(f"{source} needs no conversion: name it as MODEL.WEIGHTS")
         refuse_layout(layout, f"the layout of {source} is in its name")
         return _require_source(source)()
-    path = PathManager.get_local_path(source)
+    try:
+        path = PathManager.get_local_path(source)
+    except OSError:
+        raise
+    except Exception as error:  # of Detectron2's catalogs and of other handlers
+        raise WeightsError(f"{source} can't be had: {_line(error)}") from error
     if path.endswith(".pkl"):
         return detectron2_zoo_to_ours(read_zoo_pickle(path), layout)
     weights = _read_state_dict(path)
@@ -261,12 +279,15 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
 
 
 class _SourceHandler(PathHandler):
-    """Resolves ``regiondh://<source>`` to a converted file in the iopath cache."""
+    """Resolves ``regiondh://<name>`` to a file of :mod:`.zoo`, or to one that is converted from a
+    source and kept in the iopath cache."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        if path[len(PREFIX) :] in zoo.SHIPPED:
+            return zoo.shipped_weights(path[len(PREFIX) :])
         source = _require_source(path)
         name = path[len(PREFIX) :].replace("/", "_")
         target = Path(get_cache_dir()) / "regiondh" / f"{name}.pth"
@@ -277,7 +298,8 @@ class _SourceHandler(PathHandler):
         return str(target)
 
     def _isfile(self, path: str, **kwargs) -> bool:
-        return _source(path[len(PREFIX) :]) is not None
+        name = path[len(PREFIX) :]
+        return name in zoo.SHIPPED or _source(name) is not None
 
     _exists = _isfile
 
@@ -309,7 +331,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
             return
         objects = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info(f"Saving checkpoint to {path}")
+        self.logger.info(f"Saving checkpoint to {display_name(path)}")
         _save(path, {"model": self.model.state_dict(), **objects, **kwargs})
         self.tag_last_checkpoint(f"{name}.pth")
 

@@ -1,11 +1,12 @@
-"""Trained networks that come with the package, by their ``regiondh://`` names."""
+"""Trained networks that come with the package, by their ``regiondh://`` names.
+
+:mod:`.checkpoint` resolves the names.
+"""
 
 import hashlib
 from pathlib import Path
 
 import torch
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 
 from .utils.errors import RegionDHError
 from .utils.file_io import replace_when_complete
@@ -47,28 +48,6 @@ def shipped_weights(name: str) -> str:
 def network_name(fingerprint: str) -> str:
     """The name of the shipped network that a model fingerprint is of; "" for any other."""
     return FINGERPRINTS.get(fingerprint, "")
-
-
-class _ShippedHandler(PathHandler):
-    """Resolves ``regiondh://<name>`` for the names in :data:`SHIPPED`: longer prefixes than that of
-    :mod:`.checkpoint`, so they are tried first."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [f"regiondh://{name}" for name in SHIPPED]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        return shipped_weights(path.partition("://")[2])
-
-    def _isfile(self, path: str, **kwargs) -> bool:
-        return path.partition("://")[2] in SHIPPED
-
-    _exists = _isfile
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
-        return open(self._get_local_path(path), mode, buffering)
-
-
-PathManager.register_handler(_ShippedHandler(), allow_override=True)
 
 
 def halve(checkpoint: str, output: str) -> str:

@@ -158,6 +158,12 @@ def test_prepare_scenes(tmp_path, capsys):
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "5"]) == 1
     assert "other parameters" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as error:
-        main(["--output", str(tmp_path / "t"), "--num-queries", "0"])
-    assert error.value.code == 2
+    for wrong in (["--num-queries", "0"], ["--seed", "-1"], ["--image-size", "9", "99"]):
+        with pytest.raises(SystemExit) as error:
+            main(["--output", str(tmp_path / "t"), *wrong])
+        assert error.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: argument {wrong[0]}: ")
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        assert main(["--output", str(output)]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {output}: ")

@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import errno
 import os
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from extraction import held_open
 
 from regiondh_d2.retrieval import code_store
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
@@ -181,25 +180,6 @@ def test_unknown_columns_and_attributes_are_ignored(tmp_path):
         file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "x")
         file.attrs["color"] = "blue"
     assert_same(make_photo_set(), read_codes(path))
-
-
-HOLD = """
-import sys, h5py
-file = h5py.File(sys.argv[1], sys.argv[2])
-print("open", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def held_open(path, mode):
-    """Another program that has the file open."""
-    command = [sys.executable, "-c", HOLD, str(path), mode]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout.readline() == "open\n"
-        yield process
-        process.stdin.close()
 
 
 def test_a_file_that_another_program_writes(tmp_path):

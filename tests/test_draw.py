@@ -186,6 +186,25 @@ def test_text_stays_inside_its_tile():
     assert (blank == 255).all()
 
 
+def test_tiles_carry_the_names_of_their_files(tmp_path):
+    """Any name: its last part, escaped, in a line that its tile holds."""
+    path = tmp_path / "a.png"
+    colour((0, 0, 0)).save(path)
+    undecodable = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\n\x1b[31m.png")
+    for tile, name in (
+        (Tile(path), str(path)),
+        (Tile(undecodable), undecodable),
+        (Tile(AbsentPicture("x/y.png", "gone")), "x/y.png"),
+        (Tile(colour((0, 0, 0)), file_name="x/\u4e16.png"), "x/\u4e16.png"),
+        (Tile(colour((0, 0, 0))), ""),
+    ):
+        assert tile.name == name
+        picture = np.asarray(draw_grid([[tile]], layout=LAYOUT))
+        left, top = LAYOUT.corner(0, 0)
+        line = picture[top + LAYOUT.tile[1] - LAYOUT.text + 25 :, left:]
+        assert (line < 255).any() == bool(name)
+
+
 def grey_share(picture, row, column):
     """How much of a tile's box is the grey of an image that is absent."""
     left, top = (at + LAYOUT.frame for at in LAYOUT.corner(row, column))

@@ -13,6 +13,7 @@ from regiondh_d2.utils.file_io import (
     check_output_file,
     check_output_folder,
     mark_folder,
+    read_json,
     replace_when_complete,
     same_file,
     write_json,
@@ -254,3 +255,28 @@ def test_the_errors_are_known_by_their_class():
         check_output_file("photo.jpg")
     with pytest.raises(FileExistsError):
         check_output_folder("there")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_what_is_no_json_is_named(tmp_path, content, message):
+    path = tmp_path / "a\n.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RegionDHError, match=rf"a\\n\.json: {message}"):
+        read_json(path)
+    with pytest.raises(RegionDHError, match="Is a directory"):
+        read_json(tmp_path)
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}

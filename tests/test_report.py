@@ -235,7 +235,8 @@ def test_worst_and_best_queries_as_pictures(page, ranking):
             assert shown["text"].startswith(f"distance {distances[row, item]}\n")
             assert colour(shown["source"]) == pytest.approx([2 * item, 255 - 2 * item, 0], abs=4)
             names = {CLASSES[i] for i in np.flatnonzero(database.labels[item])}
-            words = " ".join(shown["text"].split()[2:])
+            assert shown["text"].split()[2] == f"database{item}.png"
+            words = " ".join(shown["text"].split()[3:])
             assert set(filter(None, words.split(", "))) == names
 
 

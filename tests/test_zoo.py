@@ -8,6 +8,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from regiondh_d2 import zoo
+from regiondh_d2.checkpoint import WeightsError, convert_weights
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.command import load_trained_model
 from regiondh_d2.engine.defaults import build_cfg
@@ -65,6 +66,39 @@ def test_a_damaged_file_is_named(shipped_elsewhere):
     path.unlink()
     with pytest.raises(ValueError, match=f"{path} is missing"):
         zoo.shipped_weights("net")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("effnetlite0_voc07_64b", "effnetlite0_voc07_64"),  # longer than one that there is
+        ("effnetlite0_voc07", "effnetlite0_voc07_64"),
+        ("effnetlite0_voc07_64/", "effnetlite0_voc07_64"),
+        ("torchvision/vgg", "torchvision/vgg16"),
+        ("Torchvision/vgg16", "torchvision/vgg16"),
+        ("", None),
+        ("xyz", None),
+    ],
+)
+def test_a_name_that_is_not_known_lists_those_that_are(name, near):
+    assert not PathManager.isfile(f"regiondh://{name}")
+    for read in (PathManager.get_local_path, convert_weights):
+        with pytest.raises(WeightsError, match="no weights are known as ") as error:
+            read(f"regiondh://{name}")
+        text = str(error.value)
+        assert (f"did you mean regiondh://{near}? " in text) if near else "did you" not in text
+        for known in ("effnetlite0_voc07_64", "torchvision/resnet50-c4", "timm/NAME-fpn"):
+            assert f"regiondh://{known}" in text
+
+
+def test_a_name_of_a_catalog_that_is_not_known():
+    with pytest.raises(WeightsError, match="catalog://nope can't be had: model not present"):
+        convert_weights("catalog://nope")
+
+
+def test_what_is_shipped_needs_no_conversion():
+    with pytest.raises(WeightsError, match="needs no conversion: name it as MODEL.WEIGHTS"):
+        convert_weights("regiondh://effnetlite0_voc07_64")
 
 
 def test_halved_matrices_and_whole_vectors(tmp_path):

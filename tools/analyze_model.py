@@ -24,6 +24,7 @@ from regiondh_d2.engine.command import (
 from regiondh_d2.engine.defaults import config_inputs
 from regiondh_d2.retrieval.extract import ImageLoader
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file, write_json
 
 # Heading, divisor and format of each task's column.
@@ -33,6 +34,7 @@ TASKS = {
     "time": ("ms", 1e-3, ".1f"),
 }
 ASPECT = 4 / 3  # of the image of noise
+UNSCALED = 600  # its height where INPUT.MIN_SIZE_TEST is 0, so that images are not scaled
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,8 +67,8 @@ def load(cfg, image: str | None) -> tuple[torch.nn.Module, dict]:
     if image is not None:
         return load_trained_model(cfg), ImageLoader(cfg)(image)
     torch.manual_seed(0)
-    height = cfg.INPUT.MIN_SIZE_TEST
-    width = min(round(height * ASPECT), cfg.INPUT.MAX_SIZE_TEST)
+    height = cfg.INPUT.MIN_SIZE_TEST or UNSCALED
+    width = min(round(height * ASPECT), cfg.INPUT.MAX_SIZE_TEST or height * 2)
     noise = torch.randint(256, (3, height, width), dtype=torch.uint8)
     return build_model(cfg).eval(), {"image": noise, "height": height, "width": width}
 
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         "device": cfg.MODEL.DEVICE,
         "threads": torch.get_num_threads(),
     }
-    print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    print_line(", ".join(f"{key} {value}" for key, value in setting.items()))
     print(format_table(numbers))
     if args.json:
         write_json(args.json, {**numbers, "setting": setting}, format="regiondh-costs")

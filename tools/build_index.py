@@ -26,7 +26,7 @@ from regiondh_d2.retrieval.index_folder import (
 from regiondh_d2.retrieval.photo_state import describe_away, prune
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.arguments import CommandParser
-from regiondh_d2.utils.display import display_name
+from regiondh_d2.utils.display import display_name, print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_folder
 from regiondh_d2.zoo import network_name
@@ -103,7 +103,7 @@ def without_gone(items: CodeSet, source: str) -> CodeSet:
         line = f"{describe_away(found.away)}: {found.kept_away} photos below it stay"
         if found.kept_away == len(items):
             raise RegionDHError(f"{line}; there is nothing to prune")
-        print(f"warning: {line}", file=sys.stderr)
+        print_line(f"warning: {line}", sys.stderr)
     if len(found.gone) == len(items) > 0:
         raise RegionDHError(f"{name}: all {len(items)} photos have gone; nothing would be left")
     if found.gone:
@@ -132,14 +132,12 @@ def build(args: argparse.Namespace, options: dict[str, int]) -> None:
         **options,
     )
     if not folder.record["fingerprint"]:
-        print(
-            f"warning: {display_name(args.codes)} has no model fingerprint: searches cannot check "
-            "their model",
-            file=sys.stderr,
+        print_line(
+            f"warning: {args.codes} has no model fingerprint: searches cannot check their model",
+            sys.stderr,
         )
     print("\n".join(describe(folder)))
-    seconds = time.perf_counter() - start
-    print(f"{display_name(args.output)}: {args.engine}, built in {seconds:.1f} s")
+    print_line(f"{args.output}: {args.engine}, built in {time.perf_counter() - start:.1f} s")
 
 
 def main(argv: list[str] | None = None) -> int:

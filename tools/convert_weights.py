@@ -11,6 +11,7 @@ from regiondh_d2.checkpoint import SOURCES, convert_weights, write_weights
 from regiondh_d2.conversion import LAYOUTS
 from regiondh_d2.engine.command import add_overwrite_option, run_command
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file
 
 EPILOG = f"""regiondh:// sources:
@@ -47,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
     check_output_file(args.output, inputs=[args.source], overwrite=args.overwrite, kind="weights")
     weights = convert_weights(args.source, args.layout)
     write_weights(args.output, weights)
-    print(f"{args.output}: {len(weights.model)} tensors")
-    print(f"left out: {', '.join(weights.left_out) or 'nothing'}")
+    print_line(f"{args.output}: {len(weights.model)} tensors")
+    print_line(f"left out: {', '.join(weights.left_out) or 'nothing'}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 
 CONFIG = Path(__file__).parents[1] / "configs/quick_schedules/regiondh_effnetlite0_scenes.yaml"
 
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         report=lambda line: print(line, flush=True),
     )
-    print(f"\n{format_table(result)}\n\npicture: {result.picture}\nreport: {result.page}")
+    print(f"\n{format_table(result)}\n")
+    print_line(f"picture: {result.picture}")
+    print_line(f"report: {result.page}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from regiondh_d2.evaluation.same_images import find_same_images
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.structures.codes import CodeSet, check_comparable, check_holds
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 from regiondh_d2.utils.progress import Progress
 
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         query, database, args.topk, args.rerank, args.rerank_by, args.exclude_self
     )
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", sys.stderr)
     print(f"{len(query)} queries in {len(database)} codes of {query.bits} bits")
     print(format_table(result.metrics, args.topk))
     left_out = result.metrics["num_queries_without_relevant"]

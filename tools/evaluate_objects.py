@@ -30,6 +30,7 @@ from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader, dataset_images
 from regiondh_d2.structures.codes import CodeSet, InstanceCodes, codes_from_outputs
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 from regiondh_d2.utils.progress import Progress
@@ -189,7 +190,7 @@ def run(args: argparse.Namespace) -> None:
     coder = ObjectCoder(cfg, args.dataset, database.count_difficult)
     # The first image tells whether all fits together, before minutes are spent on the others.
     for note in check_object_queries(*coder.code(records[:1]), database):
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", sys.stderr)
     query, objects = coder.code(records)
     progress = Progress(report, "objects ranked", len(objects.codes))
     metrics = evaluate_object_queries(
@@ -200,7 +201,7 @@ def run(args: argparse.Namespace) -> None:
         exclude_self=args.exclude_self,
     ).metrics
     for note in find_same_images(query, database).notes(args.exclude_self):
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", sys.stderr)
     print(
         f"{metrics['num_queries']} objects in {len(query)} images, searched in {len(database)} "
         f"images with {len(database.instances.codes)} detected objects"

@@ -32,6 +32,7 @@ from regiondh_d2.retrieval.plots import (
 )
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
 ANSWERS = "answers.jpg"
@@ -145,7 +146,7 @@ def plot_against_bits(args: argparse.Namespace, rows: list[Row]) -> None:
 def plot_codes(args: argparse.Namespace, rows: list[Row]) -> None:
     methods = codes_of(rows, args.experiments, args.dataset, args.bits)
     if not methods:
-        print(f"no code files of {args.bits} bits in {args.experiments}: no curves")
+        print_line(f"no code files of {args.bits} bits in {args.experiments}: no curves")
         return
     counts = {
         title: count_distances(q.codes, d.codes, q.labels, d.labels, bits=q.bits)
@@ -171,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
         check_output_file(path, inputs=[args.table], overwrite=args.overwrite)
     plot_against_bits(args, rows)
     plot_codes(args, rows)
-    print(f"plots in {args.output}")
+    print_line(f"plots in {args.output}")
 
 
 def main(argv: list[str] | None = None) -> int:

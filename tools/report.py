@@ -11,6 +11,7 @@ import sys
 from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.retrieval.report import write_report
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file
 
 
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
         report=lambda line: print(line, file=sys.stderr),
     )
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
-    print(f"report: {args.output}")
+        print_line(f"warning: {note}", sys.stderr)
+    print_line(f"report: {args.output}")
 
 
 def main(argv: list[str] | None = None) -> int:

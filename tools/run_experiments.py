@@ -25,6 +25,7 @@ from regiondh_d2.engine.experiments import (
     read_table,
 )
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import replace_when_complete, write_json
 
 TABLE = Path(__file__).with_name("experiments.yaml")
@@ -88,7 +89,7 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
     )
     write_json(file, found)
     if kept:
-        print(f"{file}: kept as measured earlier: {', '.join(kept)}")
+        print_line(f"{file}: kept as measured earlier: {', '.join(kept)}")
     print(markdown_differences(found))
 
 

@@ -27,6 +27,7 @@ from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.index_folder import read_index_folder
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import display_name, display_width, print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 
@@ -126,13 +127,15 @@ def headline(result: SearchResult) -> str:
     if result.objects and not result.all_objects:
         what += ", by image,"
     only = f", {result.class_name} alone" if result.class_name else ""
-    return f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
+    line = f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
+    return display_name(line)
 
 
 def format_table(result: SearchResult) -> str:
     """The answers, a line each, or why there are none."""
     if not result.answers:
-        return f"nothing of class {result.class_name} found" if result.class_name else "none found"
+        only = f"nothing of class {result.class_name} found" if result.class_name else "none found"
+        return display_name(only)
     rows = [("rank", "distance", "image", *(f"object {i + 1}" for i in range(len(result.objects))))]
     for rank, answer in enumerate(result.answers, 1):
         objects = (
@@ -142,15 +145,19 @@ def format_table(result: SearchResult) -> str:
         distance = str(answer.distance)
         if answer.fine_distance is not None:
             distance += f" ({answer.fine_distance:.2f})"
-        rows.append((str(rank), distance, answer.file_name, *objects))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.append((str(rank), distance, *map(display_name, (answer.file_name, *objects))))
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i < 2 else cell.ljust(width)
+            padding(cell, width) + cell if i < 2 else cell + padding(cell, width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     )
+
+
+def padding(cell: str, width: int) -> str:
+    return " " * (width - display_width(cell))
 
 
 def class_tiles(result: SearchResult) -> list[Tile]:
@@ -196,13 +203,13 @@ def run(args: argparse.Namespace) -> None:
     query_loader(folder.items.settings, cfg)(args.query)
     searcher = RegionDHSearcher.from_cfg(folder, cfg)
     for note in searcher.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", sys.stderr)
     results = search(args, searcher)
     for result in results:
         print(headline(result))
         print(format_table(result), flush=True)
         for line in result.notes():
-            print(f"warning: {line}", file=sys.stderr)
+            print_line(f"warning: {line}", sys.stderr)
     grouped = args.group_by_class
     if args.json:
         values = [result.as_dict() for result in results]

@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if status:
         return status
-    status = step("build_index", codes, "--output", index)
+    status = step("build_index", "--output", index, "--", codes)
     if status:
         return status
     query = args.query or choose_query(codes, args.photos)

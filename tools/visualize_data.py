@@ -26,6 +26,7 @@ from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_c
 from regiondh_d2.engine.defaults import check_datasets, config_inputs, dataset_inputs
 from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file
 
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     for file, picture in tqdm(pictures, disable=None, leave=False):
         save_image(picture, file)
         count += 1
-    print(f"{count} pictures in {args.output_dir}")
+    print_line(f"{count} pictures in {args.output_dir}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,10 +13,12 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib import rc_context
+from PIL import Image
 
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.data.training import StrictMapper
+from regiondh_d2.utils.text import draw_text, drawable, font_families, text_width
 
 __all__ = ["draw_record", "draw_training_input"]
 
@@ -78,9 +80,10 @@ def draw_training_input(inputs: dict, class_names: Sequence[str], image_format: 
 def _draw(pixels: np.ndarray, record: dict, class_names: Sequence[str]) -> Image.Image:
     """Boxes on uint8 RGB pixels (H, W, 3), and the line above."""
     canvas = Visualizer(pixels, scale=max(1.0, _SHORT_SIDE / min(pixels.shape[:2])))
-    for annotation in record.get("annotations", ()):
-        _draw_object(canvas, annotation, class_names)
-    picture = Image.fromarray(canvas.get_output().get_image())
+    with rc_context({"font.sans-serif": font_families(drawable("".join(class_names)))}):
+        for annotation in record.get("annotations", ()):
+            _draw_object(canvas, annotation, class_names)
+        picture = Image.fromarray(canvas.get_output().get_image())
     return _put_above(picture, _describe(record, class_names))
 
 
@@ -96,7 +99,7 @@ def _draw_object(canvas: Visualizer, annotation: dict, class_names: Sequence[str
     canvas.draw_box(box, alpha=0.9, edge_color=colour, line_style="--" if marks else "-")
     text = ", ".join([_name(class_id, class_names), *marks])
     canvas.draw_text(
-        text,
+        drawable(text).replace("$", r"\$"),  # between two of which matplotlib reads formulas
         tuple(box[:2]),
         font_size=_BOX_FONT_SIZE / canvas.output.scale,  # the canvas scales text, too
         color=colour,
@@ -127,9 +130,10 @@ def _describe(record: dict, class_names: Sequence[str]) -> str:
 
 def _put_above(picture: Image.Image, text: str) -> Image.Image:
     """The picture under a line of text."""
-    font, margin, height = ImageFont.load_default(_FONT_SIZE), _FONT_SIZE // 2, 2 * _FONT_SIZE
-    width = max(picture.width, 2 * margin + round(font.getlength(text)))
+    margin, height = _FONT_SIZE // 2, 2 * _FONT_SIZE
+    text = drawable(text)
+    width = max(picture.width, 2 * margin + round(text_width(text, _FONT_SIZE)))
     framed = Image.new("RGB", (width, height + picture.height), _PAPER)
     framed.paste(picture, (0, height))
-    ImageDraw.Draw(framed).text((margin, height // 2), text, _INK, font, anchor="lm")
+    draw_text(framed, (margin, (height - _FONT_SIZE) // 2 - 2), text, _FONT_SIZE, _INK)
     return framed

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..data.image_reader import on_white, read_rgb
 from ..structures.codes import CodeSet, check_comparable
@@ -23,6 +23,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.marks import picture_mark
+from ..utils.text import draw_text, drawable, fit_text, text_width, wrap_text
 from .hamming_index import create_index
 from .search import Answer, SearchResult
 
@@ -77,12 +78,23 @@ class Tile:
         names: class names, each with whether it is one of the query's; in small text, the query's
             in green.
         frame: RGB colour of the frame.
+        file_name: of an ``image`` that is no file; the last part of a file's name stands under the
+            caption.
     """
 
     image: str | os.PathLike | Image.Image | AbsentPicture
     caption: str = ""
     names: Sequence[tuple[str, bool]] = field(default_factory=tuple)
     frame: tuple[int, int, int] = GREY
+    file_name: str | os.PathLike = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the image's file; "" if there is none."""
+        if self.file_name or isinstance(self.image, Image.Image):
+            return os.fspath(self.file_name)
+        absent = isinstance(self.image, AbsentPicture)
+        return os.fspath(self.image.file_name if absent else self.image)
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ class GridLayout:
 
     box: tuple[int, int] = (176, 146)
     frame: int = 5
-    text: int = 54
+    text: int = 70
     gap: int = 16
     margin: int = 24
     header: int = 58
@@ -240,6 +252,7 @@ def search_tiles(result: SearchResult) -> list[Tile]:
         "query",
         [(name, wanted is not None) for name in dict.fromkeys(shown)],
         BLUE,
+        result.file_name,
     )
     return [query, *(_answer_tile(answer, wanted) for answer in result.answers)]
 
@@ -250,10 +263,11 @@ def _answer_tile(answer: Answer, wanted: set[str] | None) -> Tile:
     if wanted is None or answer.labels is None:
         classes = [found.class_name for found in answer.objects if found]
         names = dict.fromkeys(classes or answer.labels or ())
-        return Tile(image, caption, [(name, False) for name in names])
+        return Tile(image, caption, [(name, False) for name in names], GREY, answer.file_name)
     names = sorted(answer.labels, key=lambda name: name not in wanted)  # shared ones first
     frame = GREEN if wanted & set(names) else RED
-    return Tile(image, caption, [(name, name in wanted) for name in names], frame)
+    shared = [(name, name in wanted) for name in names]
+    return Tile(image, caption, shared, frame, answer.file_name)
 
 
 def _with_boxes(
@@ -312,14 +326,14 @@ def draw_grid(
     layout = layout or GridLayout()
     picture = Image.new("RGB", layout.size(len(rows), max(map(len, rows))), _PAPER)
     draw = ImageDraw.Draw(picture)
-    _text(draw, (layout.margin, layout.margin - 4), title, 20, _INK, picture.width)
+    _text(picture, (layout.margin, layout.margin - 4), title, 20, _INK, picture.width)
     if max(map(len, rows)) > 1:
         # What the colours mean, with a rule between queries and results.
         left, top = layout.corner(0, 1)
         x, y = layout.margin, layout.margin + 26
         for colour, text in _legend(rows):
             draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
-            x = _text(draw, (x + 18, y), text, 14, _FAINT, picture.width) + 22
+            x = _text(picture, (x + 18, y), text, 14, _FAINT, picture.width) + 22
         x = left - (layout.gap + layout.query_gap) // 2
         draw.line((x, top, x, picture.height - layout.margin), fill=_RULE, width=2)
     for i, row in enumerate(rows):
@@ -351,16 +365,19 @@ def _draw_tile(
     draw.rectangle(outer, fill=tile.frame)
     picture.paste(image, (x, y))
     x, y, right = left, top + height + 2 * frame + 5, left + layout.tile[0]
-    _text(draw, (x, y), tile.caption, 14, _INK, right)
+    _text(picture, (x, y), tile.caption, 14, _INK, right)
     y += 20
+    if tile.name:
+        name = os.path.basename(os.path.normpath(tile.name))
+        _text(picture, (x, y), name, 12, _FAINT, right, keep_end=True)
+        y += 16
     for index, (name, shared) in enumerate(tile.names):
         text = name if index == len(tile.names) - 1 else f"{name}, "
-        font = _font(13)
-        if x > left and x + draw.textlength(text, font) > right:
+        if x > left and x + text_width(drawable(text), 13) > right:
             x, y = left, y + 15
             if y + 15 > top + layout.tile[1]:
                 break
-        x = _text(draw, (x, y), text, 13, GREEN if shared else _FAINT, right)
+        x = _text(picture, (x, y), text, 13, GREEN if shared else _FAINT, right)
 
 
 def _fit_or_grey(
@@ -374,28 +391,17 @@ def _fit_or_grey(
             name = "" if isinstance(image, Image.Image) else image
             image = AbsentPicture(name, why_absent(error))
     grey = Image.new("RGB", box, _ABSENT)
-    draw = ImageDraw.Draw(grey)
     y = 6
     for text, colour in (
         (display_name(os.path.basename(image.file_name)), _INK),
         (image.reason, _FAINT),
     ):
-        for line in _wrap(draw, text, 12, box[0] - 12):
+        for line in wrap_text(text, 12, box[0] - 12):
             if y + 14 > box[1]:
                 return grey
-            _text(draw, (6, y), line, 12, colour, box[0] - 6)
+            _text(grey, (6, y), line, 12, colour, box[0] - 6)
             y += 15
     return grey
-
-
-def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
-    """Text as lines of at most ``width`` pixels, broken anywhere: file names have no spaces."""
-    font, lines = _font(size), [""]
-    for letter in text:
-        if lines[-1] and draw.textlength(lines[-1] + letter, font) > width:
-            lines.append("")
-        lines[-1] += letter
-    return lines
 
 
 def fit_image(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
@@ -411,19 +417,17 @@ def fit_image(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> I
     return on_white(image).resize(size, Image.Resampling.LANCZOS)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def _text(draw, at: tuple[float, float], text: str, size: int, colour, right: float) -> float:
+def _text(
+    picture: Image.Image,
+    at: tuple[float, float],
+    text: str,
+    size: int,
+    colour: tuple[int, int, int],
+    right: float,
+    keep_end: bool = False,
+) -> float:
     """Draw a line of text, cut short before ``right``; returns where it ends."""
-    font = _font(size)
-    if at[0] + draw.textlength(text.rstrip(), font) > right:
-        while text and at[0] + draw.textlength(text + "...", font) > right:
-            text = text[:-1]
-        text += "..."
-    draw.text(at, text, colour, font)
-    return at[0] + draw.textlength(text, font)
+    return draw_text(picture, at, fit_text(text, size, right - at[0], keep_end), size, colour)
 
 
 def picture_format(path: str | os.PathLike) -> str:

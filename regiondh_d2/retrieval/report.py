@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.retrieval_evaluator import rank_code_sets
 from ..evaluation.same_images import find_same_images
 from ..structures.codes import CodeSet, check_comparable, check_holds
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
-from ..utils.file_io import refuse_inputs, replace_when_complete
+from ..utils.file_io import read_json, refuse_inputs, replace_when_complete
 from ..utils.marks import GENERATOR
 from ..utils.progress import Progress
 from . import plots
@@ -54,6 +54,7 @@ class _Picture:
 
     source: str | None
     caption: str
+    file_name: str
     names: Sequence[tuple[str, bool]]
     kind: str
     reason: str = ""
@@ -190,12 +191,11 @@ def _read_labelled(path: str | os.PathLike) -> CodeSet:
 
 
 def _read_metrics(path: str | os.PathLike) -> dict[str, float]:
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RegionDHError(f"{path}: not JSON ({error}); give a metrics.json") from None
+    values = read_json(path)
     if not isinstance(values, dict) or not all(type(v) in (int, float) for v in values.values()):
-        raise RegionDHError(f"{path}: not a flat JSON object of numbers; give a metrics.json")
+        raise RegionDHError(
+            f"{display_name(path)}: not a flat JSON object of numbers; give a metrics.json"
+        )
     return values
 
 
@@ -325,10 +325,12 @@ def _strips(
 
 
 def _picture(tile: Tile, kind: str) -> _Picture:
+    source, reason = None, ""
     try:
-        return _Picture(_data_url(fit_image(tile.image, PICTURE)), tile.caption, tile.names, kind)
+        source = _data_url(fit_image(tile.image, PICTURE))
     except Exception as error:  # whatever it is, it must not cost the page
-        return _Picture(None, str(tile.image), tile.names, kind, why_absent(error))
+        reason = why_absent(error)
+    return _Picture(source, tile.caption, tile.name, tile.names, kind, reason)
 
 
 def _data_url(image: Image.Image) -> str:
@@ -340,7 +342,7 @@ def _data_url(image: Image.Image) -> str:
 def _unread(strips: Sequence[_Strip]) -> list[str]:
     """A note if pictures are missing."""
     pictures = [picture for strip in strips for picture in strip.pictures]
-    unread = [picture.caption for picture in pictures if picture.source is None]
+    unread = [display_name(picture.file_name) for picture in pictures if picture.source is None]
     if not unread:
         return []
     return [
@@ -367,14 +369,23 @@ def _page_svg(figure: Figure, name: str) -> Markup:
     return Markup(plots.figure_svg(figure, name).replace(plots.INK, "currentColor"))
 
 
+def _shown(value: object) -> object:
+    """Whatever text the page shows, of a name of a file or of a class, is made harmless first."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return display_name(value)
+
+
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["last_part"] = lambda name: os.path.basename(os.path.normpath(name))
     environment.filters["number"] = lambda value: "-" if np.isnan(value) else f"{value:.3f}"
     environment.filters["whole"] = lambda value: f"{value:,}"
     return environment.from_string(_PAGE)
@@ -393,6 +404,7 @@ _PAGE = """\
     <div class="absent">{{ picture.reason }}</div>
   {% endif %}
     <figcaption>{{ picture.caption }}<br>
+    <span title="{{ picture.file_name }}">{{ picture.file_name | last_part }}</span><br>
     {% for name, shared in picture.names %}
       <span{% if shared %} class="shared"{% endif %}>{{ name }}</span>{{ "" if loop.last else "," }}
     {% endfor %}

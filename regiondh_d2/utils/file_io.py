@@ -7,6 +7,7 @@ folder is replaced if it carries this package's mark (:mod:`.marks`), or with ``
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .display import display_name
-from .errors import OutputExistsError, RegionDHError
+from .errors import InputNotFoundError, OutputExistsError, RegionDHError
 from .marks import mark_folder, mark_of
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "check_output_folder",
     "mark_folder",
     "refuse_inputs",
+    "read_json",
     "replace_when_complete",
     "same_file",
     "write_json",
@@ -354,7 +356,7 @@ def _errors_named(path: str | os.PathLike, temporary: Path | None = None) -> Ite
         if error.filename is not None and os.fspath(error.filename) != str(temporary):
             raise
         if error.errno is None:  # a library's own, which has nothing but its text
-            raise OSError(f"{path}: {error}") from error
+            raise OSError(errno.EIO, str(error), str(path)) from error
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -388,8 +390,28 @@ def _write_to_stream(path: str | os.PathLike) -> Iterator[Path]:
             shutil.copyfileobj(source, sink)
 
 
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file of a user holds.
+
+    Raises:
+        RegionDHError: it isn't there, can't be read, or is no JSON in UTF-8.
+    """
+    name = display_name(path)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputNotFoundError(f"{name}: no such file") from None
+    except OSError as error:
+        raise RegionDHError(f"{name}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RegionDHError(f"{name}: not JSON ({error})") from None
+
+
 def write_json(path: str | os.PathLike, values: Any, format: str | None = None) -> None:
-    """Writes JSON, complete or not at all.
+    """Writes JSON, complete or not at all: ASCII, with everything else escaped.
+
+    A byte of a file name that is no UTF-8 is a lone surrogate in it, ``\\udce9`` for 0xe9, as
+    ``os.fsdecode`` makes it: what ``json.loads`` returns is the name of the file again.
 
     Args:
         path: the file.
