@@ -356,7 +356,7 @@ def test_only_an_index_is_replaced(tool, codes_file, tmp_path, capsys):
         (site, "index.json that isn't an index's"),
         (mixed, "holds notes.txt beside an index"),
         (codes_file, "is a file"),
-        (photos / "items.h5" / "index", "Not a directory"),
+        (photos / "items.h5" / "index", "items.h5 is no folder"),
     ):
         assert tool.main([str(codes_file), "--output", str(folder)]) == 1
         error = capsys.readouterr().err

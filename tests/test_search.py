@@ -657,8 +657,11 @@ def arguments(random_network, workspace):
     query = read_codes(workspace / "codes.h5").file_names[2]
 
     def make(*options, opts=()):
-        start = ["--config-file", random_network.config, "--index", str(workspace / "index")]
-        return [*start, "--query", query, *options, *random_network.opts, *opts]
+        start = ["--config-file", random_network.config]
+        for name, value in (("--index", str(workspace / "index")), ("--query", query)):
+            if name not in options:
+                start += [name, value]
+        return [*start, *options, *random_network.opts, *opts]
 
     return make
 

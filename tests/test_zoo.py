@@ -8,7 +8,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from regiondh_d2 import zoo
-from regiondh_d2.checkpoint import WeightsError, convert_weights
+from regiondh_d2.checkpoint import WeightsError, convert_weights, model_fingerprint
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.command import load_trained_model
 from regiondh_d2.engine.defaults import build_cfg
@@ -112,3 +112,13 @@ def test_halved_matrices_and_whole_vectors(tmp_path):
     torch.testing.assert_close(
         half["model"]["matrix"].float(), weights["matrix"], atol=1e-3, rtol=1e-3
     )
+
+
+def test_a_shipped_network_is_known_by_its_fingerprint():
+    """A literal one: codes that were made once name the network in every later version."""
+    cfg = build_cfg(str(CONFIG), ["MODEL.DEVICE", "cpu"])
+    fingerprint = model_fingerprint(load_trained_model(cfg))
+    assert fingerprint == "f5d5003077f28418cd4e689ad5f3e5da2a955e89c2222f58f19e0bfb66e71149"
+    assert zoo.network_name(fingerprint) == "effnetlite0_voc07_64"
+    assert zoo.network_name("") == zoo.network_name("ab" * 32) == ""
+    assert set(zoo.FINGERPRINTS.values()) == set(zoo.SHIPPED)

@@ -115,10 +115,10 @@ def without_gone(items: CodeSet, source: str) -> CodeSet:
 
 def build(args: argparse.Namespace, options: dict[str, int]) -> None:
     start = time.perf_counter()
-    check_index_output(args.output)
     # An index may be built anew from itself, generation beside generation.
     source = [] if os.path.isdir(args.codes) else [args.codes]
-    check_output_folder(args.output, inputs=source, overwrite=None, kind="index")
+    check_output_folder(args.output, inputs=source, overwrite=True)
+    check_index_output(args.output)  # which knows what may be in an index folder
     items = move_roots(read_items(args.codes), args.root)
     if args.prune:
         items = without_gone(items, args.codes)

@@ -15,7 +15,7 @@ from regiondh_d2.engine.command import (
     run_command,
 )
 from regiondh_d2.engine.defaults import build_cfg, config_inputs
-from regiondh_d2.engine.searcher import RegionDHSearcher
+from regiondh_d2.engine.searcher import RegionDHSearcher, query_loader
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.draw import (
     Tile,
@@ -25,7 +25,6 @@ from regiondh_d2.retrieval.draw import (
     search_tiles,
 )
 from regiondh_d2.retrieval.hamming_index import ENGINES
-from regiondh_d2.retrieval.images import ImageLoader
 from regiondh_d2.retrieval.index_folder import read_index_folder
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
 from regiondh_d2.utils.arguments import CommandParser
@@ -198,13 +197,13 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import_user_code(args.imports)
-    # First what would otherwise fail at the end, before the index and the network are read.
+    # First what would otherwise fail at the end.
     check_outputs(args)
     cfg = build_cfg(args.config_file, args.opts)
-    ImageLoader(cfg)(args.query)
     folder = read_index_folder(args.index, args.engine, args.root)
     for path in filter(None, (args.json, args.save)):
         refuse_inputs(path, photos=folder.items.file_names)
+    query_loader(folder.items.settings, cfg)(args.query)
     searcher = RegionDHSearcher.from_cfg(folder, cfg)
     for note in searcher.notes:
         print_line(f"warning: {note}", sys.stderr)

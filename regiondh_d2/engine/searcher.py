@@ -30,7 +30,7 @@ from ..utils.errors import RegionDHError
 from .command import load_trained_model
 from .defaults import build_cfg
 
-__all__ = ["RegionDHSearcher", "code_boxes"]
+__all__ = ["RegionDHSearcher", "code_boxes", "query_loader"]
 
 # Lines of settings that have a rule of their own here.
 _IMAGE_READER, _MAX_PIXELS = "IMAGE_READER", "MODEL.REGION_DH.MAX_PIXELS"
@@ -106,10 +106,8 @@ class RegionDHSearcher:
             IndexFileError: the index is of another model.
             WeightsError: there are no trained weights.
         """
-        load, settings = ImageLoader(cfg), folder.items.settings
-        # A query is read as the indexed photos were, whatever the config says now.
-        load.max_pixels = int(parse_settings(settings).get(_MAX_PIXELS, load.max_pixels))
-        searcher = cls(folder, load_trained_model(cfg), load)
+        settings = folder.items.settings
+        searcher = cls(folder, load_trained_model(cfg), query_loader(settings, cfg))
         searcher.notes += _setting_notes(settings, cfg)
         return searcher
 
@@ -257,6 +255,18 @@ class RegionDHSearcher:
             QueryObject(tuple(box), name_of_class(names, class_id), score)
             for box, class_id, score in zip(*(c.tolist() for c in columns), strict=True)
         ]
+
+
+def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
+    """Reads a query as the indexed photos were read, whatever the pixel limit of the config is now.
+
+    Args:
+        settings: of the index's code set.
+        cfg: config of the model.
+    """
+    load = ImageLoader(cfg)
+    load.max_pixels = int(parse_settings(settings).get(_MAX_PIXELS, load.max_pixels))
+    return load
 
 
 def code_boxes(model: nn.Module, inputs: dict, boxes: Boxes) -> torch.Tensor:

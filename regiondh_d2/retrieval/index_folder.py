@@ -120,32 +120,38 @@ class IndexFolder:
             )
         return []
 
-    def rows_like(self, file_name: str, content_sha256: bytes | None = None) -> np.ndarray:
-        """The rows of the images that are a query itself: of the same content, or the same file.
+    def rows_like(
+        self, file_name: str, content_sha256: bytes | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the images that are a query itself.
 
-        A row of the query's file whose content is known to be another is of an older state of it.
+        A row of the query's file whose content is known to be another is of an older state of it,
+        and not among them.
 
         Args:
             file_name: of the query.
             content_sha256: of the query's file, or None where it is unknown.
 
         Returns:
-            int64, ascending.
+            The rows of the same file, and those of another file of the same content, int64,
+            ascending.
         """
         contents = self.items.content_sha256
-        rows = set()
+        same_content = set()
         if content_sha256 is not None and contents is not None and len(contents):
             wanted = np.frombuffer(content_sha256, np.uint8)
             near = np.flatnonzero(contents[:, 0] == wanted[0])  # compares one byte of most rows
-            rows.update(near[(contents[near] == wanted).all(axis=1)].tolist())
+            same_content.update(near[(contents[near] == wanted).all(axis=1)].tolist())
+        same_file = set()
         for name in (os.path.abspath(file_name), os.path.realpath(file_name), file_name):
             row = self._row_of_file.get(name)
             if row is None:
                 continue
-            known = contents is not None and contents[row].any()
-            if content_sha256 is None or not known:
-                rows.add(row)
-        return np.array(sorted(rows), np.int64)
+            known = content_sha256 is not None and contents is not None and contents[row].any()
+            if not known or row in same_content:
+                same_file.add(row)
+        others = same_content - same_file
+        return np.array(sorted(same_file), np.int64), np.array(sorted(others), np.int64)
 
     @cached_property
     def _row_of_file(self) -> dict[str, int]:

@@ -1,8 +1,7 @@
 """Answers from an index folder: to a whole image, to one object, or to several objects at once.
 
-What is found is ordered by (distance, not same content, row): at equal distance the query itself
-stands first, which is an image of the same content or, where contents are unknown, of the same
-file. So the same query always has the same answers:
+What is found is ordered by (distance, not same file, not same content, row): at equal distance the
+query itself stands first, then its copies. So the same query always has the same answers:
 
 - An image is compared with images, by H2 codes. With ``rerank``, that many nearest ones are ordered
   anew by a finer squared distance; of equally far ones the order stays. It is that of their codes
@@ -178,10 +177,11 @@ class SearchResult:
         lines = []
         count = self.gone + self.changed
         if count:
-            has = "photo has" if count == 1 else "photos have"
+            one = count == 1
             lines.append(
-                f"{count} {has} gone or changed since they were encoded: left out; to bring the "
-                "index up to date, run extract-codes --resume and build-index"
+                f"{count} photo{' has' if one else 's have'} gone or changed since "
+                f"{'it was' if one else 'they were'} encoded: left out; to bring the index up to "
+                "date, run extract-codes --resume and build-index --prune"
             )
         if self.away:
             lines.append(
@@ -241,9 +241,13 @@ def search_index(
         _check_rerank(items, query, rerank_by)
     index = folder.level("instance" if query.objects else "image")
     wanted = None if class_name is None else _objects_of_class(items, class_name)
-    same = folder.rows_like(query.file_name, query.content_sha256)
+    same_file, same_content = folder.rows_like(query.file_name, query.content_sha256)
+    same = np.concatenate([same_file, same_content])
+    order = np.full(len(items), 2, np.int8)
+    order[same_file], order[same_content] = 0, 1
     photos = _Photos(
         same=same,
+        order=order,
         inside=folder.rows_below(within) if within else None,
         check=PhotoCheck(items) if check_files else None,
     )
@@ -347,7 +351,8 @@ class _Photos:
     """Which photos may answer, and which of equally near ones come first.
 
     Attributes:
-        same: rows of the images that are the query itself.
+        same: rows of the images that are the query itself or copies of it.
+        order: int8 (N,), 0 for the query itself, 1 for its copies, 2 for all others.
         inside: bool (N,), the images that answers are restricted to; None for all.
         check: looks at files; None takes all photos to be there.
         left_out: states of the photos that were passed over, by row.
@@ -355,6 +360,7 @@ class _Photos:
     """
 
     same: np.ndarray
+    order: np.ndarray
     inside: np.ndarray | None
     check: PhotoCheck | None
     left_out: dict[int, PhotoState] = field(default_factory=dict)
@@ -449,9 +455,7 @@ def _answer_objects(
         least[i, found.image_index[rows]] = distances
         nearest[i, found.image_index[rows]] = rows
     total = least.sum(axis=0)
-    is_other = np.ones(len(items), bool)
-    is_other[photos.same] = False
-    images = np.lexsort((is_other, total))  # stable, so equal ones stay by row
+    images = np.lexsort((photos.order, total))  # stable, so equal ones stay by row
     if photos.inside is not None:
         images = images[photos.inside[images]]
     if wanted is not None:
@@ -539,7 +543,8 @@ class _Search:
             if farthest is not None:
                 further, at = further[at <= farthest], at[at <= farthest]
             rows, distances = np.concatenate([rows, further]), np.concatenate([distances, at])
-            order = np.lexsort((rows, ~np.isin(rows, self._same), distances))
+            images = rows if self.image_of is None else self.image_of[rows]
+            order = np.lexsort((rows, self.photos.order[images], distances))
             distances, rows = distances[order], rows[order]
         if self.once:
             _, first = np.unique(self.image_of[rows], return_index=True)
