@@ -4,7 +4,9 @@ Keys live in nodes of our own (``MODEL.REGION_DH``, ``MODEL.TIMM``, ``TEST.RETRI
 Detectron2's, so that a newer Detectron2 can't give one of them another meaning.
 """
 
+import ast
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -270,7 +272,7 @@ def _default_settings(kind: Callable[[CN], str]) -> dict[str, str]:
 
 def _settings(cfg: CN, exceptions: Sequence[str], options: dict[str, Any]) -> str:
     keys = {
-        key: value
+        key: _same_as_from_yaml(value)
         for key, value in _flatten(cfg)
         if not any(fnmatchcase(key, pattern) for pattern in exceptions)
     }
@@ -278,7 +280,19 @@ def _settings(cfg: CN, exceptions: Sequence[str], options: dict[str, Any]) -> st
 
 
 def _values(text: str) -> dict[str, str]:
-    return dict(line.partition(" ")[::2] for line in text.splitlines())
+    values = dict(line.partition(" ")[::2] for line in text.splitlines())
+    for key, value in values.items():
+        if value.startswith("(["):  # older texts
+            with suppress(ValueError, SyntaxError):
+                values[key] = repr(_same_as_from_yaml(ast.literal_eval(value)))
+    return values
+
+
+def _same_as_from_yaml(value: Any) -> Any:
+    """Tuples in a tuple: they come back as lists from a config.yaml, which has no tuples."""
+    if not isinstance(value, tuple):
+        return value
+    return tuple(_same_as_from_yaml(tuple(x) if isinstance(x, list) else x) for x in value)
 
 
 def _flatten(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,12 +19,14 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     RPN_HEAD_REGISTRY,
 )
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_regiondh_config
 from ..data.catalog import registered_names
 from ..data.training import check_num_classes
 from ..utils.errors import InputNotFoundError, RegionDHError
+from .training_record import changes_on_resume
 
 __all__ = ["build_cfg", "check_components", "check_datasets", "setup_cfg"]
 
@@ -106,6 +108,10 @@ def check_datasets(cfg: CfgNode) -> None:
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of a training command: :func:`build_cfg`, frozen, after Detectron2's set-up.
 
+    With ``args.resume`` a warning names all in which it differs from what the network in its
+    ``OUTPUT_DIR`` was trained with. That it may differ is usual with Detectron2: a training goes on
+    for longer, or at another rate.
+
     Raises:
         ValueError: also what :func:`check_datasets` finds; nothing is written then.
     """
@@ -113,6 +119,14 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = build_cfg(args.config_file, args.opts)
     check_datasets(cfg)
     cfg.freeze()
+    # Before the folder's config.yaml is replaced.
+    changes = []
+    if getattr(args, "resume", False) and comm.is_main_process():
+        changes = changes_on_resume(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh")
+    if changes:
+        logging.getLogger(__name__).warning(
+            f"--resume: the network in {cfg.OUTPUT_DIR} was trained with {'; '.join(changes)}"
+        )
     return cfg

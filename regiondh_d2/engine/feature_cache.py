@@ -148,8 +148,9 @@ class FeatureCache:
                     f"MODEL.REGION_DH.LR_FACTORS.{part} to 0.0"
                 )
         if cfg.INPUT.RANDOM_FLIP not in ("none", "horizontal"):
+            flip = cfg.INPUT.RANDOM_FLIP
             raise RegionDHError(
-                f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}, and MODEL.REGION_DH.FEATURE_CACHE "
+                f"INPUT.RANDOM_FLIP is {flip!r}, but MODEL.REGION_DH.FEATURE_CACHE "
                 "holds horizontal mirror images: set it to 'horizontal' or 'none'"
             )
 

@@ -28,6 +28,7 @@ from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .feature_cache import FeatureCache
+from .training_record import KEY, TrainingRecorder
 
 __all__ = ["RegionDHTrainer", "build_optimizer"]
 
@@ -139,6 +140,7 @@ class RegionDHTrainer(DefaultTrainer):
         _refuse_impossible(cfg)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        self._recorder = TrainingRecorder(cfg)
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
 
@@ -154,6 +156,7 @@ class RegionDHTrainer(DefaultTrainer):
         self._trainer = trainer(model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = FiniteCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.add_checkpointable(KEY, self._recorder)
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -161,7 +164,9 @@ class RegionDHTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     def resume_or_load(self, resume=True):
+        resumed = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
+        self._recorder.begin(resumed)
         if self.cfg.MODEL.REGION_DH.FEATURE_CACHE:
             cache, model = FeatureCache(self.cfg), _unwrap(self.model)
             for name in self.cfg.DATASETS.TRAIN:
