@@ -762,7 +762,8 @@ def test_a_killed_table_goes_on_and_skips_what_is_done(workspace):
     process = start(workspace)
     results, second = workspace / "results", workspace / "output/second_8_seed0"
     deadline = time.monotonic() + 600
-    while not second.is_dir() and process.poll() is None and time.monotonic() < deadline:
+    begun = second / "minutes.json"
+    while not begun.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
