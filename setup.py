@@ -21,6 +21,7 @@ CORE = [
     "numpy>=2.0",
     "Pillow>=10.1",
     "h5py>=3.10",
+    "filelock>=3.12",
     "fvcore>=0.1.5,<0.1.6",
     "pycocotools>=2.0.7",
 ]

@@ -14,11 +14,12 @@ from detectron2.data import DatasetCatalog
 import regiondh_d2.data  # noqa: F401  (registers the shipped names)
 from regiondh_d2.data.catalog import registered_names
 from regiondh_d2.data.check import check_dataset, is_present
+from regiondh_d2.utils.arguments import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Print what datasets hold, and every problem. The folder of the datasets is"
         " $DETECTRON2_DATASETS (default: datasets).",
         epilog="Exit status: 0 without problems, 1 with any, 2 for an unknown name.",

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regiondh_d2.data.scenes import generate_scenes
+from regiondh_d2.utils.arguments import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     default_output = Path(os.getenv("DETECTRON2_DATASETS", "datasets"), "scenes")
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Draw a multi-label dataset in VOC layout; the same arguments give the same"
         " files."
     )

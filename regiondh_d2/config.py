@@ -15,13 +15,22 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 __all__ = [
+    "DEFAULT_MAX_PIXELS",
     "add_regiondh_config",
     "changed_settings",
     "code_settings",
     "feature_settings",
+    "max_pixels",
     "parse_settings",
     "training_settings",
 ]
+
+# Above this many pixels version 0.1, as Pillow by default, refused every image.
+DEFAULT_MAX_PIXELS = 178_956_970
+
+# What data/image_reader.py makes of a file; to be raised when that changes. Version 0.1's, which
+# its code files don't name, is 1.
+_IMAGE_READER = 2
 
 # Three places ask whether two configs mean the same: code files (do these settings give the same
 # rows?), feature caches (the same features?) and checkpoints (the same training?). For each all
@@ -69,7 +78,14 @@ _TRAINING = (
 )
 # Everything above the pooled features of regions.
 _HEADS = (
-    "MODEL.REGION_DH.*",
+    "MODEL.REGION_DH.BITS*",
+    "MODEL.REGION_DH.CLASSIFIER_INPUT",
+    "MODEL.REGION_DH.FUSION_*",
+    "MODEL.REGION_DH.IMAGE_LOSS",
+    "MODEL.REGION_DH.LATENT_INIT_*",
+    "MODEL.REGION_DH.NORMALIZE_FUSED",
+    "MODEL.REGION_DH.OBJECTIVE",
+    "MODEL.REGION_DH.WHOLE_IMAGE",
     "MODEL.ROI_BOX_HEAD.BBOX_REG_*",
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
     "MODEL.ROI_BOX_HEAD.*FED_LOSS*",
@@ -173,6 +189,10 @@ def _add_region_dh(cfg: CN) -> None:
     node.LR_FACTORS.INSTANCE_HASH = 1.0
     node.LR_FACTORS.IMAGE_HASH = 1.0
 
+    # The most pixels of an image that are read. A larger JPEG is decoded at a half, a quarter or an
+    # eighth of its width and height; a larger image of another format is refused.
+    node.MAX_PIXELS = DEFAULT_MAX_PIXELS
+
     # A folder for cached region features. Where it is set, the backbone and the RPN must be frozen
     # (factors 0); the features of each training image are computed once, and the heads train on
     # them. An interrupted computation goes on; several processes must all see the folder.
@@ -213,6 +233,11 @@ def _add_retrieval(cfg: CN) -> None:
     node.BOX_AP = True
 
 
+def max_pixels(cfg: CN) -> int:
+    """``MODEL.REGION_DH.MAX_PIXELS``; its default for a config without our keys."""
+    return cfg.MODEL.get("REGION_DH", {}).get("MAX_PIXELS", DEFAULT_MAX_PIXELS)
+
+
 def code_settings(cfg: CN, **options: Any) -> str:
     """What decides about the rows of a code file beside the weights, a line "KEY VALUE" each.
 
@@ -246,7 +271,7 @@ def parse_settings(text: str, kind: Callable[[CN], str] = code_settings) -> dict
         text: what ``kind`` gave, of this version or of an older one.
         kind: :func:`code_settings`, :func:`feature_settings` or :func:`training_settings`.
     """
-    return {**_default_settings(kind), **_values(text)} if text else {}
+    return {**_default_settings(kind), "IMAGE_READER": "1", **_values(text)} if text else {}
 
 
 def changed_settings(
@@ -276,7 +301,8 @@ def _settings(cfg: CN, exceptions: Sequence[str], options: dict[str, Any]) -> st
         for key, value in _flatten(cfg)
         if not any(fnmatchcase(key, pattern) for pattern in exceptions)
     }
-    return "\n".join(f"{key} {value!r}" for key, value in sorted({**keys, **options}.items()))
+    keys = {"IMAGE_READER": _IMAGE_READER, **keys, **options}
+    return "\n".join(f"{key} {value!r}" for key, value in sorted(keys.items()))
 
 
 def _values(text: str) -> dict[str, str]:

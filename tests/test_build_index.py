@@ -12,17 +12,11 @@ import numpy as np
 import pytest
 
 from regiondh_d2.retrieval import index_folder
-from regiondh_d2.retrieval.code_store import (
-    CodeFileError,
-    CodeSet,
-    InstanceCodes,
-    pack_codes,
-    read_codes,
-    unpack_codes,
-    write_codes,
-)
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.retrieval.hamming_index import IndexFileError
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
+from regiondh_d2.structures.codes import CodeFileError, CodeSet, InstanceCodes
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "build_index.py"

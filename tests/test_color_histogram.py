@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiondh_d2.retrieval.code_store import unpack_codes
 from regiondh_d2.retrieval.color_histogram import color_histogram, color_histograms, itq_codes
+from regiondh_d2.structures.packed import unpack_codes
 
 
 @pytest.mark.parametrize("bins", [1, 3, 6, 8, 256])

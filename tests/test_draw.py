@@ -1,23 +1,31 @@
 """Retrieval grids: the right neighbours, the right colours in the right places."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, pack_codes
 from regiondh_d2.retrieval.draw import (
     BLUE,
     GREEN,
     GREY,
     RED,
+    AbsentPicture,
     GridLayout,
     Tile,
     draw_grid,
     fit_image,
     nearest,
+    picture_format,
     retrieval_rows,
     save_image,
+    why_absent,
 )
+from regiondh_d2.retrieval.images import UnreadableImage
+from regiondh_d2.structures.codes import CodeFileError, CodeSet
+from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.utils.errors import RegionDHError
 
 LAYOUT = GridLayout(box=(60, 40))
 
@@ -160,6 +168,49 @@ def test_text_stays_inside_its_tile():
     blank = picture.copy()
     blank[top : top + height, left : left + width] = 255
     assert (blank == 255).all()
+
+
+def grey_share(picture, row, column):
+    """How much of a tile's box is the grey of an image that is absent."""
+    left, top = (at + LAYOUT.frame for at in LAYOUT.corner(row, column))
+    box = np.asarray(picture)[top : top + LAYOUT.box[1], left : left + LAYOUT.box[0]]
+    return (box == (203, 207, 212)).all(axis=2).mean()
+
+
+def test_an_image_that_cannot_be_drawn_is_a_grey_tile(tmp_path):
+    """Whatever is wrong with it, the others are drawn, and the tile has name and reason."""
+    bomb = tmp_path / "a folder.png"
+    bomb.mkdir()
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no image")
+    good = tmp_path / "good.png"
+    colour((1, 2, 3)).save(good)
+    (tmp_path / "half.png").write_bytes(good.read_bytes()[:50])
+    undecodable = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\n\x1b[31m.png")
+    bad = [tmp_path / "gone.png", bomb, *(tmp_path / n for n in ("empty.png", "text.jpg"))]
+    bad += [tmp_path / "half.png", undecodable, AbsentPicture("x.png", "left out")]
+    picture = draw_grid([[Tile(good), *map(Tile, bad)]], layout=LAYOUT)
+    left, top = LAYOUT.corner(0, 0)
+    assert picture.getpixel((left + 20, top + 20)) == (1, 2, 3)
+    assert grey_share(picture, 0, 0) == 0
+    for column in range(1, len(bad) + 1):
+        assert 0.5 < grey_share(picture, 0, column) < 0.99, bad[column - 1]
+
+
+def test_the_reason_for_a_grey_tile():
+    assert why_absent(FileNotFoundError(2, "No such file or directory", "x")) == (
+        "No such file or directory"
+    )
+    assert why_absent(UnreadableImage("x.png", "the file is empty")) == "the file is empty"
+    assert why_absent(ValueError("a\nb")) == "a\\nb"
+    assert why_absent(MemoryError()) == "MemoryError"
+
+
+def test_names_of_picture_formats():
+    assert [picture_format(f"a.{e}") for e in ("png", "JPG", "webp")] == ["PNG", "JPEG", "WEBP"]
+    for name in ("a", "a.txt", "a.psd", ".png"):  # Pillow reads PSD, and writes none
+        with pytest.raises(RegionDHError, match=r"is no image format; use \.png"):
+            picture_format(name)
 
 
 def test_nothing_to_draw():

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from regiondh_d2.evaluation.reranking import evaluate_reranking
-from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, read_codes, write_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
+from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.structures.packed import pack_codes
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "evaluate_codes.py"

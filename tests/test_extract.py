@@ -18,10 +18,13 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from pictures import pixels_of, save
+from regiondh_d2.config import code_settings
 from regiondh_d2.retrieval import extract
-from regiondh_d2.retrieval.code_store import CodeFileError, read_codes, unpack_codes
-from regiondh_d2.retrieval.extract import CodeExtractor, code_settings, plan_batches
+from regiondh_d2.retrieval.code_store import read_codes
+from regiondh_d2.retrieval.extract import CodeExtractor, plan_batches
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, find_images
+from regiondh_d2.structures.codes import CodeFileError
+from regiondh_d2.structures.packed import unpack_codes
 from regiondh_d2.utils.progress import Progress
 
 ATTRIBUTES = {
@@ -499,7 +502,7 @@ def test_earlier_work_is_not_replaced_unasked(folder, tmp_path):
     extract_folder(folder, output, resume=True)
     with pytest.raises(FileExistsError, match="add to it with --resume"):
         extract_folder(folder, output)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(FileExistsError, match="is a folder"):
         extract_folder(folder, folder, resume=True)
 
 

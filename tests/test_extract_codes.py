@@ -18,10 +18,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from regiondh_d2.data import generate_scenes, register_scenes
+from pictures import save
+from regiondh_d2.data import generate_scenes, photo_files, register_scenes
 from regiondh_d2.engine import build_cfg
-from regiondh_d2.retrieval.code_store import read_codes, unpack_codes
+from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader
+from regiondh_d2.structures.packed import unpack_codes
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "extract_codes.py"
@@ -85,6 +87,21 @@ def wait_for_parts(process, output, count):
 
 def errors_of(capsys):
     return capsys.readouterr().err.splitlines()
+
+
+def test_what_was_passed_over_is_said(tool, arguments, tmp_path, capsys):
+    for name in ("a.png", "raw/b.png"):
+        save(tmp_path / "photos" / name)
+    for name in ("c.HEIC", "d.txt"):
+        (tmp_path / "photos" / name).write_bytes(b"nothing")
+    output = tmp_path / "codes.h5"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photo_files, "can_read_heif", lambda: False)
+        assert tool.main(arguments([tmp_path / "photos"], output, "--exclude", "raw")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "passed over: 1 .heic (needs pi-heif: pip install pi-heif), 1 .txt, 1 excluded"
+    )
+    assert len(read_codes(output)) == 1
 
 
 def test_a_dataset(tool, random_network, dataset, arguments, tmp_path, capsys):

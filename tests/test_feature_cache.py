@@ -179,6 +179,7 @@ def test_a_file_of_other_settings_is_refused_and_the_key_named(cfg, model, scene
         ("MODEL.TIMM.SIZE_DIVISIBILITY", 64),
         ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
         ("INPUT.MIN_SIZE_TEST", 96),
+        ("MODEL.REGION_DH.MAX_PIXELS", 10_000),
         ("INPUT.FORMAT", "BGR" if cfg.INPUT.FORMAT == "RGB" else "RGB"),
     ):
         changed = cfg.clone()

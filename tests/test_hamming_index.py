@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from regiondh_d2.retrieval import hamming_index
-from regiondh_d2.retrieval.code_store import pack_codes, unpack_codes
 from regiondh_d2.retrieval.hamming_index import IndexFileError, create_index, self_recall
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 EXACT = ["faiss", "numpy"]
 

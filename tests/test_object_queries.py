@@ -13,7 +13,8 @@ from regiondh_d2.evaluation.object_queries import (
     least_distances,
     object_recall,
 )
-from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, InstanceCodes, pack_codes
+from regiondh_d2.structures.codes import CodeFileError, CodeSet, InstanceCodes
+from regiondh_d2.structures.packed import pack_codes
 
 BITS, INSTANCE_BITS = 3, 4
 CLASSES = ["cat", "dog", "sofa", "bus"]

@@ -10,7 +10,9 @@ import yaml
 from PIL import Image
 
 from regiondh_d2.engine.experiments import read_table
-from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, write_codes
+from regiondh_d2.retrieval.code_store import write_codes
+from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.structures.packed import pack_codes
 
 TOOL = Path(__file__).parents[1] / "tools/plot_experiments.py"
 PLOTS = ("MAP_against_bits", "MAP_min_against_bits", "ACG_against_bits")

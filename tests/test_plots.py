@@ -10,8 +10,8 @@ from PIL import Image
 
 from regiondh_d2.evaluation.curves import DistanceCounts, RadiusCurve, bit_statistics
 from regiondh_d2.retrieval import plots
-from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet
 from regiondh_d2.retrieval.draw import GREEN, RED, GridLayout
+from regiondh_d2.structures.codes import CodeFileError, CodeSet
 from regiondh_d2.structures.packed import pack_codes
 
 

@@ -17,7 +17,8 @@ from regiondh_d2.evaluation.reference_codes import (
     spectral_codes,
 )
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
-from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, InstanceCodes, unpack_codes
+from regiondh_d2.structures.codes import CodeFileError, CodeSet, InstanceCodes
+from regiondh_d2.structures.packed import unpack_codes
 
 
 @pytest.fixture

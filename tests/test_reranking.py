@@ -8,9 +8,10 @@ import pytest
 
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking, reranked_distances
-from regiondh_d2.retrieval.code_store import CodeFileError, CodeSet, pack_codes
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.search import RERANKINGS, Query, search_index
+from regiondh_d2.structures.codes import CodeFileError, CodeSet
+from regiondh_d2.structures.packed import pack_codes
 
 BITS = 6
 

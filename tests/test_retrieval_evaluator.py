@@ -19,13 +19,9 @@ from regiondh_d2.evaluation import (
     VOCBoxEvaluator,
     evaluate_ranking,
 )
-from regiondh_d2.retrieval.code_store import (
-    CodeFileError,
-    pack_codes,
-    read_codes,
-    unpack_codes,
-    write_codes,
-)
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
+from regiondh_d2.structures.codes import CodeFileError
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 CLASSES = ["cat", "dog", "horse"]
 BITS, INSTANCE_BITS = 10, 6

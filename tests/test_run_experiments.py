@@ -32,7 +32,9 @@ from regiondh_d2.engine.experiments import (
 )
 from regiondh_d2.engine.training_record import Training, TrainingRecorder
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
-from regiondh_d2.retrieval.code_store import CodeSet, pack_codes, read_codes, write_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
+from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.structures.packed import pack_codes
 from regiondh_d2.utils.errors import RegionDHError
 
 ROOT = Path(__file__).parents[1]
@@ -434,8 +436,11 @@ def test_a_result_of_other_options_is_refused(tmp_path):
     assert run.result(tmp_path)["command"] == command
     for opts, told in (
         (["SOLVER.BASE_LR", 0.2], "SOLVER.BASE_LR 0.1, and row a has 0.2 now"),
-        (["SOLVER.BASE_LR", 0.1, "MODEL.MASK_ON", True], "MODEL.MASK_ON , and row a has True"),
-        ([], "SOLVER.BASE_LR 0.1, and row a has none now"),
+        (
+            ["SOLVER.BASE_LR", 0.1, "MODEL.MASK_ON", True],
+            r"MODEL.MASK_ON .none., and row a has True",
+        ),
+        ([], r"SOLVER.BASE_LR 0.1, and row a has .none. now"),
     ):
         table = write_table(tmp_path, a={"title": "A", "opts": opts})
         (changed,) = read_table(table)[0].runs()
@@ -804,7 +809,7 @@ def test_a_network_is_not_filed_under_changed_options(workspace):
     results, output = workspace / "results", workspace / "output/first_8_seed0"
     code, out, err = run(workspace)
     assert (code, out) == (1, "")
-    assert "first_8_seed0.json was trained with SOLVER.BASE_LR , and row first has" in err
+    assert "first_8_seed0.json was trained with SOLVER.BASE_LR (none), and row first has" in err
     (results / "first_8_seed0.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     code, out, err = run(workspace)

@@ -11,13 +11,7 @@ import torch
 from PIL import Image
 
 from regiondh_d2.engine.searcher import RegionDHSearcher
-from regiondh_d2.retrieval.code_store import (
-    CodeSet,
-    InstanceCodes,
-    pack_codes,
-    read_codes,
-    unpack_codes,
-)
+from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.draw import (
     BLUE,
     BOX_COLOURS,
@@ -40,6 +34,8 @@ from regiondh_d2.retrieval.search import (
     search_by_class,
     search_index,
 )
+from regiondh_d2.structures.codes import CodeSet, InstanceCodes
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 BITS, INSTANCE_BITS = 20, 12
 CLASSES = ["cat", "dog", "sofa"]

@@ -17,6 +17,7 @@ from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
 from regiondh_d2.engine.command import load_trained_model, positive_int, run_command
 from regiondh_d2.retrieval.extract import ImageLoader
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.file_io import write_json
 
 # Heading, divisor and format of each task's column.
@@ -29,7 +30,7 @@ ASPECT = 4 / 3  # of the image of noise
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all of them"
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="runs to time, of which the fastest counts (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 

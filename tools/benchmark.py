@@ -19,8 +19,9 @@ from detectron2.utils.events import EventStorage
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import build_cfg
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
-from regiondh_d2.retrieval.code_store import pack_codes, unpack_codes
 from regiondh_d2.retrieval.hamming_index import create_index
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import write_json
 
@@ -312,7 +313,7 @@ def add_numbers(parser: argparse.ArgumentParser, items: int) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     subparsers = parser.add_subparsers(dest="benchmark", required=True)
     evaluation = subparsers.add_parser(
         "evaluation", help="retrieval metrics against a sort per query in Python"
@@ -355,7 +356,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=8,
         help="steps, of which the mean counts, after a first one (default: 8)",
     )
-    training.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+    training.add_overrides()
     training.set_defaults(run=benchmark_training, show=print_training)
     for subparser in subparsers.choices.values():
         subparser.add_argument("--json", metavar="OUT.json", help="also write the numbers")

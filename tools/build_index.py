@@ -14,10 +14,11 @@ from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.index_folder import LEVELS, IndexFolder, write_index_folder
+from regiondh_d2.utils.arguments import CommandParser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("codes", metavar="CODES.h5", help="codes of the images to search in")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="the index folder")
     parser.add_argument(

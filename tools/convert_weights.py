@@ -10,6 +10,7 @@ import sys
 from regiondh_d2.checkpoint import SOURCES, convert_weights, write_weights
 from regiondh_d2.conversion import LAYOUTS
 from regiondh_d2.engine.command import run_command
+from regiondh_d2.utils.arguments import CommandParser
 
 EPILOG = f"""regiondh:// sources:
   {", ".join(sorted(SOURCES))}
@@ -18,7 +19,7 @@ EPILOG = f"""regiondh:// sources:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=__doc__.splitlines()[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -34,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--layout",
         choices=LAYOUTS,
         default="",
-        help="where an ImageNet ResNet of a file goes: c4 (res5 is the box head) or fpn",
+        help="where an ImageNet ResNet of a file goes: c4 (res5 is the box head) or fpn "
+        "(default: neither)",
     )
     return parser
 

@@ -6,6 +6,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from regiondh_d2.utils.arguments import CommandParser
+
 CONFIG = Path(__file__).parents[1] / "configs/quick_schedules/regiondh_effnetlite0_scenes.yaml"
 
 
@@ -23,7 +25,7 @@ def number(least: int):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "--output", default="output/demo", metavar="FOLDER", help="default: %(default)s"
     )

@@ -22,12 +22,9 @@ from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
 from regiondh_d2.evaluation.reference_codes import REFERENCES, image_class_codes
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
-from regiondh_d2.retrieval.code_store import (
-    CodeSet,
-    check_comparable,
-    check_holds,
-    read_codes,
-)
+from regiondh_d2.retrieval.code_store import read_codes
+from regiondh_d2.structures.codes import CodeSet, check_comparable, check_holds
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.file_io import write_json
 from regiondh_d2.utils.progress import Progress
 
@@ -43,7 +40,7 @@ COLUMNS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--query", required=True, metavar="Q.h5", help="codes of the queries")
     parser.add_argument("--database", required=True, metavar="D.h5", help="codes to search in")
     parser.add_argument(

@@ -23,13 +23,10 @@ from regiondh_d2.evaluation.object_queries import (
     check_object_queries,
     evaluate_object_queries,
 )
-from regiondh_d2.retrieval.code_store import (
-    CodeSet,
-    InstanceCodes,
-    codes_from_outputs,
-    read_codes,
-)
+from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader, dataset_images
+from regiondh_d2.structures.codes import CodeSet, InstanceCodes, codes_from_outputs
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import write_json
 from regiondh_d2.utils.progress import Progress
@@ -38,7 +35,7 @@ COLUMNS = {"expected": "", "pessimistic": "-pessimistic", "optimistic": "-optimi
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument(
         "--dataset",
@@ -53,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="codes to search in, by the same model, with labels and detected objects",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 

@@ -10,6 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.config import code_settings
+from regiondh_d2.data.photo_files import PhotoScan, find_photos
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import (
@@ -22,14 +24,14 @@ from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
     check_output,
-    code_settings,
 )
-from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, find_images
+from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, entries_of_scan
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--dataset", metavar="NAME", help="code a registered dataset")
@@ -38,6 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PATH",
         help="code these files, and the images in these folders and the folders in them",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and folders whose name, or path below the given folder, matches, "
+        "such as 'raw*' or 'holiday/drafts'; repeatable",
     )
     parser.add_argument("--output", required=True, metavar="CODES.h5", help="the file to write")
     parser.add_argument(
@@ -70,19 +80,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="the most that an interruption can lose (default: %(default)g)",
     )
     parser.add_argument(
-        "--num-gpus", type=positive_int, default=1, metavar="N", help="processes, on CPUs as well"
+        "--num-gpus",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes, on CPUs as well (default: %(default)s)",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 
-def find_entries(args: argparse.Namespace, cfg) -> tuple[list[ImageEntry], list[str]]:
+def find_entries(
+    args: argparse.Namespace, cfg, scan: PhotoScan | None
+) -> tuple[list[ImageEntry], list[str]]:
     """The images to code, and the class names of the dataset or of the model's."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if args.dataset is None:
+    if scan is not None:
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
-        return find_images(args.input), next((c for c in known if len(c) == count), [])
+        return entries_of_scan(scan, args.input), next((c for c in known if len(c) == count), [])
     dicts = DatasetCatalog.get(args.dataset)
     if any("annotations" in record for record in dicts):
         dicts = [with_labels(record) for record in dicts]
@@ -160,7 +176,13 @@ def extract(args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}"
         )
     check_output(args.output, args.resume)
-    run_workers(code, args.num_gpus, (args, cfg, *find_entries(args, cfg)))
+    scan = None if args.dataset else find_photos(args.input, args.exclude)
+    entries = find_entries(args, cfg, scan)
+    try:
+        run_workers(code, args.num_gpus, (args, cfg, *entries))
+    finally:
+        for line in scan.summary() if scan else ():
+            print(line)
 
 
 def main(argv: list[str] | None = None) -> int:

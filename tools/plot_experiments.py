@@ -16,7 +16,6 @@ import regiondh_d2  # noqa: F401  (registers the datasets that tables name)
 from regiondh_d2.engine.command import CommandError, positive_int, run_command
 from regiondh_d2.engine.experiments import Row, picked_rows, read_table
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
-from regiondh_d2.retrieval.code_store import CodeSet
 from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.retrieval.plots import (
     compare_methods,
@@ -26,22 +25,53 @@ from regiondh_d2.retrieval.plots import (
     plot_precision_recall,
     save_figure,
 )
+from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.utils.arguments import CommandParser
 
 METRICS = ("MAP", "MAP_min", "ACG")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", metavar="DATASET", help="that the rows were tested on")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to plot (default: all)")
-    parser.add_argument("--table", type=Path, default=Path(__file__).with_name("experiments.yaml"))
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
-    parser.add_argument("--experiments", type=Path, default=Path("output/experiments"))
-    parser.add_argument("--output", type=Path, default=Path("output/plots"), metavar="FOLDER")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        default=Path(__file__).with_name("experiments.yaml"),
+        help="the rows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("docs/results"),
+        metavar="FOLDER",
+        help="of the results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--experiments",
+        type=Path,
+        default=Path("output/experiments"),
+        metavar="FOLDER",
+        help="of the networks and their code files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/plots"),
+        metavar="FOLDER",
+        help="for the plots (default: %(default)s)",
+    )
     parser.add_argument(
         "--bits", type=positive_int, default=48, metavar="K", help="of the curves (default: 48)"
     )
-    parser.add_argument("--topk", type=positive_int, default=1000, metavar="K")
+    parser.add_argument(
+        "--topk",
+        type=positive_int,
+        default=1000,
+        metavar="K",
+        help="cut-off of the metrics (default: %(default)s)",
+    )
     parser.add_argument(
         "--queries",
         nargs="+",

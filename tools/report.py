@@ -10,10 +10,11 @@ import sys
 
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.retrieval.report import write_report
+from regiondh_d2.utils.arguments import CommandParser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--query", required=True, metavar="Q.h5", help="codes of the queries")
     parser.add_argument("--database", required=True, metavar="D.h5", help="codes to search in")
     parser.add_argument(

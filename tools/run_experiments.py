@@ -27,6 +27,7 @@ from regiondh_d2.engine.experiments import (
     read_table,
 )
 from regiondh_d2.engine.training_record import data_checksum
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import replace_when_complete, write_json
 
@@ -34,11 +35,23 @@ TABLE = Path(__file__).with_name("experiments.yaml")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to run (default: all)")
-    parser.add_argument("--table", type=Path, default=TABLE, help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
-    parser.add_argument("--output", type=Path, default=Path("output/experiments"))
+    parser.add_argument("--table", type=Path, default=TABLE, help="the rows (default: %(default)s)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("docs/results"),
+        metavar="FOLDER",
+        help="of the results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/experiments"),
+        metavar="FOLDER",
+        help="of the networks (default: %(default)s)",
+    )
     parser.add_argument("--list", action="store_true", help="only say what is done and what isn't")
     parser.add_argument(
         "--summary",

@@ -16,6 +16,7 @@ from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.draw import Tile, draw_grid, save_image, search_tiles
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import write_json
 
@@ -29,7 +30,7 @@ def box(text: str) -> tuple[float, ...]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
     parser.add_argument("--query", required=True, metavar="IMAGE", help="the image to search with")
@@ -76,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")
     parser.add_argument("--json", metavar="OUT.json", help="also write the answers")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 

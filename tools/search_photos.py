@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import InputNotFoundError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +19,7 @@ CONFIG = ROOT / "configs/voc07/regiondh_effnetlite0_64.yaml"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path, metavar="FOLDER", help="searched with its subfolders")
     parser.add_argument(
         "--query", type=Path, metavar="FILE", help="what to search for (default: one of the photos)"

@@ -25,17 +25,20 @@ from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.engine.defaults import check_datasets
 from regiondh_d2.retrieval.draw import save_image
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help="draw a registered dataset")
     source.add_argument(
         "--config-file", metavar="C", help="draw what training with this config reads, augmented"
     )
-    parser.add_argument("--output-dir", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--output-dir", required=True, type=Path, metavar="FOLDER", help="for the pictures"
+    )
     parser.add_argument(
         "--images",
         type=positive_int,
@@ -43,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many, at even distances in the dataset (default: %(default)s)",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    parser.add_overrides()
     return parser
 
 

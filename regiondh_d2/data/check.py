@@ -8,12 +8,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from detectron2.data import MetadataCatalog
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from regiondh_d2.data.catalog import find_source, load_dataset
 from regiondh_d2.data.retrieval import RetrievalSource, with_labels
 from regiondh_d2.data.voc import VOCSource
+
+from ..utils.display import display_name
+from .image_reader import ImageSize, UnreadableImage, read_rgb
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,34 @@ def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
 
 
 @functools.cache  # several datasets share their images
+def _read_size(path: str) -> ImageSize | UnreadableImage:
+    """The sizes of an image file, all of which is decoded, or why it can't be."""
+    try:
+        return read_rgb(path)[1]
+    except UnreadableImage as error:
+        return error.with_traceback(None)
+
+
 def _image_problem(path: str, expected: tuple[int | None, int | None]) -> str | None:
     """What is wrong with an image file, or None; `expected` is (width, height) in pixels."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            size = ImageOps.exif_transpose(image).size  # Detectron2 turns images upright, too
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path}: cannot be decoded ({error}): replace it"
-    if None not in expected and size != expected:
-        return (
-            f"{path}: the image has {size[0]} x {size[1]} pixels, its annotation says"
-            f" {expected[0]} x {expected[1]}: correct one of them"
-        )
-    return None
+    size, name = _read_size(path), display_name(path)
+    if isinstance(size, UnreadableImage):
+        return f"{name}: cannot be decoded ({size.reason}): replace it"
+    if None in expected or (size.width, size.height) == expected:
+        return None
+    turned = "" if size.orientation == 1 else ", once turned as its EXIF orientation says"
+    return (
+        f"{name}: the image has {size.width} x {size.height} pixels{turned}, its annotation says"
+        f" {expected[0]} x {expected[1]}: correct one of them"
+    )
+
+
+def _turn_note(path: str) -> str | None:
+    """A line if an image file is turned by its EXIF orientation, 2 to 8, or None."""
+    size = _read_size(path)
+    if isinstance(size, UnreadableImage) or size.orientation == 1:
+        return None
+    return (
+        f"{display_name(path)}: turned by its EXIF orientation {size.orientation}: its boxes must"
+        " be those of the upright image; not every annotation tool shows it so"
+    )

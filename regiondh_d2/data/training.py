@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+import copy
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.data import (
     DatasetMapper,
     MetadataCatalog,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
 from detectron2.data.build import print_instances_class_histogram
-from PIL import Image
 
 from regiondh_d2.data.retrieval import common_classes
 
+from ..config import DEFAULT_MAX_PIXELS, max_pixels
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from .image_reader import ImagePixels, UnreadableImage, read_image
 
 
 class UnreadableImageError(RegionDHError):
@@ -27,10 +35,28 @@ class UnreadableImageError(RegionDHError):
 
 
 class StrictMapper(DatasetMapper):
-    """Detectron2's mapper, for which an image that it can't read is a line that names the file.
+    """Detectron2's mapper over our image reader; an image that can't be read is a line on its file.
 
-    Detectron2's own raises whatever the image library does, mostly without the name.
+    Pixels are those of :func:`~regiondh_d2.data.image_reader.read_image`, as in extraction and
+    search. Of a JPEG above the pixel limit, which is read at a smaller size, boxes are made smaller
+    with it; ``height`` and ``width`` stay those of the file.
     """
+
+    @configurable
+    def __init__(self, is_train: bool, *, max_pixels: int = DEFAULT_MAX_PIXELS, **options):
+        """
+        Args:
+            is_train: whether annotations are wanted.
+            max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
+            options: as of the base class.
+        """
+        super().__init__(is_train, **options)
+        self.max_pixels = max_pixels
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        options = super().from_config(cfg, is_train)
+        return {**options, "max_pixels": max_pixels(cfg)}
 
     def __call__(self, dataset_dict: dict) -> dict:
         """As in the base class.
@@ -38,14 +64,45 @@ class StrictMapper(DatasetMapper):
         Raises:
             UnreadableImageError: the image is missing, damaged, or not of the annotated size.
         """
+        record = copy.deepcopy(dataset_dict)
+        read, mask = self._read(record)
+        inputs = T.AugInput(read.pixels, sem_seg=mask)
+        transforms = self.augmentations(inputs)
+        size = read.size
+        if (size.read_height, size.read_width) != (size.height, size.width):
+            shrink = T.ScaleTransform(size.height, size.width, size.read_height, size.read_width)
+            transforms = shrink + transforms
+        shape = inputs.image.shape[:2]
+        record["image"] = torch.as_tensor(np.array(inputs.image.transpose(2, 0, 1), order="C"))
+        if inputs.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(inputs.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, shape)
+        return record
+
+    def _read(self, record: dict) -> tuple[ImagePixels, np.ndarray | None]:
+        """The image, of the size that the record says, and the classes of its pixels, if it has."""
+        name, mask_name = record["file_name"], record.pop("sem_seg_file_name", None)
         try:
-            return super().__call__(dataset_dict)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            read = read_image(name, self.image_format, self.max_pixels)
+            # Takes an array for its shape, and adds the size where the record has none.
+            utils.check_image_size(record, np.empty((read.size.height, read.size.width, 0)))
+            if mask_name is None:
+                return read, None
+            mask = read_image(mask_name, "L", self.max_pixels)
+            return read, mask.pixels[..., 0]
+        except UnreadableImage as error:
+            name, reason = error.file_name, error.reason
+        except utils.SizeMismatchError as error:
             reason = " ".join(str(error).split())
-            raise UnreadableImageError(
-                f"{dataset_dict['file_name']}: cannot be read ({reason}): replace it or drop it "
-                "from the dataset; datasets/check_datasets.py --images finds all such files"
-            ) from error
+        raise UnreadableImageError(
+            f"{display_name(name)}: cannot be read ({reason}): replace it or drop it from the "
+            "dataset; datasets/check_datasets.py --images finds all such files"
+        )
 
 
 def check_num_classes(name: str, num_classes: int) -> None:

@@ -44,7 +44,13 @@ def draw_record(record: dict, class_names: Sequence[str]) -> Image.Image:
     record = with_labels(record)
     inputs = StrictMapper(is_train=False, augmentations=[], image_format="RGB")(record)
     pixels = inputs["image"].permute(1, 2, 0).numpy()
-    return _draw(pixels, record, class_names)
+    # Smaller than the file's image where that is above the pixel limit.
+    scale = pixels.shape[1] / inputs["width"], pixels.shape[0] / inputs["height"]
+    annotations = [
+        {**annotation, "bbox": _xyxy(annotation) * (scale * 2), "bbox_mode": BoxMode.XYXY_ABS}
+        for annotation in record.get("annotations", ())
+    ]
+    return _draw(pixels, {**record, "annotations": annotations}, class_names)
 
 
 def draw_training_input(inputs: dict, class_names: Sequence[str], image_format: str) -> Image.Image:
@@ -80,7 +86,7 @@ def _draw(pixels: np.ndarray, record: dict, class_names: Sequence[str]) -> Image
 
 def _draw_object(canvas: Visualizer, annotation: dict, class_names: Sequence[str]) -> None:
     class_id = annotation["category_id"]
-    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    box = _xyxy(annotation)
     colour = _COLOURS[class_id % len(_COLOURS)]
     marks = [
         mark
@@ -96,6 +102,12 @@ def _draw_object(canvas: Visualizer, annotation: dict, class_names: Sequence[str
         color=colour,
         horizontal_alignment="left",
     )
+
+
+def _xyxy(annotation: dict) -> np.ndarray:
+    """The box of an annotation, float (4,), XYXY."""
+    box = np.asarray(annotation["bbox"], np.float64)[None]
+    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)[0]
 
 
 def _name(class_id: int, class_names: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from .allocation import keep_freed_memory
 
 __all__ = [
     "CommandError",
+    "add_overwrite_option",
     "add_rerank_options",
     "check_rerank_options",
     "load_trained_model",
@@ -50,6 +51,16 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
     return value
+
+
+def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--overwrite``, which goes to :func:`.utils.file_io.check_output_file`."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace existing files that this program did not write; what the command reads "
+        "is never replaced",
+    )
 
 
 def add_rerank_options(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from detectron2.modeling import (
     RPN_HEAD_REGISTRY,
 )
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import log_first_n, setup_logger
 
 from ..config import add_regiondh_config
 from ..data.catalog import registered_names
@@ -71,7 +71,9 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         raise RegionDHError(str(error)) from error
     check_components(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("no CUDA device: MODEL.DEVICE falls back to cpu")
+        # Once, however many configs a command reads.
+        text = "no CUDA device: MODEL.DEVICE falls back to cpu"
+        log_first_n(logging.WARNING, text, name=__name__)
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 

@@ -18,10 +18,11 @@ from fvcore.common.config import CfgNode
 
 from ..data.scenes import generate_scenes, register_scenes
 from ..evaluation import RetrievalEvaluator, evaluate_ranking
-from ..retrieval.code_store import CodeSet, read_codes, write_codes
+from ..retrieval.code_store import read_codes, write_codes
 from ..retrieval.color_histogram import color_histograms, itq_codes
 from ..retrieval.draw import draw_grid, retrieval_rows, save_image
 from ..retrieval.report import write_report
+from ..structures.codes import CodeSet
 from ..utils.errors import RegionDHError
 from ..utils.file_io import write_json
 from .defaults import build_cfg

@@ -35,7 +35,8 @@ from detectron2.data import MetadataCatalog
 
 from ..checkpoint import read_weights, state_fingerprint
 from ..evaluation.retrieval_evaluator import rank_code_sets
-from ..retrieval.code_store import CodeSet, read_codes
+from ..retrieval.code_store import read_codes
+from ..structures.codes import CodeSet
 from ..utils.errors import InputNotFoundError, RegionDHError
 from ..utils.file_io import replace_when_complete, write_json
 from .command import CommandError
@@ -137,8 +138,8 @@ class Run:
         old, new = (dict(zip(c[1::2], c[2::2], strict=False)) for c in (theirs, ours))
         key = next((k for k in {**old, **new} if old.get(k) != new.get(k)), "another order of opts")
         raise RegionDHError(
-            f"{file} was trained with {key} {old.get(key, '')}, and row {self.row.name} has "
-            f"{new.get(key, 'none')} now: give the row back its options, or delete the file to "
+            f"{file} was trained with {key} {old.get(key, '(none)')}, and row {self.row.name} has "
+            f"{new.get(key, '(none)')} now: give the row back its options, or delete the file to "
             "train again"
         )
 

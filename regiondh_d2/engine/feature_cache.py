@@ -308,6 +308,7 @@ class FeatureCache:
                 True,
                 augmentations=[resize, *([T.RandomFlip(prob=1.0)] if mirror else [])],
                 image_format=cfg.INPUT.FORMAT,
+                max_pixels=cfg.MODEL.REGION_DH.MAX_PIXELS,
             )
             for mirror in (False, True)
         ]

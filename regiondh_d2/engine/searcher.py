@@ -13,7 +13,6 @@ from torch import nn
 
 from ..checkpoint import model_fingerprint
 from ..config import code_settings, parse_settings
-from ..retrieval.code_store import pack_codes
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import IndexFolder, read_index_folder
 from ..retrieval.search import (
@@ -25,6 +24,7 @@ from ..retrieval.search import (
     search_by_class,
     search_index,
 )
+from ..structures.packed import pack_codes
 from ..utils.errors import RegionDHError
 from .command import load_trained_model
 from .defaults import build_cfg

@@ -20,13 +20,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
-from ..retrieval.code_store import (
-    CodeFileError,
-    CodeSet,
-    InstanceCodes,
-    check_comparable,
-    check_holds,
-)
+from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, check_comparable, check_holds
 from ..utils.errors import RegionDHError
 from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_ranking
 
@@ -133,7 +127,7 @@ def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeS
     """Refuses codes that :func:`evaluate_object_queries` can do nothing with.
 
     Returns:
-        Warnings, as :func:`~regiondh_d2.retrieval.code_store.check_comparable` gives them.
+        Warnings, as :func:`~regiondh_d2.structures.codes.check_comparable` gives them.
 
     Raises:
         CodeFileError: labels or detections are missing, or the codes don't fit together.

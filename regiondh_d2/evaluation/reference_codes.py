@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..retrieval.code_store import CodeFileError, CodeSet, check_holds, pack_codes
+from ..structures.codes import CodeFileError, CodeSet, check_holds
+from ..structures.packed import pack_codes
 from ..utils.errors import MissingPackageError
 
 __all__ = [

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..retrieval.code_store import CodeSet, check_comparable, check_holds
 from ..retrieval.search import RERANKINGS, fine_distances
+from ..structures.codes import CodeSet, check_comparable, check_holds
 from ..utils.errors import RegionDHError
 from .object_queries import rank_by_distances
 from .ranking_metrics import METRICS, TIE_ORDERS, RankingResult

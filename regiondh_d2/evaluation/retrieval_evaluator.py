@@ -20,15 +20,14 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from ..retrieval.code_store import (
+from ..retrieval.code_store import read_codes, write_codes
+from ..structures.codes import (
     CodeSet,
     check_comparable,
     check_holds,
     check_one_file,
     codes_from_outputs,
     join_code_sets,
-    read_codes,
-    write_codes,
 )
 from ..utils.errors import RegionDHError
 from ..utils.file_io import write_json

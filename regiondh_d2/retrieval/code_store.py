@@ -1,16 +1,22 @@
 """Binary codes in memory and on disk: one HDF5 layout for evaluation, indexing and search.
 
 ========================= ====================== ================================================
-root attributes                                  ``format`` "regiondh-codes", ``version``,
+root attributes                                  ``format`` "regiondh-codes", ``version`` 2,
                                                  ``bits`` K, ``dataset``, ``config``,
-                                                 ``class_names``, ``count_difficult``,
-                                                 ``model_fingerprint``; optional ``settings``
+                                                 ``settings``, ``class_names``,
+                                                 ``count_difficult``, ``model_fingerprint``,
+                                                 ``roots``: folders that paths count from
 ``codes``                 uint8 (N, ceil(K/8))   as ``numpy.packbits`` with bitorder "big"
 ``labels``                uint8 (N, C)           multi-hot; absent where unknown
-``image_ids``             UTF-8 str (N,)
-``file_names``            UTF-8 str (N,)
+``image_ids``             text column (N)
+``relative_paths``        text column (N)        paths below the roots, "/" between folders
+``root_index``            uint16 (N,)            which root
+``size``                  int64 (N,)             bytes of the file when it was coded, -1 unknown
+``mtime_ns``              int64 (N,)             its time of modification then, -1 unknown
+``content_sha256``        uint8 (N, 32)          optional; zeros where unknown
 ``activations``           float16 (N, K)         optional
 ``features``              float16 (N, D)         optional
+``class_weights``         float32 (K + 1, C)     optional; a classifier on the bits, bias last
 ``instances``             group                  optional; attribute ``bits`` K1
 ``instances/codes``       uint8 (M, ceil(K1/8))  one row a detection
 ``instances/image_index`` int64 (M,)             row of ``codes``
@@ -18,339 +24,66 @@ root attributes                                  ``format`` "regiondh-codes", ``
 ``instances/scores``      float32 (M,)
 ``instances/classes``     int64 (M,)
 ========================= ====================== ================================================
+
+A text column is a group of ``bytes``, uint8 (L,), and ``offsets``, int64 (N + 1,): text i is the
+bytes from offset i to offset i + 1, as ``os.fsencode`` gives them, so that any file name fits and a
+long one costs its own length alone. Columns and attributes beyond these are ignored.
+
+Version 1 had ``file_names`` in place of roots and what is known of files, and text of fixed length.
+It is read as names below the root "", of unknown sizes and times.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from ..structures.packed import check_packed, pack_codes, unpack_codes
+from ..structures.codes import (
+    CodeFileError,
+    CodeSet,
+    InstanceCodes,
+    check_code_set,
+    join_path,
+)
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.locks import FileInUseError, refuse_if_busy
 
-__all__ = [
-    "CodeFileError",
-    "CodeSet",
-    "InstanceCodes",
-    "check_comparable",
-    "check_holds",
-    "check_one_file",
-    "codes_from_outputs",
-    "join_code_sets",
-    "pack_codes",
-    "read_codes",
-    "take_rows",
-    "unpack_codes",
-    "write_codes",
-]
+__all__ = ["read_codes", "write_codes"]
 
 FORMAT = "regiondh-codes"
-VERSION = 1
-
-# Arrays with a row for each image, and for each detection.
-_COLUMNS = ("codes", "labels", "activations", "features")
-_INSTANCE_COLUMNS = ("codes", "image_index", "boxes", "scores", "classes")
-
-# What a code set may lack: its name in messages, and how to extract it.
-_OPTIONAL = {
-    "labels": ("labels", "from a labelled dataset"),
-    "activations": ("activations", "with --activations"),
-    "features": ("features", "with --features"),
-    "instances": ("detected objects", "with objects"),
-}
+VERSION = 2
 
 _MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
-
-
-class CodeFileError(RegionDHError):
-    """A code file that cannot be used; the message is one line with the file and the mend."""
-
-
-@dataclass
-class InstanceCodes:
-    """Codes of detected objects.
-
-    Attributes:
-        codes: uint8 (M, ceil(bits / 8)).
-        bits: code length K1.
-        image_index: int64 (M,), row of the image in the :class:`CodeSet`.
-        boxes: float32 (M, 4), XYXY in pixels of the original image.
-        scores: float32 (M,).
-        classes: int64 (M,).
-    """
-
-    codes: np.ndarray
-    bits: int
-    image_index: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-
-
-@dataclass
-class CodeSet:
-    """Codes of images and where they come from.
-
-    Attributes:
-        codes: uint8 (N, ceil(bits / 8)).
-        bits: code length K.
-        image_ids, file_names: N strings each.
-        labels: multi-hot uint8 (N, C), or None where unknown.
-        class_names: C names, or empty where unknown.
-        dataset: name of the dataset.
-        config: name of the model's configuration.
-        count_difficult: whether ``labels`` count classes that only difficult objects show.
-        model_fingerprint: sha256 over the model's state dict; codes of two models do not mix.
-        settings: what else decides about the codes, a line "KEY VALUE" each; "" where unknown.
-        activations: float16 (N, bits) before binarisation, or None.
-        features: float16 (N, D), or None.
-        instances: codes of detected objects, or None.
-    """
-
-    codes: np.ndarray
-    bits: int
-    image_ids: Sequence[str]
-    file_names: Sequence[str]
-    labels: np.ndarray | None = None
-    class_names: Sequence[str] = field(default_factory=list)
-    dataset: str = ""
-    config: str = ""
-    count_difficult: bool = True
-    model_fingerprint: str = ""
-    settings: str = ""
-    activations: np.ndarray | None = None
-    features: np.ndarray | None = None
-    instances: InstanceCodes | None = None
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-
-def codes_from_outputs(
-    outputs: Sequence[Mapping[str, Any]],
-    *,
-    image_ids: Sequence[str],
-    file_names: Sequence[str],
-    labels: Sequence[Sequence[int]] | None = None,
-    class_names: Sequence[str] = (),
-    instance_min_score: float = 0.3,
-    activations: bool = True,
-    features: bool = False,
-    **attributes: Any,
-) -> CodeSet:
-    """What a model says of some images, as a code set on the CPU.
-
-    Args:
-        outputs: a dict for each image with ``image_code``, bool (K,), and if available
-            ``image_activation``, float (K,), ``image_feature``, float (D,), and ``instances`` with
-            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R, K1).
-        image_ids, file_names: a string for each image.
-        labels: the class ids of each image, or None where unknown.
-        class_names: the names of all classes.
-        instance_min_score: detections below this score get no row.
-        activations: whether to keep ``image_activation``, if there is one.
-        features: whether to keep ``image_feature``.
-        attributes: other fields of :class:`CodeSet`.
-
-    Raises:
-        ValueError: an output has no ``image_code``, or no ``image_feature`` where it is to be kept.
-    """
-    if not all("image_code" in output for output in outputs):
-        raise RegionDHError("the model gave no image_code: use a model that hashes images")
-    if features and not all("image_feature" in output for output in outputs):
-        raise RegionDHError(
-            "the model gave no image_feature: use a model that has features of whole images, such "
-            "as ImageHash, or store none"
-        )
-    activations = activations and all("image_activation" in output for output in outputs)
-
-    def stack(key: str) -> np.ndarray:
-        return np.stack([output[key].float().cpu().numpy() for output in outputs])
-
-    codes = stack("image_code").astype(bool)
-    multi_hot = None
-    if labels is not None:
-        multi_hot = np.zeros((len(outputs), len(class_names)), np.uint8)
-        for row, classes in enumerate(labels):
-            multi_hot[row, list(classes)] = 1
-    return CodeSet(
-        codes=pack_codes(codes),
-        bits=codes.shape[1],
-        image_ids=list(image_ids),
-        file_names=list(file_names),
-        labels=multi_hot,
-        class_names=list(class_names),
-        activations=stack("image_activation").astype(np.float16) if activations else None,
-        features=stack("image_feature").astype(np.float16) if features else None,
-        instances=_keep_instances(
-            [output.get("instances") for output in outputs], instance_min_score
-        ),
-        **attributes,
-    )
-
-
-def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | None:
-    """The detections of all images as one table; None if no image has instance codes."""
-    parts = []
-    for row, instances in enumerate(found):
-        if instances is None or not instances.has("pred_codes"):
-            continue
-        instances = instances[instances.scores >= min_score].to("cpu")
-        codes = instances.pred_codes.numpy().astype(bool)
-        parts.append(
-            InstanceCodes(
-                codes=pack_codes(codes),
-                bits=codes.shape[1],
-                image_index=np.full(len(codes), row, np.int64),
-                boxes=instances.pred_boxes.tensor.float().numpy(),
-                scores=instances.scores.float().numpy(),
-                classes=instances.pred_classes.numpy(),
-            )
-        )
-    return _concatenate_instances(parts) if parts else None
-
-
-def _concatenate_instances(parts: Sequence[InstanceCodes]) -> InstanceCodes:
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in _INSTANCE_COLUMNS
-    }
-    return replace(parts[0], **columns)
-
-
-def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
-    """The rows of all code sets, one after the other, with the attributes of the first.
-
-    Raises:
-        CodeFileError: they differ in where the codes come from, or in what they hold.
-    """
-    first = code_sets[0]
-    for name in ("bits", "dataset", "count_difficult", "model_fingerprint", "settings"):
-        if any(getattr(other, name) != getattr(first, name) for other in code_sets):
-            raise CodeFileError(f"codes of different {name} cannot be joined in one set")
-    if any(list(other.class_names) != list(first.class_names) for other in code_sets):
-        raise CodeFileError("codes of different class_names cannot be joined in one set")
-
-    def column(name: str) -> np.ndarray | None:
-        values = [getattr(code_set, name) for code_set in code_sets]
-        if all(value is None for value in values):
-            return None
-        if any(value is None for value in values):
-            raise CodeFileError(f"codes with {name} cannot be joined with codes without")
-        return np.concatenate(values)
-
-    instances = []
-    start = 0
-    for code_set in code_sets:
-        found = code_set.instances
-        if found is not None:
-            instances.append(replace(found, image_index=found.image_index + start))
-        start += len(code_set)
-    if len({part.bits for part in instances}) > 1:
-        raise CodeFileError("codes with instances of different bits cannot be joined in one set")
-    return replace(
-        first,
-        **{name: column(name) for name in _COLUMNS},
-        image_ids=[image_id for code_set in code_sets for image_id in code_set.image_ids],
-        file_names=[name for code_set in code_sets for name in code_set.file_names],
-        instances=_concatenate_instances(instances) if instances else None,
-    )
-
-
-def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
-    """Some rows of a code set, in the order given, each with its instances.
-
-    Args:
-        code_set: the codes to choose from.
-        rows: row numbers, none of them twice.
-    """
-    rows = np.asarray(rows, np.int64)
-    found = {name: getattr(code_set, name) for name in _COLUMNS}
-    instances = code_set.instances
-    if instances is not None:
-        new_row = np.full(len(code_set), -1, np.int64)
-        new_row[rows] = np.arange(len(rows))
-        image_index = new_row[instances.image_index]
-        order = np.argsort(image_index, kind="stable")
-        order = order[image_index[order] >= 0]
-        columns = {name: getattr(instances, name)[order] for name in _INSTANCE_COLUMNS}
-        instances = replace(instances, **columns | {"image_index": image_index[order]})
-    return replace(
-        code_set,
-        **{name: None if values is None else values[rows] for name, values in found.items()},
-        image_ids=[code_set.image_ids[row] for row in rows],
-        file_names=[code_set.file_names[row] for row in rows],
-        instances=instances,
-    )
-
-
-def check_one_file(image_id: str, first: str, second: str) -> None:
-    """Refuses an image id that names two files.
-
-    Raises:
-        ValueError: the names of the files differ.
-    """
-    if first != second:
-        raise RegionDHError(
-            f"image_id {image_id} names two files, {first} and {second}: image ids must be unique"
-        )
-
-
-def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
-    """Refuses two code sets whose distances mean nothing.
-
-    Returns:
-        Warnings, one line each, for what cannot be checked or makes numbers hard to compare.
-
-    Raises:
-        CodeFileError: different code lengths, class names or model fingerprints.
-    """
-    if query.bits != database.bits:
-        raise CodeFileError(
-            f"the queries have {query.bits} bits and the database {database.bits}: "
-            "code both with the same model"
-        )
-    if list(query.class_names) != list(database.class_names):
-        raise CodeFileError(
-            f"the queries' {len(query.class_names)} class names are not the database's "
-            f"{len(database.class_names)}: labels of different classes cannot be compared"
-        )
-    prints = {query.model_fingerprint, database.model_fingerprint}
-    notes = []
-    if "" in prints:
-        notes.append("a model fingerprint is missing: cannot check that one model made all codes")
-    elif len(prints) > 1:
-        raise CodeFileError(
-            f"the queries were coded by model {query.model_fingerprint[:12]} and the database by "
-            f"{database.model_fingerprint[:12]}: code both with the same model"
-        )
-    if query.count_difficult != database.count_difficult:
-        notes.append("only one side counts difficult objects as labels")
-    return notes
-
-
-def check_holds(codes: CodeSet, name: str, *attributes: str) -> None:
-    """Refuses a code set that lacks what is needed of it.
-
-    Args:
-        codes: the code set.
-        name: what the message calls it, such as its file.
-        attributes: what is needed, of "labels", "activations", "features" and "instances".
-
-    Raises:
-        CodeFileError: one is None.
-    """
-    for attribute in attributes:
-        if getattr(codes, attribute) is None:
-            what, how = _OPTIONAL[attribute]
-            raise CodeFileError(f"no {what} in {name}: extract the codes {how}")
+_TEXT_ATTRIBUTES = ("dataset", "config", "model_fingerprint", "settings")
+# Columns of numbers: the kinds of type that are read, the type that is written, optional or not.
+_COLUMNS = {
+    "codes": ("u", "u1", False),
+    "root_index": ("iu", "u2", False),
+    "size": ("iu", "i8", False),
+    "mtime_ns": ("iu", "i8", False),
+    "labels": ("u", "u1", True),
+    "content_sha256": ("u", "u1", True),
+    "activations": ("f", "f2", True),
+    "features": ("f", "f2", True),
+    "class_weights": ("f", "f4", True),
+}
+_INSTANCE_COLUMNS = {
+    "codes": ("u", "u1"),
+    "image_index": ("iu", "i8"),
+    "boxes": ("f", "f4"),
+    "scores": ("f", "f4"),
+    "classes": ("iu", "i8"),
+}
+_NEW_IN_2 = ("root_index", "size", "mtime_ns")
 
 
 def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
@@ -361,19 +94,20 @@ def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
         OSError: the file cannot be written, for instance because the disk is full.
     """
     try:
-        _check(code_set)
-    except ValueError as error:
-        raise CodeFileError(f"{path}: not written, {error}") from None
+        check_code_set(code_set)
+        image = _file_image(code_set)
+    except RegionDHError as error:
+        raise CodeFileError(f"{display_name(path)}: not written, {error}") from None
     with replace_when_complete(path) as temporary:
-        temporary.write_bytes(_file_image(code_set))
+        temporary.write_bytes(image)
 
 
 def _file_image(code_set: CodeSet) -> bytes:
     """The bytes of a code file, made in memory: on a full disk HDF5 would crash the process."""
 
-    def strings(values: Sequence[str]) -> np.ndarray:
-        """Fixed length, since HDF5 follows damaged references of variable-length text blindly."""
-        encoded = [str(value).encode("utf-8") for value in values]
+    def fixed_length(values: Sequence[str]) -> np.ndarray:
+        """HDF5 follows damaged references of variable-length text blindly."""
+        encoded = [_encode(value) for value in values]
         length = max(map(len, encoded), default=0) or 1
         return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
 
@@ -381,19 +115,21 @@ def _file_image(code_set: CodeSet) -> bytes:
     with h5py.File(
         "codes.h5", "w", libver=("v110", "v110"), driver="core", backing_store=False
     ) as file:
-        attributes = {"format": FORMAT, "class_names": list(code_set.class_names)}
-        for name in ("dataset", "config", "model_fingerprint", "settings"):
-            attributes[name] = getattr(code_set, name)
-        for name, value in attributes.items():
-            text = strings(value if isinstance(value, list) else [value])
-            file.attrs.create(name, text if isinstance(value, list) else text[0], dtype=text.dtype)
+        for name, value in {
+            "format": FORMAT,
+            **{name: getattr(code_set, name) for name in _TEXT_ATTRIBUTES},
+        }.items():
+            text = fixed_length([value])
+            file.attrs.create(name, text[0], dtype=text.dtype)
+        for name in ("class_names", "roots"):
+            text = fixed_length(getattr(code_set, name))
+            file.attrs.create(name, text, dtype=text.dtype)
         file.attrs["version"] = VERSION
         file.attrs["bits"] = int(code_set.bits)
         file.attrs["count_difficult"] = bool(code_set.count_difficult)
-        file["codes"] = code_set.codes
-        for name in ("image_ids", "file_names"):
-            file[name] = strings(getattr(code_set, name))
-        for name, dtype in (("labels", "u1"), ("activations", "f2"), ("features", "f2")):
+        for name in ("image_ids", "relative_paths"):
+            _write_text_column(file.create_group(name), getattr(code_set, name))
+        for name, (_, dtype, _) in _COLUMNS.items():
             values = getattr(code_set, name)
             if values is not None:
                 file[name] = np.asarray(values, dtype)
@@ -401,56 +137,138 @@ def _file_image(code_set: CodeSet) -> bytes:
         if found is not None:
             group = file.create_group("instances")
             group.attrs["bits"] = int(found.bits)
-            group["codes"] = found.codes
-            group["image_index"] = np.asarray(found.image_index, "i8")
-            group["boxes"] = np.asarray(found.boxes, "f4")
-            group["scores"] = np.asarray(found.scores, "f4")
-            group["classes"] = np.asarray(found.classes, "i8")
+            for name, (_, dtype) in _INSTANCE_COLUMNS.items():
+                group[name] = np.asarray(getattr(found, name), dtype)
         file.flush()
         return file.id.get_file_image()
 
 
+def _encode(text: str) -> bytes:
+    try:
+        return os.fsencode(str(text))
+    except UnicodeEncodeError as error:
+        raise CodeFileError(f"{display_name(text)} cannot be stored ({error.reason})") from None
+
+
+def _write_text_column(group: h5py.Group, values: Sequence[str]) -> None:
+    encoded = [_encode(value) for value in values]
+    group["bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
+    group["offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+
 def read_codes(path: str | os.PathLike) -> CodeSet:
-    """Reads a code file and checks everything that a reader relies on.
+    """Reads a code file, of this version or an older one, and checks all that a reader relies on.
 
     The file may come from a stranger: only plain datasets of this layout are read, and nothing is
     allocated for a size that the file's bytes cannot hold.
 
     Raises:
         CodeFileError: missing, not HDF5, damaged, another format or version, or inconsistent.
+        FileInUseError: another program may be writing it.
+        OSError: the file cannot be opened, for instance because it belongs to somebody else.
     """
     path = Path(path)
+    shown = display_name(path)
+    if path.is_dir():
+        raise CodeFileError(f"{shown}: is a folder; name a code file in it")
     if not path.is_file():
-        raise CodeFileError(f"{path}: no such file; write it with tools/extract_codes.py")
+        raise CodeFileError(f"{shown}: no such file; write it with tools/extract_codes.py")
+    with open(path, "rb") as file:  # HDF5 would call a file without permission damaged
+        length = os.fstat(file.fileno()).st_size
     try:
-        code_set = _read(path)
-        _check(code_set)
-    except ValueError as error:
-        raise CodeFileError(f"{path}: {error}; extract the codes again") from error
+        with h5py.File(path, "r") as file:
+            code_set = _Reader(file, length).code_set()
+        check_code_set(code_set)
+    except _NewerVersionError as error:
+        raise CodeFileError(f"{shown}: {error}; update regiondh_d2") from None
+    except ValueError as error:  # RegionDHError is one
+        raise CodeFileError(f"{shown}: {_reason(error)}; extract the codes again") from error
+    except (OSError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        refuse_if_busy(path, error)
+        if "consistency flags" in str(error):  # what a writer without locks leaves in the header
+            raise FileInUseError(
+                f"{shown}: in use by another program, or left half written by one that crashed; "
+                "close that and try again, or extract the codes again"
+            ) from None
+        raise CodeFileError(
+            f"{shown}: not a readable HDF5 code file, damaged or incomplete ({_reason(error)}); "
+            "extract the codes again"
+        ) from error
     return code_set
 
 
-def _read(path: Path) -> CodeSet:
-    """The contents of a file; raises CodeFileError with what is wrong in half a line."""
-    try:
-        with h5py.File(path, "r") as file:
-            return _parse(file)
-    except CodeFileError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CodeFileError(
-            f"not a readable HDF5 code file, damaged or incomplete ({reason})"
-        ) from error
+class _NewerVersionError(Exception):
+    """A file of a later format than this one."""
 
 
-def _parse(file: h5py.File) -> CodeSet:
-    def attribute(source: h5py.Group, name: str, kind: type) -> Any:
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class _Reader:
+    """Reads an open file, which may be damaged or crafted; CodeFileErrors are half a line."""
+
+    def __init__(self, file: h5py.File, length: int):
+        """``length`` is the file's, in bytes."""
+        self._file = file
+        self._length = length
+
+    def code_set(self) -> CodeSet:
+        file = self._file
+        if "format" not in file.attrs or self._attribute(file, "format", str) != FORMAT:
+            raise CodeFileError(f"an HDF5 file, but not of format {FORMAT!r}")
+        version = self._attribute(file, "version", int)
+        if version > VERSION:
+            raise _NewerVersionError(f"format version {version}; this release reads {VERSION}")
+        if version < 1:
+            raise CodeFileError(f"format version {version} is none")
+        columns = {
+            name: self._array(name, kinds)
+            for name, (kinds, _, optional) in _COLUMNS.items()
+            if not (optional or (version == 1 and name in _NEW_IN_2)) or name in file
+        }
+        if version == 1:
+            roots, file_names = [""], self._texts("file_names")
+        else:
+            roots = self._text_list("roots")
+            file_names = self._file_names(roots, columns["root_index"])
+        instances = None
+        if "instances" in file:
+            found = {
+                name: self._array(f"instances/{name}", kinds)
+                for name, (kinds, _) in _INSTANCE_COLUMNS.items()
+            }
+            bits = self._attribute(file["instances"], "bits", int)
+            instances = InstanceCodes(bits=bits, **found)
+        texts = {
+            name: self._attribute(file, name, str)
+            for name in _TEXT_ATTRIBUTES
+            if name != "settings" or name in file.attrs
+        }
+        if np.ndim(columns["codes"]) != 2:
+            raise CodeFileError(f"codes are of shape {columns['codes'].shape}")
+        return CodeSet(
+            bits=self._attribute(file, "bits", int),
+            image_ids=self._texts("image_ids"),
+            file_names=file_names,
+            class_names=self._text_list("class_names"),
+            count_difficult=self._attribute(file, "count_difficult", bool),
+            instances=instances,
+            roots=roots,
+            **columns,
+            **texts,
+        )
+
+    def _attribute(self, source: h5py.Group, name: str, kind: type) -> Any:
         if name not in source.attrs:
             raise CodeFileError(f"attribute {name!r} is missing")
+        stored = source.attrs.get_id(name)
+        declared = math.prod(stored.shape) * stored.dtype.itemsize
+        if declared > self._length:
+            raise CodeFileError(f"attribute {name!r} declares {declared} bytes")
         value = source.attrs[name]
         if isinstance(value, bytes):
-            value = value.decode("utf-8")
+            value = os.fsdecode(value)
         if isinstance(value, (np.generic, np.ndarray)) and np.ndim(value) == 0:
             value = value.item()
         if not isinstance(value, kind):
@@ -459,107 +277,72 @@ def _parse(file: h5py.File) -> CodeSet:
             )
         return value
 
-    def array(name: str, kinds: str) -> np.ndarray:
-        # A link could point at another file, and external or virtual storage at any file.
-        link = file
+    def _text_list(self, name: str) -> list[str]:
+        values = self._attribute(self._file, name, np.ndarray)
+        return [os.fsdecode(v) if isinstance(v, bytes) else str(v) for v in values.ravel()]
+
+    def _node(self, name: str) -> h5py.HLObject:
+        # A link could point at another file.
+        node = self._file
         for part in name.split("/"):
-            if not isinstance(link.get(part, getlink=True), h5py.HardLink):
+            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+            if link is None:
+                raise CodeFileError(f"{name} is missing")
+            if not isinstance(link, h5py.HardLink):
                 raise CodeFileError(f"{name} is a link")
-            link = link[part]
-        dataset = link
+            node = node[part]
+        return node
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        dataset = self._node(name)
         if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
             raise CodeFileError(f"{name} is not an array")
-        if dataset.is_virtual or dataset.external:
+        if dataset.is_virtual or dataset.external:  # perhaps in any other file
             raise CodeFileError(f"{name} is stored elsewhere")
         declared = math.prod(dataset.shape) * dataset.dtype.itemsize
-        if declared > _MAX_COMPRESSION * dataset.id.get_storage_size():
+        stored = min(dataset.id.get_storage_size(), self._length)
+        if declared > _MAX_COMPRESSION * stored or (not dataset.chunks and declared > stored):
             raise CodeFileError(
-                f"{name} declares shape {dataset.shape} but holds "
-                f"{dataset.id.get_storage_size()} bytes"
+                f"{name} declares shape {dataset.shape} but holds {stored} bytes at most"
             )
+        return dataset
+
+    def _array(self, name: str, kinds: str) -> np.ndarray:
+        dataset = self._dataset(name)
         if h5py.check_string_dtype(dataset.dtype) is not None:
-            if "O" not in kinds:
-                raise CodeFileError(f"{name} holds text")
-            return dataset.asstr("utf-8")[()]
+            raise CodeFileError(f"{name} holds text")
         if dataset.dtype.kind not in kinds:
             raise CodeFileError(f"{name} holds {dataset.dtype}, not the expected type")
         return dataset[()]
 
-    if "format" not in file.attrs or attribute(file, "format", str) != FORMAT:
-        raise CodeFileError(f"an HDF5 file, but not of format {FORMAT!r}")
-    version = attribute(file, "version", int)
-    if version != VERSION:
-        raise CodeFileError(
-            f"format version {version}, of a newer regiondh_d2 perhaps; this one reads {VERSION}"
-        )
-    for name in ("codes", "image_ids", "file_names"):
-        if name not in file:
-            raise CodeFileError(f"{name} is missing")
-    instances = None
-    if "instances" in file:
-        instances = InstanceCodes(
-            codes=array("instances/codes", "u"),
-            bits=attribute(file["instances"], "bits", int),
-            image_index=array("instances/image_index", "iu"),
-            boxes=array("instances/boxes", "f"),
-            scores=array("instances/scores", "f"),
-            classes=array("instances/classes", "iu"),
-        )
-    names = attribute(file, "class_names", np.ndarray)
-    return CodeSet(
-        codes=array("codes", "u"),
-        bits=attribute(file, "bits", int),
-        image_ids=array("image_ids", "O").tolist(),
-        file_names=array("file_names", "O").tolist(),
-        labels=array("labels", "u") if "labels" in file else None,
-        class_names=[n.decode("utf-8") if isinstance(n, bytes) else str(n) for n in names.ravel()],
-        dataset=attribute(file, "dataset", str),
-        config=attribute(file, "config", str),
-        count_difficult=attribute(file, "count_difficult", bool),
-        model_fingerprint=attribute(file, "model_fingerprint", str),
-        settings=attribute(file, "settings", str) if "settings" in file.attrs else "",
-        activations=array("activations", "f") if "activations" in file else None,
-        features=array("features", "f") if "features" in file else None,
-        instances=instances,
-    )
+    def _texts(self, name: str) -> list[str]:
+        """A text column; also an array of text, as version 1 and other writers have it."""
+        if not isinstance(self._node(name), h5py.Dataset):
+            return self._text_column(name)
+        dataset = self._dataset(name)
+        if h5py.check_string_dtype(dataset.dtype) is None:
+            raise CodeFileError(f"{name} holds {dataset.dtype}, not the expected type")
+        return [str(text) for text in dataset.asstr("utf-8", "surrogateescape")[()].ravel()]
 
+    def _text_column(self, name: str) -> list[str]:
+        text = self._array(f"{name}/bytes", "u")
+        offsets = self._array(f"{name}/offsets", "iu")
+        if text.dtype != np.uint8 or text.ndim != 1 or offsets.ndim != 1 or not len(offsets):
+            raise CodeFileError(f"{name} is no text column")
+        if offsets[0] != 0 or offsets[-1] != len(text) or np.any(offsets[1:] < offsets[:-1]):
+            raise CodeFileError(f"{name}/offsets decrease, or don't span the {len(text)} bytes")
+        if not text.all():
+            raise CodeFileError(f"{name} holds a zero byte")
+        data, ends = text.tobytes(), offsets.tolist()
+        return [os.fsdecode(data[a:b]) for a, b in itertools.pairwise(ends)]
 
-def _check(code_set: CodeSet) -> None:
-    """Raises ValueError, with half a line, if the arrays of a code set do not fit together."""
-    rows = len(check_packed("codes", code_set.codes, code_set.bits))
-    for name in ("image_ids", "file_names"):
-        values = getattr(code_set, name)
-        if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != rows:
-            raise RegionDHError(f"{name} must be {rows} strings, one a code")
-    names, labels = code_set.class_names, code_set.labels
-    if labels is not None:
-        if np.ndim(labels) != 2 or len(labels) != rows:
-            raise RegionDHError(f"labels are of shape {np.shape(labels)}, not ({rows}, classes)")
-        if len(names) and labels.shape[1] != len(names):
-            raise RegionDHError(
-                f"labels have {labels.shape[1]} columns for {len(names)} class names"
-            )
-        if not np.isin(labels, (0, 1)).all():
-            raise RegionDHError("labels are not multi-hot: only 0 and 1 are allowed")
-    for name, width in (("activations", code_set.bits), ("features", None)):
-        values = getattr(code_set, name)
-        if values is None:
-            continue
-        shape = np.shape(values)
-        if len(shape) != 2 or shape[0] != rows or shape[1] != (width or shape[1]):
-            raise RegionDHError(f"{name} are of shape {shape}, not ({rows}, {width or 'features'})")
-    if code_set.instances is not None:
-        _check_instances(code_set.instances, rows, len(names))
-
-
-def _check_instances(found: InstanceCodes, images: int, classes: int) -> None:
-    """As :func:`_check`, for the codes of detected objects; ``classes`` is 0 where unknown."""
-    count = len(check_packed("instances/codes", found.codes, found.bits))
-    for name, tail in (("image_index", ()), ("boxes", (4,)), ("scores", ()), ("classes", ())):
-        shape = np.shape(getattr(found, name))
-        if shape != (count, *tail):
-            raise RegionDHError(f"instances/{name} is of shape {shape}, not {(count, *tail)}")
-    if count and not (np.min(found.image_index) >= 0 and np.max(found.image_index) < images):
-        raise RegionDHError(f"instances/image_index points outside the {images} images")
-    if count and not (np.min(found.classes) >= 0 and np.max(found.classes) < (classes or np.inf)):
-        raise RegionDHError(f"instances/classes points outside the {classes} class names")
+    def _file_names(self, roots: list[str], root_index: np.ndarray) -> list[str]:
+        paths = self._texts("relative_paths")
+        if root_index.shape != (len(paths),):
+            raise CodeFileError(f"root_index is of shape {root_index.shape}, not ({len(paths)},)")
+        if len(paths) and not (root_index.min() >= 0 and root_index.max() < len(roots)):
+            raise CodeFileError(f"root_index points outside the {len(roots)} roots")
+        return [
+            join_path(roots[root], path)
+            for root, path in zip(root_index.tolist(), paths, strict=True)
+        ]

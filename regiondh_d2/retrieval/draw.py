@@ -2,6 +2,9 @@
 
 Relevant results (those that share a label with the query) have a green frame, others a red one, and
 results of unknown labels a grey one. Drawn with Pillow alone.
+
+An image that can't be drawn never costs the picture: a grey tile with its name and the reason
+stands in its place.
 """
 
 from __future__ import annotations
@@ -12,30 +15,55 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
+from ..data.image_reader import on_white, read_rgb
+from ..structures.codes import CodeSet, check_comparable
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
-from .code_store import CodeSet, check_comparable
 from .hamming_index import create_index
 from .search import Answer, SearchResult
 
 __all__ = [
+    "AbsentPicture",
     "GridLayout",
     "Tile",
     "draw_boxes",
     "draw_grid",
     "fit_image",
     "nearest",
+    "picture_format",
     "retrieval_rows",
     "save_image",
     "search_tiles",
+    "why_absent",
 ]
 
 GREEN, RED, GREY, BLUE = (34, 150, 83), (214, 58, 58), (150, 155, 163), (56, 98, 190)
 # Boxes of the first, second, ... object of a query and of what answers it; then again.
 BOX_COLOURS = (BLUE, (230, 126, 18), (142, 68, 173), (14, 148, 136))
 _INK, _FAINT, _PAPER, _RULE = (33, 37, 41), (118, 124, 132), (255, 255, 255), (226, 229, 233)
+_ABSENT = (203, 207, 212)
+
+
+@dataclass(frozen=True)
+class AbsentPicture:
+    """What stands in a grid for an image that can't be drawn.
+
+    Attributes:
+        file_name: of the image.
+        reason: why, in half a line; see :func:`why_absent`.
+    """
+
+    file_name: str | os.PathLike
+    reason: str
+
+
+def why_absent(error: Exception) -> str:
+    """Half a line about what was raised when an image was read."""
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    return display_name(str(reason)) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -43,14 +71,14 @@ class Tile:
     """One image of a grid.
 
     Attributes:
-        image: a file, or an image.
+        image: a file, an image, or what is said in place of one.
         caption: a short line under the image, such as the distance.
         names: class names, each with whether it is one of the query's; in small text, the query's
             in green.
         frame: RGB colour of the frame.
     """
 
-    image: str | os.PathLike | Image.Image
+    image: str | os.PathLike | Image.Image | AbsentPicture
     caption: str = ""
     names: Sequence[tuple[str, bool]] = field(default_factory=tuple)
     frame: tuple[int, int, int] = GREY
@@ -175,14 +203,11 @@ def search_tiles(result: SearchResult) -> list[Tile]:
 
     An object has its box drawn, in the colour of the query's object that it answers. Frames and
     names tell labels where those of the query are known, otherwise names are predicted classes.
-
-    Raises:
-        OSError: an image with an object can't be read.
     """
     wanted = None if result.labels is None else set(result.labels)
     shown = result.labels or [found.class_name for found in result.objects if found.class_name]
     query = Tile(
-        draw_boxes(result.file_name, [found.box for found in result.objects]),
+        _with_boxes(result.file_name, [found.box for found in result.objects]),
         "query",
         [(name, wanted is not None) for name in dict.fromkeys(shown)],
         BLUE,
@@ -191,7 +216,7 @@ def search_tiles(result: SearchResult) -> list[Tile]:
 
 
 def _answer_tile(answer: Answer, wanted: set[str] | None) -> Tile:
-    image = draw_boxes(answer.file_name, [found and found.box for found in answer.objects])
+    image = _with_boxes(answer.file_name, [found and found.box for found in answer.objects])
     caption = f"distance {answer.distance}"
     if wanted is None or answer.labels is None:
         classes = [found.class_name for found in answer.objects if found]
@@ -200,6 +225,16 @@ def _answer_tile(answer: Answer, wanted: set[str] | None) -> Tile:
     names = sorted(answer.labels, key=lambda name: name not in wanted)  # shared ones first
     frame = GREEN if wanted & set(names) else RED
     return Tile(image, caption, [(name, name in wanted) for name in names], frame)
+
+
+def _with_boxes(
+    file_name: str | os.PathLike, boxes: Sequence[Sequence[float] | None]
+) -> Image.Image | AbsentPicture:
+    """:func:`draw_boxes`, or why there is no picture."""
+    try:
+        return draw_boxes(file_name, boxes)
+    except Exception as error:  # whatever it is, the other pictures are worth seeing
+        return AbsentPicture(file_name, why_absent(error))
 
 
 def draw_boxes(
@@ -212,15 +247,17 @@ def draw_boxes(
         boxes: XYXY in pixels of the upright image; None takes a colour and draws nothing.
 
     Raises:
-        OSError: the image can't be read.
+        UnreadableImage: the image can't be read.
     """
-    with Image.open(file_name) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
+    image, size = read_rgb(file_name)
+    # Of a photo above the pixel limit, which is read at a smaller size, boxes are as in the file.
+    scale = image.width / size.width, image.height / size.height
     draw = ImageDraw.Draw(image)
     width = max(2, round(max(image.size) / 60))  # still seen once the image is small
     for i, box in enumerate(boxes):
         if box is not None:
-            draw.rectangle(tuple(box), outline=BOX_COLOURS[i % len(BOX_COLOURS)], width=width)
+            box = [side * factor for side, factor in zip(box, scale * 2, strict=True)]
+            draw.rectangle(box, outline=BOX_COLOURS[i % len(BOX_COLOURS)], width=width)
     return image
 
 
@@ -235,11 +272,11 @@ def draw_grid(
         layout: sizes; the default if None.
 
     Returns:
-        An RGB image of ``layout.size(len(rows), longest row)``.
+        An RGB image of ``layout.size(len(rows), longest row)``. An image that can't be read is
+        a grey tile in it.
 
     Raises:
-        ValueError: there is nothing to draw.
-        OSError: an image can't be read.
+        RegionDHError: there is nothing to draw.
     """
     if not rows or not all(rows):
         raise RegionDHError("there is nothing to draw: every row needs at least one tile")
@@ -277,7 +314,7 @@ def _draw_tile(
     layout: GridLayout,
 ) -> None:
     (left, top), (width, height), frame = corner, layout.box, layout.frame
-    image = fit_image(tile.image, layout.box)
+    image = _fit_or_grey(tile.image, layout.box)
     # The frame hugs the image, which stands in the middle of its box.
     x = left + frame + (width - image.width) // 2
     y = top + frame + (height - image.height) // 2
@@ -297,18 +334,52 @@ def _draw_tile(
         x = _text(draw, (x, y), text, 13, GREEN if shared else _FAINT, right)
 
 
+def _fit_or_grey(
+    image: str | os.PathLike | Image.Image | AbsentPicture, box: tuple[int, int]
+) -> Image.Image:
+    """:func:`fit_image`, or a grey picture of the box's size that says what is missing and why."""
+    if not isinstance(image, AbsentPicture):
+        try:
+            return fit_image(image, box)
+        except Exception as error:  # as in _with_boxes
+            name = "" if isinstance(image, Image.Image) else image
+            image = AbsentPicture(name, why_absent(error))
+    grey = Image.new("RGB", box, _ABSENT)
+    draw = ImageDraw.Draw(grey)
+    y = 6
+    for text, colour in (
+        (display_name(os.path.basename(image.file_name)), _INK),
+        (image.reason, _FAINT),
+    ):
+        for line in _wrap(draw, text, 12, box[0] - 12):
+            if y + 14 > box[1]:
+                return grey
+            _text(draw, (6, y), line, 12, colour, box[0] - 6)
+            y += 15
+    return grey
+
+
+def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
+    """Text as lines of at most ``width`` pixels, broken anywhere: file names have no spaces."""
+    font, lines = _font(size), [""]
+    for letter in text:
+        if lines[-1] and draw.textlength(lines[-1] + letter, font) > width:
+            lines.append("")
+        lines[-1] += letter
+    return lines
+
+
 def fit_image(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
-    """The image in RGB, a file's upright, enlarged or shrunk to fit into a box.
+    """The image in RGB, a file's upright and on white, enlarged or shrunk to fit into a box.
 
     Raises:
-        OSError: the file can't be read.
+        UnreadableImage: the file can't be read.
     """
     if not isinstance(image, Image.Image):
-        with Image.open(image) as file:
-            return fit_image(ImageOps.exif_transpose(file), box)
+        image, _ = read_rgb(image)
     scale = min(box[0] / image.width, box[1] / image.height)
     size = [max(1, round(side * scale)) for side in image.size]
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return on_white(image).resize(size, Image.Resampling.LANCZOS)
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
@@ -326,11 +397,23 @@ def _text(draw, at: tuple[float, float], text: str, size: int, colour, right: fl
     return at[0] + draw.textlength(text, font)
 
 
+def picture_format(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that a picture of this name is written in.
+
+    Raises:
+        RegionDHError: the name's ending tells no format that can be written.
+    """
+    ending = Path(path).suffix.lower()
+    found = Image.registered_extensions().get(ending)
+    if found not in Image.SAVE:
+        raise RegionDHError(
+            f"{display_name(path)}: {ending or 'no ending'!r} is no image format; use .png"
+        )
+    return found
+
+
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Write an image file, complete or not at all; its name's ending tells the format."""
-    ending = Path(path).suffix.lower()
-    formats = Image.registered_extensions()
-    if ending not in formats:
-        raise RegionDHError(f"{path}: {ending or 'no ending'!r} is no image format; use .png")
+    found = picture_format(path)
     with replace_when_complete(path) as temporary:
-        image.save(temporary, format=formats[ending])
+        image.save(temporary, format=found)

@@ -29,27 +29,24 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ..config import code_settings, parse_settings
-from ..utils.errors import OutputExistsError, RegionDHError
-from ..utils.progress import Progress
-from .code_store import (
+from ..config import parse_settings
+from ..structures.codes import (
     CodeFileError,
     CodeSet,
     check_one_file,
     codes_from_outputs,
     join_code_sets,
-    read_codes,
     take_rows,
-    write_codes,
 )
+from ..utils.errors import OutputExistsError, RegionDHError
+from ..utils.progress import Progress
+from .code_store import read_codes, write_codes
 from .images import ImageEntry, ImageLoader, UnreadableImage
 
 __all__ = [
     "CodeExtractor",
     "ExtractionResult",
     "check_output",
-    "code_settings",
-    "parse_settings",
     "plan_batches",
 ]
 

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from ..structures.codes import CodeSet
 from ..utils.errors import RegionDHError
 from ..utils.file_io import write_json
-from .code_store import CodeSet, read_codes, write_codes
+from .code_store import read_codes, write_codes
 from .hamming_index import ENGINES, HammingIndex, IndexFileError, create_index, self_recall
 
 __all__ = ["LEVELS", "IndexFolder", "read_index_folder", "write_index_folder"]

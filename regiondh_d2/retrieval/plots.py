@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ..structures.codes import CodeFileError, CodeSet, check_holds
 from ..structures.packed import unpack_codes
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import replace_when_complete
-from .code_store import CodeFileError, CodeSet, check_holds
 from .draw import Tile, draw_grid, retrieval_rows
 
 if TYPE_CHECKING:

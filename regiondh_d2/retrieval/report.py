@@ -25,12 +25,13 @@ from PIL import Image
 from ..evaluation import curves
 from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.retrieval_evaluator import rank_code_sets
+from ..structures.codes import CodeSet, check_comparable, check_holds
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.progress import Progress
 from . import plots
-from .code_store import CodeSet, check_comparable, check_holds, read_codes
-from .draw import GREEN, RED, Tile, fit_image, nearest, retrieval_rows
+from .code_store import read_codes
+from .draw import GREEN, RED, Tile, fit_image, nearest, retrieval_rows, why_absent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,12 +48,13 @@ JPEG_QUALITY = 75
 
 @dataclass(frozen=True)
 class _Picture:
-    """One image of a strip: ``source`` is None where the file can't be read."""
+    """One image of a strip: ``source`` is None where the file can't be read, for this reason."""
 
     source: str | None
     caption: str
     names: Sequence[tuple[str, bool]]
     kind: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -299,8 +301,8 @@ def _strips(
 def _picture(tile: Tile, kind: str) -> _Picture:
     try:
         return _Picture(_data_url(fit_image(tile.image, PICTURE)), tile.caption, tile.names, kind)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return _Picture(None, str(tile.image), tile.names, kind)
+    except Exception as error:  # whatever it is, it must not cost the page
+        return _Picture(None, str(tile.image), tile.names, kind, why_absent(error))
 
 
 def _data_url(image: Image.Image) -> str:
@@ -362,7 +364,7 @@ _PAGE = """\
   {% if picture.source %}
     <img src="{{ picture.source }}" alt="{{ picture.kind }}">
   {% else %}
-    <div class="absent">no picture</div>
+    <div class="absent">{{ picture.reason }}</div>
   {% endif %}
     <figcaption>{{ picture.caption }}<br>
     {% for name, shared in picture.names %}

@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from ..structures.codes import CodeSet, InstanceCodes
+from ..structures.packed import unpack_codes
 from ..utils.errors import RegionDHError
-from .code_store import CodeSet, InstanceCodes, unpack_codes
 from .hamming_index import HammingIndex
 from .index_folder import IndexFolder
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import unicodedata
 
-__all__ = ["display_name"]
+__all__ = ["display_name", "tolerate_any_text"]
 
 # Letters of these categories change how the text around them is shown, or show nothing at all:
 # control, format (of which are bidirectional overrides), surrogates (undecodable bytes of a file
@@ -37,3 +38,13 @@ def _shown(letter: str) -> str:
     if letter in _KEPT or unicodedata.category(letter) not in _ESCAPED:
         return letter
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def tolerate_any_text() -> None:
+    r"""Let standard output and error show what their encoding lacks escaped (``\u00e9``).
+
+    So printing a name never fails, whatever the locale is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not what a test or a notebook puts in their place
+            stream.reconfigure(errors="backslashreplace")

@@ -1,15 +1,264 @@
-"""Writing files so that nobody ever finds half of one."""
+"""Writing files so that nobody ever finds half of one, and never over what must stay.
+
+A command checks its outputs with :func:`check_output_file` and :func:`check_output_folder` before
+it works. Whatever it is told, an output never replaces what the command reads. An existing file or
+folder is replaced if it carries this package's mark (:mod:`.marks`), or with ``--overwrite``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+import stat
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replace_when_complete", "write_json"]
+from .display import display_name
+from .errors import OutputExistsError, RegionDHError
+from .marks import mark_folder, mark_of
+
+__all__ = [
+    "carries_mark",
+    "check_output_file",
+    "check_output_folder",
+    "mark_folder",
+    "replace_when_complete",
+    "same_file",
+    "write_json",
+]
+
+# Identities of the checked outputs by their real paths, until they are written: (device, inode,
+# size, time of modification), None of an absent one. Outputs that may be replaced whatever
+# they hold are not among them.
+_checked: dict[str, tuple[int, ...] | None] = {}
+
+
+def carries_mark(path: str | os.PathLike) -> bool:
+    """Whether this package wrote a file or folder, see :mod:`.marks`; reads little of it."""
+    return mark_of(path) is not None
+
+
+def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
+    """Whether two paths lead to one file or folder, whatever their spelling and through any links.
+
+    Of a path where nothing is, links of the folders above it are followed. Two such paths that
+    differ in case alone are one.
+    """
+    try:
+        return os.path.samestat(os.stat(a), os.stat(b))
+    except (OSError, ValueError):
+        if os.path.exists(a) or os.path.exists(b):
+            return False
+        return _spelling(a) == _spelling(b)
+
+
+def check_output_file(
+    path: str | os.PathLike | None,
+    *,
+    inputs: Iterable[str | os.PathLike | None] = (),
+    outputs: Iterable[str | os.PathLike | None] = (),
+    overwrite: bool = False,
+    kind: str | None = None,
+) -> None:
+    """Refuses an output that would replace what must stay, or that can't be written.
+
+    Call it before any work. :func:`replace_when_complete` looks again when it replaces the file: if
+    somebody else has written it meanwhile, both files are kept.
+
+    Devices, pipes and the like, such as ``/dev/null`` and ``/dev/stdout``, are written to, not
+    replaced, and are always allowed.
+
+    Args:
+        path: the file to write; None is nothing to check.
+        inputs: what the command reads, such as its query, config, weights, code files, indexed
+            photos and index folder. A folder stands for all that is in it: name photos themselves
+            where outputs may lie beside them. None and what isn't there are passed over.
+        outputs: other files that the command writes.
+        overwrite: whether a file that carries no mark may be replaced.
+        kind: what of :func:`~.marks.mark_of` the output will be; a file with the mark of another
+            kind is like one without. None is any.
+
+    Raises:
+        OutputExistsError: a file or folder is there that must stay.
+        RegionDHError: another output is the same file, or the folder can't be written to.
+    """
+    if path is None:
+        return
+    name = display_name(path)
+    if not os.fspath(path):
+        raise RegionDHError("an output has an empty name: name a file")
+    if _is_stream(path):
+        return
+    _check_not_an_input(path, inputs)
+    for other in outputs:
+        if other is not None and same_file(path, other) and not _is_stream(other):
+            raise RegionDHError(f"{name}: two outputs have this name; give each its own")
+    _checked.pop(os.path.realpath(path), None)
+    if os.path.isdir(path):
+        raise OutputExistsError(f"{name}: is a folder; name a file to write")
+    if os.path.lexists(path) and not overwrite:
+        _check_replaceable(path, name, kind)
+    _check_creatable(Path(os.path.realpath(path)).parent, name)
+    if not overwrite:
+        _checked[os.path.realpath(path)] = _identity(path)
+
+
+def check_output_folder(
+    path: str | os.PathLike,
+    *,
+    inputs: Iterable[str | os.PathLike | None] = (),
+    overwrite: bool = False,
+    kind: str | None = None,
+) -> None:
+    """As :func:`check_output_file`, for a folder that a command replaces or clears.
+
+    A new or an empty folder is always allowed; one that holds an input is never.
+
+    Args:
+        path: the folder.
+        inputs: what the command reads, files and folders.
+        overwrite: whether a folder that carries no mark may be written to.
+        kind: what of :func:`~.marks.mark_of` the folder will be; None is any.
+
+    Raises:
+        OutputExistsError: a file or folder is there that must stay.
+        RegionDHError: the folder can't be written.
+    """
+    name = display_name(path)
+    if not os.fspath(path):
+        raise RegionDHError("an output folder has an empty name: name a folder")
+    inputs = list(inputs)
+    _check_not_an_input(path, inputs)
+    for given in inputs:
+        if given is not None and os.path.exists(given) and _lies_in(given, path):
+            raise OutputExistsError(
+                f"{name}: holds {display_name(given)}, which this command reads: name another "
+                "folder to write"
+            )
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise OutputExistsError(f"{name}: is a file; name a folder to write")
+    if os.path.isdir(path) and os.listdir(path) and not overwrite:
+        found = mark_of(path)
+        if found is None or kind not in (None, found):
+            raise OutputExistsError(
+                f"{name}: holds files that this command did not write: name another folder, or "
+                "write over it with --overwrite"
+            )
+    _check_creatable(Path(os.path.realpath(path)), name)
+
+
+def _check_not_an_input(
+    path: str | os.PathLike, inputs: Iterable[str | os.PathLike | None]
+) -> None:
+    """Refuses an output that is an input or lies in a folder that is one."""
+    status = _status(path)
+    above = [(s.st_dev, s.st_ino) for s in map(_status, _folders_above(path)) if s is not None]
+    own = None if status is None else (status.st_dev, status.st_ino)
+    for given in inputs:
+        found = None if given is None else _status(given)
+        if found is None:
+            continue
+        identity = (found.st_dev, found.st_ino)
+        if identity == own and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            same = "" if os.fspath(path) == os.fspath(given) else f" ({display_name(given)})"
+            raise OutputExistsError(
+                f"{display_name(path)}: this command reads it{same}; an output never replaces an "
+                "input: name another"
+            )
+        if identity in above and stat.S_ISDIR(found.st_mode):
+            raise OutputExistsError(
+                f"{display_name(path)}: lies in {display_name(given)}, which this command reads: "
+                "name an output elsewhere"
+            )
+
+
+def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None) -> None:
+    """Refuses to replace an existing file that isn't ours."""
+    status = _status(path)
+    if status is None:
+        raise OutputExistsError(
+            f"{name}: is a link to {display_name(os.path.realpath(path))}, which isn't there: "
+            "delete the link or name another file"
+        )
+    found = mark_of(path)
+    if found is None or kind not in (None, found):
+        what = "did not write it" if found is None else f"wrote something else into it ({found})"
+        raise OutputExistsError(
+            f"{name}: exists, and this program {what}: name another file, or replace it with "
+            "--overwrite"
+        )
+    if not status.st_mode & 0o222:
+        raise OutputExistsError(
+            f"{name}: is write-protected: name another file, or replace it with --overwrite"
+        )
+
+
+def _check_creatable(folder: Path, name: str) -> None:
+    """Refuses an output below a file, or where we may not write."""
+    for existing in (folder, *folder.parents):
+        if os.path.lexists(existing):
+            break
+    if not existing.is_dir():
+        raise RegionDHError(f"{name}: {display_name(existing)} is no folder; name another output")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RegionDHError(
+            f"{name}: no permission to write into {display_name(existing)}; name another output"
+        )
+
+
+def _status(path: str | os.PathLike) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _folders_above(path: str | os.PathLike) -> tuple[Path, ...]:
+    return tuple(Path(os.path.realpath(path)).parents)
+
+
+def _lies_in(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    return any(same_file(above, folder) for above in _folders_above(path))
+
+
+def _spelling(path: str | os.PathLike) -> str:
+    return unicodedata.normalize("NFC", os.path.realpath(os.fsdecode(path))).casefold()
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, ...] | None:
+    status = _status(path)
+    if status is None:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_stream(path: str | os.PathLike) -> bool:
+    """Whether a path is a device, a pipe, a socket or an open file of a process."""
+    if _descriptor(path) is not None:
+        return True
+    status = _status(path)
+    return status is not None and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+
+
+def _descriptor(path: str | os.PathLike) -> int | None:
+    """The number of the open file of this process that ``/dev/stdout`` and the like lead to."""
+    path = os.path.abspath(os.fsdecode(path))
+    own = os.path.realpath("/proc/self/fd")
+    for _ in range(40):  # no more links than the system follows
+        folder = os.path.realpath(os.path.dirname(path))
+        path = os.path.join(folder, os.path.basename(path))
+        if folder in (own, "/dev/fd") and os.path.basename(path).isdecimal():
+            return int(os.path.basename(path))
+        if not os.path.islink(path):
+            break
+        path = os.path.join(folder, os.readlink(path))
+    return None
 
 
 @contextmanager
@@ -17,26 +266,90 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path beside ``path`` to write to, renamed to ``path`` when the block succeeds.
 
     So ``path`` is complete or absent (or still the old file), whatever interrupts the writing.
-    Missing folders are created. An ``OSError`` of the writing, such as of a full disk, names
-    ``path``.
+    Missing folders are created. A link stays, and what it leads to is replaced. Into a device, a
+    pipe or the like the complete file is written. An ``OSError`` of the writing, such as of a full
+    disk, names ``path``.
+
+    Raises:
+        OutputExistsError: since :func:`check_output_file` somebody else has written ``path``. Both
+            are kept; the text names the new file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _errors_named(path):
+        if _is_stream(path):
+            with _write_to_stream(path) as temporary:
+                yield temporary
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        with _errors_named(path, temporary):
+            try:
+                yield temporary
+                _check_unchanged(target, temporary)
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _errors_named(path: str | os.PathLike, temporary: Path | None = None) -> Iterator[None]:
+    """Puts the name of the output into errors of the system that have none or a temporary one."""
     try:
-        yield temporary
-        os.replace(temporary, path)
+        yield
+    except OutputExistsError:
+        raise
     except OSError as error:
-        if error.filename not in (None, str(temporary), temporary):
+        if error.filename is not None and os.fspath(error.filename) != str(temporary):
             raise
         if error.errno is None:  # a library's own, which has nothing but its text
             raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike, values: Any) -> None:
-    """Writes JSON, complete or not at all."""
+def _check_unchanged(target: Path, temporary: Path) -> None:
+    """Refuses to replace what somebody else has written since the check; keeps the new file."""
+    key = str(target)
+    if key not in _checked:
+        return
+    before, now = _checked.pop(key), _identity(target)
+    if now in (None, before) or carries_mark(target):
+        return
+    kept = target.with_name(f"{target.stem}.{os.getpid()}{target.suffix}")
+    os.replace(temporary, kept)
+    raise OutputExistsError(
+        f"{display_name(target)}: was written by another program meanwhile and stays; the output "
+        f"is {display_name(kept)}"
+    )
+
+
+@contextmanager
+def _write_to_stream(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary file, whose bytes go to ``path`` when the block succeeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, "output")
+        yield temporary
+        number = _descriptor(path)
+        sys.stdout.flush()
+        # The open file itself where there is one: opened anew it would begin at its start.
+        target = os.fsencode(path) if number is None else os.dup(number)
+        with open(temporary, "rb") as source, open(target, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+
+
+def write_json(path: str | os.PathLike, values: Any, format: str | None = None) -> None:
+    """Writes JSON, complete or not at all.
+
+    Args:
+        path: the file.
+        values: a dict, or with ``format`` also a list of dicts.
+        format: what the file holds, such as "regiondh-metrics": its first key ``format``, or that
+            of each dict in a list, by which :func:`carries_mark` knows it. None leaves it out.
+    """
+    if format is not None:
+        values = (
+            [{"format": format, **value} for value in values]
+            if not isinstance(values, Mapping)
+            else {"format": format, **values}
+        )
     with replace_when_complete(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,278 @@
+"""How a file or a folder tells that this package wrote it, so that it may be replaced.
+
+Every file that a command writes under a name of the user's choice carries a mark in its first or
+last bytes, where other programs leave it and nobody sees it:
+
+============================ ===================================================================
+HDF5, JSON                   attribute or first key ``format``, "regiondh-..."
+PNG                          text chunk ``Software``
+JPEG, GIF                    comment
+WebP, TIFF, AVIF             EXIF or TIFF tag ``Software``
+SVG, PDF, PS and EPS         creator
+HTML                         ``<meta name="generator">``
+``.pth``                     first key ``format``
+folder                       a file ``.regiondh``
+============================ ===================================================================
+
+Files and folders of version 0.1 have no mark and are known by their form, as far as that is
+certain: code files and index folders by their ``format``, others by what they hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "FOLDER_MARK",
+    "GENERATOR",
+    "MARK",
+    "figure_mark",
+    "mark_folder",
+    "mark_of",
+    "picture_mark",
+]
+
+MARK = "regiondh_d2"
+"""Who wrote a file, in its own format's place for that."""
+
+GENERATOR = f'<meta name="generator" content="{MARK}">'
+"""The mark of a page, for its head."""
+
+FOLDER_MARK = ".regiondh"
+"""Name of the file that marks a folder."""
+
+_PREFIX = "regiondh-"  # of the value of ``format``
+_END = 4096  # bytes that are looked at, at either end of a file
+_FORM_LIMIT = 1 << 20  # a JSON file of version 0.1 is smaller
+
+# Marks of files by their first bytes: the kind, how the file begins, and the mark.
+_MARKS = (
+    ("picture", rb"\x89PNG\r\n\x1a\n", rb"\x00\x00\x00\x14tEXtSoftware\x00regiondh_d2"),
+    ("picture", rb"\xff\xd8\xff", rb"\xff\xfe\x00\x0dregiondh_d2"),
+    ("picture", rb"GIF8[79]a", rb"!\xfe\x0bregiondh_d2\x00"),
+    ("picture", rb"RIFF.{4}WEBP|II\*\x00|MM\x00\*|.{4}ftypavi[fs]", rb"regiondh_d2\x00"),
+    ("plot", rb"\s*<(?:\?xml|svg)", rb"<dc:title>regiondh_d2</dc:title>"),
+    ("plot", rb"%PDF-", rb"/Creator \(regiondh_d2\)"),
+    ("plot", rb"%!PS-", rb"%%Creator: regiondh_d2\s"),
+    ("page", rb"\s*<!DOCTYPE html>", re.escape(GENERATOR).encode()),
+    # What torch.save writes of a dict that begins with ``format``.
+    ("weights", rb"PK\x03\x04", rb"data\.pkl.{0,96}?\x06\x00\x00\x00format.{0,8}?regiondh-weights"),
+    ("json", rb"\s*[\[{]", rb'^\s*(?:\[\s*)?\{\s*"format"\s*:\s*"regiondh-'),
+)
+_MARKS = tuple(
+    (kind, re.compile(begin, re.DOTALL), re.compile(mark, re.DOTALL))
+    for kind, begin, mark in _MARKS
+)
+
+# What version 0.1 wrote.
+_OLD_PAGE = re.compile(
+    rb'\s*<!DOCTYPE html>.{0,200}?<meta name="color-scheme" content="light dark">\s*'
+    rb'<meta http-equiv="Content-Security-Policy"\s.{0,400}?<title>',
+    re.DOTALL,
+)
+_OLD_METRIC = re.compile(r"(?:MAP|WMAP|ACG|NDCG|P)(?:_min|_all)?@\d+|.*/MAP_all|MAP_all")
+# The keys that all JSON files of a kind have: answers, costs, measurements, results, comparisons.
+_OLD_KEYS = (
+    {"file_name", "bits", "searched", "answers"},
+    {"setting", "flop"},
+    {"setting", "parameter"},
+    {"setting", "time"},
+    {"machine", "evaluation"},
+    {"machine", "search"},
+    {"machine", "training"},
+    {"row", "title", "bits", "seed", "command", "metrics"},
+    {"row", "against", "bits", "metric", "difference"},
+)
+_DEMO_NAMES = {
+    *("scenes", "training", "metrics.json", "query.h5", "database.h5"),
+    *("retrieval.png", "report.html"),
+}
+_SCENES_KEYS = {"version", "num_database", "num_queries", "image_size", "seed"}
+
+
+def mark_of(path: str | os.PathLike) -> str | None:
+    """What a file or folder says that it is, by its mark or its form.
+
+    Reads the first and the last bytes of a file, all of a JSON file below 1 MiB that has no mark.
+
+    Args:
+        path: a file or folder; it may be absent or unreadable, and has no mark then.
+
+    Returns:
+        "codes", "picture", "plot", "page", "weights" or "json" for a file; "index", "demo",
+        "scenes" or whatever :func:`mark_folder` was told for a folder; None for anything else.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _folder_mark(path)
+        return _file_mark(path) if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def mark_folder(path: str | os.PathLike, kind: str = "folder") -> None:
+    """Put the mark into a folder, which is created if it is missing.
+
+    Args:
+        path: the folder.
+        kind: what :func:`mark_of` shall say of it.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    note = "regiondh_d2 wrote this folder, and may replace what it wrote in it."
+    text = json.dumps({"format": _PREFIX + kind, "note": note}, indent=2)
+    (path / FOLDER_MARK).write_text(text + "\n", encoding="utf-8")
+
+
+def picture_mark(format: str) -> dict[str, Any]:
+    """The options of Pillow's ``Image.save`` that put the mark into a picture.
+
+    Args:
+        format: Pillow's name of the format.
+
+    Returns:
+        Options; none for a format that has no place for a mark, such as BMP.
+    """
+    from PIL import Image, PngImagePlugin
+
+    if format == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Software", MARK)
+        return {"pnginfo": text}
+    if format in ("JPEG", "GIF"):
+        return {"comment": MARK.encode()}
+    if format == "TIFF":
+        return {"tiffinfo": {_SOFTWARE: MARK}}
+    if format in ("WEBP", "AVIF"):
+        exif = Image.Exif()
+        exif[_SOFTWARE] = MARK
+        return {"exif": exif.tobytes()}
+    return {}
+
+
+_SOFTWARE = 305  # the tag of EXIF and TIFF
+
+
+def figure_mark(ending: str) -> dict[str, Any]:
+    """The options of matplotlib's ``savefig`` that put the mark into a file.
+
+    Args:
+        ending: matplotlib's name of the format, such as "svg".
+    """
+    if ending == "png":
+        return {"metadata": {"Software": MARK}}
+    if ending in ("svg", "pdf", "ps", "eps"):
+        return {"metadata": {"Creator": MARK}}
+    pillow = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "tiff": "TIFF"}
+    options = picture_mark(pillow.get(ending, ending.upper()))
+    return {"pil_kwargs": options} if options else {}
+
+
+def _folder_mark(path: Path) -> str | None:
+    mark = path / FOLDER_MARK
+    if mark.is_file():
+        return _format_of(_read_json(mark)) or "folder"
+    if _format_of(_read_json(path / "index.json")) == "index":
+        return "index"
+    if _is_scenes(path):
+        return "scenes"
+    if _is_scenes(path / "scenes") and set(os.listdir(path)) <= _DEMO_NAMES:
+        return "demo"
+    return None
+
+
+def _is_scenes(path: Path) -> bool:
+    record = _read_json(path / "scenes.json")
+    return isinstance(record, dict) and record.keys() == _SCENES_KEYS
+
+
+def _file_mark(path: Path) -> str | None:
+    with open(path, "rb") as file:
+        head = file.read(_END)
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(len(head), size - _END))
+        ends = (head, file.read(_END))
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _hdf5_mark(path)
+    for kind, begin, mark in _MARKS:
+        if begin.match(head) and any(mark.search(end) for end in ends):
+            return kind
+    if _OLD_PAGE.match(head):
+        return "page"
+    if _is_old_grid(head):
+        return "picture"
+    if head.lstrip()[:1] in (b"{", b"[") and size <= _FORM_LIMIT and _is_old_json(path):
+        return "json"
+    return None
+
+
+def _hdf5_mark(path: Path) -> str | None:
+    import h5py
+
+    # Any program may have written it and still hold it; nothing is changed here.
+    with suppress(Exception), h5py.File(path, "r", locking=False) as file:
+        kind = file.attrs.get_id("format").dtype.kind
+        # Text of fixed length alone: HDF5 follows damaged references blindly.
+        if kind == "S":
+            value = file.attrs["format"]
+            return _format_of({"format": value if isinstance(value, str) else value.decode()})
+    return None
+
+
+def _read_json(path: Path) -> Any:
+    """What a small JSON file holds; None if it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _format_of(record: Any) -> str | None:
+    """The kind that ``format`` names."""
+    value = record.get("format") if isinstance(record, dict) else None
+    if isinstance(value, str) and value.startswith(_PREFIX):
+        return value.removeprefix(_PREFIX)
+    return None
+
+
+def _is_old_json(path: Path) -> bool:
+    values = _read_json(path)
+    if isinstance(values, list) and values:
+        values = values[0]
+    if not isinstance(values, dict) or not values:
+        return False
+    if _format_of(values) or any(keys <= values.keys() for keys in _OLD_KEYS):
+        return True
+    numbers = all(type(value) in (int, float) for value in values.values())
+    return numbers and any(_OLD_METRIC.fullmatch(name) for name in values)
+
+
+def _is_old_grid(head: bytes) -> bool:
+    """Whether a PNG is a grid of tiles of version 0.1: RGB, of a grid's size, and nothing else."""
+    file = BytesIO(head)
+    chunks = _png_chunks(file)
+    if next(chunks, None) != b"IHDR" or next(chunks, None) != b"IDAT":
+        return False
+    width, height = (int.from_bytes(head[i : i + 4], "big") for i in (16, 20))
+    return (
+        head[24:26] == b"\x08\x02"
+        and (width == 234 or (width > 262 and width % 202 == 60))
+        and height >= 316
+        and height % 226 == 90
+    )
+
+
+def _png_chunks(file: BytesIO) -> Iterator[bytes]:
+    if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        return
+    while len(start := file.read(8)) == 8:
+        yield start[4:]
+        file.seek(int.from_bytes(start[:4], "big") + 4, os.SEEK_CUR)
