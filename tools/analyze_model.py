@@ -15,10 +15,16 @@ from detectron2.modeling import build_model
 
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
-from regiondh_d2.engine.command import load_trained_model, positive_int, run_command
+from regiondh_d2.engine.command import (
+    add_overwrite_option,
+    load_trained_model,
+    positive_int,
+    run_command,
+)
+from regiondh_d2.engine.defaults import config_inputs
 from regiondh_d2.retrieval.extract import ImageLoader
 from regiondh_d2.utils.arguments import CommandParser
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, write_json
 
 # Heading, divisor and format of each task's column.
 TASKS = {
@@ -49,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="runs to time, of which the fastest counts (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
+    add_overwrite_option(parser)
     parser.add_overrides()
     return parser
 
@@ -80,6 +87,8 @@ def format_table(numbers: dict[str, dict[str, float]]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    inputs = [args.image, *config_inputs(args.config_file, args.opts)]
+    check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     cfg = build_cfg(args.config_file, args.opts)
     model, inputs = load(cfg, args.image)
     work = {
@@ -98,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     print(format_table(numbers))
     if args.json:
-        write_json(args.json, {**numbers, "setting": setting})
+        write_json(args.json, {**numbers, "setting": setting}, format="regiondh-costs")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,14 +16,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from regiondh_d2.engine.command import positive_int, run_command
-from regiondh_d2.engine.defaults import build_cfg
+from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
+from regiondh_d2.engine.defaults import build_cfg, config_inputs
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.retrieval.hamming_index import create_index
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, write_json
 
 # PASCAL VOC 2007: test queries in trainval, 20 classes, about 1.5 of them an image.
 VOC_QUERIES, VOC_DATABASE, VOC_CLASSES = 4952, 5011, 20
@@ -360,15 +360,19 @@ def build_parser() -> argparse.ArgumentParser:
     training.set_defaults(run=benchmark_training, show=print_training)
     for subparser in subparsers.choices.values():
         subparser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
+        add_overwrite_option(subparser)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
+    inputs = config_inputs(getattr(args, "config_file", ""), getattr(args, "opts", ()))
+    check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     machine = describe_machine()
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     numbers = args.run(args)
     if args.json:
-        write_json(args.json, {args.benchmark: numbers, "machine": machine})
+        values = {args.benchmark: numbers, "machine": machine}
+        write_json(args.json, values, format="regiondh-benchmark")
     args.show(numbers)
 
 

@@ -9,8 +9,9 @@ import sys
 
 from regiondh_d2.checkpoint import SOURCES, convert_weights, write_weights
 from regiondh_d2.conversion import LAYOUTS
-from regiondh_d2.engine.command import run_command
+from regiondh_d2.engine.command import add_overwrite_option, run_command
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.file_io import check_output_file
 
 EPILOG = f"""regiondh:// sources:
   {", ".join(sorted(SOURCES))}
@@ -38,10 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="where an ImageNet ResNet of a file goes: c4 (res5 is the box head) or fpn "
         "(default: neither)",
     )
+    add_overwrite_option(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
+    check_output_file(args.output, inputs=[args.source], overwrite=args.overwrite, kind="weights")
     weights = convert_weights(args.source, args.layout)
     write_weights(args.output, weights)
     print(f"{args.output}: {len(weights.model)} tensors")

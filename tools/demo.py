@@ -42,6 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", default=str(CONFIG), metavar="FILE", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write into any folder; what stands there under the names of the demo's files is lost",
+    )
     return parser
 
 
@@ -55,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         queries=args.queries,
         iterations=args.iterations,
         seed=args.seed,
+        overwrite=args.overwrite,
         report=lambda line: print(line, flush=True),
     )
     print(f"\n{format_table(result)}\n\npicture: {result.picture}\nreport: {result.page}")

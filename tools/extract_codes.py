@@ -6,11 +6,12 @@ import os
 import sys
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.config import code_settings
+from regiondh_d2.data.catalog import load_dataset
 from regiondh_d2.data.photo_files import PhotoScan, find_photos
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
@@ -20,6 +21,7 @@ from regiondh_d2.engine.command import (
     run_command,
     run_workers,
 )
+from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
 from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
@@ -28,6 +30,7 @@ from regiondh_d2.retrieval.extract import (
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, entries_of_scan
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,7 +102,7 @@ def find_entries(
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
         return entries_of_scan(scan, args.input), next((c for c in known if len(c) == count), [])
-    dicts = DatasetCatalog.get(args.dataset)
+    dicts = load_dataset(args.dataset)
     if any("annotations" in record for record in dicts):
         dicts = [with_labels(record) for record in dicts]
     class_names = list(MetadataCatalog.get(args.dataset).get("thing_classes", []))
@@ -176,8 +179,13 @@ def extract(args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}"
         )
     check_output(args.output, args.resume)
+    inputs = config_inputs(args.config_file, args.opts)
+    if args.dataset:
+        inputs += dataset_inputs([args.dataset])
+    check_output_file(args.output, inputs=inputs, overwrite=None, kind="codes")
     scan = None if args.dataset else find_photos(args.input, args.exclude)
     entries = find_entries(args, cfg, scan)
+    refuse_inputs(args.output, photos=[entry.file_name for entry in entries[0]])
     try:
         run_workers(code, args.num_gpus, (args, cfg, *entries))
     finally:

@@ -13,7 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import regiondh_d2  # noqa: F401  (registers the datasets that tables name)
-from regiondh_d2.engine.command import CommandError, positive_int, run_command
+from regiondh_d2.engine.command import (
+    CommandError,
+    add_overwrite_option,
+    positive_int,
+    run_command,
+)
 from regiondh_d2.engine.experiments import Row, picked_rows, read_table
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
 from regiondh_d2.retrieval.draw import save_image
@@ -27,7 +32,9 @@ from regiondh_d2.retrieval.plots import (
 )
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
+ANSWERS = "answers.jpg"
 METRICS = ("MAP", "MAP_min", "ACG")
 
 
@@ -79,7 +86,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="IMAGE_ID",
         help="also draw the first five answers of each row to these queries",
     )
+    add_overwrite_option(parser)
     return parser
+
+
+def plots_of(args: argparse.Namespace, rows: list[Row]) -> list[Path]:
+    """All files that may be written."""
+    names = [f"{metric}_against_bits.png" for metric in METRICS]
+    names += ["precision_recall.png", "precision_at_k.png"]
+    names += [f"map_{row.name}.png" for row in rows]
+    return [args.output / name for name in [*names, *([ANSWERS] if args.queries else [])]]
 
 
 def metrics_against_bits(
@@ -144,11 +160,15 @@ def plot_codes(args: argparse.Namespace, rows: list[Row]) -> None:
             figure = plot_code_map(methods[row.title][0])
             save_figure(figure, args.output / f"map_{row.name}.png")
     if args.queries:
-        save_image(compare_methods(methods, args.queries), args.output / "answers.jpg")
+        photos = [name for pair in methods.values() for codes in pair for name in codes.file_names]
+        refuse_inputs(args.output / ANSWERS, photos=photos)
+        save_image(compare_methods(methods, args.queries), args.output / ANSWERS)
 
 
 def run(args: argparse.Namespace) -> None:
     rows = picked_rows(read_table(args.table), args.rows)
+    for path in plots_of(args, rows):
+        check_output_file(path, inputs=[args.table], overwrite=args.overwrite)
     plot_against_bits(args, rows)
     plot_codes(args, rows)
     print(f"plots in {args.output}")

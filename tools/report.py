@@ -8,9 +8,10 @@ of the page, so that it can be read anywhere.
 import argparse
 import sys
 
-from regiondh_d2.engine.command import positive_int, run_command
+from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.retrieval.report import write_report
 from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.file_io import check_output_file
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,11 +29,23 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="METRICS.json",
         help="further numbers to show; those under PREFIX/ stand beside the metrics of their name",
     )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave a query that is in the database, too, out of its own ranking",
+    )
+    add_overwrite_option(parser)
     parser.add_argument("--title", help="heading of the page (default: the dataset's name)")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
+    check_output_file(
+        args.output,
+        inputs=[args.query, args.database, args.metrics],
+        overwrite=args.overwrite,
+        kind="page",
+    )
     notes = write_report(
         args.output,
         args.query,
@@ -40,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
         topk=args.topk,
         metrics_file=args.metrics,
         title=args.title,
+        exclude_self=args.exclude_self,
         report=lambda line: print(line, file=sys.stderr),
     )
     for note in notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from detectron2.data import (
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.build import print_instances_class_histogram
+from detectron2.structures import BoxMode
 
 from regiondh_d2.data.retrieval import common_classes
 
 from ..config import DEFAULT_MAX_PIXELS, max_pixels
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from .catalog import adopt
 from .image_reader import ImagePixels, UnreadableImage, read_image
 
 
@@ -119,6 +122,38 @@ def check_num_classes(name: str, num_classes: int) -> None:
         )
 
 
+def check_record(record: dict) -> None:
+    """Check the fields of a dataset dict, and its boxes, as other code's datasets need it.
+
+    Raises:
+        RegionDHError: something is missing or a box is none; the text names the image and field.
+    """
+    if not isinstance(record, dict) or not record.get("file_name"):
+        raise RegionDHError(f"a dataset dict has no file_name: {str(record)[:200]}")
+    image = display_name(str(record["file_name"]))
+    width, height = (record.get(key) or math.inf for key in ("width", "height"))
+    for index, annotation in enumerate(record.get("annotations", ())):
+        where = f"{image}: annotations[{index}]"
+        for key in ("bbox", "bbox_mode", "category_id"):
+            if annotation.get(key) is None:
+                raise RegionDHError(f"{where}: {key} is missing")
+        mode, box = annotation["bbox_mode"], annotation["bbox"]
+        if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+            continue  # of a rotated box, or relative; Detectron2 knows what fits
+        if isinstance(box, str) or len(box) != 4 or any(isinstance(v, str) for v in box):
+            raise RegionDHError(f"{where}: bbox must be four numbers, got {box!r}")
+        x, y, right, lower = map(float, box)
+        if mode == BoxMode.XYWH_ABS:
+            right, lower = x + right, y + lower
+        # Written so that a NaN fails, too.
+        inside = x < width and y < height and right > 0 and lower > 0
+        if not (-math.inf < x < right < math.inf and -math.inf < y < lower < math.inf and inside):
+            raise RegionDHError(
+                f"{where}: bbox {list(box)} is no box inside the image of {width} x {height}:"
+                " correct or drop it"
+            )
+
+
 def training_records(cfg: CfgNode) -> list[dict]:
     """The dicts of ``DATASETS.TRAIN``, one list.
 
@@ -132,6 +167,8 @@ def training_records(cfg: CfgNode) -> list[dict]:
     names, num_classes = list(cfg.DATASETS.TRAIN), cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if not names:
         raise RegionDHError("DATASETS.TRAIN is empty: name a dataset")
+    for name in names:
+        adopt(name)
     try:
         records = get_detection_dataset_dicts(
             names,
@@ -153,6 +190,7 @@ def training_records(cfg: CfgNode) -> list[dict]:
         check_num_classes(name, num_classes)
     limit = num_classes if classes is None else len(classes)
     for record in records:
+        check_record(record)
         ids = sorted({a["category_id"] for a in record.get("annotations", ())})
         if ids and not 0 <= ids[0] <= ids[-1] < limit:
             fail(

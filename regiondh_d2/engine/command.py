@@ -26,6 +26,7 @@ __all__ = [
     "CommandError",
     "add_overwrite_option",
     "add_rerank_options",
+    "add_root_option",
     "check_rerank_options",
     "load_trained_model",
     "positive_int",
@@ -60,6 +61,17 @@ def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also replace existing files that this program did not write; what the command reads "
         "is never replaced",
+    )
+
+
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--root OLD=NEW``, a list for :func:`.retrieval.index_folder.move_roots`."""
+    parser.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="the folder OLD of photos stands at NEW now; repeatable",
     )
 
 

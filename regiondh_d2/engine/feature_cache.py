@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.data.build import build_batch_data_loader, trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
@@ -40,6 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import model_fingerprint
 from ..config import changed_settings, feature_settings
+from ..data.catalog import load_dataset
 from ..data.training import StrictMapper
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.roi_heads import with_whole_image_box
@@ -158,7 +158,7 @@ class FeatureCache:
         return self.folder / f"{dataset}.npz"
 
     def dataset(self, name: str, mirrored: bool) -> CachedRegions:
-        return CachedRegions(self._path(name), DatasetCatalog.get(name), mirrored)
+        return CachedRegions(self._path(name), load_dataset(name), mirrored)
 
     def train_loader(self, model: torch.nn.Module):
         """An endless loader over the views of ``DATASETS.TRAIN``.
@@ -216,7 +216,7 @@ class FeatureCache:
             OSError: an image isn't there, or a file can't be written, for instance because the disk
                 is full.
         """
-        records = DatasetCatalog.get(name)
+        records = load_dataset(name)
         network = _Network(model_fingerprint(_cached_part(model)), feature_settings(self._cfg))
         images = np.array([_image_digest(record) for record in records])
         # One process decides for all: where the folder is a network's, they may see it differently.

@@ -15,7 +15,7 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.engine.hooks import BestCheckpointer, PeriodicWriter
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -24,8 +24,9 @@ from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import RegionDHCheckpointer, model_fingerprint
+from ..data.catalog import adopt
 from ..data.training import StrictMapper, build_train_loader
-from ..evaluation import RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
+from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .feature_cache import FeatureCache
 from .training_record import KEY, TrainingRecorder
@@ -206,6 +207,7 @@ class RegionDHTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg, dataset_name):
         if cfg.MODEL.REGION_DH.FEATURE_CACHE:
             return FeatureCache(cfg).test_loader(dataset_name)
+        adopt(dataset_name)
         mapper = StrictMapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
@@ -224,7 +226,9 @@ class RegionDHTrainer(DefaultTrainer):
         if kind == "pascal_voc":
             return VOCBoxEvaluator(dataset_name)
         if kind == "coco":
-            return COCOEvaluator(dataset_name, output_dir=os.path.join(output_folder, dataset_name))
+            return COCOBoxEvaluator(
+                dataset_name, output_dir=os.path.join(output_folder, dataset_name)
+            )
         if kind != "regiondh_retrieval":
             raise RegionDHError(
                 f"dataset {dataset_name!r} has evaluator_type {kind!r}; known: regiondh_retrieval "
@@ -240,6 +244,7 @@ class RegionDHTrainer(DefaultTrainer):
             config_name=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
             model_fingerprint=model_fingerprint,
             instance_min_score=node.INSTANCE_MIN_SCORE,
+            exclude_self=node.EXCLUDE_SELF,
         )
         evaluators: list[DatasetEvaluator] = [retrieval]
         queries = metadata.query_datasets

@@ -21,6 +21,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import read_weights
 from ..config import add_regiondh_config, changed_settings, training_settings
+from ..data.catalog import load_dataset
 
 __all__ = [
     "Training",
@@ -201,7 +202,7 @@ def data_checksum(dataset: str) -> str:
         OSError: an image isn't there.
     """
     digest = hashlib.sha256()
-    for record in DatasetCatalog.get(dataset):
+    for record in load_dataset(dataset):
         path = str(record.get("file_name", ""))
         size = os.path.getsize(path) if path and "://" not in path else None
         annotations = record.get("annotations", ())

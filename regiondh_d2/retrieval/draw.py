@@ -22,6 +22,7 @@ from ..structures.codes import CodeSet, check_comparable
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.marks import picture_mark
 from .hamming_index import create_index
 from .search import Answer, SearchResult
 
@@ -126,7 +127,10 @@ class GridLayout:
 
 
 def nearest(
-    query_codes: np.ndarray, database_codes: np.ndarray, topk: int
+    query_codes: np.ndarray,
+    database_codes: np.ndarray,
+    topk: int,
+    exclude: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest database rows of each query by Hamming distance, ties by ascending row.
 
@@ -134,18 +138,37 @@ def nearest(
         query_codes: uint8 (Q, B), packed.
         database_codes: uint8 (N, B), packed.
         topk: how many, at most N.
+        exclude: int (P, 2), pairs of a query's and a database row that is no answer to it.
 
     Returns:
-        Rows and distances, int64 (Q, min(topk, N)) each.
+        Rows and distances, int64 (Q, min(topk, N)) each, fewer columns where some query has fewer
+        items that are not excluded.
     """
     index = create_index(8 * database_codes.shape[1], "numpy")
     index.add(database_codes)
-    distances, rows = index.search(query_codes, topk)
-    return rows, distances.astype(np.int64)
+    if exclude is None or not len(exclude):
+        distances, rows = index.search(query_codes, topk)
+        return rows, distances.astype(np.int64)
+    most = int(np.bincount(exclude[:, 0]).max())
+    distances, rows = index.search(query_codes, min(topk + most, len(database_codes)))
+    out = np.isin(
+        np.arange(len(rows))[:, None] * len(database_codes) + rows,
+        exclude[:, 0] * len(database_codes) + exclude[:, 1],
+    )
+    columns = min(topk, len(database_codes) - most)
+    kept = np.argsort(out, axis=1, kind="stable")[:, :columns]
+    return (
+        np.take_along_axis(rows, kept, axis=1),
+        np.take_along_axis(distances, kept, axis=1).astype(np.int64),
+    )
 
 
 def retrieval_rows(
-    query: CodeSet, database: CodeSet, query_rows: Sequence[int], topk: int = 5
+    query: CodeSet,
+    database: CodeSet,
+    query_rows: Sequence[int],
+    topk: int = 5,
+    exclude: np.ndarray | None = None,
 ) -> list[list[Tile]]:
     """The tiles of some queries and their nearest images, for :func:`draw_grid`.
 
@@ -154,6 +177,7 @@ def retrieval_rows(
         database: codes to search in, by the same model.
         query_rows: rows of ``query``.
         topk: results a query.
+        exclude: int (P, 2), pairs of a query's and a database row that is no answer to it.
 
     Returns:
         One list a query: its tile, then its results by ascending distance.
@@ -162,7 +186,12 @@ def retrieval_rows(
         CodeFileError: the two don't fit together.
     """
     check_comparable(query, database)
-    found, distances = nearest(query.codes[list(query_rows)], database.codes, topk)
+    if exclude is not None:
+        parts = [exclude[exclude[:, 0] == row] for row in query_rows]
+        others = [part[:, 1] for part in parts]
+        places = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        exclude = np.stack((places, np.concatenate([places[:0], *others])), axis=1)
+    found, distances = nearest(query.codes[list(query_rows)], database.codes, topk, exclude)
     grid = []
     for query_row, rows, row_distances in zip(query_rows, found, distances, strict=True):
         wanted = _label_ids(query, query_row)
@@ -413,7 +442,11 @@ def picture_format(path: str | os.PathLike) -> str:
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write an image file, complete or not at all; its name's ending tells the format."""
+    """Write an image file with our mark, complete or not at all.
+
+    Its name's ending tells the format. See :mod:`..utils.marks` for the mark, which some formats
+    have no place for.
+    """
     found = picture_format(path)
     with replace_when_complete(path) as temporary:
-        image.save(temporary, format=found)
+        image.save(temporary, format=found, **picture_mark(found))

@@ -148,8 +148,12 @@ class HammingIndex(ABC):
         return rows
 
     def holds(self, rows: np.ndarray) -> np.ndarray:
-        """Whether the index holds the codes of these rows, bool like ``rows``."""
-        return np.isin(rows, self._rows)
+        """Whether the index holds the codes of these rows, int (R,): bool (R,)."""
+        places = np.searchsorted(self._rows, rows)
+        found = np.zeros(len(rows), bool)
+        inside = places < len(self._rows)
+        found[inside] = self._rows[places[inside]] == rows[inside]
+        return found
 
     def remove(self, rows: np.ndarray) -> None:
         """Forget the codes of these rows, int (R,); all other rows keep their numbers.

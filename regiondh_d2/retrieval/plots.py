@@ -21,6 +21,7 @@ from ..structures.codes import CodeFileError, CodeSet, check_holds
 from ..structures.packed import unpack_codes
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.marks import figure_mark
 from .draw import Tile, draw_grid, retrieval_rows
 
 if TYPE_CHECKING:
@@ -336,7 +337,7 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure, complete or not at all; its name's ending tells the format.
+    """Writes a figure with our mark, complete or not at all; its name's ending tells the format.
 
     Raises:
         ValueError: matplotlib knows no such format.
@@ -347,4 +348,4 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
             f"{path}: {ending or 'no ending'!r} is no plot format; use .svg or .png"
         )
     with replace_when_complete(path) as temporary:
-        figure.savefig(temporary, format=ending, dpi=150)
+        figure.savefig(temporary, format=ending, dpi=150, **figure_mark(ending))
