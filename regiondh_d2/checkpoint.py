@@ -56,6 +56,7 @@ __all__ = [
     "read_weights",
     "read_zoo_pickle",
     "require_weights",
+    "state_fingerprint",
     "tensors_not_loaded",
     "write_weights",
 ]
@@ -506,8 +507,13 @@ def tensors_not_loaded(incompatible) -> list[str]:
 
 def model_fingerprint(model: torch.nn.Module) -> str:
     """sha256 over the names, shapes, types and bytes of a model's state dict, as hex digits."""
+    return state_fingerprint(model.state_dict())
+
+
+def state_fingerprint(state: Tensors) -> str:
+    """:func:`model_fingerprint` of the model whose state dict this is, as checkpoints hold it."""
     digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
+    for key, tensor in sorted(state.items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())

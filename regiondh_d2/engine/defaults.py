@@ -26,7 +26,7 @@ from detectron2.modeling import (
     RPN_HEAD_REGISTRY,
 )
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import log_first_n, setup_logger
 
 from ..checkpoint import has_last_checkpoint, require_weights
 from ..config import add_regiondh_config
@@ -38,6 +38,7 @@ from ..utils.file_io import refuse_inputs, same_file
 from ..zoo import FOLDER, SHIPPED
 from .config_file import merge_config_file, merge_overrides
 from .config_rules import check_values
+from .training_record import changes_on_resume
 
 __all__ = [
     "Asked",
@@ -88,7 +89,9 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     check_values(cfg)
     check_components(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("no CUDA device: MODEL.DEVICE falls back to cpu")
+        # Once, however many configs a command reads.
+        text = "no CUDA device: MODEL.DEVICE falls back to cpu"
+        log_first_n(logging.WARNING, text, name=__name__)
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 
@@ -255,6 +258,10 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     a script that does something else. A config in ``OUTPUT_DIR`` that is read, as for an
     evaluation, is not replaced by the run's.
 
+    With ``args.resume`` a warning names all in which it differs from what the network in its
+    ``OUTPUT_DIR`` was trained with. That it may differ is usual with Detectron2: a training goes on
+    for longer, or at another rate.
+
     Raises:
         RegionDHError: also what :func:`check_datasets` and :func:`check_training_outputs` find;
             ``args`` ask for several processes and this is one alone; or there is no file of
@@ -278,7 +285,15 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg.__dict__[_ASKED] = asked
     cfg.freeze()
     check_training_outputs(cfg, args)
+    # Before the folder's config.yaml is replaced.
+    changes = []
+    if getattr(args, "resume", False) and comm.is_main_process():
+        changes = changes_on_resume(cfg)
     with _kept(Path(cfg.OUTPUT_DIR, "config.yaml"), config_inputs(args.config_file, args.opts)):
         default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh")
+    if changes:
+        logging.getLogger(__name__).warning(
+            f"--resume: the network in {cfg.OUTPUT_DIR} was trained with {'; '.join(changes)}"
+        )
     return cfg

@@ -46,6 +46,7 @@ from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBo
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
 from .feature_cache import FeatureCache
+from .training_record import KEY, TrainingRecorder
 
 __all__ = ["RegionDHTrainer", "build_optimizer", "freeze_parts"]
 
@@ -271,6 +272,7 @@ class RegionDHTrainer(DefaultTrainer):
         _refuse_impossible(cfg)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        self._recorder = TrainingRecorder(cfg)
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
 
@@ -290,6 +292,7 @@ class RegionDHTrainer(DefaultTrainer):
         self._trainer = trainer(model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = FiniteCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.add_checkpointable(KEY, self._recorder)
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -310,8 +313,10 @@ class RegionDHTrainer(DefaultTrainer):
             )
         # Where nothing will be trained, no part may stay random.
         self.checkpointer.whole = asked.eval_only
+        resumed = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
         self._may_go_on = resume
+        self._recorder.begin(resumed)
         if self.cfg.MODEL.REGION_DH.FEATURE_CACHE:
             cache, model = FeatureCache(self.cfg), _unwrap(self.model)
             for name in self.cfg.DATASETS.TRAIN:
