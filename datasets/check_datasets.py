@@ -9,12 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from detectron2.data import DatasetCatalog
-
-import regiondh_d2.data  # noqa: F401  (registers the shipped names)
-from regiondh_d2.data.catalog import registered_names
+import regiondh_d2.data  # noqa: F401  isort: skip  (registers the shipped names; first: quiet)
+from regiondh_d2.data.catalog import registered_names, require_dataset
 from regiondh_d2.data.check import check_dataset, is_present
 from regiondh_d2.engine.command import run_command
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
+from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
 
@@ -32,17 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--images", action="store_true", help="also open every image and compare its size"
     )
+    add_import_option(parser)
     args = parser.parse_args(argv)
     return run_command(lambda: check(args, parser))
 
 
 def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    unknown = [name for name in args.names if name not in DatasetCatalog.list()]
-    if unknown:
-        parser.error(
-            f"unknown dataset {', '.join(unknown)}; known: {', '.join(registered_names())},"
-            " and Detectron2's own"
-        )
+    import_user_code(args.imports)
+    try:
+        for name in args.names:
+            require_dataset(name, "unknown dataset")
+    except RegionDHError as error:
+        parser.error(str(error))
     names = args.names
     if not names:
         names = [name for name in registered_names() if is_present(name)]

@@ -12,11 +12,12 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import timm
@@ -41,6 +42,7 @@ from .conversion import (
     torchvision_to_detectron2,
 )
 from .utils.display import display_name
+from .utils.errors import RegionDHError
 from .utils.file_io import replace_when_complete
 from .utils.marks import WEIGHTS_FORMAT
 
@@ -49,15 +51,19 @@ __all__ = [
     "RegionDHCheckpointer",
     "WeightsError",
     "convert_weights",
+    "has_last_checkpoint",
     "model_fingerprint",
     "read_weights",
     "read_zoo_pickle",
+    "require_weights",
+    "state_fingerprint",
     "tensors_not_loaded",
     "write_weights",
 ]
 
 logger = logging.getLogger(__name__)
 
+_LAST = "last_checkpoint"  # fvcore's file, in which the name of another one stands
 PREFIX = "regiondh://"
 # Layers of an FPN, of which no ImageNet weights exist.
 FPN_LAYERS = ("backbone.fpn_lateral", "backbone.fpn_output", "backbone.top_block")
@@ -141,7 +147,12 @@ def read_weights(path: str | os.PathLike) -> Any:
     except OSError:
         raise
     except Exception as error:  # damaged files raise nearly everything
-        raise WeightsError(f"{path} can't be read as weights: {_line(error)}") from error
+        what = (
+            "it is empty" if os.path.getsize(path) == 0 else "damaged, cut off, or another format"
+        )
+        raise WeightsError(
+            f"{path} can't be read as weights: {what}; get it again, or name another file"
+        ) from error
 
 
 def _read_state_dict(path: str) -> Tensors:
@@ -319,7 +330,14 @@ class RegionDHCheckpointer(DetectionCheckpointer):
     Detectron2 only warns, and a detector on a partly random backbone trains to poor numbers that
     look like a method's fault. Zoo pickles are read without running their code. A checkpoint is
     complete or absent, where fvcore's writing into place may leave half of one.
+
+    Attributes:
+        whole: whether every tensor of the model must be loaded, as for an evaluation.
     """
+
+    whole = False
+    _loading = ""
+    _states: tuple[str, ...] = ()  # that a file must hold beside the model
 
     def save(self, name: str, **kwargs) -> None:
         """As :meth:`fvcore.common.checkpoint.Checkpointer.save`, into a local folder.
@@ -335,26 +353,144 @@ class RegionDHCheckpointer(DetectionCheckpointer):
         _save(path, {"model": self.model.state_dict(), **objects, **kwargs})
         self.tag_last_checkpoint(f"{name}.pth")
 
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with replace_when_complete(os.path.join(self.save_dir, _LAST)) as temporary:
+            temporary.write_text(last_filename_basename)
+
+    def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
+        """As :meth:`DetectionCheckpointer.load`.
+
+        Raises:
+            WeightsError: there is no such file or source, it is damaged or holds no weights, or
+                they don't fit the model as far as they must.
+        """
+        self._loading = path
+        try:
+            if path:
+                require_weights(path)
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # which a failure leaves behind
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As in the base class; what is resumed must fit the model whole, and hold all states.
+
+        Raises:
+            WeightsError: see :meth:`load`; or the last checkpoint is of another config.
+        """
+        if not resume or not self.has_checkpoint():
+            return super().resume_or_load(path, resume=False)
+        whole, self.whole, self._states = self.whole, True, tuple(self.checkpointables)
+        try:
+            return self.load(self.get_checkpoint_file())
+        except RegionDHError as error:
+            raise WeightsError(f"{error}; {self._after_failed_resume()}") from error
+        finally:
+            self.whole, self._states = whole, ()
+
+    def _after_failed_resume(self) -> str:
+        """What to do about a last checkpoint that can't be resumed."""
+        tag = os.path.join(self.save_dir, _LAST)
+        named = os.path.basename(self.get_checkpoint_file())
+        others = sorted(p.name for p in Path(self.save_dir).glob("*.pth") if p.name != named)
+        other = f" write the name of another checkpoint into it ({', '.join(others)}), or"
+        return (
+            f"{tag} names it for --resume:{other if others else ''} delete {_LAST} to start from "
+            "MODEL.WEIGHTS"
+        )
+
     def _load_file(self, filename):
         if filename.endswith(".pkl"):
             return read_zoo_pickle(filename)
-        return super()._load_file(filename)
+        data = read_weights(filename)
+        if filename.endswith(".pyth") and isinstance(data, dict) and "model_state" in data:  # pycls
+            counters = "num_batches_tracked"
+            model = {k: v for k, v in data["model_state"].items() if not k.endswith(counters)}
+            data = {"model": model, "__author__": "pycls", "matching_heuristics": True}
+        if isinstance(data, dict) and "model" not in data:
+            data = {"model": data}
+        if not isinstance(data, dict) or not isinstance(data["model"], dict):
+            raise WeightsError(f"{filename} holds no weights: no tensors by name")
+        wrong = [
+            k for k, v in data["model"].items() if not torch.is_tensor(v) and not _is_numeric(v)
+        ]
+        if wrong:
+            raise WeightsError(f"{filename} holds no weights: {wrong[0]!r} is no tensor")
+        missing = [state for state in self._states if state not in data]
+        if missing:
+            raise WeightsError(f"{filename} holds weights alone, and no training to go on with")
+        return self._with_heuristics(data)
+
+    def _with_heuristics(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Detectron2's ``FILE?matching_heuristics=True``: names are matched by their ends."""
+        queries = parse_qs(self._parsed_url_during_load.query)
+        if queries.pop("matching_heuristics", ["False"]) == ["True"]:
+            data["matching_heuristics"] = True
+        if queries:
+            raise WeightsError(
+                f"{self._loading}: {', '.join(queries)} isn't known after the '?'; only "
+                "matching_heuristics=True is"
+            )
+        return data
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
-        misshapen = {k for k, *_ in incompatible.incorrect_shapes}
-        wrong = [
-            k
-            for k in tensors_not_loaded(incompatible)
-            if k.startswith("backbone.") and (k in misshapen or not k.startswith(FPN_LAYERS))
-        ]
-        if wrong:
+        shapes = {
+            name: f"{_shape(there)} there, {_shape(here)} here"
+            for name, there, here in incompatible.incorrect_shapes
+        }
+        wrong = tensors_not_loaded(incompatible)
+        if self.whole and wrong:
+            first = wrong[0] + (f", {shapes[wrong[0]]}" if wrong[0] in shapes else "")
             raise WeightsError(
-                f"the weights lack {len(wrong)} tensors of the backbone or have them in another "
-                f"shape (first: {wrong[0]}); check MODEL.WEIGHTS against MODEL.BACKBONE and "
+                f"{self._loading} lacks {len(wrong)} tensors of the model or has them in another "
+                f"shape (first: {first}): it must be a checkpoint of this config's trained network"
+            )
+        backbone = [
+            k
+            for k in wrong
+            if k.startswith("backbone.") and (k in shapes or not k.startswith(FPN_LAYERS))
+        ]
+        if backbone:
+            raise WeightsError(
+                f"the weights lack {len(backbone)} tensors of the backbone or have them in another "
+                f"shape (first: {backbone[0]}); check MODEL.WEIGHTS against MODEL.BACKBONE and "
                 "MODEL.TIMM"
             )
+        if shapes:
+            listed = "; ".join(f"{name}: {shape}" for name, shape in shapes.items())
+            self.logger.warning(
+                f"{self._loading}: {len(shapes)} tensors have another shape than the model's. They "
+                f"are not loaded, and stay as they were initialised, at random: {listed}"
+            )
         return incompatible
+
+
+def has_last_checkpoint(folder: str | os.PathLike) -> bool:
+    """Whether a folder of a training has a checkpoint to go on from."""
+    return os.path.isfile(os.path.join(folder, _LAST))
+
+
+def _shape(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides)) or "a number"
+
+
+def require_weights(path: str) -> None:
+    """Find or download a file of weights.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    plain = urlparse(path)._replace(query="").geturl()  # as Detectron2 does
+    try:
+        local = PathManager.get_local_path(plain)
+    except RegionDHError:
+        raise
+    except Exception as error:  # of a network, or of one of the handlers
+        raise WeightsError(f"MODEL.WEIGHTS: {plain} can't be had: {_line(error)}") from error
+    if not os.path.isfile(local):
+        what = "a folder" if os.path.isdir(local) else "no such file"
+        raise WeightsError(f"MODEL.WEIGHTS: {local}: {what}; name a checkpoint")
 
 
 def tensors_not_loaded(incompatible) -> list[str]:
@@ -371,8 +507,13 @@ def tensors_not_loaded(incompatible) -> list[str]:
 
 def model_fingerprint(model: torch.nn.Module) -> str:
     """sha256 over the names, shapes, types and bytes of a model's state dict, as hex digits."""
+    return state_fingerprint(model.state_dict())
+
+
+def state_fingerprint(state: Tensors) -> str:
+    """:func:`model_fingerprint` of the model whose state dict this is, as checkpoints hold it."""
     digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
+    for key, tensor in sorted(state.items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -63,7 +63,8 @@ def extract_folder(folder, output, **options):
     run = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
     inputs = folder if isinstance(folder, list) else [folder]
     scan = find_photos(inputs, options.pop("exclude", ()))
-    images, _ = images_to_code(scan, inputs, known_files(output, run.get("moves", ())))
+    known = known_files(output, run.get("moves", ())) if output.is_file() else {}
+    images, _ = images_to_code(scan, inputs, known)
     return make_extractor(**options).extract(images, output, scan=scan, **run)
 
 

@@ -143,7 +143,7 @@ def test_unknown_name(main, capsys):
         main(["t_nope"])
     assert error.value.code == 2
     message = capsys.readouterr().err
-    assert "unknown dataset t_nope" in message
+    assert "unknown dataset 't_nope'" in message
     assert "voc_2007_retrieval_train_val" in message
 
 
@@ -166,4 +166,4 @@ def test_prepare_scenes(tmp_path, capsys):
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file/below"):
         assert main(["--output", str(output)]) == 1
-        assert capsys.readouterr().err.startswith(f"error: {output}: ")
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}: ")

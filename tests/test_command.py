@@ -229,7 +229,7 @@ def test_one_worker_runs_here():
 
 def test_a_trained_model_needs_weights(tmp_path):
     cfg = get_cfg()
-    for weights, message in (("", "MODEL.WEIGHTS is empty"), (str(tmp_path), "no such file")):
+    for weights, message in (("", "MODEL.WEIGHTS is empty"), (str(tmp_path), "a folder; name")):
         cfg.MODEL.WEIGHTS = weights
         with pytest.raises(WeightsError, match=message):
             load_trained_model(cfg)

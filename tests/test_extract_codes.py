@@ -403,7 +403,7 @@ def test_an_output_that_is_an_input(tool, random_network, arguments, one_image, 
     for output in (one_image, weights):
         assert tool.main(arguments([one_image], output, "--resume")) == 1
         (error,) = errors_of(capsys)
-        assert f"{output}: this command reads it; an output never replaces an input" in error
+        assert f"{output}: is {output}, which this command reads; an output never" in error
     assert (one_image.read_bytes(), weights.read_bytes()) == before
 
 

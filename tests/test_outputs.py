@@ -243,8 +243,7 @@ def test_an_index_folder(world, capsys):
     for output in ("project", ".", "a.jpg", "a.jpg/index"):
         refused(world, capsys, "build_index", "codes.h5", "--output", output, "--engine", "numpy")
     shutil.copy("codes.h5", "index/codes.h5")
-    line = refused(world, capsys, "build_index", "index/codes.h5", "--output", "index")
-    assert "index/codes.h5, which this command reads" in line
+    refused(world, capsys, "build_index", "index/codes.h5", "--output", "index")
 
 
 def test_the_demo_in_a_folder_of_others(world, capsys):

@@ -373,7 +373,7 @@ def test_codes_that_cannot_be_reported(tool, files, capsys, changes, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         ("{", "not JSON"),
         ("[1]", "not a flat JSON object of numbers"),
         ('{"a": {"b": 1}}', "not a flat JSON object of numbers"),

@@ -171,14 +171,66 @@ def test_a_coded_database_replaces_the_images(dataset, tmp_path):
     evaluator = RetrievalEvaluator(dataset.name, topk=5, database_codes=path, model_fingerprint="a")
     assert feed(evaluator, dataset, queries)["retrieval"] == expected_metrics(dataset, 5)
 
-    stranger = RetrievalEvaluator(dataset.name, database_codes=path, model_fingerprint="b")
     with pytest.raises(CodeFileError, match="same model"):
-        feed(stranger, dataset, queries)
+        RetrievalEvaluator(dataset.name, database_codes=path, model_fingerprint="b")
+    unknown = RetrievalEvaluator(dataset.name, database_codes=path)
+    with pytest.raises(CodeFileError, match="same model"):
+        unknown.set_model("b")
     with pytest.raises(CodeFileError, match="no such file"):
         RetrievalEvaluator(dataset.name, database_codes=tmp_path / "absent.h5")
     write_codes(tmp_path / "bare.h5", replace(read_codes(path), labels=None))
     with pytest.raises(CodeFileError, match=r"no labels in .*bare\.h5: extract the codes from"):
         RetrievalEvaluator(dataset.name, database_codes=tmp_path / "bare.h5")
+
+
+def test_a_database_file_of_other_images_is_refused_before_the_coding(dataset, tmp_path):
+    feed(RetrievalEvaluator(dataset.name, output_dir=tmp_path, model_fingerprint="a"), dataset)
+    codes = read_codes(tmp_path / dataset.name / "database.h5")
+    names = [f"elsewhere/{name.rpartition('/')[2]}" for name in codes.file_names]
+    labels = codes.labels.copy()
+    labels[3] = 1 - labels[3]
+    first = codes.image_ids[0]
+    for change, message in (
+        ({"class_names": [*CLASSES[:2], "cow"]}, "other classes than"),
+        ({"image_ids": ["x", *codes.image_ids[1:]]}, r"1 of the 10 images .*first: x"),
+        (
+            {"file_names": ["x.jpg", *names[1:]]},
+            rf"image {first} is x\.jpg there, and {first}\.jpg",
+        ),
+        ({"labels": labels}, rf"image {codes.image_ids[3]} has other labels"),
+        (
+            {"image_ids": [codes.image_ids[1], *codes.image_ids[1:]]},
+            rf"1 of the database's 10 images are not in it \(first: {first}\)",
+        ),
+    ):
+        write_codes(tmp_path / "other.h5", replace(codes, **change))
+        with pytest.raises(CodeFileError, match=message) as error:
+            RetrievalEvaluator(dataset.name, database_codes=tmp_path / "other.h5")
+        assert "other.h5" in str(error.value)
+        assert "\n" not in str(error.value)
+    # Folders may have moved, and the order of rows is free.
+    write_codes(tmp_path / "moved.h5", replace(codes, file_names=names))
+    RetrievalEvaluator(dataset.name, database_codes=tmp_path / "moved.h5", bits=BITS)
+    with pytest.raises(CodeFileError, match=rf"codes of {BITS} bits, and the model makes 48"):
+        RetrievalEvaluator(dataset.name, database_codes=tmp_path / "moved.h5", bits=48)
+    # What counted difficult objects is no database for labels without them.
+    with pytest.raises(CodeFileError, match="COUNT_DIFFICULT"):
+        RetrievalEvaluator(
+            dataset.name, database_codes=tmp_path / "moved.h5", count_difficult=False
+        )
+
+
+def test_a_coded_database_needs_all_queries_and_no_other_image(dataset, tmp_path, caplog):
+    feed(RetrievalEvaluator(dataset.name, output_dir=tmp_path), dataset)
+    path = tmp_path / dataset.name / "database.h5"
+    caplog.clear()
+    queries = [i for i, role in enumerate(ROLES) if role != "database"]
+    feed(RetrievalEvaluator(dataset.name, topk=5, database_codes=path), dataset, queries)
+    assert "not processed" not in caplog.text
+    assert "coded again" not in caplog.text
+    feed(RetrievalEvaluator(dataset.name, topk=5, database_codes=path), dataset, [0, *queries[1:]])
+    assert "1 of its 7 images were not processed" in caplog.text
+    assert "1 images of the database were coded again" in caplog.text
 
 
 def test_queries_that_are_in_the_database_are_counted_and_left_out_on_request(dataset, caplog):

@@ -22,6 +22,7 @@ from regiondh_d2.engine.command import (
     run_command,
 )
 from regiondh_d2.engine.defaults import config_inputs
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.extract import ImageLoader
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="runs to time, of which the fastest counts (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
+    add_import_option(parser)
     add_overwrite_option(parser)
     parser.add_overrides()
     return parser
@@ -89,6 +91,7 @@ def format_table(numbers: dict[str, dict[str, float]]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     inputs = [args.image, *config_inputs(args.config_file, args.opts)]
     check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     cfg = build_cfg(args.config_file, args.opts)

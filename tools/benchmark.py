@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import numpy as np
 import torch
 from detectron2.modeling import build_model
@@ -18,6 +19,7 @@ from detectron2.utils.events import EventStorage
 
 from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.engine.defaults import build_cfg, config_inputs
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.retrieval.hamming_index import create_index
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
@@ -268,6 +270,7 @@ def benchmark_training(args: argparse.Namespace) -> dict:
     disturb them less than those of a clock. Sizes change from step to step, as they do in training:
     what one step frees seldom fits the next.
     """
+    import_user_code(args.imports)
     cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     model = build_model(cfg).train()
     generator = torch.Generator().manual_seed(0)
@@ -356,6 +359,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=8,
         help="steps, of which the mean counts, after a first one (default: 8)",
     )
+    add_import_option(training)
     training.add_overrides()
     training.set_defaults(run=benchmark_training, show=print_training)
     for subparser in subparsers.choices.values():

@@ -8,18 +8,19 @@ to compare, by the distance of the whole images' codes; relevant are those that 
 import argparse
 import sys
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
-import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
-from regiondh_d2.data.catalog import load_dataset
+from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import add_overwrite_option, load_trained_model, run_command
 from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
 from regiondh_d2.engine.searcher import code_boxes
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.object_queries import (
     RANKINGS,
     check_object_queries,
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave the image that an object is in out of the object's ranking",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
+    add_import_option(parser)
     add_overwrite_option(parser)
     parser.add_overrides()
     return parser
@@ -150,6 +152,7 @@ def annotated_objects(record: dict, size: tuple[int, int]) -> Instances:
 
 def load_records(dataset: str) -> list[dict]:
     """The images of a dataset that have annotated objects, with labels."""
+    require_dataset(dataset, "--dataset")
     records = [with_labels(r) for r in load_dataset(dataset) if r.get("annotations")]
     if not records:
         raise RegionDHError(f"{dataset} has no annotated objects: name a detection dataset")
@@ -178,6 +181,7 @@ def format_table(metrics: dict[str, float]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     inputs = [args.database, *config_inputs(args.config_file, args.opts)]
     inputs += dataset_inputs([args.dataset])
     check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")

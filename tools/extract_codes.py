@@ -5,13 +5,13 @@ import argparse
 import os
 import sys
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import torch
 from detectron2.data import MetadataCatalog
 
-import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.config import code_settings
-from regiondh_d2.data.catalog import load_dataset
+from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.photo_files import PhotoScan, find_photos
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
@@ -22,6 +22,7 @@ from regiondh_d2.engine.command import (
     run_workers,
 )
 from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
@@ -110,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes, on CPUs as well (default: %(default)s)",
     )
+    add_import_option(parser)
     parser.add_overrides()
     return parser
 
@@ -117,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
     """The images of a dataset to code, and its class names."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    require_dataset(name, "--dataset")
     dicts = load_dataset(name)
     if any("annotations" in record for record in dicts):
         dicts = [with_labels(record) for record in dicts]
@@ -218,6 +221,7 @@ def tell(result: ExtractionResult, output: str) -> None:
 
 
 def extract(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     cfg = build_cfg(args.config_file, args.opts)
     cfg.freeze()
     if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
@@ -229,12 +233,13 @@ def extract(args: argparse.Namespace) -> None:
     if args.dataset:
         inputs += dataset_inputs([args.dataset])
     inputs += [path for path in args.input or () if os.path.isfile(path)]
-    check_output_file(args.output, inputs=inputs, overwrite=None, kind="codes")
+    refuse_inputs(args.output, inputs)
+    known = known_files(args.output, args.root)  # tells of a file that another program writes
+    check_output_file(args.output, overwrite=None, kind="codes")
     if args.dataset:
         scan, notes = None, []
         images, class_names = dataset_entries(args.dataset, cfg)
     else:
-        known = known_files(args.output, args.root)
         scan = find_photos(
             args.input,
             args.exclude,

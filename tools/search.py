@@ -16,6 +16,7 @@ from regiondh_d2.engine.command import (
 )
 from regiondh_d2.engine.defaults import build_cfg, config_inputs
 from regiondh_d2.engine.searcher import RegionDHSearcher, query_loader
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.draw import (
     Tile,
     draw_grid,
@@ -105,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")
     parser.add_argument("--json", metavar="OUT.json", help="also write the answers")
+    add_import_option(parser)
     add_overwrite_option(parser)
     parser.add_overrides()
     return parser
@@ -194,6 +196,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     # First what would otherwise fail at the end.
     check_outputs(args)
     cfg = build_cfg(args.config_file, args.opts)

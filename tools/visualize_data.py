@@ -14,20 +14,20 @@ from pathlib import Path
 
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from regiondh_d2.data.catalog import load_dataset, registered_names
+from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.training import build_train_loader
 from regiondh_d2.data.visualize import draw_record, draw_training_input
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.engine.defaults import check_datasets, config_inputs, dataset_inputs
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
-from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file
 
 
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many, at even distances in the dataset (default: %(default)s)",
     )
+    add_import_option(parser)
     add_overwrite_option(parser)
     parser.add_overrides()
     return parser
@@ -75,11 +76,7 @@ def output_file(args: argparse.Namespace, datasets: Sequence[str], place: int, i
 def draw_dataset(args: argparse.Namespace) -> Iterator[tuple[Path, Image.Image]]:
     """Files and pictures of some images of a dataset."""
     name = args.dataset
-    if name not in DatasetCatalog.list():
-        raise RegionDHError(
-            f"dataset {name!r} isn't registered; known: {', '.join(registered_names())}, and "
-            "Detectron2's own"
-        )
+    require_dataset(name, "--dataset")
     records = load_dataset(name)
     class_names = MetadataCatalog.get(name).get("thing_classes") or ()
     count = min(args.images, len(records))
@@ -102,6 +99,7 @@ def draw_training(args: argparse.Namespace) -> Iterator[tuple[Path, Image.Image]
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     pictures = draw_dataset(args) if args.dataset else draw_training(args)
     count = 0
     for file, picture in tqdm(pictures, disable=None, leave=False):

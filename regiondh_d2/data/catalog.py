@@ -6,6 +6,7 @@ are the same dataset, which is what makes registering twice harmless.
 
 from __future__ import annotations
 
+import difflib
 import os
 from typing import Any, Protocol
 
@@ -105,7 +106,11 @@ def load_dataset(
     """Load any registered dataset; `problems` and `notes` as in `DatasetSource.load`.
 
     Datasets that other code registered cannot collect: they raise whatever they raise.
+
+    Raises:
+        RegionDHError: no dataset of this name is registered.
     """
+    require_dataset(name)
     adopt(name)
     source = find_source(name)
     if source is None or (problems is None and notes is None):
@@ -116,3 +121,24 @@ def load_dataset(
 def registered_names() -> list[str]:
     """The names that were registered here, in the order of registration."""
     return [name for name in _SOURCES if find_source(name) is _SOURCES[name]]
+
+
+def require_dataset(name: str, told: str = "dataset") -> None:
+    """Check that a dataset is registered, here or by other code.
+
+    Args:
+        name: of the dataset.
+        told: what the message puts before the name, such as the option.
+
+    Raises:
+        RegionDHError: it isn't; the message lists the names that were registered here.
+    """
+    known = DatasetCatalog.list()
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    raise RegionDHError(
+        f"{told} {name!r}, which isn't registered; known: {', '.join(registered_names())}, and "
+        "Detectron2's own; what registers your own is imported by --import MODULE_OR_FILE"
+        f"{f'; did you mean {near[0]}?' if near else ''}"
+    )

@@ -18,16 +18,21 @@ import torch
 from detectron2.engine import launch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from ..checkpoint import RegionDHCheckpointer, WeightsError, tensors_not_loaded
+from ..checkpoint import (
+    RegionDHCheckpointer,
+    WeightsError,
+    has_last_checkpoint,
+    require_weights,
+)
 from ..retrieval.search import RERANKINGS
 from ..utils.arguments import DEBUG_VARIABLE
 from ..utils.display import display_name, tolerate_any_text
 from ..utils.errors import RegionDHError
 from .allocation import keep_freed_memory
+from .user_code import import_user_code
 
 __all__ = [
     "CommandError",
@@ -152,6 +157,8 @@ def _prepare_process(keep_memory: bool = True) -> None:
         keep_freed_memory()
     # PyTorch's remarks on Detectron2's code would drown the few lines of a command.
     warnings.filterwarnings("ignore", module="torch")
+    libraries = r"(detectron2|fvcore|timm|torchvision)(\.|$)"  # PyTorch blames those that call it
+    warnings.filterwarnings("ignore", category=FutureWarning, module=libraries)
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     # A training goes on when nobody reads its lines any more (| head); log.txt has them.
     logging.raiseExceptions = bool(os.environ.get(DEBUG_VARIABLE))
@@ -306,6 +313,7 @@ def _work(worker: Callable[..., None], args: tuple) -> None:
     """The parent process sees of an exception only its text."""
     _prepare_process()
     try:
+        import_user_code()
         worker(*args)
     except Exception as error:
         line = _one_line(error)
@@ -316,32 +324,32 @@ def _work(worker: Callable[..., None], args: tuple) -> None:
         raise CommandError(line) from None
 
 
-def load_trained_model(cfg) -> nn.Module:
+def load_trained_model(
+    cfg, *, resume: bool = False, build: Callable[..., nn.Module] = build_model
+) -> nn.Module:
     """The model of a config with the weights of ``MODEL.WEIGHTS``, in evaluation mode.
+
+    Args:
+        cfg: the config.
+        resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
+        build: makes the model of the config.
 
     Raises:
         WeightsError: no weights are named, there are none, or they lack a tensor of the model, so
             that a part of it would stay random.
     """
     path = cfg.MODEL.WEIGHTS
-    if not path:
+    last = resume and has_last_checkpoint(cfg.OUTPUT_DIR)
+    if resume and not last:
+        logging.getLogger(__name__).warning(
+            "--resume: no checkpoint in %s; MODEL.WEIGHTS %s is evaluated", cfg.OUTPUT_DIR, path
+        )
+    if not path and not last:
         raise WeightsError("MODEL.WEIGHTS is empty: name the checkpoint of a trained model")
-    if not PathManager.isfile(PathManager.get_local_path(path)):
-        raise WeightsError(f"{path}: no such file; name a trained model as MODEL.WEIGHTS")
-    model = build_model(cfg)
-    _WholeModelCheckpointer(model).load(path)
+    if not last:
+        require_weights(path)  # before the model is built
+    model = build(cfg)
+    checkpointer = RegionDHCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer.whole = True
+    checkpointer.resume_or_load(path, resume=resume)
     return model.eval()
-
-
-class _WholeModelCheckpointer(RegionDHCheckpointer):
-    """A :class:`RegionDHCheckpointer` for which any part that isn't loaded is an error."""
-
-    def _load_model(self, checkpoint):
-        incompatible = super()._load_model(checkpoint)
-        wrong = tensors_not_loaded(incompatible)
-        if wrong:
-            raise WeightsError(
-                f"MODEL.WEIGHTS lacks {len(wrong)} tensors of the model or has them in another "
-                f"shape (first: {wrong[0]}): name the checkpoint of a trained model, and its config"
-            )
-        return incompatible

@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from ..data.catalog import load_dataset
 from ..retrieval.code_store import read_codes, write_codes
 from ..structures.codes import (
+    CodeFileError,
     CodeSet,
     check_comparable,
     check_holds,
@@ -31,6 +32,7 @@ from ..structures.codes import (
     codes_from_outputs,
     join_code_sets,
 )
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import refuse_inputs, write_json
 from .ranking_metrics import RankingResult, evaluate_ranking
@@ -83,6 +85,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         count_difficult: bool = True,
         output_dir: str | os.PathLike | None = None,
         database_codes: str | os.PathLike | None = None,
+        bits: int | None = None,
         config_name: str = "",
         model_fingerprint: str = "",
         instance_min_score: float = 0.3,
@@ -96,15 +99,17 @@ class RetrievalEvaluator(DatasetEvaluator):
             count_difficult: whether the classes of ``difficult_labels`` count as labels.
             output_dir: where to write ``<dataset_name>/{query.h5,database.h5,metrics.json}``; None
                 writes nothing.
-            database_codes: code file to search in instead of the dataset's database images.
+            database_codes: code file of the dataset's database images, to search in instead of
+                coding them again. Then only queries need to be processed.
+            bits: code length of the model, if known, which ``database_codes`` must have.
             config_name, model_fingerprint: written into the code files.
             instance_min_score: detections below this score are not stored.
             exclude_self: whether a query that is in the database is left out of its own ranking.
             distributed: collect records from all ranks; False if only this rank evaluates.
 
         Raises:
-            CodeFileError: ``database_codes`` cannot be read or lack labels; better now than after
-                the coding.
+            CodeFileError: ``database_codes`` cannot be read, lack labels, or are not those of the
+                dataset's database images by this model; better now than after the coding.
             OutputExistsError: ``database_codes`` would be replaced by the codes of the queries.
         """
         self._logger = logging.getLogger(__name__)
@@ -118,12 +123,83 @@ class RetrievalEvaluator(DatasetEvaluator):
                 refuse_inputs(self._output_dir / "query.h5", [database_codes])
             self._database = read_codes(database_codes)
             check_holds(self._database, str(database_codes), "labels")
+            self._check_database(str(database_codes), bits)
         self._config_name = config_name
-        self._model_fingerprint = model_fingerprint
+        self._model_fingerprint = ""
+        self.set_model(model_fingerprint)
         self._instance_min_score = instance_min_score
         self._exclude_self = exclude_self
         self._distributed = distributed
         self._records: list[_Record] = []
+
+    def set_model(self, fingerprint: str) -> None:
+        """Say which model is measured, unless that is known: its fingerprint, "" if unknown.
+
+        Raises:
+            CodeFileError: the coded database is another model's.
+        """
+        self._model_fingerprint = self._model_fingerprint or fingerprint
+        if self._database is not None and self._model_fingerprint:
+            known = dataclasses.replace(self._database, model_fingerprint=self._model_fingerprint)
+            check_comparable(known, self._database)
+
+    def _check_database(self, name: str, bits: int | None) -> None:
+        """Refuse codes that are not those of the dataset's database images."""
+        codes = self._database
+        if bits is not None and codes.bits != bits:
+            raise CodeFileError(
+                f"{name} has codes of {codes.bits} bits, and the model makes {bits}: extract the "
+                "database's codes with this model"
+            )
+        if self._dataset_name not in DatasetCatalog.list():
+            return
+        records = {
+            str(record["image_id"]): record
+            for record in load_dataset(self._dataset_name)
+            if record["role"] in ("database", "both")
+        }
+        # Known after the loading, at the latest.
+        classes = list(MetadataCatalog.get(self._dataset_name).thing_classes)
+        if list(codes.class_names) != classes:
+            raise CodeFileError(
+                f"{name} has other classes than {self._dataset_name}: extract the codes of its "
+                "database"
+            )
+        ids = [str(image_id) for image_id in codes.image_ids]
+        of_others = [image_id for image_id in ids if image_id not in records]
+        missing = [image_id for image_id in records if image_id not in set(ids)]
+        doubles = [image_id for image_id, count in Counter(ids).items() if count > 1]
+        for wrong, what in (
+            (of_others, f"of the {len(ids)} images in it are not in the database"),
+            (missing, f"of the database's {len(records)} images are not in it"),
+            (doubles, "images are in it more than once"),
+        ):
+            if wrong:
+                raise CodeFileError(
+                    f"{name} does not hold the database of {self._dataset_name}: {len(wrong)} "
+                    f"{what} (first: {display_name(wrong[0])}); extract the codes of the database, "
+                    "or set TEST.RETRIEVAL.DATABASE_CODES to ''"
+                )
+        for row, image_id in enumerate(ids):
+            record = records[image_id]
+            there, here = (
+                os.path.basename(str(f)) for f in (codes.file_names[row], record["file_name"])
+            )
+            if there != here:
+                raise CodeFileError(
+                    f"{name}: image {display_name(image_id)} is {display_name(there)} there, and "
+                    f"{display_name(here)} in {self._dataset_name}: extract the codes of its "
+                    "database"
+                )
+            labels = set(record["image_labels"])
+            if not self._count_difficult:
+                labels -= set(record.get("difficult_labels", ()))
+            if labels != set(np.flatnonzero(codes.labels[row]).tolist()):
+                raise CodeFileError(
+                    f"{name}: image {display_name(image_id)} has other labels there than in "
+                    f"{self._dataset_name} now: extract the codes again, with the same "
+                    "TEST.RETRIEVAL.COUNT_DIFFICULT"
+                )
 
     def reset(self) -> None:
         self._records = []
@@ -193,6 +269,14 @@ class RetrievalEvaluator(DatasetEvaluator):
         records = self._merge(records)
         query = self._code_set([r for r in records if r.role in ("query", "both")], "query")
         database = self._database
+        coded_again = sum(r.role == "database" for r in records)
+        if database is not None and coded_again:
+            self._logger.warning(
+                "%s: %d images of the database were coded again; a loader of "
+                "RegionDHTrainer.build_test_loader leaves them out",
+                self._dataset_name,
+                coded_again,
+            )
         if database is None:
             found = [r for r in records if r.role in ("database", "both")]
             database = self._code_set(found, "database")
@@ -220,15 +304,21 @@ class RetrievalEvaluator(DatasetEvaluator):
             merged[record.image_id] = dataclasses.replace(seen, role="both") if both else seen
         position: dict[str, int] = {}
         if self._dataset_name in DatasetCatalog.list():
-            for row, entry in enumerate(load_dataset(self._dataset_name)):
+            entries = load_dataset(self._dataset_name)
+            for row, entry in enumerate(entries):
                 position.setdefault(str(entry["image_id"]), row)
-            absent = len(position.keys() - merged.keys())
-            if absent and self._database is None:
+            wanted = {
+                str(entry["image_id"])
+                for entry in entries
+                if self._database is None or entry["role"] != "database"
+            }
+            absent = len(wanted - merged.keys())
+            if absent:
                 self._logger.warning(
                     "%s: %d of its %d images were not processed",
                     self._dataset_name,
                     absent,
-                    len(position),
+                    len(wanted),
                 )
         last = len(position)
         return sorted(merged.values(), key=lambda r: (position.get(r.image_id, last), r.image_id))
