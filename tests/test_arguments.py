@@ -96,7 +96,6 @@ def test_an_option_with_several_values_adds_up(parser):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--topk", "2", "--topk", "3"], "--topk is given twice"),
         (["--top", "2"], "--top: no such option; did you mean --topk?"),
         (["--config_file", "c"], "--config_file: no such option; did you mean --config-file?"),
         (["topk", "2"], "topk: not expected here; did you mean --topk?"),
