@@ -7,6 +7,7 @@ with small pictures; ``cases`` is the folder that the environment variable REGIO
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import runpy
 import shutil
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import detectron2.engine.defaults
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -22,7 +24,7 @@ from PIL import EpsImagePlugin, Image, ImageDraw, PngImagePlugin
 
 from regiondh_d2.data import image_reader, photo_files
 from regiondh_d2.data.training import build_train_loader
-from regiondh_d2.engine import build_cfg, command, searcher
+from regiondh_d2.engine import build_cfg, command, defaults, searcher, trainer
 from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
@@ -327,6 +329,17 @@ def run(mains, capsys, monkeypatch, tmp_path):
         return SimpleNamespace(status=status, out=out, err=err.splitlines())
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def loggers(monkeypatch):
+    """Loggers stay as they are, for the tests of other modules that read them."""
+
+    def get_logger(*args, name="detectron2", **kwargs):
+        return logging.getLogger(name)
+
+    for module in (defaults, trainer, detectron2.engine.defaults):
+        monkeypatch.setattr(module, "setup_logger", get_logger)
 
 
 @pytest.fixture(scope="module", autouse=True)
