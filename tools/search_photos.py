@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if status:
         return status
-    status = step("build_index", "--output", index, "--", codes)
+    status = step("build_index", codes, "--output", index)
     if status:
         return status
     query = args.query or choose_query(codes, args.photos)
