@@ -19,6 +19,7 @@ from regiondh_d2.utils.errors import RegionDHError
         (["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "class-agnostic regression"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"], "Got sizes of length 2"),
         (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "StandardROIHeads makes no codes"),
+        (["MODEL.META_ARCHITECTURE", "ImageHash"], "ImageHash: take WholeImageHeads"),
         (["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], "proposes rotated boxes"),
         (["MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"], "proposes rotated boxes"),
     ],
@@ -46,6 +47,16 @@ def test_a_training_without_an_rpn_is_refused(make_model, make_inputs):
     model = make_model("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
     with pytest.raises(RegionDHError, match="Region-DH trains its RPN: take RPN"):
         model(make_inputs((64, 96)))
+
+
+def test_a_coded_database_without_use_is_refused(tiny_cfg):
+    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 12
+    tiny_cfg.TEST.RETRIEVAL.DATABASE_CODES = "d.h5"
+    tiny_cfg.DATASETS.TEST = ("scenes_retrieval", "regiondh_scenes_queries")
+    check_datasets(tiny_cfg)
+    tiny_cfg.DATASETS.TEST = ("regiondh_scenes_queries",)
+    with pytest.raises(RegionDHError, match="DATABASE_CODES is 'd.h5', and no retrieval dataset"):
+        check_datasets(tiny_cfg)
 
 
 @pytest.mark.parametrize("name", ["GeneralizedRCNN", "ProposalNetwork"])

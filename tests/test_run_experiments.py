@@ -679,7 +679,7 @@ def test_a_network_of_another_training_is_refused(scenes, tmp_path, change):
         (["DATASETS.TEST", "('nowhere',)"], "DATASETS.TEST has 'nowhere', which isn't registered"),
         (["DATASETS.TEST", "()"], "must each name a dataset"),
         (["DATASETS.TEST", f"('{PREFIX}regiondh_scenes_queries',)"], "is no retrieval dataset"),
-        (["SOLVER.BASE_RATE", 1], "Non-existent key: SOLVER.BASE_RATE"),
+        (["SOLVER.BASE_RATE", 1], "Non-existent config key: SOLVER.BASE_RATE"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "MODEL.WEIGHTS nowhere.pth: no such file"),
     ],
 )

@@ -176,15 +176,24 @@ def check_datasets(cfg: CfgNode) -> None:
 
     Raises:
         RegionDHError: a dataset isn't registered, has more classes than ``NUM_CLASSES``, or needs
-            codes, which the network doesn't make.
+            codes, which the network doesn't make; or a coded database has no use.
     """
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             require_dataset(name, f"DATASETS.{key} has")
             check_num_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    for name in cfg.DATASETS.TEST:
-        kind = MetadataCatalog.get(name).get("evaluator_type", None)
-        if kind == "regiondh_retrieval" and not makes_codes(cfg):
+    retrieval = [
+        name
+        for name in cfg.DATASETS.TEST
+        if MetadataCatalog.get(name).get("evaluator_type", None) == "regiondh_retrieval"
+    ]
+    if cfg.TEST.RETRIEVAL.DATABASE_CODES and cfg.DATASETS.TEST and not retrieval:
+        raise RegionDHError(
+            f"TEST.RETRIEVAL.DATABASE_CODES is {cfg.TEST.RETRIEVAL.DATABASE_CODES!r}, and no "
+            f"retrieval dataset is in DATASETS.TEST {cfg.DATASETS.TEST}: name one, or set it to ''"
+        )
+    for name in retrieval:
+        if not makes_codes(cfg):
             raise RegionDHError(
                 f"DATASETS.TEST has {name!r}, which is measured by image codes, and "
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} makes none: take RegionDH, "

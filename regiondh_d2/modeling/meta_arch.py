@@ -90,6 +90,9 @@ class RegionDH(GeneralizedRCNN):
     and ``image_probabilities`` (their sigmoid).
     """
 
+    # A method that its ROI heads must have, and those that do.
+    needs_of_heads = ("forward_hash", "RegionDHROIHeads")
+
     @configurable
     def __init__(self, *, loss_weights: LossWeights, **kwargs):
         """
@@ -194,10 +197,11 @@ def per_image(codes: ImageCodes) -> list[dict]:
 def _refuse_other_parts(model: RegionDH) -> None:
     """Refuses parts that make no codes or other boxes than the heads take."""
     heads, generator = model.roi_heads, model.proposal_generator
-    if not hasattr(heads, "forward_hash"):
+    needed, known = model.needs_of_heads
+    if not hasattr(heads, needed):
         raise RegionDHError(
             f"MODEL.ROI_HEADS.NAME {type(heads).__name__} makes no codes for "
-            "MODEL.META_ARCHITECTURE RegionDH: take RegionDHROIHeads"
+            f"MODEL.META_ARCHITECTURE {type(model).__name__}: take {known}"
         )
     anchors = getattr(generator, "anchor_generator", None)
     if isinstance(generator, RRPN) or getattr(anchors, "box_dim", 4) != 4:
