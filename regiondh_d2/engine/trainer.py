@@ -40,12 +40,14 @@ from ..checkpoint import (
     model_fingerprint,
     read_weights,
 )
+from ..config import code_settings
 from ..data.catalog import adopt
 from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
 from .feature_cache import FeatureCache
+from .network import build_network
 from .training_record import KEY, TrainingRecorder
 
 __all__ = ["RegionDHTrainer", "build_optimizer", "freeze_parts"]
@@ -296,6 +298,17 @@ class RegionDHTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @classmethod
+    def build_model(cls, cfg):
+        """As in the base class.
+
+        Raises:
+            RegionDHError: the network can't be built, see :func:`.network.build_network`.
+        """
+        model = build_network(cfg)
+        logging.getLogger(__name__).info(f"Model:\n{model}")
+        return model
+
+    @classmethod
     def build_optimizer(cls, cfg, model):
         return build_optimizer(cfg, model)
 
@@ -441,6 +454,7 @@ class RegionDHTrainer(DefaultTrainer):
             database_codes=node.DATABASE_CODES or None,
             bits=cfg.MODEL.REGION_DH.BITS_IMAGE or cfg.MODEL.REGION_DH.BITS,
             config_name=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+            settings=code_settings(cfg, activations=True, features=False, instances=True),
             instance_min_score=node.INSTANCE_MIN_SCORE,
             exclude_self=node.EXCLUDE_SELF,
         )
