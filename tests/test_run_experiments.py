@@ -729,8 +729,8 @@ def test_a_result_of_other_weights_or_data_is_refused(scenes, tmp_path, changed)
         weights.write_bytes(b"two")
         told = f"another content of MODEL.WEIGHTS {weights}"
     elif changed == "image":
-        image = next((tmp_path / "scenes/JPEGImages").iterdir())
-        image.write_bytes(image.read_bytes() + b"0")
+        for image in (tmp_path / "scenes/JPEGImages").iterdir():
+            image.write_bytes(image.read_bytes() + b"0")
         told = f"other images or objects of {PREFIX}regiondh_scenes_"
     else:
         for file in (tmp_path / "scenes/Annotations").iterdir():
