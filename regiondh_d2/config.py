@@ -4,32 +4,113 @@ Keys live in nodes of our own (``MODEL.REGION_DH``, ``MODEL.TIMM``, ``TEST.RETRI
 Detectron2's, so that a newer Detectron2 can't give one of them another meaning.
 """
 
-from collections.abc import Iterator
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-__all__ = ["add_regiondh_config", "code_settings", "parse_settings"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "add_regiondh_config",
+    "changed_settings",
+    "code_settings",
+    "feature_settings",
+    "max_pixels",
+    "parse_settings",
+    "training_settings",
+]
 
-# Config keys that decide about the rows of a code file beside the weights: those that start so,
-# without those of training and of where things are.
-_CODE_KEYS = (
-    "MODEL.",
-    "INPUT.FORMAT",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "TEST.DETECTIONS_PER_IMAGE",
-    "TEST.RETRIEVAL.INSTANCE_MIN_SCORE",
-)
-_OTHER_KEYS = (
-    "MODEL.WEIGHTS",
+# Above this many pixels version 0.1, as Pillow by default, refused every image.
+DEFAULT_MAX_PIXELS = 178_956_970
+
+# What data/image_reader.py makes of a file; to be raised when that changes. Version 0.1's, which
+# its code files don't name, is 1.
+_IMAGE_READER = 2
+
+# Three places ask whether two configs mean the same: code files (do these settings give the same
+# rows?), feature caches (the same features?) and checkpoints (the same training?). For each all
+# that a config holds counts, so that no key is forgotten, except the keys below. "*" is any text.
+
+# Where things are, and on what they are computed.
+_PLACES = (
+    "CUDNN_BENCHMARK",
+    "DATALOADER.NUM_WORKERS",
     "MODEL.DEVICE",
     "MODEL.REGION_DH.FEATURE_CACHE",
-    "MODEL.REGION_DH.LOSS_WEIGHTS.",
-    "MODEL.REGION_DH.LR_FACTORS.",
+    "MODEL.WEIGHTS",  # what is in them counts, and has its own place in each of the three
+    "OUTPUT_DIR",
+    "VERSION",
+    "VIS_PERIOD",
 )
+# What is measured, when and how; nothing of it changes a network or a code.
+_EVALUATION = (
+    "DATASETS.TEST",
+    "TEST.AUG.*",
+    "TEST.EVAL_PERIOD",
+    "TEST.EXPECTED_RESULTS",
+    "TEST.KEYPOINT_OKS_SIGMAS",
+    "TEST.RETRIEVAL.BOX_AP",
+    "TEST.RETRIEVAL.COUNT_DIFFICULT",  # code files have an attribute of this name
+    "TEST.RETRIEVAL.DATABASE_CODES",
+    "TEST.RETRIEVAL.EXCLUDE_SELF",
+    "TEST.RETRIEVAL.TOPK",
+)
+# How a network is trained, which its weights tell.
+_TRAINING = (
+    "*_TRAIN",
+    "DATALOADER.*",
+    "DATASETS.*",
+    "FLOAT32_PRECISION",
+    "GLOBAL.*",
+    "INPUT.CROP.*",
+    "INPUT.MASK_FORMAT",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING",
+    "INPUT.RANDOM_FLIP",
+    "MODEL.REGION_DH.LOSS_WEIGHTS.*",
+    "MODEL.REGION_DH.LR_FACTORS.*",
+    "SEED",
+    "SOLVER.*",
+    "TEST.PRECISE_BN.*",
+)
+# Everything above the pooled features of regions.
+_HEADS = (
+    "MODEL.REGION_DH.BITS*",
+    "MODEL.REGION_DH.CLASSIFIER_INPUT",
+    "MODEL.REGION_DH.FUSION_*",
+    "MODEL.REGION_DH.IMAGE_LOSS",
+    "MODEL.REGION_DH.LATENT_INIT_*",
+    "MODEL.REGION_DH.NORMALIZE_FUSED",
+    "MODEL.REGION_DH.OBJECTIVE",
+    "MODEL.REGION_DH.WHOLE_IMAGE",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_*",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+    "MODEL.ROI_BOX_HEAD.*FED_LOSS*",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "MODEL.ROI_BOX_HEAD.NUM_FC",
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES",
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "MODEL.ROI_HEADS.IOU_*",
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "TEST.*",
+)
+# What only says how often a training is saved and how its codes are stored.
+_SAVING = ("SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE", "TEST.RETRIEVAL.*")
+
+_NOT_OF_CODES = (*_PLACES, *_EVALUATION, *_TRAINING)
+_NOT_OF_FEATURES = (*_NOT_OF_CODES, *_HEADS)
+_NOT_OF_TRAINING = (*_PLACES, *_EVALUATION, *_SAVING)
 
 
 def add_regiondh_config(cfg: CN) -> None:
@@ -109,6 +190,10 @@ def _add_region_dh(cfg: CN) -> None:
     node.LR_FACTORS.INSTANCE_HASH = 1.0
     node.LR_FACTORS.IMAGE_HASH = 1.0
 
+    # The most pixels of an image that are read. A larger JPEG is decoded at a half, a quarter or an
+    # eighth of its width and height; a larger image of another format is refused.
+    node.MAX_PIXELS = DEFAULT_MAX_PIXELS
+
     # A folder for cached region features. Where it is set, the backbone and the RPN must be frozen
     # (factors 0); the features of each training image are computed once, and the heads train on
     # them. An interrupted computation goes on; several processes must all see the folder.
@@ -142,11 +227,19 @@ def _add_retrieval(cfg: CN) -> None:
     node.COUNT_DIFFICULT = True
     # A code file of the database to search instead of coding the database again ("": code it).
     node.DATABASE_CODES = ""
+    # True leaves a query that is in the database, too, out of its own ranking. Otherwise it finds
+    # itself first, and a warning says how many do.
+    node.EXCLUDE_SELF = False
     # Detections below this score get no row among the instance codes of a code file.
     node.INSTANCE_MIN_SCORE = 0.3
     # Box AP on the queries beside the retrieval metrics, where they are one dataset in VOC layout
     # or COCO format.
     node.BOX_AP = True
+
+
+def max_pixels(cfg: CN) -> int:
+    """``MODEL.REGION_DH.MAX_PIXELS``; its default for a config without our keys."""
+    return cfg.MODEL.get("REGION_DH", {}).get("MAX_PIXELS", DEFAULT_MAX_PIXELS)
 
 
 def code_settings(cfg: CN, **options: Any) -> str:
@@ -156,34 +249,80 @@ def code_settings(cfg: CN, **options: Any) -> str:
         cfg: the model's config.
         options: more of the kind, such as whether there are codes of instances.
     """
-    keys = {
-        key: value
-        for key, value in _flatten(cfg)
-        if key.startswith(_CODE_KEYS)
-        and not key.startswith(_OTHER_KEYS)
-        and not key.endswith("_TRAIN")
-    }
-    return "\n".join(f"{key} {value!r}" for key, value in sorted({**keys, **options}.items()))
+    return _settings(cfg, _NOT_OF_CODES, options)
 
 
-def parse_settings(text: str) -> dict[str, str]:
-    """The values of :func:`code_settings` by key.
+def feature_settings(cfg: CN) -> str:
+    """What decides about cached region features beside the weights, as :func:`code_settings`."""
+    return _settings(cfg, _NOT_OF_FEATURES, {})
 
-    A key that the text lacks is newer than the text, and what had no such key was coded as by its
-    default. An empty text tells nothing.
+
+def training_settings(cfg: CN) -> str:
+    """What decides about a trained network beside the weights that it started from and its images,
+    as :func:`code_settings`. Of ``FEATURE_CACHE`` it matters whether there is one, not where.
     """
-    return {**_default_settings(), **_values(text)} if text else {}
+    cached = {"MODEL.REGION_DH.FEATURE_CACHE": bool(cfg.MODEL.REGION_DH.FEATURE_CACHE)}
+    return _settings(cfg, _NOT_OF_TRAINING, cached)
+
+
+def parse_settings(text: str, kind: Callable[[CN], str] = code_settings) -> dict[str, str]:
+    """The values of a text of settings by key.
+
+    A key that the text lacks is newer than the text, and what had no such key was made as by its
+    default. An empty text tells nothing.
+
+    Args:
+        text: what ``kind`` gave, of this version or of an older one.
+        kind: :func:`code_settings`, :func:`feature_settings` or :func:`training_settings`.
+    """
+    return {**_default_settings(kind), "IMAGE_READER": "1", **_values(text)} if text else {}
+
+
+def changed_settings(
+    old: str, new: str, kind: Callable[[CN], str] = code_settings
+) -> dict[str, tuple[str, str]]:
+    """The old and the new value of each key in which two texts of one kind differ, by key."""
+    before, now = parse_settings(old, kind), parse_settings(new, kind)
+    unknown = "(unknown)"
+    return {
+        key: (before.get(key, unknown), now.get(key, unknown))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    }
 
 
 @cache
-def _default_settings() -> dict[str, str]:
+def _default_settings(kind: Callable[[CN], str]) -> dict[str, str]:
     cfg = get_cfg()
     add_regiondh_config(cfg)
-    return _values(code_settings(cfg, features=False))
+    options = {"features": False} if kind is code_settings else {}
+    return _values(kind(cfg, **options))
+
+
+def _settings(cfg: CN, exceptions: Sequence[str], options: dict[str, Any]) -> str:
+    keys = {
+        key: _same_as_from_yaml(value)
+        for key, value in _flatten(cfg)
+        if not any(fnmatchcase(key, pattern) for pattern in exceptions)
+    }
+    keys = {"IMAGE_READER": _IMAGE_READER, **keys, **options}
+    return "\n".join(f"{key} {value!r}" for key, value in sorted(keys.items()))
 
 
 def _values(text: str) -> dict[str, str]:
-    return dict(line.partition(" ")[::2] for line in text.splitlines())
+    values = dict(line.partition(" ")[::2] for line in text.splitlines())
+    for key, value in values.items():
+        if value.startswith("(["):  # older texts
+            with suppress(ValueError, SyntaxError):
+                values[key] = repr(_same_as_from_yaml(ast.literal_eval(value)))
+    return values
+
+
+def _same_as_from_yaml(value: Any) -> Any:
+    """Tuples in a tuple: they come back as lists from a config.yaml, which has no tuples."""
+    if not isinstance(value, tuple):
+        return value
+    return tuple(_same_as_from_yaml(tuple(x) if isinstance(x, list) else x) for x in value)
 
 
 def _flatten(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:

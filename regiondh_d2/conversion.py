@@ -182,7 +182,12 @@ def detectron2_zoo_to_ours(checkpoint: Mapping[str, Any], layout: str = "") -> C
     """
     arrays = {k: torch.from_numpy(np.array(v)) for k, v in checkpoint["model"].items()}
     if checkpoint["__author__"] == "Caffe2":
-        arrays = convert_c2_detectron_names(arrays)[0]
+        try:
+            arrays = convert_c2_detectron_names(arrays)[0]
+        except (AssertionError, IndexError, KeyError, ValueError) as error:
+            raise WeightsError(
+                f"the names of the tensors are none of Caffe2's detectors: {error}"
+            ) from error
     if any(k.startswith("backbone.") for k in arrays):
         refuse_layout(layout, "a detector's layout is in its file")
         return _rename(arrays, _detector_name)

@@ -1,22 +1,28 @@
-"""Trained networks that come with the package, by their ``regiondh://`` names."""
+"""Trained networks that come with the package, by their ``regiondh://`` names.
+
+:mod:`.checkpoint` resolves the names.
+"""
 
 import hashlib
 from pathlib import Path
 
 import torch
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 
 from .utils.errors import RegionDHError
 from .utils.file_io import replace_when_complete
 
-__all__ = ["SHIPPED", "halve", "shipped_weights"]
+__all__ = ["FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
 
 FOLDER = Path(__file__).parent / "weights"
 
 # sha256 of FOLDER/<name>.pth. MODEL_ZOO.md says how each was trained and what it reaches.
 SHIPPED = {
     "effnetlite0_voc07_64": "2c640427df961a261f0929fb797ef83818083936fc1f01677326d0955196b163",
+}
+
+# By the model fingerprint that codes of a network carry, its name.
+FINGERPRINTS = {
+    "f5d5003077f28418cd4e689ad5f3e5da2a955e89c2222f58f19e0bfb66e71149": "effnetlite0_voc07_64",
 }
 
 
@@ -39,26 +45,9 @@ def shipped_weights(name: str) -> str:
     return str(path)
 
 
-class _ShippedHandler(PathHandler):
-    """Resolves ``regiondh://<name>`` for the names in :data:`SHIPPED`: longer prefixes than that of
-    :mod:`.checkpoint`, so they are tried first."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [f"regiondh://{name}" for name in SHIPPED]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        return shipped_weights(path.partition("://")[2])
-
-    def _isfile(self, path: str, **kwargs) -> bool:
-        return path.partition("://")[2] in SHIPPED
-
-    _exists = _isfile
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
-        return open(self._get_local_path(path), mode, buffering)
-
-
-PathManager.register_handler(_ShippedHandler(), allow_override=True)
+def network_name(fingerprint: str) -> str:
+    """The name of the shipped network that a model fingerprint is of; "" for any other."""
+    return FINGERPRINTS.get(fingerprint, "")
 
 
 def halve(checkpoint: str, output: str) -> str:

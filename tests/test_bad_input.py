@@ -7,6 +7,7 @@ test_code_store.py, of weights in test_checkpoint.py.
 import argparse
 import itertools
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.defaults import COMPONENTS
 
 CLASSES = ["cat", "dog"]
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml")
 
 
 @pytest.fixture
@@ -139,6 +142,31 @@ def test_a_dataset_without_an_evaluator(register):
     register("t_a", [])
     line = refused(RegionDHTrainer.build_evaluator, build_cfg(), "t_a")
     assert line.startswith("dataset 't_a' has evaluator_type None; known: regiondh_retrieval")
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("extract_codes", ["--config-file", CONFIG, "--output", "c.h5"]),
+        ("visualize_data", ["--output-dir", "pictures"]),
+    ],
+)
+def test_an_unknown_dataset_lists_the_names(
+    load_tool, tmp_path, monkeypatch, capsys, tool, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    command = load_tool(tool)
+    assert command.main([*arguments, "--dataset", "scenes_retrieva"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: --dataset 'scenes_retrieva', which isn't registered; known: ")
+    assert "voc_2007_retrieval_train_val" in line
+    assert line.endswith("did you mean scenes_retrieval?")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_dataset_of_objects_lists_the_names(load_tool):
+    with pytest.raises(ValueError, match=r"--dataset 'zoo', which isn't registered; known: .*voc_"):
+        load_tool("evaluate_objects").load_records("zoo")
 
 
 # --- Training sets -------------------------------------------------------------------------------

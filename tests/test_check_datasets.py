@@ -1,12 +1,14 @@
 """The dataset checker and the scenes command, as commands."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from regiondh_d2.data import check
 from regiondh_d2.data.check import check_dataset
 from regiondh_d2.data.scenes import generate_scenes, register_scenes
 
@@ -97,12 +99,51 @@ def test_foreign_loader_that_fails(main, capsys):
     assert "t_foreign: cannot be loaded: AssertionError: boom" in capsys.readouterr().err
 
 
+def test_what_is_worth_knowing_is_no_problem(root, main, capsys):
+    path = root / "Annotations/database_000001.xml"
+    path.write_text(re.sub(r"<xmin>\d+<", "<xmin>0<", path.read_text(), count=1))
+    assert main(["t_scenes_retrieval", "t_regiondh_scenes_database"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    line = f"  note: 1 box reaches beyond the image and is clipped to it; first {path}: object 0"
+    assert out.count(line) == 1
+
+
+def test_turned_images_are_told(root, main, capsys):
+    """Where objects are annotated: their boxes may be those of the image before it was turned."""
+    path = root / "JPEGImages/database_000001.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    assert main(["t_scenes_retrieval", "--images"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count(f"  note: {path}: turned by its EXIF orientation 3") == 1
+    assert main(["t_scenes_retrieval"]) == 0
+    assert "turned" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_told(tmp_path, suffix, orientation):
+    path = str(tmp_path / f"a.{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    as_seen, as_stored = ((20, 30) if orientation > 4 else (30, 20)), (30, 20)
+    note = check._turn_note(path)
+    assert note is None if orientation == 1 else f"EXIF orientation {orientation}:" in note
+    assert check._image_problem(path, as_seen) is None
+    problem = check._image_problem(path, as_stored)
+    assert problem is None if orientation <= 4 else "20 x 30 pixels, once turned" in problem
+
+
 def test_unknown_name(main, capsys):
     with pytest.raises(SystemExit) as error:
         main(["t_nope"])
     assert error.value.code == 2
     message = capsys.readouterr().err
-    assert "unknown dataset t_nope" in message
+    assert "unknown dataset 't_nope'" in message
     assert "voc_2007_retrieval_train_val" in message
 
 
@@ -117,6 +158,12 @@ def test_prepare_scenes(tmp_path, capsys):
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "5"]) == 1
     assert "other parameters" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as error:
-        main(["--output", str(tmp_path / "t"), "--num-queries", "0"])
-    assert error.value.code == 2
+    for wrong in (["--num-queries", "0"], ["--seed", "-1"], ["--image-size", "9", "99"]):
+        with pytest.raises(SystemExit) as error:
+            main(["--output", str(tmp_path / "t"), *wrong])
+        assert error.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: argument {wrong[0]}: ")
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        assert main(["--output", str(output)]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}: ")

@@ -404,3 +404,103 @@ def test_a_checkpoint_is_complete_or_absent(tmp_path, monkeypatch):
             checkpointer.save(name)
     assert {p.name for p in tmp_path.iterdir()} == {"one.pth", "last_checkpoint"}
     assert torch.load(tmp_path / "one.pth", weights_only=True)["iteration"] == 7
+
+
+# --- Files that are no checkpoint, and weights that don't fit ------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"a text\n", "damaged, cut off, or another format"),
+        (bytes(range(256)) * 9, "damaged, cut off, or another format"),
+        (b"PK\x03\x04" + bytes(100), "damaged, cut off, or another format"),
+        ([torch.ones(2)], "holds no weights: no tensors by name"),
+        ({"model": [torch.ones(2)]}, "holds no weights: no tensors by name"),
+        ({"model": {"a": "text"}}, "holds no weights: 'a' is no tensor"),
+        ({"state_dict": {"a": torch.ones(2)}}, "holds no weights: 'state_dict' is no tensor"),
+        (3, "holds no weights: no tensors by name"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint(network, tmp_path, content, message):
+    path = tmp_path / "bad.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    checkpointer = RegionDHCheckpointer(network, str(tmp_path))
+    for _ in range(2):  # a failure doesn't spoil the next attempt
+        with pytest.raises(WeightsError) as error:
+            checkpointer.load(str(path))
+        assert str(path) in str(error.value)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_is_cut_off(network, saved, tmp_path):
+    whole = saved()
+    content = Path(whole).read_bytes()
+    for size in (10, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut.pth").write_bytes(content[:size])
+        with pytest.raises(WeightsError, match="can't be read as weights: damaged, cut off"):
+            RegionDHCheckpointer(network).load(str(tmp_path / "cut.pth"))
+    RegionDHCheckpointer(network).load(whole)
+
+
+def test_weights_that_are_not_there(network, tmp_path):
+    for path, what in (
+        (tmp_path / "no.pth", "no such file"),
+        (tmp_path, "a folder"),
+        ("foo://x.pth", "no such file"),
+    ):
+        with pytest.raises(WeightsError, match=f"MODEL.WEIGHTS: {path}: {what}; name a"):
+            RegionDHCheckpointer(network).load(str(path))
+    assert RegionDHCheckpointer(network).load("") == {}
+    path = tmp_path / "w.pth"
+    torch.save({"model": network.state_dict()}, path)
+    with pytest.raises(WeightsError, match=r"matching isn't known after the '\?'"):
+        RegionDHCheckpointer(network).load(f"{path}?matching=True")
+
+
+def test_heads_of_other_shapes_are_named_in_training_and_refused_in_evaluation(
+    make_model, tmp_path, caplog
+):
+    """What a Detectron2 user expects of a checkpoint with other classes or bits, said aloud."""
+    path = str(tmp_path / "w.pth")
+    torch.save({"model": make_model().state_dict()}, path)
+    for opts, names in (
+        (("MODEL.REGION_DH.BITS", 16), ("image_hash.latent.linear.weight", "instance_hash.linear")),
+        (("MODEL.ROI_HEADS.NUM_CLASSES", 5), ("box_predictor.cls_score", "image_hash.classifier")),
+    ):
+        model = make_model(*opts, seed=1)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            RegionDHCheckpointer(model).load(path)
+        (line,) = (m for m in caplog.messages if "stay as they were initialised" in m)
+        for name in names:
+            key = next(k for k in before if name in k)
+            assert f"{key}: " in line
+            assert torch.equal(model.state_dict()[key], before[key])
+        key = "roi_heads.box_head.fc1.weight"
+        key = key if key in before else next(k for k in before if ".box_head.fc" in k)
+        assert not torch.equal(model.state_dict()[key], before[key])  # the others are loaded
+
+        strict = RegionDHCheckpointer(make_model(*opts))
+        strict.whole = True
+        with pytest.raises(WeightsError, match=r"w\.pth lacks \d+ tensors .+ there, \d+"):
+            strict.load(path)
+
+
+def test_a_last_checkpoint_is_named_at_once_or_not_at_all(network, tmp_path, monkeypatch):
+    checkpointer = RegionDHCheckpointer(network, str(tmp_path))
+    checkpointer.save("one")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.tag_last_checkpoint("two.pth")
+    assert (tmp_path / "last_checkpoint").read_text() == "one.pth"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 
 import h5py
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from extraction import held_open
 
 from regiondh_d2.retrieval import code_store
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
@@ -16,13 +18,16 @@ from regiondh_d2.structures.codes import (
     CodeFileError,
     CodeSet,
     InstanceCodes,
+    check_code_set,
     check_comparable,
     check_holds,
     codes_from_outputs,
     join_code_sets,
+    move_root,
     take_rows,
 )
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
+from regiondh_d2.utils.locks import FileInUseError
 
 
 def make_code_set(rows=5, bits=12, instances=True, **changes):
@@ -54,6 +59,25 @@ def make_code_set(rows=5, bits=12, instances=True, **changes):
     return CodeSet(**(values | changes))
 
 
+def make_photo_set(rows=5, **changes):
+    """As :func:`make_code_set`, with all that is known of the files of photos in two folders."""
+    rng = np.random.default_rng(1)
+    roots = ["/photos", "/mnt/größe \udce9"]
+    root_index = np.arange(rows, dtype=np.uint16) % 2
+    names = [f"{roots[root]}/sub/{i}.jpg" for i, root in enumerate(root_index)]
+    known = {
+        "image_ids": names,
+        "file_names": names,
+        "roots": roots,
+        "root_index": root_index,
+        "size": rng.integers(0, 1 << 40, rows),
+        "mtime_ns": rng.integers(-1, 1 << 62, rows),
+        "content_sha256": rng.integers(0, 256, (rows, 32), dtype=np.uint8),
+        "class_weights": rng.random((13, 3)).astype(np.float32),
+    }
+    return make_code_set(rows, **known | changes)
+
+
 def assert_same(a, b):
     for name, value in vars(a).items():
         other = getattr(b, name)
@@ -74,8 +98,9 @@ def assert_same(a, b):
             instances=False, labels=None, class_names=[], activations=None, features=None
         ),
         make_code_set(rows=0, instances=False, labels=None, activations=None, features=None),
+        make_photo_set(),
     ],
-    ids=["full", "minimal", "empty"],
+    ids=["full", "minimal", "empty", "photos"],
 )
 def test_round_trip(tmp_path, code_set):
     path = tmp_path / "new folder" / "codes.h5"
@@ -85,10 +110,10 @@ def test_round_trip(tmp_path, code_set):
 
 
 def test_layout_is_the_documented_one(tmp_path):
-    write_codes(tmp_path / "codes.h5", make_code_set())
+    write_codes(tmp_path / "codes.h5", make_photo_set())
     with h5py.File(tmp_path / "codes.h5") as file:
         assert file.attrs["format"] == b"regiondh-codes"
-        assert file.attrs["version"] == 1
+        assert file.attrs["version"] == 2
         assert file.attrs["bits"] == 12
         assert [name.decode() for name in file.attrs["class_names"]] == ["cat", "dog", "vögel"]
         assert file["codes"].dtype == np.uint8
@@ -96,6 +121,108 @@ def test_layout_is_the_documented_one(tmp_path):
         assert file["instances"].attrs["bits"] == 9
         assert file["instances/image_index"].dtype == np.int64
         assert file["instances/boxes"].dtype == np.float32
+        assert file.attrs["roots"].tolist() == [b"/photos", "/mnt/größe ".encode() + b"\xe9"]
+        for name, dtype in (("root_index", "u2"), ("size", "i8"), ("mtime_ns", "i8")):
+            assert file[name].dtype == dtype
+        assert file["content_sha256"].shape == (5, 32)
+        assert file["class_weights"].dtype == np.float32
+        text = file["relative_paths"]
+        assert (text["bytes"].dtype, text["offsets"].dtype) == (np.uint8, np.int64)
+        assert text["bytes"][()].tobytes() == b"".join(b"sub/%d.jpg" % i for i in range(5))
+        assert text["offsets"][()].tolist() == [0, 9, 18, 27, 36, 45]
+
+
+NAMES = ["", "plain.jpg", "日本/größe 🦊.jpg", "new\nline \x1b[31m", "\udcff\udce9.jpg", "a" * 5000]
+
+
+def test_any_file_name_comes_back(tmp_path):
+    names = [f"/{name}" for name in NAMES]
+    code_set = make_code_set(rows=6, file_names=names, roots=["/"], image_ids=NAMES)
+    write_codes(tmp_path / "codes.h5", code_set)
+    found = read_codes(tmp_path / "codes.h5")
+    assert (found.file_names, found.relative_paths, found.image_ids) == (names, NAMES, NAMES)
+    assert [os.fsencode(name) for name in found.file_names] == [os.fsencode(n) for n in names]
+
+
+def test_a_text_that_is_no_name_is_not_written(tmp_path):
+    with pytest.raises(CodeFileError, match=r"codes\.h5: not written, .* cannot be stored"):
+        write_codes(tmp_path / "codes.h5", make_code_set(image_ids=["\ud800", *"abcd"]))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("column", ["image_ids", "file_names"])
+def test_one_long_name_costs_its_own_length(tmp_path, column):
+    names = [f"{i}.jpg" for i in range(20_000)]
+    sizes = []
+    for last in ("short.jpg", "x" * 2000):
+        changes = {column: [*names[:-1], last]}
+        code_set = CodeSet(
+            **{
+                "codes": np.zeros((20_000, 6), np.uint8),
+                "bits": 48,
+                "image_ids": names,
+                "file_names": names,
+                **changes,
+            }
+        )
+        write_codes(tmp_path / "codes.h5", code_set)
+        sizes.append((tmp_path / "codes.h5").stat().st_size)
+    assert sizes[0] < sizes[1] < sizes[0] + 10_000 < 1_500_000
+
+
+def test_unknown_columns_and_attributes_are_ignored(tmp_path):
+    path = tmp_path / "codes.h5"
+    write_codes(path, make_photo_set())
+    with h5py.File(path, "r+") as file:
+        file["of_later"] = np.arange(3)
+        file.create_group("more")["thumbnails"] = np.arange(3)
+        file["instances/words"] = np.arange(3)
+        file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "x")
+        file.attrs["color"] = "blue"
+    assert_same(make_photo_set(), read_codes(path))
+
+
+def test_a_file_that_another_program_writes(tmp_path):
+    path = tmp_path / "codes.h5"
+    write_codes(path, make_code_set())
+    with held_open(path, "r+"), pytest.raises(FileInUseError) as error:
+        read_codes(path)
+    assert str(error.value).startswith(f"{path}: in use by another program")
+    assert "extract the codes again" not in str(error.value)
+    assert_same(make_code_set(), read_codes(path))
+
+
+def test_a_file_that_another_program_reads(tmp_path):
+    path = tmp_path / "codes.h5"
+    write_codes(path, make_code_set())
+    with held_open(path, "r"):
+        assert_same(make_code_set(), read_codes(path))
+        write_codes(path, make_code_set(rows=7))
+    assert len(read_codes(path)) == 7
+
+
+def test_a_file_that_a_crashed_writer_left_open(tmp_path):
+    path = tmp_path / "codes.h5"
+    write_codes(path, make_code_set())
+    with held_open(path, "r+") as process:
+        process.kill()
+        process.wait()
+        try:
+            read_codes(path)
+        except FileInUseError as error:
+            assert "left half written by one that crashed" in str(error)  # noqa: PT017
+
+
+def test_a_file_without_permission(tmp_path, monkeypatch):
+    path = tmp_path / "codes.h5"
+    write_codes(path, make_code_set())
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(code_store, "open", refuse, raising=False)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        read_codes(path)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -150,7 +277,7 @@ def read_error(path):
 
 def test_missing_foreign_and_truncated_files(tmp_path):
     assert "no such file" in read_error(tmp_path / "absent.h5")
-    assert "no such file" in read_error(tmp_path)
+    assert "is a folder; name a code file in it" in read_error(tmp_path)
 
     text = tmp_path / "text.h5"
     text.write_text("not HDF5")
@@ -187,7 +314,8 @@ def test_flipped_bytes_never_escape_as_another_error(tmp_path):
 
 def replace(name, value):
     def edit(file):
-        del file[name]
+        if name in file:
+            del file[name]
         file[name] = value
 
     return edit
@@ -198,6 +326,11 @@ def set_attribute(name, value, group="/"):
         file[group].attrs[name] = value
 
     return edit
+
+
+def declare_huge_text(file):
+    del file["relative_paths/bytes"]
+    file["relative_paths"].create_dataset("bytes", (1 << 40,), np.uint8, chunks=(1 << 10,))
 
 
 def declare_huge(file):
@@ -219,9 +352,11 @@ def store_elsewhere(file):
     ("edit", "message"),
     [
         (declare_huge, "declares shape"),
+        (declare_huge_text, "relative_paths/bytes declares shape"),
         (link_elsewhere, "codes is a link"),
         (store_elsewhere, "stored elsewhere"),
-        (set_attribute("version", 2), "format version 2"),
+        (set_attribute("version", 3), "format version 3; this release reads 2; update"),
+        (set_attribute("version", 0), "format version 0"),
         (set_attribute("version", "1"), "'version' is str, not int"),
         (set_attribute("bits", 64), "for 64 bits"),
         (set_attribute("bits", 11), "beyond the declared 11"),
@@ -243,6 +378,28 @@ def store_elsewhere(file):
         (replace("instances/classes", np.array([0, 1, 2, 3])), "outside the 3 class names"),
         (replace("instances/boxes", np.zeros((4, 5), np.float32)), "instances/boxes is of shape"),
         (set_attribute("bits", 30, "instances"), "for 30 bits"),
+        (lambda file: file.pop("relative_paths"), "relative_paths is missing"),
+        (lambda file: file.pop("size"), "size is missing"),
+        (lambda file: file.pop("mtime_ns"), "mtime_ns is missing"),
+        (lambda file: file.attrs.pop("roots"), "'roots' is missing"),
+        (lambda file: file["image_ids"].pop("offsets"), "image_ids/offsets is missing"),
+        (replace("relative_paths/offsets", [0, 3, 2, 4, 5, 100]), "relative_paths/offsets decr"),
+        (replace("relative_paths/offsets", [0, 9, 18, 27, 36, 1 << 40]), "don't span the 100 by"),
+        (replace("relative_paths/offsets", [-1, 9, 18, 27, 36, 100]), "don't span the 100 bytes"),
+        (replace("relative_paths/offsets", [0, 9, 18, 27, 36, 114]), "don't span the 100 bytes"),
+        (replace("relative_paths/offsets", [0, 100]), "root_index is of shape (5,), not (1,)"),
+        (replace("relative_paths/offsets", [0.0, 100]), "not the expected type"),
+        (replace("relative_paths/offsets", np.zeros((2, 2), int)), "relative_paths is no text col"),
+        (replace("relative_paths/bytes", np.zeros(100, np.uint8)), "holds a zero byte"),
+        (replace("image_ids/offsets", [0, 12, 30]), "image_ids must be 5 strings"),
+        (replace("root_index", np.full(5, 1, np.uint16)), "root_index points outside the 1 roots"),
+        (replace("root_index", np.zeros(4, np.uint16)), "root_index is of shape (4,), not (5,)"),
+        (replace("size", np.zeros(4, np.int64)), "size must be integers of shape (5,)"),
+        (replace("size", np.full(5, -7)), "size holds -7"),
+        (replace("mtime_ns", np.zeros(5)), "not the expected type"),
+        (replace("content_sha256", np.zeros((5, 31), np.uint8)), "content_sha256 must be"),
+        (replace("class_weights", np.zeros((12, 3), "f4")), "class_weights are of shape (12, 3)"),
+        (replace("class_weights", np.zeros((13, 4), "f4")), "not (13, 3)"),
     ],
 )
 def test_inconsistent_files(tmp_path, edit, message):
@@ -251,6 +408,15 @@ def test_inconsistent_files(tmp_path, edit, message):
     with h5py.File(path, "r+") as file:
         edit(file)
     assert message in read_error(path)
+
+
+def test_a_relative_path_does_not_lead_out_of_its_root(tmp_path):
+    path = tmp_path / "codes.h5"
+    write_codes(path, make_photo_set())
+    with h5py.File(path, "r+") as file:
+        text = np.frombuffer(b"/etc/pass" * 5, np.uint8)
+        replace("relative_paths/bytes", text)(file)
+    assert "/etc/pass is not below /photos" in read_error(path)
 
 
 def test_variable_length_text_of_other_writers_is_read(tmp_path):
@@ -370,6 +536,61 @@ def test_join_and_take_rows_are_inverse(tmp_path):
     np.testing.assert_array_equal(joined.instances.image_index, [1, 1, 2, 3])
     np.testing.assert_array_equal(joined.instances.boxes, whole.instances.boxes[[0, 1, 3, 2]])
     assert_same(whole, take_rows(joined, np.argsort(order)))
+
+
+def test_a_row_can_be_taken_twice(tmp_path):
+    taken = take_rows(make_photo_set(), [0, 2, 0])
+    write_codes(tmp_path / "codes.h5", taken)
+    np.testing.assert_array_equal(taken.instances.image_index, [0, 0, 1, 2, 2])
+    boxes = make_photo_set().instances.boxes
+    np.testing.assert_array_equal(taken.instances.boxes, boxes[[0, 1, 2, 0, 1]])
+    assert taken.roots == ["/photos"]
+
+
+def test_roots_are_joined_and_those_of_no_image_go():
+    photos = make_photo_set()
+    other = make_photo_set(roots=["/mnt/größe \udce9", "/photos"], root_index=1 - photos.root_index)
+    joined = join_code_sets([photos, other])
+    assert joined.roots == photos.roots
+    assert joined.relative_paths == photos.relative_paths * 2
+    assert take_rows(joined, [1, 3]).roots == photos.roots[1:]
+    codes = CodeSet(np.zeros((1, 1), np.uint8), 8, ["a"], ["a"], roots=["a"] * 65537)
+    with pytest.raises(CodeFileError, match="65537 roots"):
+        check_code_set(codes)
+
+
+def test_codes_with_a_content_join_those_without():
+    photos = make_photo_set()
+    joined = join_code_sets([dataclasses.replace(photos, content_sha256=None), photos])
+    assert not joined.content_sha256[:5].any()
+    np.testing.assert_array_equal(joined.content_sha256[5:], photos.content_sha256)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names", "roots"),
+    [
+        ("/a/b", "/new", ["/new/c/1", "/new/2", "/a/3", "/x/4"], ["/new", "/a", ""]),
+        ("/a", "/new", ["/new/b/c/1", "/new/b/2", "/new/3", "/x/4"], ["/new/b", "/new", ""]),
+        ("/a/b/c", "/new", ["/new/1", "/a/b/2", "/a/3", "/x/4"], ["/a/b", "/a", "", "/new"]),
+        ("/x", "/new", ["/a/b/c/1", "/a/b/2", "/a/3", "/new/4"], ["/a/b", "/a", ""]),
+    ],
+)
+def test_move_root(old, new, names, roots):
+    before = ["/a/b/c/1", "/a/b/2", "/a/3", "/x/4"]
+    codes = CodeSet(
+        codes=np.zeros((4, 1), np.uint8),
+        bits=8,
+        image_ids=[*before[:3], "an id"],
+        file_names=before,
+        roots=["/a/b", "/a", ""],
+        root_index=np.array([0, 0, 1, 2], np.uint16),
+    )
+    moved = move_root(codes, old, new)
+    check_code_set(moved)
+    assert (moved.file_names, moved.roots) == (names, roots)
+    assert moved.image_ids == [*names[:3], "an id"]
+    with pytest.raises(CodeFileError, match=r"no image is in /other; the roots are: /a/b, /a"):
+        move_root(codes, "/other", new)
 
 
 def test_take_rows_leaves_out_the_instances_of_other_rows():

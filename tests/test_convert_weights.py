@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_old_file(tool, source, full_disk, tmp_path, caps
     output = tmp_path / "weights.pth"
     output.write_bytes(b"old")
     with full_disk(1_000_000):  # of 100 million bytes
-        assert tool.main([source, str(output), "--layout", "fpn"]) == 1
+        assert tool.main([source, str(output), "--layout", "fpn", "--overwrite"]) == 1
     error = capsys.readouterr().err
     assert error == f"error: {output} can't be written; is the disk full?\n"
     assert [p.name for p in tmp_path.iterdir()] == ["weights.pth"]

@@ -1,6 +1,7 @@
 """Curves, per-class values and bit statistics, each against another way to get the same number."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -224,3 +225,64 @@ def test_saturated_bits_and_effective_bits_at_their_ends():
     assert constant.effective_bits == 0
     assert constant.entropy.tolist() == [0] * 5
     assert constant.distinct == 1
+
+
+def test_excluded_pairs_are_not_counted(packed, data):
+    query, database, query_labels, database_labels = packed
+    rng = np.random.default_rng(9)
+    out = rng.random((len(query), len(database))) < 0.1
+    arguments = {"bits": BITS, "max_pairs": 100}
+    whole = count_distances(*packed, **arguments)
+    left = count_distances(*packed, **arguments, exclude=np.argwhere(out))
+    for row in range(len(query)):
+        alone = count_distances(
+            query[[row]],
+            database[~out[row]],
+            query_labels[[row]],
+            database_labels[~out[row]],
+            bits=BITS,
+        )
+        np.testing.assert_array_equal(left.items[row], alone.items[0])
+        np.testing.assert_array_equal(left.relevant[row], alone.relevant[0])
+    assert whole.items.sum() - left.items.sum() == out.sum()
+    # Precision at k is that of the ranking metrics, for queries that rank fewer items, too.
+    found = precision_at(left, len(database))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = evaluate_ranking(
+            *packed,
+            bits=BITS,
+            topk=[1, 7, len(database)],
+            exclude=np.argwhere(out),
+        ).metrics
+    stops = len(found)
+    assert found[0] == pytest.approx(result["P@1"])
+    assert found[6] == pytest.approx(result["P@7"])
+    assert found[-1] == pytest.approx(result[f"P@{len(database)}"])
+    assert stops == left.items.sum(axis=1)[left.measurable].max()
+
+
+def test_a_class_alone_without_the_query_itself(packed):
+    _, database, _, database_labels = packed
+    itself = np.repeat(np.arange(len(database))[:, None], 2, axis=1)
+    both = (database, database, database_labels, database_labels)
+    found = own_class_metric(*both, bits=BITS, topk=5, exclude=itself)
+    for class_id in range(database_labels.shape[1]):
+        rows = np.flatnonzero(database_labels[:, class_id])
+        if len(rows) < 2:
+            assert np.isnan(found[class_id])
+            continue
+        values = []
+        for row in rows:
+            others = np.delete(np.arange(len(database)), row)
+            values.append(
+                evaluate_ranking(
+                    database[[row]],
+                    database[others],
+                    np.ones((1, 1)),
+                    database_labels[others, class_id, None],
+                    bits=BITS,
+                    topk=5,
+                ).metrics["MAP_min@5"]
+            )
+        assert found[class_id] == pytest.approx(np.mean(values))

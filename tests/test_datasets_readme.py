@@ -5,7 +5,6 @@ import logging
 import re
 import runpy
 import shlex
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from regiondh_d2.data.scenes import generate_scenes
 from regiondh_d2.data.voc import load_voc
+from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "datasets/README.md").read_text()
-COCO, VOC, TRAIN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COCO, VOC = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 # Seconds instead of hours, in place of the command's own base config.
 SMALL = f"""
 _BASE_: {ROOT}/configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml
@@ -87,27 +87,41 @@ def write_coco(root):
 
 
 @pytest.mark.parametrize("example", [COCO, VOC], ids=["coco", "voc"])
-def test_an_own_dataset_trains_and_is_searched(zoo, tmp_path, monkeypatch, example):
+def test_an_own_dataset_is_checked_trained_and_searched(
+    zoo, tmp_path, monkeypatch, load_tool, capsys, example
+):
     assert len(example.strip().splitlines()) - example.count("import") - 1 == 3  # as promised
     if example is COCO:
         write_coco(zoo)
     (tmp_path / "zoo.py").write_text(example.replace("/data/zoo", str(zoo)))
-    (tmp_path / "train_zoo.py").write_text(TRAIN)
     (tmp_path / "small.yaml").write_text(SMALL)
-
-    command = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "zoo" in b)
-    python, script, *arguments = shlex.split(command.replace("\\\n", " "))
-    assert (python, script) == ("python", "train_zoo.py")
-    assert (ROOT / arguments[1]).is_file()
-    arguments[1] = str(tmp_path / "small.yaml")
+    block = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "zoo" in b)
+    check, train = map(shlex.split, block.replace("\\\n", " ").strip().splitlines())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "zoo", raising=False)
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    runpy.run_path(script)
+    monkeypatch.setenv(VARIABLE, "")
+
+    assert check[:2] == ["python", "datasets/check_datasets.py"]
+    checker = runpy.run_path(str(ROOT / check[1]))
+    checker["main"](check[2:])
+    assert "zoo_retrieval: 9 images" in capsys.readouterr().out
+
+    assert train[:2] == ["python", "tools/train_net.py"]
+    config = train.index("--config-file") + 1
+    assert (ROOT / train[config]).is_file()
+    train[config] = str(tmp_path / "small.yaml")
+    command = load_tool("train_net")
+    command.run(command.build_parser().parse_args(train[2:]))
 
     folder = tmp_path / "output/zoo/inference/zoo_retrieval"
     database, queries = (read_codes(folder / f"{side}.h5") for side in ("database", "query"))
     assert (len(database), len(queries)) == (6, 3)
     assert database.class_names == ["lion", "zebra"]
     assert (tmp_path / "output/zoo/model_final.pth").is_file()
+
+
+def test_the_options_are_told_where_they_are():
+    """The commands that the page names have the option, and no others of these folders have it."""
+    paragraph = next(p for p in README.split("\n\n") if p.startswith("**`--import"))
+    named = set(re.findall(r"`(\w+)\.py(?: \w+)?`", paragraph))
+    files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]
+    assert named == {f.stem for f in files if "add_import_option(" in f.read_text()}

@@ -63,7 +63,7 @@ def test_leaves_five_complete_files(finished):
     names = {p.name for p in (folder / "demo").iterdir()}
     assert names == {
         "scenes", "training", "metrics.json", "query.h5", "database.h5", "retrieval.png",
-        "report.html"
+        "report.html", ".regiondh"
     }  # fmt: skip
 
 

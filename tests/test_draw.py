@@ -83,6 +83,22 @@ def test_nearest_of_a_small_database():
     assert distances.tolist() == [[0, 1]]
 
 
+def test_nearest_without_excluded_rows():
+    rng = np.random.default_rng(1)
+    query, database = rng.random((6, 5)) < 0.5, rng.random((30, 5)) < 0.5
+    out = rng.random((6, 30)) < 0.2
+    rows, distances = nearest(pack_codes(query), pack_codes(database), 8, np.argwhere(out))
+    for q, (found, at) in enumerate(zip(rows, distances, strict=True)):
+        ranked = sorted((int((query[q] != d).sum()), i) for i, d in enumerate(database))
+        ranked = [pair for pair in ranked if not out[q, pair[1]]][:8]
+        assert list(zip(at.tolist(), found.tolist(), strict=True)) == ranked
+
+
+def test_rows_without_the_query_itself(sides, files):
+    (tiles,) = retrieval_rows(*sides, [0], topk=4, exclude=np.array([[0, 1], [3, 2]]))
+    assert [tile.image for tile in tiles[1:]] == [files[3], files[2], files[0]]
+
+
 def test_rows_carry_rank_relevance_and_names(sides, files):
     query, *results = retrieval_rows(*sides, [0], topk=3)[0]
     assert query == Tile(files[0], "query", [("cat", True), ("sofa", True)], BLUE)
@@ -170,6 +186,25 @@ def test_text_stays_inside_its_tile():
     assert (blank == 255).all()
 
 
+def test_tiles_carry_the_names_of_their_files(tmp_path):
+    """Any name: its last part, escaped, in a line that its tile holds."""
+    path = tmp_path / "a.png"
+    colour((0, 0, 0)).save(path)
+    undecodable = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\n\x1b[31m.png")
+    for tile, name in (
+        (Tile(path), str(path)),
+        (Tile(undecodable), undecodable),
+        (Tile(AbsentPicture("x/y.png", "gone")), "x/y.png"),
+        (Tile(colour((0, 0, 0)), file_name="x/\u4e16.png"), "x/\u4e16.png"),
+        (Tile(colour((0, 0, 0))), ""),
+    ):
+        assert tile.name == name
+        picture = np.asarray(draw_grid([[tile]], layout=LAYOUT))
+        left, top = LAYOUT.corner(0, 0)
+        line = picture[top + LAYOUT.tile[1] - LAYOUT.text + 25 :, left:]
+        assert (line < 255).any() == bool(name)
+
+
 def grey_share(picture, row, column):
     """How much of a tile's box is the grey of an image that is absent."""
     left, top = (at + LAYOUT.frame for at in LAYOUT.corner(row, column))
@@ -227,7 +262,7 @@ def test_saved_complete_or_not_at_all(tmp_path):
         save_image(colour(RED), tmp_path / "grid.xyz")
 
     class Broken:
-        def save(self, path, format):
+        def save(self, path, format, **options):
             path.write_bytes(b"half")
             raise OSError("no space left on device")
 

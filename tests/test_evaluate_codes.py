@@ -4,12 +4,14 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from regiondh_d2.evaluation import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.codes import CodeSet
@@ -37,7 +39,7 @@ def write(path, codes=None, labels=None, **changes):
         "codes": pack_codes(codes),
         "bits": codes.shape[1],
         "image_ids": [str(i) for i in range(len(codes))],
-        "file_names": [f"{i}.jpg" for i in range(len(codes))],
+        "file_names": [f"{Path(path).stem}/{i}.jpg" for i in range(len(codes))],
         "labels": labels,
         "class_names": ["a", "b", "c"],
         "model_fingerprint": "f" * 64,
@@ -94,6 +96,77 @@ def test_table_and_json(tool, files, tmp_path, capsys):
 def test_a_large_k_warns(tool, files, capsys):
     assert tool.main(["--query", files[0], "--database", files[1]]) == 0
     assert capsys.readouterr().err.startswith("warning: top k of 1000 is above the database's 6")
+
+
+def measured(tool, tmp_path, capsys, *arguments):
+    out = tmp_path / "metrics.json"
+    assert tool.main([*arguments, "--json", str(out)]) == 0
+    printed = capsys.readouterr()
+    return json.loads(out.read_text()), printed.out, printed.err
+
+
+@pytest.fixture
+def random_file(tmp_path):
+    """Random codes of 80 images, two of which are one file."""
+    rng = np.random.default_rng(4)
+    names = [f"photos/{i}.jpg" for i in range(80)]
+    names[70] = names[3]
+    labels = np.eye(3)[rng.integers(0, 3, 80)]
+    return write(tmp_path / "all.h5", rng.random((80, 16)) < 0.5, labels, file_names=names)
+
+
+def test_random_codes_against_themselves(tool, random_file, tmp_path, capsys):
+    arguments = ["--query", random_file, "--database", random_file, "--topk", "1", "20"]
+    plain, _, warned = measured(tool, tmp_path, capsys, *arguments)
+    assert plain["P@1-optimistic"] == 1
+    assert plain["num_queries_in_database"] == 80
+    assert "warning: 80 of 80 queries are in the database and find themselves first" in warned
+    assert "warning: 1 database images are there already" in warned
+    assert "photos/3.jpg" in warned
+
+    found, out, warned = measured(tool, tmp_path, capsys, *arguments, "--exclude-self")
+    assert found["P@1-optimistic"] < 0.6
+    assert found["num_queries_in_database"] == 80
+    assert "80 queries are in the database and left out of their own rankings" in out
+    assert "find themselves" not in warned
+    # As if each query had a database of its own, without its rows.
+    codes = read_codes(random_file)
+    expected = []
+    for row in range(80):
+        kept = [i for i in range(80) if codes.file_names[i] != codes.file_names[row]]
+        result = evaluate_ranking(
+            codes.codes[[row]],
+            codes.codes[kept],
+            codes.labels[[row]],
+            codes.labels[kept],
+            bits=16,
+            topk=20,
+        )
+        expected.append(result.metrics["MAP_min@20"])
+    assert found["MAP_min@20"] == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_queries_that_are_elsewhere_change_nothing(tool, files, tmp_path, capsys):
+    arguments = ["--query", files[0], "--database", files[1], "--topk", "3"]
+    plain = measured(tool, tmp_path, capsys, *arguments)
+    assert plain[0]["num_queries_in_database"] == 0
+    assert plain == measured(tool, tmp_path, capsys, *arguments, "--exclude-self")
+
+
+def test_reference_codes_and_a_second_stage_without_a_query_itself(
+    tool, random_file, tmp_path, capsys
+):
+    codes = read_codes(random_file)
+    features = np.eye(80, dtype=np.float16)[:, :20]
+    write_codes(random_file, replace(codes, features=features))
+    arguments = ["--query", random_file, "--database", random_file, "--topk", "1"]
+    for options in (["--reference", "true_labels"], ["--rerank", "5", "--rerank-by", "features"]):
+        plain, _, warned = measured(tool, tmp_path, capsys, *arguments, *options)
+        assert "80 of 80 queries are in the database" in warned
+        found, _, warned = measured(tool, tmp_path, capsys, *arguments, *options, "--exclude-self")
+        assert "find themselves" not in warned
+        assert plain["num_queries_in_database"] == found["num_queries_in_database"] == 80
+        assert (plain["P@1"] == found["P@1"]) == (options[0] == "--reference")  # all of a label tie
 
 
 @pytest.mark.parametrize(

@@ -6,36 +6,29 @@ A network stands in for the model only where its codes matter; elsewhere a code 
 import fcntl
 import functools
 import io
+import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from extraction import ATTRIBUTES, BITS, extract_folder, fake_model, make_extractor
 from PIL import Image
 
 from pictures import pixels_of, save
 from regiondh_d2.config import code_settings
 from regiondh_d2.retrieval import extract
 from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.retrieval.extract import CodeExtractor, plan_batches
+from regiondh_d2.retrieval.extract import plan_batches
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, find_images
 from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.structures.packed import unpack_codes
+from regiondh_d2.utils.locks import FileInUseError
 from regiondh_d2.utils.progress import Progress
-
-ATTRIBUTES = {
-    "dataset": "",
-    "config": "some.yaml",
-    "class_names": ["a", "b", "c"],
-    "count_difficult": True,
-    "model_fingerprint": "f" * 64,
-    "settings": "INPUT.FORMAT 'RGB'\ninstances True",
-}
-BITS = 16
 
 
 @pytest.fixture
@@ -44,47 +37,6 @@ def folder(tmp_path):
     for number in range(12):
         save(tmp_path / "images" / f"{number:02d}.png", height=20 if number % 3 else 40)
     return tmp_path / "images"
-
-
-def code_of(image):
-    """The code of an input (3, H, W): whether pixels of the first row are bright."""
-    return image[0, 0, :BITS] > 127
-
-
-def fake_model(inputs):
-    """Codes and, for every image, one detection whose box is the image's size."""
-    assert len({tuple(-(-side // 32) for side in x["image"].shape[1:]) for x in inputs}) == 1
-    outputs = []
-    for given in inputs:
-        code = code_of(given["image"])
-        size = (given["height"], given["width"])
-        instances = Instances(size)
-        instances.pred_boxes = Boxes([[0.0, 0.0, size[1], size[0]]])
-        instances.scores = torch.tensor([0.5])
-        instances.pred_classes = torch.tensor([1])
-        instances.pred_codes = ~code[None]
-        outputs.append(
-            {
-                "image_code": code,
-                "image_activation": code * 1.0,
-                "image_feature": given["image"][0, 0, :5] / 255,
-                "instances": instances,
-            }
-        )
-    return outputs
-
-
-def make_extractor(model=fake_model, save_every=0.0, report=lambda line: None, **changes):
-    options = {"size_divisibility": 32, "batch_size": 2, "save_every": save_every}
-    options |= {name: changes.pop(name) for name in list(changes) if name not in ATTRIBUTES}
-    loader = options.pop("loader", ImageLoader(min_size=0, max_size=0, image_format="RGB"))
-    return CodeExtractor(model, loader, ATTRIBUTES | changes, report=report, **options)
-
-
-def extract_folder(folder, output, **options):
-    """Codes of a folder; ``resume`` and ``skip_bad`` are the run's, the rest the extractor's."""
-    run = {name: options.pop(name, False) for name in ("resume", "skip_bad")}
-    return make_extractor(**options).extract(find_images([folder]), output, **run)
 
 
 # Batches
@@ -249,10 +201,15 @@ def test_nothing_but_bad_images(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX alone")
-def test_names_that_are_not_utf8(folder, tmp_path):
-    os.link(folder / "00.png", os.fsencode(folder) + b"/\xff.png")
-    result = extract_folder(folder, tmp_path / "codes.h5", skip_bad=True)
-    assert [error.reason for error in result.unreadable] == ["its name is not UTF-8: rename it"]
+@pytest.mark.parametrize("name", [b"\xff.png", b"line\nbreak \x1b[31m.png", "日本 🦊.png".encode()])
+def test_names_that_are_any_bytes(tmp_path, name):
+    path = os.fsencode(tmp_path / "images") + b"/" + name
+    os.makedirs(tmp_path / "images")
+    os.rename(save(tmp_path / "a.png"), path)
+    for resume in (False, True):
+        result = extract_folder(tmp_path / "images", tmp_path / "codes.h5", resume=resume)
+        assert (result.rows, result.unreadable) == (1, [])
+        assert [os.fsencode(n) for n in read_codes(tmp_path / "codes.h5").file_names] == [path]
 
 
 # Resuming
@@ -320,6 +277,33 @@ def test_killed_once_at_any_moment(folder, tmp_path):
         assert os.listdir(output.parent) == ["codes.h5"]
         number += 1
     assert number > 3 * 6  # six batches, each with a model call and two sides of a rename
+
+
+def test_an_update_that_is_killed_at_every_moment(folder, tmp_path):
+    """An edited, a new, a moved and a pruned photo: the old file or the new one, nothing else."""
+    extract_folder(folder, tmp_path / "old.h5")
+    (folder / "03.png").unlink()
+    (folder / "04.png").rename(folder / "moved.png")
+    save(folder / "new.png")
+    save(folder / "05.png", quality=1, height=24)
+    update = functools.partial(extract_folder, folder, resume=True, prune=True, batch_size=1)
+    whole = {(tmp_path / "old.h5").read_bytes()}
+    for number in itertools.count(1):
+        output = tmp_path / f"{number}" / "codes.h5"
+        output.parent.mkdir()
+        shutil.copy2(tmp_path / "old.h5", output)
+        killed = kill_at_event(number, functools.partial(update, output=output))
+        found = output.read_bytes()
+        assert len(whole | {found}) <= 2
+        if found not in whole:
+            whole.add(found)
+        assert update(output=output).rows == 12
+        whole.add(output.read_bytes())
+        assert len(whole) == 2
+        assert os.listdir(output.parent) == ["codes.h5"]
+        if not killed:
+            break
+    assert number > 2 * 3
 
 
 def test_new_files_are_added_and_old_ones_not_coded_again(folder, tmp_path):
@@ -510,7 +494,7 @@ def test_one_run_at_a_time(folder, tmp_path):
     (tmp_path / "codes.h5.parts").mkdir()
     with open(tmp_path / "codes.h5.parts" / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match="in use by another run"):
+        with pytest.raises(FileInUseError, match="in use by another program"):
             extract_folder(folder, tmp_path / "codes.h5", resume=True)
     assert extract_folder(folder, tmp_path / "codes.h5", resume=True).rows == 12
 

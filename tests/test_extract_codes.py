@@ -16,6 +16,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from extraction import held_open
 from PIL import Image
 
 from pictures import save
@@ -214,7 +215,7 @@ def test_bad_images(tool, arguments, tmp_path, capsys):
     first, second, last = errors_of(capsys)
     assert first == f"unreadable: {tmp_path / 'empty.jpg'}: the file is empty"
     assert second.startswith(f"unreadable: {tmp_path / 'half.png'}: damaged or incomplete")
-    assert last.startswith("error: 2 of 4 images can't be read; the others are coded: mend or")
+    assert last.startswith("error: 2 of 4 images can't be read; the others are coded: fix or")
     assert not output.exists()
 
     assert tool.main(arguments([tmp_path], output, "--resume", "--skip-bad")) == 0
@@ -285,7 +286,6 @@ def one_image(tmp_path):
     ("opts", "message"),
     [
         (["MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
-        (["MODEL.DEVICE"], "overrides come in pairs"),
         (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "absent.pth"], "absent.pth: no such file"),
         (["MODEL.REGION_DH.BITS", "16"], "(first: roi_heads."),
@@ -335,9 +335,92 @@ def test_a_dataset_of_other_classes(tool, random_network, dataset, arguments, tm
     assert f"{dataset} has 12 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 20" in error
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--input", "a", "--prune"], "--prune is of a code file that exists: give --resume, too"),
+        (["--input", "a", "--verify"], "--verify is of a code file that exists"),
+        (["--input", "a", "--root", "a=b"], "--root is of a code file that exists"),
+        (["--dataset", "a", "--resume", "--prune"], "--prune is of folders of photos, not of a"),
+        (["--dataset", "a", "--resume", "--root", "a=b"], "--root is of folders of photos"),
+        (["--dataset", "a", "--exclude", "b"], "--exclude is of folders of photos"),
+    ],
+)
+def test_options_without_an_effect(tool, capsys, options, message):
+    with pytest.raises(SystemExit) as error:
+        tool.main(["--config-file", "config.yaml", "--output", "o.h5", *options])
+    assert error.value.code == 2
+    assert message in errors_of(capsys)[-1]
+
+
+def test_photos_that_change(tool, arguments, tmp_path, monkeypatch, capsys):
+    """What a second run says of photos that have gone, moved and changed, and of absent folders."""
+    photos, other, output = tmp_path / "photos", tmp_path / "other", tmp_path / "codes.h5"
+    for path in (photos / "a.png", photos / "b.png", photos / "c.png", other / "d.png"):
+        save(path, 50, 60)
+    (photos / "notes.txt").touch()
+    assert tool.main(arguments([photos, other], output)) == 0
+    assert "4 rows, 4 of them coded now" in capsys.readouterr().out
+
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an unchanged photo was opened"))
+    monkeypatch.setattr(photo_files, "carries_mark", Image.open)
+    assert tool.main(arguments([photos, other], output, "--resume")) == 0
+    monkeypatch.undo()
+    assert "4 rows, 0 of them coded now" in capsys.readouterr().out
+
+    (photos / "a.png").rename(photos / "z.png")
+    (photos / "b.png").unlink()
+    save(photos / "new.png", 50, 60).replace(photos / "c.png")
+    assert tool.main(arguments([photos, other], output, "--resume")) == 0
+    printed = capsys.readouterr()
+    assert "4 rows, 1 of them coded now" in printed.out
+    assert "1 of the rows are of photos that have gone: remove them with --resume --" in printed.out
+    assert "passed over: 1 .txt" in printed.out
+    assert tool.main(arguments([photos, other], output, "--resume", "--prune")) == 0
+    out = capsys.readouterr().out
+    assert "3 rows, 0 of them coded now, 1 of photos that have gone removed" in out
+
+    other.rename(tmp_path / "unplugged")
+    assert tool.main(arguments([photos, other], output, "--resume", "--prune")) == 0
+    printed = capsys.readouterr()
+    line = f"{other} is not there: nothing is changed of its 1 rows"
+    assert printed.err.splitlines() == [line]
+    assert "3 rows, 0 of them coded now" in printed.out
+    assert tool.main(arguments([other], output, "--resume")) == 1
+    assert errors_of(capsys) == [f"error: {line} (a disk that isn't plugged in?)"]
+    assert len(read_codes(output)) == 3
+
+    move = f"{other}={tmp_path / 'unplugged'}"
+    images = [photos, tmp_path / "unplugged"]
+    assert tool.main(arguments(images, output, "--resume", "--root", move)) == 0
+    assert "3 rows, 0 of them coded now" in capsys.readouterr().out
+    assert sorted(read_codes(output).roots) == sorted(map(str, images))
+
+
+def test_an_output_that_is_an_input(tool, random_network, arguments, one_image, capsys):
+    weights = random_network.weights
+    before = (one_image.read_bytes(), weights.read_bytes())
+    for output in (one_image, weights):
+        assert tool.main(arguments([one_image], output, "--resume")) == 1
+        (error,) = errors_of(capsys)
+        assert f"{output}: is {output}, which this command reads; an output never" in error
+    assert (one_image.read_bytes(), weights.read_bytes()) == before
+
+
+def test_a_code_file_that_another_program_has_open(tool, arguments, one_image, tmp_path, capsys):
+    output = tmp_path / "codes.h5"
+    assert tool.main(arguments([one_image], output)) == 0
+    capsys.readouterr()
+    with held_open(output, "r+"):
+        assert tool.main(arguments([one_image], output, "--resume")) == 1
+    (error,) = errors_of(capsys)
+    assert f"{output}: in use by another program" in error
+    assert len(read_codes(output)) == 1
+
+
 def test_outputs_that_cannot_be_written(tool, arguments, one_image, tmp_path, capsys):
     for output, message in (
-        (one_image / "codes.h5", "Not a directory"),
+        (one_image / "codes.h5", f"{one_image} is no folder"),
         (tmp_path, "is a folder"),
         (one_image, f"{one_image} exists: add to it with --resume"),
     ):
@@ -363,6 +446,7 @@ def test_no_write_permission(tool, arguments, one_image, tmp_path, capsys):
         ["--input", "a", "--dataset", "b", "--output", "o.h5"],
         ["--input", "a"],
         ["--input", "a", "--output", "o.h5", "--batch-size", "0"],
+        ["--input", "a", "--output", "o.h5", "MODEL.DEVICE"],
         ["--input", "a", "--output", "o.h5", "--num-gpus", "none"],
     ],
 )

@@ -1,5 +1,9 @@
 """Cached region features: resumed, refused where they don't fit, complete or absent."""
 
+import os
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from regiondh_d2.data import generate_scenes
 from regiondh_d2.data.scenes import register_scenes
 from regiondh_d2.engine import feature_cache
 from regiondh_d2.engine.feature_cache import CachedRegions, FeatureCache
+from regiondh_d2.utils.errors import RegionDHError
 
 PREFIX = "feature_cache_test_"
 NAME = f"{PREFIX}regiondh_scenes_database"
@@ -154,17 +159,129 @@ def test_views_are_the_images_in_order(cfg, model, scenes):
         torch.testing.assert_close(flipped[:, [2, 0]], width - boxes[:, [0, 2]])
 
 
-@pytest.mark.parametrize("change", ["weights", "size", "images"])
-def test_a_file_made_otherwise_is_refused(cfg, make_model, scenes, monkeypatch, change):
+def test_a_file_of_other_weights_is_refused(cfg, make_model, scenes):
     FeatureCache(cfg).ensure(make_model(), NAME, mirrored=False)
-    if change == "size":
-        cfg.INPUT.MIN_SIZE_TEST = 96
-    if change == "images":
-        monkeypatch.setattr(DatasetCatalog, "get", lambda name: scenes[:3])
-    with pytest.raises(ValueError, match=rf"{NAME}\.npz was made by other weights or settings"):
-        FeatureCache(cfg).ensure(
-            make_model(seed=1 if change == "weights" else 0), NAME, mirrored=False
-        )
+    with pytest.raises(RegionDHError, match=rf"{NAME}\.npz was made by other weights"):
+        FeatureCache(cfg).ensure(make_model(seed=1), NAME, mirrored=False)
+
+
+def test_a_file_of_other_settings_is_refused_and_the_key_named(cfg, model, scenes):
+    """Whatever decides about features counts, and no key had to be thought of."""
+    cache = FeatureCache(cfg)
+    cache.ensure(model, NAME, mirrored=False)
+    before = arrays_of(cache)
+    for key, value in (
+        ("MODEL.TIMM.OUTPUT_STRIDE", 32),
+        ("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 9),
+        ("MODEL.ROI_HEADS.IN_FEATURES", ["other"]),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", False),
+        ("MODEL.RPN.NMS_THRESH", 0.5),
+        ("MODEL.TIMM.SIZE_DIVISIBILITY", 64),
+        ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
+        ("INPUT.MIN_SIZE_TEST", 96),
+        ("MODEL.REGION_DH.MAX_PIXELS", 10_000),
+        ("INPUT.FORMAT", "BGR" if cfg.INPUT.FORMAT == "RGB" else "RGB"),
+    ):
+        changed = cfg.clone()
+        changed.merge_from_list([key, value])
+        line = rf"{NAME}\.npz was made with {re.escape(key)} .+, which is now .+: delete it"
+        with pytest.raises(RegionDHError, match=line):
+            FeatureCache(changed).ensure(model, NAME, mirrored=False)
+    np.testing.assert_equal(arrays_of(cache), before)
+
+
+def test_methods_on_the_same_features_share_a_file(cfg, model, scenes, monkeypatch):
+    FeatureCache(cfg).ensure(model, NAME, mirrored=False)
+    done = interrupt_after(monkeypatch, -1)
+    for key, value in (
+        ("MODEL.REGION_DH.BITS", 64),
+        ("MODEL.REGION_DH.FUSION_NORM", "mean"),
+        ("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False),
+        ("MODEL.ROI_BOX_HEAD.FC_DIM", 64),
+        ("SOLVER.BASE_LR", 1.0),
+        ("MODEL.WEIGHTS", "moved.pth"),
+        ("OUTPUT_DIR", "other"),
+        ("TEST.RETRIEVAL.TOPK", 3),
+    ):
+        cfg.merge_from_list([key, value])
+        FeatureCache(cfg).ensure(model, NAME, mirrored=False)
+    assert done == []
+
+
+def test_a_file_of_version_1_is_refused(cfg, model, scenes):
+    cache = FeatureCache(cfg)
+    cache.ensure(model, NAME, mirrored=False)
+    new = ("version", "weights", "settings")
+    old = {name: values for name, values in arrays_of(cache).items() if name not in new}
+    np.savez(cache.folder / f"{NAME}.npz", **old, network="f" * 64)
+    with pytest.raises(RegionDHError, match=r"\.npz was made by an older version, .+ delete it"):
+        cache.ensure(model, NAME, mirrored=False)
+
+
+def test_a_file_that_lacks_a_newer_key_was_made_by_its_default(cfg, model, scenes):
+    cache = FeatureCache(cfg)
+    cache.ensure(model, NAME, mirrored=False)
+    arrays = arrays_of(cache)
+    lines = str(arrays["settings"]).splitlines()
+    left = [line for line in lines if not line.startswith("MODEL.TIMM.FREEZE_BN ")]
+    assert len(left) == len(lines) - 1
+    np.savez(cache.folder / f"{NAME}.npz", **{**arrays, "settings": "\n".join(left)})
+    cache.ensure(model, NAME, mirrored=False)
+    cfg.MODEL.TIMM.FREEZE_BN = False
+    with pytest.raises(RegionDHError, match="FREEZE_BN True, which is now False"):
+        cache.ensure(model, NAME, mirrored=False)
+
+
+@pytest.fixture
+def own_scenes(tmp_path):
+    """Four scenes of this test alone, which it may change."""
+    before = set(DatasetCatalog.list())
+    generate_scenes(tmp_path / "own", num_database=4, num_queries=1)
+    register_scenes(tmp_path / "own", "feature_cache_own_")
+    yield "feature_cache_own_regiondh_scenes_database"
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("change", ["replaced", "touched", "objects", "fewer"])
+def test_only_what_changed_is_computed_again(
+    cfg, model, own_scenes, tmp_path, monkeypatch, caplog, change
+):
+    records = DatasetCatalog.get(own_scenes)
+    first, second = (record["file_name"] for record in records[:2])
+    cache = FeatureCache(cfg)
+    cache.ensure(model, own_scenes, mirrored=True)
+    if change == "replaced":
+        state = os.stat(first)
+        shutil.copyfile(second, first)
+        os.utime(first, ns=(state.st_atime_ns, state.st_mtime_ns))  # its size tells
+        assert os.path.getsize(first) != state.st_size
+    elif change == "touched":
+        os.utime(first, ns=(0, 1))
+    else:
+        objects = [{**a, "category_id": 0, "bbox": [1, 1, 9, 9]} for a in records[0]["annotations"]]
+        changed = [{**records[0], "annotations": objects}, *records[1:]]
+        given = changed if change == "objects" else records[:3]
+        monkeypatch.setattr(DatasetCatalog, "get", lambda name: given)
+    done = interrupt_after(monkeypatch, -1)
+    cache.ensure(model, own_scenes, mirrored=True)
+    assert done == ([] if change == "fewer" else [first, first])  # plain and mirrored
+    count = 0 if change == "fewer" else 1
+    assert f"({count} of {4 - (change == 'fewer')} changed): it is made again" in caplog.text
+    cfg.MODEL.REGION_DH.FEATURE_CACHE = str(tmp_path / "fresh")
+    FeatureCache(cfg).ensure(model, own_scenes, mirrored=True)
+    found, expected = (
+        np.load(folder / f"{own_scenes}.npz") for folder in (cache.folder, tmp_path / "fresh")
+    )
+    for name in expected.files:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_vertical_flip_is_refused(cfg):
+    cfg.INPUT.RANDOM_FLIP = "vertical"
+    with pytest.raises(RegionDHError, match="INPUT.RANDOM_FLIP is 'vertical'"):
+        FeatureCache(cfg)
 
 
 @pytest.mark.parametrize("content", ["", "text", "truncated"])

@@ -319,7 +319,7 @@ def test_half_precision_inputs_are_widened():
 
 
 def test_normalised_image_head_standardises_each_input():
-    """In training by the batch, at test and for one image alone by the running statistics."""
+    """In training by the batch, at test by the running statistics."""
     head = ImageHashHead(3, 4, 2, normalize=True, init_std=1.0)
     x = rand(6, 3) * torch.tensor([1.0, 100.0, 0.01]) + 5.0
     mean, var = x.mean(0), x.var(0, unbiased=False)
@@ -328,5 +328,39 @@ def test_normalised_image_head_standardises_each_input():
     running = 0.1 * mean, 0.9 + 0.1 * x.var(0)
     torch.testing.assert_close((head.norm.running_mean, head.norm.running_var), running)
     expected = head.latent((x[:1] - running[0]) / (running[1] + head.norm.eps).sqrt())
-    torch.testing.assert_close(head(x[:1]).activations, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(head.eval()(x).activations[:1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_images_one_at_a_time_give_the_statistics_of_all():
+    """Without bias, over many; and in eval mode nothing moves."""
+    torch.manual_seed(0)
+    head = ImageHashHead(3, 4, 2, normalize=True)
+    true_mean, true_std = torch.tensor([5.0, -300.0, 0.01]), torch.tensor([1.0, 40.0, 0.002])
+    means, variances = [], []
+    for step in range(6000):
+        head(true_mean + true_std * torch.randn(1, 3))
+        if step >= 200:  # what they started from is forgotten
+            means.append(head.norm.running_mean.clone())
+            variances.append(head.norm.running_var.clone())
+    mean, var = torch.stack(means).mean(0), torch.stack(variances).mean(0)
+    torch.testing.assert_close((mean - true_mean) / true_std, torch.zeros(3), atol=0.06, rtol=0.0)
+    torch.testing.assert_close(var / true_std.square(), torch.ones(3), atol=0.06, rtol=0.0)
+    before = head.norm.running_mean.clone(), head.norm.running_var.clone()
+    head.eval()(torch.randn(1, 3))
+    torch.testing.assert_close((head.norm.running_mean, head.norm.running_var), before)
+
+
+def test_one_image_updates_the_statistics_and_is_standardised_by_them():
+    head = ImageHashHead(2, 4, 3, normalize=True, init_std=1.0)
+    x = torch.tensor([[30.0, -2.0]], requires_grad=True)
+    # By hand, with the momentum 0.1, from mean 0 and variance 1.
+    mean = torch.tensor([3.0, -0.2])
+    var = torch.tensor([0.9 + 0.1 * 0.95 * 900.0, 0.9 + 0.1 * 0.95 * 4.0])
+    first = head(x)
+    torch.testing.assert_close((head.norm.running_mean, head.norm.running_var), (mean, var))
+    expected = head.latent((x - mean) / (var + head.norm.eps).sqrt())
+    torch.testing.assert_close(first.activations, expected)
+    # The next image moves the statistics before the gradient of the first is asked for.
+    (first.scores.sum() + head(torch.zeros(1, 2)).scores.sum()).backward()
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().sum() > 0.0

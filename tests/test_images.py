@@ -1,15 +1,12 @@
-"""Images to code: which files are found, and what is read of ordinary, unusual and broken ones."""
+"""Images to code: entries of files and datasets, and the network's inputs."""
 
-import io
 import os
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from pictures import pixels_of, save
@@ -100,88 +97,6 @@ def test_turned_tiffs_are_turned_once(tmp_path):
     turned = np.rot90(pixels_of("some.tif", 60, 50), -1)
     np.testing.assert_array_equal(loader(path)["image"], turned.transpose(2, 0, 1))
     assert loader.read_size(path) == (50, 60)
-
-
-RAMP = np.linspace(0, 65535, 40 * 64).astype(np.uint16).reshape(40, 64)
-RGBA = np.dstack([pixels_of("alpha", 40, 64), np.full((40, 64), 128, np.uint8)])
-UNUSUAL = {
-    "cmyk.jpg": (Image.fromarray(pixels_of("cmyk", 40, 64)).convert("CMYK"), None),
-    "alpha.png": (Image.fromarray(RGBA), RGBA[..., :3]),
-    "grey.png": (
-        Image.fromarray(pixels_of("grey", 40, 64)[..., 0]),
-        pixels_of("grey", 40, 64)[..., [0, 0, 0]],
-    ),
-    "palette.png": (Image.fromarray(pixels_of("palette", 40, 64)).quantize(256), None),
-    "transparent.gif": (Image.fromarray(RGBA).quantize(32), None),
-    "bilevel.png": (
-        Image.fromarray(RAMP > 30000),
-        np.repeat((RAMP > 30000)[..., None] * np.uint8(255), 3, axis=2),
-    ),
-    "16_bit.png": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
-    "16_bit.tif": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
-    "16_bit.pgm": (Image.fromarray(RAMP), (RAMP >> 8)[..., None].repeat(3, axis=2)),
-    "one_pixel.png": (Image.new("RGB", (1, 1), (9, 8, 7)), np.array([[[9, 8, 7]]])),
-    "wide.png": (Image.new("RGB", (20000, 30), (1, 2, 3)), np.full((30, 20000, 3), (1, 2, 3))),
-}
-
-
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_unusual_images(tmp_path, cfg, name):
-    """Read as they are: the pixels known, or Detectron2's. Resized: the size that was planned."""
-    image, expected = UNUSUAL[name]
-    path = str(tmp_path / name)
-    image.save(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = read_image(path, "RGB") if expected is None else expected
-    loader = ImageLoader(min_size=0, max_size=0, image_format="RGB")
-    np.testing.assert_array_equal(loader(path)["image"].numpy().transpose(1, 2, 0), expected)
-    cfg.INPUT.MAX_SIZE_TEST = 1333
-    loader = ImageLoader(cfg)
-    assert loader(path)["image"].shape[1:] == loader.read_size(path)
-
-
-def shorten(data, share):
-    return data[: int(len(data) * share)]
-
-
-def broken_files():
-    def encode(suffix, image=None):
-        buffer = io.BytesIO()
-        (image or Image.fromarray(pixels_of("broken", 60, 60))).save(buffer, suffix)
-        return buffer.getvalue()
-
-    bomb = bytearray(encode("bmp", Image.new("L", (8, 8))))
-    bomb[18:26] = (20000).to_bytes(4, "little") * 2
-    return {
-        "empty.jpg": (b"", "the file is empty"),
-        "text.png": (b"no picture", "not an image of a known format"),
-        "header.png": (shorten(encode("png"), 0.001), "not an image of a known format"),
-        "half.png": (shorten(encode("png"), 0.5), "damaged or incomplete"),
-        "half.jpg": (shorten(encode("jpeg"), 0.5), "damaged or incomplete"),
-        "end.jpg": (encode("jpeg")[:-40], "damaged or incomplete"),
-        "half.webp": (shorten(encode("webp"), 0.5), "damaged"),
-        "half.gif": (shorten(encode("gif"), 0.5), "damaged or incomplete"),
-        "half.tif": (shorten(encode("tiff"), 0.5), "damaged"),
-        "bomb.bmp": (bytes(bomb), "too many pixels"),
-        "float.tif": (encode("tiff", Image.new("F", (9, 9))), "32-bit pixels"),
-        "thin.png": (
-            encode("png", Image.new("L", (20000, 10))),
-            "20000 x 10 pixels would be 96 x 0",
-        ),
-    }
-
-
-@pytest.mark.parametrize("name", broken_files())
-def test_unreadable_images_say_why(tmp_path, cfg, name):
-    path = tmp_path / name
-    content, reason = broken_files()[name]
-    path.write_bytes(content)
-    with pytest.raises(UnreadableImage) as error:
-        ImageLoader(cfg)(str(path))
-    assert error.value.file_name == str(path)
-    assert reason in error.value.reason
-    assert "\n" not in str(error.value)
 
 
 def test_missing_files_are_unreadable(tmp_path, cfg):

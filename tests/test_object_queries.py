@@ -217,3 +217,39 @@ def test_a_missing_fingerprint_is_told(sets):
         replace(query, model_fingerprint=""), objects, database
     )
     assert "a model fingerprint is missing" in note
+
+
+def test_objects_without_the_image_that_they_are_in(sets):
+    """As with a database that lacks the image; two images of the queries are in the database."""
+    query, objects, database = sets
+    for row, other in ((0, 2), (2, 5)):
+        database.file_names[other] = query.file_names[row]
+        database.image_ids[other] = query.image_ids[row]
+    for row, name in enumerate(query.file_names[1:2] + database.file_names[:1]):
+        database.file_names[row] = f"other/{name}"
+    for row in (1, 3, 4, 6):
+        database.file_names[row] = f"other/{row}.jpg"
+        database.image_ids[row] = f"other {row}"
+    database.image_ids[0] = "other 0"
+    plain = evaluate_object_queries(query, objects, database)
+    found = evaluate_object_queries(query, objects, database, exclude_self=True)
+    assert plain.metrics["num_queries_in_database"] == 4
+    assert found.metrics["num_queries_in_database"] == 4
+    own = {0: 2, 2: 5}
+    for i in range(4):
+        kept = np.ones(7, bool)
+        if objects.image_index[i] in own:
+            kept[own[objects.image_index[i]]] = False
+        relevant = database.labels[kept, objects.classes[i]]
+        if not relevant.any():
+            assert np.isnan(found.per_query["images/MAP_all"][i])
+            continue
+        code = unpack(query.codes[objects.image_index[i]], BITS)
+        by_image = (unpack(database.codes, BITS) != code).sum(axis=1)[kept]
+        by_object = loop_distances(objects.codes[i], database)[kept]
+        for ranking, distances in (("images", by_image), ("objects", by_object)):
+            values = average_precisions(distances, relevant)
+            name = f"{ranking}/MAP_all"
+            assert found.per_query[name][i] == pytest.approx(values.mean())
+            assert found.per_query[f"{name}-pessimistic"][i] == pytest.approx(values.min())
+    assert found.metrics["images/MAP_all"] != plain.metrics["images/MAP_all"]

@@ -14,7 +14,7 @@ from pictures import pixels_of, save
 from regiondh_d2.data import image_formats, photo_files
 from regiondh_d2.data.photo_files import find_photos, is_system_file
 from regiondh_d2.retrieval.images import dataset_images, find_images
-from regiondh_d2.utils import file_io
+from regiondh_d2.utils.marks import mark_folder, picture_mark
 
 
 def names(scan):
@@ -349,26 +349,28 @@ def test_patterns_exclude_named_files_and_links_too(tmp_path):
         find_photos([tmp_path], [""])
 
 
-def test_own_output_is_no_photo(tmp_path, monkeypatch):
-    for name in ("a.png", "answers.png", "out/answers.png", "old/answers.png", "old/index/x.png"):
+def test_own_output_is_no_photo(tmp_path):
+    for name in ("a.png", "out/answers.png", "old/answers.png", "old/index/x.png"):
         save(tmp_path / name)
-    write(tmp_path / "out" / ".regiondh", b"")
+    save(tmp_path / "answers.png", **picture_mark("PNG"))
+    save(tmp_path / "answers.jpg", **picture_mark("JPEG"))
+    mark_folder(tmp_path / "out")
     write(tmp_path / "old" / "photos.h5", b"")  # as version 0.1 left it, without a mark
-    marked = [str(tmp_path / "answers.png")]
-    monkeypatch.setattr(file_io, "carries_mark", lambda path: str(path) in marked, raising=False)
     scan = find_photos([tmp_path])
     assert names(scan) == ["a.png"]
-    assert [os.path.relpath(path, tmp_path) for path in scan.own] == ["answers.png", "old", "out"]
-    assert "3 of this program's own output" in scan.summary()[0]
+    assert [os.path.relpath(path, tmp_path) for path in scan.own] == [
+        *("answers.jpg", "answers.png", "old", "out"),
+    ]
+    assert "4 of this program's own output" in scan.summary()[0]
     # A folder that is named itself is searched, a picture that is named itself still none.
-    assert names(find_photos([tmp_path / "out", *marked])) == ["answers.png"]
+    assert names(find_photos([tmp_path / "out", tmp_path / "answers.png"])) == ["answers.png"]
 
 
 def test_known_photos_are_not_opened_again(tmp_path, monkeypatch):
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     looked = []
-    monkeypatch.setattr(file_io, "carries_mark", looked.append, raising=False)
+    monkeypatch.setattr(photo_files, "carries_mark", looked.append)
     find_photos([tmp_path], is_known=lambda photo: photo.relative_path == "a.png")
     assert looked == [str(tmp_path / "b.png")]
 

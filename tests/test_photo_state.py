@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from regiondh_d2.retrieval import photo_state
 from regiondh_d2.retrieval.photo_state import (
@@ -15,9 +16,10 @@ from regiondh_d2.retrieval.photo_state import (
     file_sha256,
     prune,
     root_problem,
-    with_common_root,
 )
 from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.utils.file_io import mark_folder
+from regiondh_d2.utils.marks import picture_mark
 
 THERE, GONE, CHANGED, AWAY = (
     PhotoState.THERE,
@@ -167,6 +169,9 @@ def test_nothing_is_known_below_unreadable_folders_and_dead_links(root, photos, 
     (root / "trip").rename(root / "elsewhere")
     (root / "trip").symlink_to(root / "disk")
     assert states(items) == [AWAY] * 4
+    check = PhotoCheck(items)
+    check.state(1)
+    assert check.away == {str(root / "trip"): "is a link that leads nowhere"}
     (root / "elsewhere").rename(root / "disk")
     assert states(items) == [THERE] * 4
     photos[0].unlink()
@@ -180,6 +185,26 @@ def test_nothing_is_known_below_unreadable_folders_and_dead_links(root, photos, 
 
     monkeypatch.setattr(photo_state.os, "stat", refuse)
     assert states(items) == [GONE, AWAY, THERE, THERE]
+    check = PhotoCheck(items)
+    check.state(1)
+    assert check.away == {str(root / "trip"): "can't be read (Permission denied)"}
+
+
+def test_our_own_pictures_and_folders(tmp_path, root, photos):
+    """What an older version encoded, since it knew no marks, too."""
+    grid, drawn = root / "out" / "sub" / "answers.png", root / "drawn.png"
+    old = root / "old" / "answers.png"
+    for path in (grid, old):
+        write(path, b"an old picture without a mark")
+    Image.new("RGB", (9, 9)).save(drawn, **picture_mark("PNG"))
+    mark_folder(root / "out")
+    (root / "old" / "index").mkdir()
+    (root / "old" / "photos.h5").write_bytes(b"")
+    items = encode(photos[0], grid, drawn, old, roots=[root])
+    assert states(items) == [THERE] + [PhotoState.OWN] * 3
+    mark_folder(root)  # one that is given itself is searched
+    assert states(items)[0] is THERE
+    assert prune(items).items is items
 
 
 def test_names_that_count_from_nowhere_are_not_looked_at(tmp_path, monkeypatch):
@@ -190,26 +215,26 @@ def test_names_that_count_from_nowhere_are_not_looked_at(tmp_path, monkeypatch):
         image_ids=["a", "b", "c"],
         file_names=["datasets/a.jpg", str(tmp_path / "no.jpg"), str(tmp_path / "a\0b.jpg")],
     )
+    (tmp_path / "other.jpg").write_bytes(b"")
     assert states(items) == [THERE, GONE, GONE]
 
 
-def test_a_common_root_for_older_files(root, photos):
+def test_the_folder_of_older_codes_stands_for_a_root(root, photos):
     items = encode(*photos, roots=[root], hashed=False)
-    old = CodeSet(codes=items.codes, bits=8, image_ids=items.image_ids, file_names=photos_of(items))
-    found = with_common_root(old)
-    assert [found.roots[i] for i in found.root_index] == [str(root / "trip")] * 4
-    assert found.relative_paths == [f"{i}.jpg" for i in range(4)]
-    assert found.file_names == old.file_names
-    (root / "trip").rename(root / "elsewhere")
-    assert states(found) == [AWAY] * 4
+    old = CodeSet(
+        codes=items.codes, bits=8, image_ids=items.image_ids, file_names=list(items.file_names)
+    )
+    photos[1].unlink()
+    assert states(old) == [THERE, GONE, THERE, THERE]
     old.file_names[0] = "datasets/a.jpg"
-    found = with_common_root(old)
-    assert [found.roots[i] for i in found.root_index] == ["", *[str(root / "trip")] * 3]
-    assert with_common_root(items) is items
-
-
-def photos_of(items):
-    return list(items.file_names)
+    assert states(old) == [THERE, GONE, THERE, THERE]
+    (root / "trip").rename(root / "elsewhere")
+    assert states(old) == [THERE, AWAY, AWAY, AWAY]
+    check = PhotoCheck(old)
+    assert (check.state(1), check.root(1)) == (AWAY, "")
+    assert check.away == {str(root / "trip"): "is not there"}
+    found = prune(old)
+    assert (found.items, found.gone, found.kept_away) == (old, [], 3)
 
 
 def test_only_what_has_gone_is_pruned(tmp_path, root, photos, monkeypatch):

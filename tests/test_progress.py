@@ -48,3 +48,21 @@ def test_short_work_and_other_processes_say_nothing(clock):
     clock[0] += 9.0
     silent.show(2)
     assert lines == []
+
+
+def test_nothing_done_yet(clock):
+    lines = []
+    counter = Progress(lines.append, "images coded", 4)
+    counter.show(0)
+    clock[0] += 6.0
+    counter.show(0)
+    clock[0] += 6.0
+    counter.step(2)
+    empty = Progress(lines.append, "images coded", 0)
+    clock[0] += 6.0
+    empty.show(0)
+    assert lines == [
+        "0 of 4 images coded",
+        "2 of 4 images coded, 0.2 min left",
+        "0 of 0 images coded",
+    ]

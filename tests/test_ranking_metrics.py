@@ -120,6 +120,106 @@ def test_index_order_and_blocks_match_a_plain_stable_sort(max_pairs):
     assert whole.metrics == pytest.approx(result.metrics, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("max_pairs", [1, 1 << 21])
+def test_excluded_items_are_as_if_the_database_lacked_them(seed, max_pairs):
+    """Each query alone, over all orders of the ties of what is left to it."""
+    rng = np.random.default_rng(1000 + seed)
+    items, bits = int(rng.integers(1, 7)), int(rng.integers(1, 4))
+    case = random_case(rng, 4, items, bits, 3, 0.5)
+    query, database, query_labels, database_labels = case
+    query_labels[0, 0] = database_labels[0, 0] = 1
+    out = rng.random((4, items)) < 0.35
+    out[0, 0] = False
+    out[3] = True  # nothing is left
+    cutoffs = list(range(1, items + 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of cut-offs above what is left
+        result = evaluate_ranking(
+            *case,
+            bits=bits,
+            topk=cutoffs,
+            exclude=rng.permutation(np.argwhere(out)),
+            max_pairs=max_pairs,
+        )
+    distances = unpacked_distances(query, database, bits)
+    shared = query_labels.astype(int) @ database_labels.T
+    for q, k in itertools.product(range(4), cutoffs):
+        mine, left = shared[q][~out[q]], distances[q][~out[q]]
+        if not mine.any():
+            assert all(np.isnan(values[q]) for values in result.per_query.values())
+            continue
+        orders = np.array(list(all_tie_orders(left)))
+        stable = plain_metrics(mine[np.argsort(left, kind="stable")[None]], k)
+        for metric, values in plain_metrics(mine[orders], k).items():
+            expected = {
+                "": values.mean(),
+                "-optimistic": values.max(),
+                "-pessimistic": values.min(),
+                "-index_order": stable[metric][0],
+            }
+            for order, value in expected.items():
+                name = f"{metric}@{k}{order}"
+                assert result.per_query[name][q] == pytest.approx(value, abs=1e-12), name
+    without = [not mine[~row].any() for mine, row in zip(shared, out, strict=True)]
+    assert result.metrics["num_queries_without_relevant"] == sum(without)
+
+
+def test_random_codes_against_themselves():
+    """Every code finds itself at distance 0; without that, chance is what is left."""
+    rng = np.random.default_rng(3)
+    codes = np.packbits(rng.random((600, 48)) < 0.5, axis=1)
+    labels = (rng.random((600, 5)) < 0.2).astype(np.uint8)
+    labels[:, 0] |= ~labels.any(axis=1)
+    given = {"bits": 48, "topk": [1, 50]}
+    plain = evaluate_ranking(codes, codes, labels, labels, **given).metrics
+    assert plain["P@1"] == 1
+    itself = np.repeat(np.arange(600)[:, None], 2, axis=1)
+    found = evaluate_ranking(codes, codes, labels, labels, exclude=itself, **given).metrics
+    relevant = labels.astype(int) @ labels.T > 0
+    chance = (relevant.sum() - 600) / (600 * 599)
+    assert found["P@1"] == pytest.approx(chance, abs=0.06)
+    assert found["P@50"] == pytest.approx(chance, abs=0.01)
+
+
+def test_more_than_255_bits_with_excluded_items():
+    database = np.packbits(np.tri(256, 255, -1, dtype=bool), axis=1)  # distances 0 to 255
+    labels = np.ones((256, 1))
+    found = evaluate_ranking(
+        database[:1],
+        database,
+        labels[:1],
+        np.eye(256)[:, 1:2] + np.eye(256)[:, 255:],
+        bits=255,
+        topk=255,
+        exclude=np.array([[0, 0]]),
+    ).metrics
+    assert found["MAP@255"] == pytest.approx((1 + 2 / 255) / 2)
+
+
+def test_a_cut_off_above_what_is_left_warns():
+    rng = np.random.default_rng(8)
+    case = random_case(rng, 3, 9, 4, 3, 0.9)
+    with pytest.warns(UserWarning, match=r"top k of 9 is above the database's 8 items other than"):
+        evaluate_ranking(*case, bits=4, topk=9, exclude=np.array([[1, 4]]))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([[0, 3]], "have a row that the queries or the database lack"),
+        ([[-1, 0]], "have a row that the queries or the database lack"),
+        ([[0, 1], [0, 1]], "have a pair twice"),
+        ([0, 1], r"integers of shape \(P, 2\)"),
+        ([[0.0, 1.0]], r"integers of shape \(P, 2\)"),
+    ],
+)
+def test_pairs_that_are_none(pairs, message):
+    codes, labels = np.zeros((3, 1), np.uint8), np.ones((3, 1))
+    with pytest.raises(ValueError, match=message):
+        evaluate_ranking(codes, codes, labels, labels, bits=8, topk=1, exclude=np.array(pairs))
+
+
 def tie_free_case(items=40, classes=4):
     """One query whose distances to the database are all different, and more than 255 bits."""
     rng = np.random.default_rng(2)

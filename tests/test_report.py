@@ -13,8 +13,9 @@ from PIL import Image
 
 from regiondh_d2.evaluation.ranking_metrics import METRICS, evaluate_ranking
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
-from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.structures.codes import CodeSet, take_rows
 from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.utils.marks import mark_of
 
 CLASSES = ("cat", "dog", "sofa", "dining table")
 BITS, QUERIES, IMAGES, TOPK = 10, 30, 80, 20
@@ -234,7 +235,8 @@ def test_worst_and_best_queries_as_pictures(page, ranking):
             assert shown["text"].startswith(f"distance {distances[row, item]}\n")
             assert colour(shown["source"]) == pytest.approx([2 * item, 255 - 2 * item, 0], abs=4)
             names = {CLASSES[i] for i in np.flatnonzero(database.labels[item])}
-            words = " ".join(shown["text"].split()[2:])
+            assert shown["text"].split()[2] == f"database{item}.png"
+            words = " ".join(shown["text"].split()[3:])
             assert set(filter(None, words.split(", "))) == names
 
 
@@ -263,7 +265,8 @@ def test_the_same_files_give_the_same_bytes(tool, standard, capsys):
     folder, _ = standard
     path = folder / "out" / "page.html"
     before = path.read_bytes()
-    path.unlink()
+    assert mark_of(path) == "page"
+    # It is known as the program's own, so that it may be replaced.
     assert tool.main(arguments(folder, "--topk", TOPK)) == 0
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
@@ -340,10 +343,8 @@ def test_a_few_codes_of_one_bit(tool, files, queries, capsys):
     for role, count in (("query", queries), ("database", 3)):
         codes = code_set(np.random.default_rng(0), 3, role, files / "images", classes=("a", "b"))
         codes.codes, codes.bits = pack_codes(np.ones((3, 1), bool)), 1
-        for name in ("codes", "labels", "image_ids", "file_names"):
-            setattr(codes, name, getattr(codes, name)[-count:])
         codes.class_names = []
-        write_codes(files / f"{role}.h5", codes)
+        write_codes(files / f"{role}.h5", take_rows(codes, range(3 - count, 3)))
     assert tool.main(arguments(files)) == 0
     page = Page((files / "out" / "page.html").read_text())
     assert set(page.table("alone")) == {"class 0", "class 1"}
@@ -372,7 +373,7 @@ def test_codes_that_cannot_be_reported(tool, files, capsys, changes, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         ("{", "not JSON"),
         ("[1]", "not a flat JSON object of numbers"),
         ('{"a": {"b": 1}}', "not a flat JSON object of numbers"),
@@ -405,3 +406,28 @@ def test_wrong_arguments_exit_2(tool, files, capsys, wrong):
     assert stop.value.code == 2
     assert wrong[0] in capsys.readouterr().err
     assert not (files / "out").exists()
+
+
+def test_queries_that_are_in_the_database(tool, files, capsys):
+    """They are warned of; left out, the page has the numbers and pictures of the others."""
+    database = str(files / "database.h5")
+    given = ["--query", database, "--database", database, "--topk", TOPK]
+    page = str(files / "page.html")
+    assert tool.main([*map(str, given), "--output", page]) == 0
+    note = f"{IMAGES} of {IMAGES} queries are in the database and find themselves first"
+    assert f"warning: {note}" in capsys.readouterr().err
+    assert note in (files / "page.html").read_text()
+    assert tool.main([*map(str, given), "--output", page, "--exclude-self"]) == 0
+    assert "find themselves" not in capsys.readouterr().err
+    text = (files / "page.html").read_text()
+    assert "find themselves" not in text
+    assert f"{IMAGES} of the queries are in the database; they are left out" in text
+    codes = read_codes(database)
+    itself = np.repeat(np.arange(IMAGES)[:, None], 2, axis=1)
+    found = evaluate_ranking(
+        *(codes.codes, codes.codes, codes.labels, codes.labels),
+        bits=BITS,
+        topk=TOPK,
+        exclude=itself,
+    ).metrics
+    assert f"{found[f'MAP_min@{TOPK}']:.3f}" in text

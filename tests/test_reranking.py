@@ -10,7 +10,7 @@ from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking, reranked_distances
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.search import RERANKINGS, Query, search_index
-from regiondh_d2.structures.codes import CodeFileError, CodeSet
+from regiondh_d2.structures.codes import CodeFileError, CodeSet, take_rows
 from regiondh_d2.structures.packed import pack_codes
 
 BITS = 6
@@ -93,7 +93,7 @@ def test_names_are_those_of_a_ranking_by_codes():
         query.codes, database.codes, query.labels, database.labels, bits=BITS, topk=[3, 9]
     )
     result = evaluate_reranking(query, database, [3, 9], 1)
-    assert result.metrics.keys() == plain.metrics.keys()
+    assert result.metrics.keys() == plain.metrics.keys() | {"num_queries_in_database"}
     assert result.per_query.keys() == plain.per_query.keys()
 
 
@@ -135,3 +135,23 @@ def test_codes_that_cannot_be_measured():
     query.labels[:] = 0
     with pytest.raises(ValueError, match="no query shares a label"):
         evaluate_reranking(query, database, [3], 10)
+
+
+@pytest.mark.parametrize("by", RERANKINGS)
+def test_without_the_query_itself(by):
+    """As if each query had a database of its own, without its row."""
+    both = make_codes(5, 9)
+    plain = evaluate_reranking(both, both, [1, 9], 4, by)
+    found = evaluate_reranking(both, both, [1, 9], 4, by, exclude_self=True)
+    assert plain.metrics["num_queries_in_database"] == 9
+    assert found.metrics["num_queries_in_database"] == 9
+    for row in range(9):
+        query, database = take_rows(both, [row]), take_rows(both, np.delete(np.arange(9), row))
+        try:
+            alone = evaluate_reranking(query, database, [1, 8], 4, by).per_query
+        except ValueError:  # nothing relevant
+            assert np.isnan(found.per_query["MAP@1"][row])
+            continue
+        for mine, other in (("MAP@1", "MAP@1"), ("NDCG@9", "NDCG@8"), ("P@9", "P@8")):
+            assert found.per_query[mine][row] == pytest.approx(alone[other][0])
+    assert plain.metrics["MAP@1"] != found.metrics["MAP@1"]

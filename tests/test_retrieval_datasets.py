@@ -6,13 +6,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from regiondh_d2.data.builtin import COCO_RETRIEVAL, VOC_RETRIEVAL
 from regiondh_d2.data.check import is_present
 from regiondh_d2.data.retrieval import register_retrieval_dataset
-from regiondh_d2.evaluation import RoleFilter
+from regiondh_d2.evaluation import COCOBoxEvaluator, RoleFilter
 
 CLASSES = ["cat", "dog", "cow"]
 
@@ -66,6 +65,20 @@ def test_a_dataset_against_itself(register):
     register("t_a", [image(1), image(2)])
     register_retrieval_dataset("t_r", database="t_a", queries="t_a")
     assert roles("t_r") == {1: "both", 2: "both"}
+
+
+def test_one_image_whose_id_is_a_number_here_and_text_there(register):
+    register("t_a", [image(1)])
+    register("t_b", [image("1")])
+    register_retrieval_dataset("t_r", database="t_a", queries="t_b")
+    assert roles("t_r") == {1: "both"}
+
+
+def test_an_image_without_id(register):
+    register("t_a", [{"file_name": "a.jpg"}])
+    register_retrieval_dataset("t_r", database="t_a", queries="t_a")
+    with pytest.raises(ValueError, match="an image of t_a has no image_id or no file_name"):
+        DatasetCatalog.get("t_r")
 
 
 def test_dicts_are_copies(register):
@@ -203,13 +216,17 @@ def coco(register, tmp_path):
     cat, dog = (2, [1.0, 2.0, 21.0, 32.0], 0), (90, [10.0, 5.0, 50.0, 35.0], 0)
     write_coco(tmp_path / "train.json", 1, [cat, dog], [])
     write_coco(tmp_path / "val.json", 3, [dog], [(2, [0.0, 0.0, 60.0, 40.0], 1)])
+    (tmp_path / "images").mkdir()
+    for number in range(1, 5):
+        (tmp_path / f"images/{number}.jpg").touch()
     for split in ("train", "val"):
-        register_coco_instances(f"t_{split}", {}, str(tmp_path / f"{split}.json"), "images")
+        path = str(tmp_path / f"{split}.json")
+        register_coco_instances(f"t_{split}", {}, path, str(tmp_path / "images"))
     register_retrieval_dataset("t_coco", database="t_train", queries="t_val")
     return "t_coco"
 
 
-def test_coco_roles_and_labels(coco):
+def test_coco_roles_and_labels(coco, tmp_path):
     """Labels are positions among the categories by id; crowds show their class, too."""
     records = DatasetCatalog.get(coco)
     assert [(r["image_id"], r["role"], r["image_labels"]) for r in records] == [
@@ -219,14 +236,14 @@ def test_coco_roles_and_labels(coco):
         (4, "query", [0]),
     ]
     assert [r["difficult_labels"] for r in records] == [[]] * 4
-    assert records[0]["file_name"] == "images/1.jpg"
+    assert records[0]["file_name"] == str(tmp_path / "images/1.jpg")
     assert MetadataCatalog.get(coco).thing_classes == ["cat", "dog"]
 
 
 @pytest.mark.parametrize(("found", "average_precision"), [([1], 100.0), ([0], 0.0)])
 def test_coco_box_ap_of_the_queries(coco, found, average_precision):
     """The one object of the queries, found as its class or as another; the database is left out."""
-    evaluator = RoleFilter("query", COCOEvaluator("t_val", use_fast_impl=False))
+    evaluator = RoleFilter("query", COCOBoxEvaluator("t_val"))
     evaluator.reset()
     for record in DatasetCatalog.get(coco):
         boxes = Boxes(torch.tensor([[10.0, 5.0, 50.0, 35.0]]))

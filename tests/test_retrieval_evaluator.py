@@ -2,6 +2,7 @@
 
 import json
 import random
+import tempfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -90,9 +91,8 @@ def expected_metrics(dataset, topk, drop_difficult=False):
 
     query, query_labels = select("query")
     database, database_labels = select("database")
-    return evaluate_ranking(
-        query, database, query_labels, database_labels, bits=BITS, topk=topk
-    ).metrics
+    found = evaluate_ranking(query, database, query_labels, database_labels, bits=BITS, topk=topk)
+    return found.metrics | {"num_queries_in_database": ROLES.count("both")}
 
 
 def test_metrics_and_files(dataset, tmp_path):
@@ -171,14 +171,107 @@ def test_a_coded_database_replaces_the_images(dataset, tmp_path):
     evaluator = RetrievalEvaluator(dataset.name, topk=5, database_codes=path, model_fingerprint="a")
     assert feed(evaluator, dataset, queries)["retrieval"] == expected_metrics(dataset, 5)
 
-    stranger = RetrievalEvaluator(dataset.name, database_codes=path, model_fingerprint="b")
     with pytest.raises(CodeFileError, match="same model"):
-        feed(stranger, dataset, queries)
+        RetrievalEvaluator(dataset.name, database_codes=path, model_fingerprint="b")
+    unknown = RetrievalEvaluator(dataset.name, database_codes=path)
+    with pytest.raises(CodeFileError, match="same model"):
+        unknown.set_model("b")
     with pytest.raises(CodeFileError, match="no such file"):
         RetrievalEvaluator(dataset.name, database_codes=tmp_path / "absent.h5")
     write_codes(tmp_path / "bare.h5", replace(read_codes(path), labels=None))
     with pytest.raises(CodeFileError, match=r"no labels in .*bare\.h5: extract the codes from"):
         RetrievalEvaluator(dataset.name, database_codes=tmp_path / "bare.h5")
+
+
+def test_a_database_file_of_other_images_is_refused_before_the_coding(dataset, tmp_path):
+    feed(RetrievalEvaluator(dataset.name, output_dir=tmp_path, model_fingerprint="a"), dataset)
+    codes = read_codes(tmp_path / dataset.name / "database.h5")
+    names = [f"elsewhere/{name.rpartition('/')[2]}" for name in codes.file_names]
+    labels = codes.labels.copy()
+    labels[3] = 1 - labels[3]
+    first = codes.image_ids[0]
+    for change, message in (
+        ({"class_names": [*CLASSES[:2], "cow"]}, "other classes than"),
+        ({"image_ids": ["x", *codes.image_ids[1:]]}, r"1 of the 10 images .*first: x"),
+        (
+            {"file_names": ["x.jpg", *names[1:]]},
+            rf"image {first} is x\.jpg there, and {first}\.jpg",
+        ),
+        ({"labels": labels}, rf"image {codes.image_ids[3]} has other labels"),
+        (
+            {"image_ids": [codes.image_ids[1], *codes.image_ids[1:]]},
+            rf"1 of the database's 10 images are not in it \(first: {first}\)",
+        ),
+    ):
+        write_codes(tmp_path / "other.h5", replace(codes, **change))
+        with pytest.raises(CodeFileError, match=message) as error:
+            RetrievalEvaluator(dataset.name, database_codes=tmp_path / "other.h5")
+        assert "other.h5" in str(error.value)
+        assert "\n" not in str(error.value)
+    # Folders may have moved, and the order of rows is free.
+    write_codes(tmp_path / "moved.h5", replace(codes, file_names=names))
+    RetrievalEvaluator(dataset.name, database_codes=tmp_path / "moved.h5", bits=BITS)
+    with pytest.raises(CodeFileError, match=rf"codes of {BITS} bits, and the model makes 48"):
+        RetrievalEvaluator(dataset.name, database_codes=tmp_path / "moved.h5", bits=48)
+    # What counted difficult objects is no database for labels without them.
+    with pytest.raises(CodeFileError, match="COUNT_DIFFICULT"):
+        RetrievalEvaluator(
+            dataset.name, database_codes=tmp_path / "moved.h5", count_difficult=False
+        )
+
+
+def test_a_coded_database_needs_all_queries_and_no_other_image(dataset, tmp_path, caplog):
+    feed(RetrievalEvaluator(dataset.name, output_dir=tmp_path), dataset)
+    path = tmp_path / dataset.name / "database.h5"
+    caplog.clear()
+    queries = [i for i, role in enumerate(ROLES) if role != "database"]
+    feed(RetrievalEvaluator(dataset.name, topk=5, database_codes=path), dataset, queries)
+    assert "not processed" not in caplog.text
+    assert "coded again" not in caplog.text
+    feed(RetrievalEvaluator(dataset.name, topk=5, database_codes=path), dataset, [0, *queries[1:]])
+    assert "1 of its 7 images were not processed" in caplog.text
+    assert "1 images of the database were coded again" in caplog.text
+
+
+def test_queries_that_are_in_the_database_are_counted_and_left_out_on_request(dataset, caplog):
+    """The two images of both roles find themselves at distance 0, whatever the codes are."""
+    plain = feed(RetrievalEvaluator(dataset.name, topk=1), dataset)["retrieval"]
+    assert "2 of 7 queries are in the database and find themselves first" in caplog.text
+    caplog.clear()
+    evaluator = RetrievalEvaluator(dataset.name, topk=1, exclude_self=True)
+    found = feed(evaluator, dataset)["retrieval"]
+    assert "find themselves" not in caplog.text
+    assert plain["num_queries_in_database"] == found["num_queries_in_database"] == 2
+
+    rows = {role: [i for i, r in enumerate(ROLES) if r in (role, "both")] for role in
+            ("query", "database")}  # fmt: skip
+    codes = pack_codes(np.stack([output["image_code"] for output in dataset.outputs]))
+    labels = np.zeros((len(ROLES), 3), np.uint8)
+    for row, given in enumerate(dataset.inputs):
+        labels[row, given["image_labels"]] = 1
+    values = []
+    for query in rows["query"]:
+        others = [i for i in rows["database"] if i != query]
+        one = evaluate_ranking(
+            codes[[query]], codes[others], labels[[query]], labels[others], bits=BITS, topk=1
+        )
+        values.append(one.metrics["P@1"])
+    assert found["P@1"] == pytest.approx(np.mean(values))
+
+
+def test_a_network_that_knows_more_classes_than_the_dataset(dataset, tmp_path):
+    """What it takes for one of those is no object of the dataset, and stops no writing."""
+    extra = Instances(
+        (100, 200),
+        pred_boxes=Boxes(torch.rand(2, 4) * 100),
+        scores=torch.tensor([0.9, 0.8]),
+        pred_classes=torch.tensor([11, 1]),
+        pred_codes=torch.rand(2, INSTANCE_BITS) < 0.5,
+    )
+    dataset.outputs[8]["instances"] = extra
+    feed(RetrievalEvaluator(dataset.name, topk=5, output_dir=tmp_path), dataset)
+    found = read_codes(tmp_path / dataset.name / "query.h5").instances
+    assert found.classes[found.image_index == 0].tolist() == [1]
 
 
 def test_nothing_processed_warns(dataset, caplog):
@@ -316,6 +409,34 @@ def test_box_ap(boxes):
     assert loose["AP50"] == 50
     loose = box_ap(boxes, {"a": [(0, 0.9, 10, 10, 36, 50)]})
     assert (loose["AP50"], loose["AP75"]) == (50, 0)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["my photo (0)", " b ", "c  c"],
+        ["day1/a", "day2/a", "../a"],
+        ["a", "b", "c" * 250],
+        ["é{}", "猫", "\udce9 x"],
+        [1, "2", 30],
+        ["a%20b", "a b", "a+b"],
+    ],
+)
+def test_box_ap_of_any_ids_and_class_names(boxes, names, tmp_path, monkeypatch):
+    """Detectron2's code separates by blanks and opens files by ids; only their order may matter."""
+    (tmp_path / "{odd} folder").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "{odd} folder"))
+    rows = {
+        0: [(0, 0.9, 10, 10, 42, 50), (0, 0.3, 100, 100, 120, 120)],
+        1: [(1, 0.8, 10, 20, 60, 80)],
+        2: [(1, 0.9, 0, 0, 9, 9)],
+    }
+    plain = box_ap(boxes, {"abc"[i]: found for i, found in rows.items()})
+    for entry, name in zip(DatasetCatalog.get(boxes), names, strict=True):
+        entry["image_id"] = name
+    MetadataCatalog.get(boxes).__dict__["thing_classes"] = [" big cat", "<dog> {}", "naïve"]
+    assert box_ap(boxes, {names[i]: found for i, found in rows.items()}) == plain
+    assert 0 < plain["AP50"] < 100
 
 
 def test_box_ap_uses_eleven_points_in_2007_only(boxes):

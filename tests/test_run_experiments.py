@@ -1,21 +1,28 @@
 """Experiments: the table file, comparisons, and tools/run_experiments.py end to end."""
 
+import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.data import generate_scenes
-from regiondh_d2.engine import experiments
+from regiondh_d2.data.scenes import register_scenes
+from regiondh_d2.engine import build_cfg, experiments
+from regiondh_d2.engine.command import CommandError
 from regiondh_d2.engine.experiments import (
     differences,
     fill_document,
@@ -23,10 +30,12 @@ from regiondh_d2.engine.experiments import (
     paired_bootstrap,
     read_table,
 )
+from regiondh_d2.engine.training_record import Training, TrainingRecorder
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
-from regiondh_d2.retrieval.code_store import write_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.utils.errors import RegionDHError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
@@ -54,12 +63,76 @@ def test_rows_add_to_the_defaults(tmp_path):
     assert "K out/of_0 MODEL.REGION_DH.BITS 4 SEED 0 OUTPUT_DIR out/b_4_seed0" in command
 
 
-@pytest.mark.parametrize("text", ["[]", "rows: {}", "a: [", "defaults: {}\nrows: {a: {titel: x}}"])
-def test_a_damaged_table_is_named(tmp_path, text):
+GOOD = {"title": "A", "config": "c.yaml", "bits": [8], "seeds": [0]}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "it holds nothing"),
+        ("[1]", "it holds a list"),
+        ("a: [", "expected"),
+        ("rows: {}", "rows are nothing"),
+        ("rows: [a]", "rows are a list"),
+        ("defaults: 3\nrows: {a: {}}", "defaults are a int"),
+        ("defaults: {titel: x}\nrows: {a: {}}", "defaults: titel is unknown; known: title, "),
+        ("defaults: {}\nrowz: {a: {}}", "it: rowz is unknown"),
+        ("rows: {a: {titel: x}}", "row a: titel is unknown"),
+        ("rows: {a: {name: x}}", "row a: name is unknown"),
+        ("rows: {a: {title: A}, a: {title: B}}", "a stands twice"),
+        ("rows: {a: {config: c}}", "row a: title is missing"),
+        ("rows: {a: {title: A}}", "row a: config is missing"),
+        ("rows: {a: 3}", "row a is a int"),
+        ("rows: {a: }", "row a is nothing"),
+        ("rows: {1: {title: A}}", "row 1: its name"),
+        ("rows: {../a: {title: A}}", "row ../a: its name"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, text, why):
     path = tmp_path / "table.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match="table.yaml is no table"):
+    with pytest.raises(
+        RegionDHError, match=f"table.yaml is no table of .+{re.escape(why)}"
+    ) as told:
         read_table(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bits", 48),
+        ("bits", []),
+        ("bits", ["48"]),
+        ("bits", [48, 48]),
+        ("bits", [0]),
+        ("bits", [True]),
+        ("seeds", [-1]),
+        ("seeds", [0.5]),
+        ("seeds", None),
+        ("title", 3),
+        ("config", None),
+        ("opts", ["SOLVER.BASE_LR"]),
+        ("opts", "SOLVER.BASE_LR 1"),
+        ("opts", {"SOLVER.BASE_LR": 1}),
+        ("opts", ["SEED", 3]),
+        ("opts", ["MODEL.REGION_DH.BITS", 3]),
+        ("opts", ["OUTPUT_DIR", "x"]),
+    ],
+)
+def test_a_wrong_value_of_a_row_is_named(tmp_path, key, value):
+    path = tmp_path / "table.yaml"
+    path.write_text(yaml.safe_dump({"rows": {"good": GOOD, "bad": {**GOOD, key: value}}}))
+    with pytest.raises(RegionDHError, match=rf"table.yaml is no table .+: row bad: {key} "):
+        read_table(path)
+
+
+def test_a_table_that_is_missing_or_no_text_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="table.yaml: no such table"):
+        read_table(tmp_path / "table.yaml")
+    (tmp_path / "table.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RegionDHError, match="table.yaml is no table .+: it is no UTF-8 text"):
+        read_table(tmp_path / "table.yaml")
 
 
 def test_every_row_of_the_shipped_table_has_a_config():
@@ -214,6 +287,9 @@ def test_kept_values_are_used_before_code_files_and_completed_from_them(two_rows
     file.parent.mkdir()
     kept = {f"set/{name}": np.arange(30, dtype=np.float16) for name in SHOWN}
     np.savez_compressed(file, **kept)
+    result = json.loads(run.result_file(folders[1]).read_text())
+    result["metrics"]["set"] |= dict.fromkeys(SHOWN, 14.5)
+    run.result_file(folders[1]).write_text(json.dumps(result))
     assert (run.per_query(*folders, "set", 1000)["ACG"] == np.arange(30)).all()
     other = run.per_query(*folders, "set", 5)
     assert np.flatnonzero(np.isnan(other["ACG"])).tolist() == [3]
@@ -311,20 +387,123 @@ def test_a_damaged_file_of_kept_values_is_named(two_rows, tmp_path, damage):
     assert len(compare(tmp_path, two_rows)[0]) == 4
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda _: "{}", lambda _: "[]"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-9],
+        lambda _: "",
+        lambda _: "{}",
+        lambda _: "[]",
+        lambda _: "null",
+        lambda text: text.replace('"minutes"', '"hours"'),
+        lambda text: text.replace('"metrics"', '"numbers"'),
+        lambda text: text.replace('"MAP_min@1000"', '"MAP"'),
+        lambda text: text.replace('"NDCG@1000": ', '"NDCG@1000": null, "x": '),
+        lambda _: '{"metrics": {"set": 3}, "box_ap": {}, "minutes": 1}',
+        lambda _: '{"metrics": {}, "box_ap": {}, "minutes": 1}',
+    ],
+)
 def test_a_damaged_result_is_named(two_rows, tmp_path, damage):
     measure(tmp_path, two_rows[0].runs()[0], 0.1)
     file = two_rows[0].runs()[0].result_file(tmp_path / "results")
     file.write_text(damage(file.read_text()))
-    with pytest.raises(ValueError, match="a_8_seed0.json is damaged .* or delete it"):
+    with pytest.raises(RegionDHError, match="a_8_seed0.json is damaged .* or delete it"):
         markdown_table(two_rows, tmp_path / "results", "set")
+
+
+def test_a_result_that_is_no_text_is_named(two_rows, tmp_path):
+    (tmp_path / "a_8_seed0.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(RegionDHError, match="a_8_seed0.json is damaged"):
+        two_rows[0].runs()[0].result(tmp_path)
+
+
+def test_a_result_without_data_is_not_compared(two_rows, tmp_path):
+    for row in two_rows:
+        measure(tmp_path, row.runs()[0], 0.1)
+    file = two_rows[1].runs()[0].result_file(tmp_path / "results")
+    file.write_text(file.read_text().replace("data_sha256", "other"))
+    with pytest.raises(RegionDHError, match="b_8_seed0.json is damaged .no data_sha256 of set"):
+        compare(tmp_path, two_rows)
+
+
+def test_a_result_of_other_options_is_refused(tmp_path):
+    """Where the row was changed and its result left in place."""
+    table = write_table(tmp_path, a={"title": "A", "opts": ["SOLVER.BASE_LR", 0.1]})
+    (run,) = read_table(table)[0].runs()
+    command = shlex.join(run.command(Path("some where/output")))
+    file = run.result_file(tmp_path)
+    file.write_text(json.dumps({**RESULT, "command": command}))
+    assert run.result(tmp_path)["command"] == command
+    for opts, told in (
+        (["SOLVER.BASE_LR", 0.2], "SOLVER.BASE_LR 0.1, and row a has 0.2 now"),
+        (
+            ["SOLVER.BASE_LR", 0.1, "MODEL.MASK_ON", True],
+            r"MODEL.MASK_ON .none., and row a has True",
+        ),
+        ([], r"SOLVER.BASE_LR 0.1, and row a has .none. now"),
+    ):
+        table = write_table(tmp_path, a={"title": "A", "opts": opts})
+        (changed,) = read_table(table)[0].runs()
+        with pytest.raises(RegionDHError, match=rf"a_8_seed0.json was trained with {told}"):
+            changed.result(tmp_path)
+
+
+def test_an_audited_result_is_marked(two_rows, tmp_path):
+    for run in two_rows[0].runs():
+        run.result_file(tmp_path).write_text(json.dumps({**RESULT, "audit": "a doubt"}))
+    for run in two_rows[1].runs():
+        run.result_file(tmp_path).write_text(json.dumps(RESULT))
+    table = markdown_table(two_rows, tmp_path, "set")
+    assert "| \u2020 | `a` | 8 |" in table.replace("|  \u2020", "| \u2020")
+    assert "|  | `b` | 8 |" in table
+    assert table.endswith("\n\n\u2020 `a_8_seed0`, `a_8_seed1`: a doubt\n")
 
 
 def test_a_damaged_file_of_differences_is_named(tmp_path):
     file = experiments.differences_file(tmp_path, "set", "a")
-    file.write_text("[{")
-    with pytest.raises(ValueError, match="differences_set_a.json is damaged"):
-        experiments.read_differences(file)
+    for text in ("[{", "", "{}", "[3]", '[{"against": "b"}]'):
+        file.write_text(text)
+        with pytest.raises(RegionDHError, match="differences_set_a.json is damaged"):
+            experiments.read_differences(file)
+
+
+def test_kept_values_of_another_network_are_refused(two_rows, tmp_path):
+    """An older file beside a new result; and code files of another network."""
+    for row in two_rows:
+        measure(tmp_path, row.runs()[0], 0.1)
+    run = two_rows[0].runs()[0]
+    compare(tmp_path, two_rows)
+    old = run.per_query_file(tmp_path / "results").read_bytes()
+    measure(tmp_path, run, 0.3)
+    with pytest.raises(RegionDHError, match=r"a_8_seed0.npz is of another network than the result"):
+        compare(tmp_path, two_rows)
+    run.per_query_file(tmp_path / "results").unlink()
+    compare(tmp_path, two_rows)
+    result = run.result_file(tmp_path / "results").read_text()
+    measure(tmp_path, run, 0.2)  # the codes, of which only the result is put back
+    run.result_file(tmp_path / "results").write_text(result)
+    run.per_query_file(tmp_path / "results").unlink()
+    with pytest.raises(RegionDHError, match=r"inference/set is of another network than the result"):
+        compare(tmp_path, two_rows)
+    assert not run.per_query_file(tmp_path / "results").exists()
+    assert old
+
+
+def test_code_files_of_another_network_than_the_checkpoint_are_refused(two_rows, tmp_path):
+    run = two_rows[0].runs()[0]
+    measure(tmp_path, run, 0.1)
+    network = torch.nn.Linear(2, 2)
+    torch.save({"model": network.state_dict()}, tmp_path / f"output/{run.name}/model_final.pth")
+    for role in ("query", "database"):
+        file = tmp_path / f"output/{run.name}/inference/set/{role}.h5"
+        codes = dataclasses.replace(read_codes(file), model_fingerprint=model_fingerprint(network))
+        write_codes(file, codes)
+    assert run.read_codes(tmp_path / "output", "set") is not None
+    write_codes(file, dataclasses.replace(codes, model_fingerprint="e" * 64))
+    with pytest.raises(
+        RegionDHError, match=r"database.h5 was coded by model eeeeeeeeeeee, not by "
+    ):
+        run.read_codes(tmp_path / "output", "set")
 
 
 def test_a_result_never_lacks_the_values_of_its_queries(tmp_path, monkeypatch):
@@ -334,9 +513,9 @@ def test_a_result_never_lacks_the_values_of_its_queries(tmp_path, monkeypatch):
     measure(tmp_path, run, 0.1)
     output, results = tmp_path / "output", tmp_path / "results"
     run.result_file(results).unlink()
-    done = SimpleNamespace(returncode=0, stdout="")
-    monkeypatch.setattr(experiments.subprocess, "run", lambda *_, **__: done)
-    for name in ("_metrics", "_box_ap", "_data_checksum"):
+    monkeypatch.setattr(experiments, "_run_timed", lambda *_: 0)
+    monkeypatch.setattr(run.__class__, "check", lambda *_: checked(run, output))
+    for name in ("_metrics", "_box_ap", "data_checksum"):
         monkeypatch.setattr(experiments, name, lambda *_: {})
     (results / "per_query").write_text("in the way")
     with pytest.raises(OSError, match="per_query"):
@@ -347,6 +526,205 @@ def test_a_result_never_lacks_the_values_of_its_queries(tmp_path, monkeypatch):
     assert run.result_file(results).is_file()
     with np.load(run.per_query_file(results)) as kept:
         assert sorted(kept) == ["set/ACG@5", "set/MAP@5", "set/MAP_min@5", "set/NDCG@5"]
+
+
+def checked(run, output):
+    cfg = build_cfg(run.row.config, run.options(output))
+    return cfg, Training.of(cfg)
+
+
+PREFIX = "run_experiments_test_"
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Options of a row that trains on two scenes of this test; the folder is below tmp_path."""
+    before = set(DatasetCatalog.list())
+    generate_scenes(tmp_path / "scenes", num_database=2, num_queries=1)
+    register_scenes(tmp_path / "scenes", PREFIX)
+    (tmp_path / "start.pth").write_bytes(b"weights")
+    train, test = f"{PREFIX}regiondh_scenes_database", f"{PREFIX}scenes_retrieval"
+    yield [
+        *("DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"),
+        *("MODEL.WEIGHTS", str(tmp_path / "start.pth"), "MODEL.DEVICE", "cpu"),
+    ]
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def row_of(folder, opts, **values):
+    return read_table(write_table(folder, a={"title": "A", "opts": opts, **values}))[0]
+
+
+def save_network(folder, run, **changes):
+    """A checkpoint as a training of a run leaves it."""
+    cfg, training = run.check(folder / "output")
+    recorder = TrainingRecorder(cfg)
+    recorder.begin(resumed=False)
+    output = Path(cfg.OUTPUT_DIR)
+    output.mkdir(parents=True)
+    content = {"model": {}, "training": {**recorder.state_dict(), **changes}}
+    torch.save(content, output / "model_0000001.pth")
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    return output
+
+
+def test_a_network_of_the_same_training_is_taken(scenes, tmp_path):
+    run = row_of(tmp_path, scenes).runs()[0]
+    save_network(tmp_path, run)
+    run.check(tmp_path / "output")
+    elsewhere = [*scenes, "DATALOADER.NUM_WORKERS", 0, "TEST.RETRIEVAL.TOPK", 3]
+    row_of(tmp_path, elsewhere).runs()[0].check(tmp_path / "output")
+
+
+@pytest.mark.parametrize(
+    "change", ["option", "config", "weights", "images", "parts", "0.1", "gone"]
+)
+def test_a_network_of_another_training_is_refused(scenes, tmp_path, change):
+    """Nothing trains, and nothing is deleted."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"_BASE_: {CONFIG}\n")
+    run = row_of(tmp_path, scenes, config=str(config)).runs()[0]
+    mixed = {"earlier": [{}]} if change == "parts" else {}
+    folder = save_network(tmp_path, run, **mixed)
+    told = {
+        "option": r"SOLVER.BASE_LR .+, which is now 0.123",
+        "config": r"SOLVER.BASE_LR .+, which is now 0.123",
+        "weights": r"another content of MODEL.WEIGHTS",
+        "images": r"other images or objects of run_experiments_test_regiondh_scenes_database",
+        "parts": r"was trained in parts of different settings",
+        "0.1": r"doesn't say what it was trained with",
+        "gone": r"the last checkpoint there, is missing",
+    }[change]
+    if change == "option":
+        opts = [*scenes, "SOLVER.BASE_LR", 0.123]
+        run = row_of(tmp_path, opts, config=str(config)).runs()[0]
+    elif change == "config":
+        config.write_text(f"_BASE_: {CONFIG}\nSOLVER: {{BASE_LR: 0.123}}\n")
+    elif change == "weights":
+        (tmp_path / "start.pth").write_bytes(b"others")
+    elif change == "images":
+        image = next((tmp_path / "scenes/JPEGImages").glob("database*"))
+        image.write_bytes(image.read_bytes() + b" ")
+    elif change == "0.1":
+        torch.save({"model": {}, "iteration": 3}, folder / "model_0000001.pth")
+    elif change == "gone":
+        (folder / "model_0000001.pth").unlink()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(RegionDHError, match=rf"{told}.*: delete .+a_8_seed0, or move it away"):
+        run.train(tmp_path / "output", tmp_path / "results")
+    assert sorted(folder.rglob("*")) == before
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("opts", "told"),
+    [
+        (
+            ["DATASETS.TRAIN", "('nowhere',)"],
+            "DATASETS.TRAIN has 'nowhere', which isn't registered",
+        ),
+        (["DATASETS.TEST", "('nowhere',)"], "DATASETS.TEST has 'nowhere', which isn't registered"),
+        (["DATASETS.TEST", "()"], "must each name a dataset"),
+        (["DATASETS.TEST", f"('{PREFIX}regiondh_scenes_queries',)"], "is no retrieval dataset"),
+        (["SOLVER.BASE_RATE", 1], "Non-existent key: SOLVER.BASE_RATE"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "MODEL.WEIGHTS nowhere.pth: no such file"),
+    ],
+)
+def test_a_row_that_cannot_be_trained_is_named(scenes, tmp_path, opts, told):
+    run = row_of(tmp_path, [*scenes, *opts]).runs()[0]
+    with pytest.raises(RegionDHError, match=rf"^row a: .*{re.escape(told)}"):
+        run.check(tmp_path / "output")
+
+
+def test_a_config_or_images_that_are_not_there_are_named(scenes, tmp_path):
+    run = row_of(tmp_path, scenes, config="nowhere.yaml").runs()[0]
+    with pytest.raises(RegionDHError, match=r"^row a: nowhere.yaml: no such config file"):
+        run.check(tmp_path / "output")
+    shutil.rmtree(tmp_path / "scenes/Annotations")
+    with pytest.raises(RegionDHError, match=r"^row a: .+Annotations"):
+        row_of(tmp_path, scenes).runs()[0].check(tmp_path / "output")
+
+
+def test_a_result_of_another_config_is_refused(scenes, tmp_path):
+    """The options are the same, and the config's file was changed."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"_BASE_: {CONFIG}\n")
+    run = row_of(tmp_path, scenes, config=str(config)).runs()[0]
+    _, training = run.check(tmp_path / "output")
+    result = {**RESULT, "settings_sha256": training.settings_sha256}
+    run.check_result(tmp_path / "output", result)
+    config.write_text(f"_BASE_: {CONFIG}\nSOLVER: {{BASE_LR: 0.123}}\n")
+    with pytest.raises(RegionDHError, match="the result of a_8_seed0 was trained with other"):
+        run.check_result(tmp_path / "output", result)
+    run.check_result(tmp_path / "output", RESULT)
+
+
+def test_all_rows_are_checked_before_any_is_trained(load_tool, scenes, tmp_path, monkeypatch):
+    tool = load_tool("run_experiments")
+    bad = {"title": "B", "opts": ["DATASETS.TRAIN", "('nowhere',)"]}
+    write_table(tmp_path, a={"title": "A", "opts": scenes}, b=bad)
+    trained = []
+    monkeypatch.setattr(experiments.Run, "train", lambda run, *_: trained.append(run))
+    folders = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "output")]
+    arguments = tool.build_parser().parse_args(["--table", str(tmp_path / "table.yaml"), *folders])
+    with pytest.raises(RegionDHError, match=r"table.yaml: row b: DATASETS.TRAIN has 'nowhere'"):
+        tool.main(arguments)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/b_8_seed0.json").write_text("")
+    with pytest.raises(RegionDHError, match=r"b_8_seed0.json is damaged"):
+        tool.main(arguments)
+    assert trained == []
+
+
+@pytest.mark.parametrize("option", ["results", "output"])
+def test_a_file_for_a_folder_is_refused(load_tool, two_rows, tmp_path, option):
+    tool = load_tool("run_experiments")
+    (tmp_path / "file").write_text("")
+    table = ["--table", str(tmp_path / "table.yaml")]
+    arguments = tool.build_parser().parse_args([*table, f"--{option}", str(tmp_path / "file")])
+    with pytest.raises(CommandError, match=rf"--{option} .+file is a file: name a folder"):
+        tool.main(arguments)
+
+
+def test_minutes_of_all_parts_count(tmp_path, monkeypatch):
+    """Also of one that was killed, as far as they were written; not those of another training."""
+    clock = [0.0]
+    monkeypatch.setattr(experiments.time, "perf_counter", lambda: clock[0])
+    first = experiments._Minutes(tmp_path, "training")
+    clock[0] = 120.0
+    first.write()
+    clock[0] = 150.0  # killed here
+    second = experiments._Minutes(tmp_path, "training")
+    clock[0] = 210.0
+    second.write()
+    assert second.parts == [2.0, 1.0]
+    assert not second.lost
+    assert experiments._Minutes(tmp_path, "another").parts == [0.0]
+    (tmp_path / "minutes.json").write_text("{")
+    assert not experiments._Minutes(tmp_path, "training").lost
+    (tmp_path / "last_checkpoint").write_text("model.pth")
+    assert experiments._Minutes(tmp_path, "training").lost
+
+
+def test_time_is_kept_while_a_command_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "SAVE_MINUTES", 0.05)
+    minutes = experiments._Minutes(tmp_path, "training")
+    seen = []
+    write = minutes.write
+    monkeypatch.setattr(minutes, "write", lambda: (write(), seen.append(minutes.parts[-1])))
+    code = [
+        sys.executable,
+        "-c",
+        "import time; print('line'); time.sleep(0.5); raise SystemExit(3)",
+    ]
+    assert experiments._run_timed(code, tmp_path / "log", minutes) == 3
+    assert (tmp_path / "log").read_text() == "line\n"
+    assert len(seen) > 3
+    kept = json.loads((tmp_path / "minutes.json").read_text())
+    assert kept["minutes"] == [seen[-1]]
+    assert kept["minutes"][0] >= 0.5 / 60
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +767,8 @@ def test_a_killed_table_goes_on_and_skips_what_is_done(workspace):
     process = start(workspace)
     results, second = workspace / "results", workspace / "output/second_8_seed0"
     deadline = time.monotonic() + 600
-    while not second.is_dir() and process.poll() is None and time.monotonic() < deadline:
+    begun = second / "minutes.json"
+    while not begun.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -413,8 +792,33 @@ def test_a_killed_table_goes_on_and_skips_what_is_done(workspace):
     assert result["command"].startswith("tools/train_net.py --config-file")
     assert set(result["data_sha256"]) == {"regiondh_scenes_database", "scenes_retrieval"}
 
+    minutes = json.loads((workspace / "output/second_8_seed0/minutes.json").read_text())["minutes"]
+    assert (result["parts"], len(minutes)) == (2, 2)
+    assert result["minutes"] == round(sum(minutes), 1)
+    database = workspace / "output/second_8_seed0/inference/scenes_retrieval/database.h5"
+    assert read_codes(database).model_fingerprint == result["model_fingerprint"]
+
     code, out, err = run(workspace, "--list")
     assert (code, out.splitlines()[-1]) == (0, "2 of 2 runs are done"), err
+
+
+def test_a_network_is_not_filed_under_changed_options(workspace):
+    """The row's options are changed, and its result deleted, as an error of old advised."""
+    opts = ["TEST.RETRIEVAL.TOPK", 1000, "SOLVER.BASE_LR", 0.001]
+    write_table(workspace, first={"title": "First", "opts": opts})
+    results, output = workspace / "results", workspace / "output/first_8_seed0"
+    code, out, err = run(workspace)
+    assert (code, out) == (1, "")
+    assert "first_8_seed0.json was trained with SOLVER.BASE_LR (none), and row first has" in err
+    (results / "first_8_seed0.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    code, out, err = run(workspace)
+    assert code == 1
+    line = err.splitlines()[-1]
+    assert line.startswith("error: table.yaml: output/first_8_seed0/model_final.pth was trained")
+    assert "SOLVER.BASE_LR 0.02, which is now 0.001: delete output/first_8_seed0, or" in line
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert not (results / "first_8_seed0.json").exists()
 
 
 def test_a_run_that_fails_names_its_log_and_leaves_no_result(workspace):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from regiondh_d2.config import DEFAULT_MAX_PIXELS
+from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.draw import (
@@ -49,7 +51,7 @@ def make_items(images=60, found=150, **changes):
         "codes": pack_codes(rng.random((images, BITS)) < 0.3),
         "bits": BITS,
         "image_ids": [f"{i:06d}" for i in range(images)],
-        "file_names": [f"/photos/{i}.jpg" for i in range(images)],
+        "file_names": [f"photos/{i}.jpg" for i in range(images)],  # from nowhere: not looked at
         "labels": (rng.random((images, 3)) < 0.5).astype(np.uint8),
         "class_names": CLASSES,
         "model_fingerprint": "ab" * 32,
@@ -113,7 +115,7 @@ def test_an_image_finds_images(folder, class_name):
         assert (result.searched, result.bits, result.class_name) == (60, BITS, class_name)
     answer = result.answers[0]
     assert answer.image_id == f"{answer.row:06d}"
-    assert answer.file_name == f"/photos/{answer.row}.jpg"
+    assert answer.file_name == f"photos/{answer.row}.jpg"
     assert answer.labels == tuple(np.array(CLASSES)[items.labels[answer.row] == 1])
     assert answer.objects == ()
 
@@ -379,13 +381,14 @@ def test_unknown_classes(tmp_path):
 def test_labels_of_a_query_in_the_index(folder, monkeypatch):
     labels = folder.items.labels
     labels[7] = [1, 0, 1]
+    folder.items.file_names[:] = [f"/photos/{i}.jpg" for i in range(60)]
     monkeypatch.chdir("/")
 
     def known(name, *class_names):
         objects = tuple(replace(BOX, class_name=c) for c in class_names)
         bits = INSTANCE_BITS if objects else BITS
         query = Query(name, queries(max(1, len(objects)), bits), objects)
-        return search_index(folder, query, 1).labels
+        return search_index(folder, query, 1, check_files=False).labels
 
     assert known("/photos/7.jpg") == known("photos/7.jpg") == ("cat", "sofa")
     assert known("/photos/7.jpg", "sofa") == ("sofa",)
@@ -654,8 +657,11 @@ def arguments(random_network, workspace):
     query = read_codes(workspace / "codes.h5").file_names[2]
 
     def make(*options, opts=()):
-        start = ["--config-file", random_network.config, "--index", str(workspace / "index")]
-        return [*start, "--query", query, *options, *random_network.opts, *opts]
+        start = ["--config-file", random_network.config]
+        for name, value in (("--index", str(workspace / "index")), ("--query", query)):
+            if name not in options:
+                start += [name, value]
+        return [*start, *options, *random_network.opts, *opts]
 
     return make
 
@@ -776,6 +782,23 @@ def test_from_folder(random_network, workspace):
     assert (
         note == "the index was coded with another INPUT.MIN_SIZE_TEST than 96: distances may be off"
     )
+
+
+def test_queries_are_read_as_the_indexed_images_were(random_network, workspace):
+    folder = read_index_folder(workspace / "index")
+    settings = folder.items.settings.replace("IMAGE_READER 2", "IMAGE_READER 1")
+    settings = settings.replace(f"MAX_PIXELS {DEFAULT_MAX_PIXELS}", "MAX_PIXELS 5000")
+    folder = replace(folder, items=replace(folder.items, settings=settings))
+    cfg = build_cfg(random_network.config, random_network.opts)
+    searcher = RegionDHSearcher.from_cfg(folder, cfg)
+    assert len(searcher.notes) == 1  # of the older reader alone
+    assert "extract_codes.py --resume" in searcher.notes[0]
+    name = next(name for name in folder.items.file_names if name.endswith(".jpg"))
+    limited = ImageLoader(cfg)
+    limited.max_pixels = 5000
+    assert not torch.equal(limited(name)["image"], ImageLoader(cfg)(name)["image"])
+    expected = searcher._model.inference([limited(name)])[0]["image_code"]
+    assert np.array_equal(unpack_codes(searcher.code(name).codes, len(expected))[0], expected)
 
 
 def test_another_model_is_refused(tool, random_network, workspace, arguments, tmp_path, capsys):

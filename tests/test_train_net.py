@@ -1,5 +1,6 @@
 """tools/train_net.py end to end on a few scenes: train, resume, evaluate, cached features."""
 
+import ast
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import torch
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.trainer import FiniteCheckpointer
 from regiondh_d2.retrieval.code_store import read_codes
+from regiondh_d2.utils.errors import RegionDHError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
@@ -152,6 +154,76 @@ def test_two_processes_train_and_evaluate(workspace):
     assert result.returncode == 0, result.stderr
     assert 0.0 < metrics_of(output)["retrieval/MAP_min@5"] <= 1.0
     assert len(read_codes(output / "inference/scenes_retrieval/database.h5")) == 8
+    assert "FutureWarning" not in result.stderr + result.stdout
+
+
+def test_own_datasets_are_evaluated_in_two_processes_and_nothing_is_trained(workspace):
+    """What a script of one's own with --eval-only and --num-gpus did not do."""
+    (workspace / "my_zoo.py").write_text(
+        "from regiondh_d2.data.scenes import register_scenes\n"
+        f"register_scenes({str(workspace / 'scenes')!r}, 'zoo_')\n"
+    )
+    output = workspace / "zoo"
+    output.mkdir()
+    (output / "model_final.pth").write_bytes(b"trained for days")
+    opts = ["DATASETS.TRAIN", "('zoo_regiondh_scenes_database',)"]
+    opts += ["DATASETS.TEST", "('zoo_scenes_retrieval',)", "OUTPUT_DIR", str(output)]
+    weights = ["MODEL.WEIGHTS", str(workspace / "run/model_final.pth")]
+    own = ["--import", "my_zoo", "--eval-only", "--num-gpus", "2"]
+    result = train_net(workspace, *own, *opts, *weights)
+    assert result.returncode == 0, result.stderr
+    assert len(read_codes(output / "inference/zoo_scenes_retrieval/database.h5")) == 8
+    assert (output / "model_final.pth").read_bytes() == b"trained for days"
+    assert "FutureWarning" not in result.stderr + result.stdout
+
+    result = train_net(workspace, "--eval-only", *opts, *weights)
+    assert result.returncode == 1
+    line = last_line(result.stderr)
+    assert re.match(r"error: DATASETS.TRAIN has 'zoo_\w+', which isn't registered; known: ", line)
+    assert "--import MODULE_OR_FILE" in line
+
+
+def test_weights_that_do_not_fit_are_not_evaluated(workspace):
+    result = train_net(
+        workspace,
+        *("--eval-only", "MODEL.REGION_DH.BITS", "64"),
+        *("MODEL.WEIGHTS", str(workspace / "run/model_final.pth")),
+        *("OUTPUT_DIR", str(workspace / "misfit")),
+    )
+    assert result.returncode == 1
+    line = last_line(result.stderr)
+    assert re.match(r"error: \S+run/model_final\.pth lacks \d+ tensors .+48.+there, 64", line)
+    assert not (workspace / "misfit/inference").exists()
+
+
+def test_what_the_machines_of_a_training_must_say(load_tool):
+    tool = load_tool("train_net")
+    for arguments, message in (
+        (["--num-machines", "2"], "--num-machines 2 needs the address"),
+        (["--machine-rank", "1"], "--machine-rank 1: with --num-machines 1 the machines are"),
+        (["--machine-rank", "-1"], "--machine-rank -1"),
+    ):
+        with pytest.raises(RegionDHError, match=message):
+            tool.run(tool.build_parser().parse_args(arguments))
+    for arguments in (["--num-gpus", "0"], ["--num-machines", "-1"]):
+        with pytest.raises(SystemExit):
+            tool.build_parser().parse_args(arguments)
+
+
+def test_commands_import_the_package_before_what_makes_pytorch_complain():
+    """The package hides what PyTorch says of Detectron2's code while it imports that."""
+    files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]
+    assert len(files) > 15
+    for file in files:
+        modules = []
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Import):
+                modules += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules.append(node.module)
+        theirs = [m for m in modules if m.split(".")[0] in ("detectron2", "fvcore", "timm")]
+        ours = [m for m in modules if m.split(".")[0] == "regiondh_d2"]
+        assert not theirs or modules.index(ours[0]) < modules.index(theirs[0]), file
 
 
 def test_a_failure_of_one_of_two_processes_is_told_in_one_line(workspace):

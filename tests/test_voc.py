@@ -104,10 +104,17 @@ def test_ids_in_place_of_a_list(tmp_path):
         (image_xml(object_xml(), object_xml("cta")), r"object 1 \(cta\): unknown class 'cta'"),
         (image_xml(object_xml(box=(9, 1, 3, 4))), r"object 0 \(cat\): box .* inverted"),
         (image_xml(object_xml(box=(1, 9, 3, 4))), r"object 0 \(cat\): box .* inverted"),
-        (image_xml(object_xml(box=(1, 1, 61, 4))), r"object 0 \(cat\): box .* outside .* 60 x 40"),
-        (image_xml(object_xml(box=(1, 1, 60, 41))), r"object 0 \(cat\): box .* outside"),
-        (image_xml(object_xml(box=(0, 1, 5, 5))), r"object 0 \(cat\): box .* outside"),
-        (image_xml(object_xml(box=("nan", 1, 5, 5))), r"object 0 \(cat\): box .* outside"),
+        (image_xml(object_xml(box=(61, 1, 70, 4))), r"object 0 \(cat\): box .* outside .* 60 x 40"),
+        (image_xml(object_xml(box=(1, 41, 60, 41))), r"object 0 \(cat\): box .* outside"),
+        (image_xml(object_xml(box=(-9, 1, 0, 5))), r"object 0 \(cat\): box .* outside"),
+        (image_xml(object_xml(box=(0, 0, 0, 0))), r"object 0 \(cat\): box .* outside"),
+        (image_xml(object_xml(box=("nan", 1, 5, 5))), r"object 0 \(cat\): box .* not finite"),
+        (image_xml(object_xml(box=(1, 1, "inf", 5))), r"object 0 \(cat\): box .* not finite"),
+        (image_xml(object_xml("Cat")), r"unknown class 'Cat', did you mean 'cat'\?"),
+        (image_xml(object_xml("c a t")), r"unknown class 'c a t', did you mean 'cat'\?"),
+        (image_xml(object_xml("dogs")), r"unknown class 'dogs', did you mean 'dog'\?"),
+        (image_xml(object_xml("lorry")), r"unknown class 'lorry': correct the name"),
+        (image_xml(size="<size><width>1.5</width><height>4</height></size>"), r"no usable <size>"),
         (image_xml(object_xml(box=("", 1, 5, 5))), r"object 0 \(cat\): <bndbox> needs four"),
         (image_xml("<object><name>cat</name></object>"), r"object 0 \(cat\): <bndbox> needs four"),
         (image_xml(object_xml(extra="<difficult>x</difficult>")), r"<difficult> must be 0 or 1"),
@@ -140,6 +147,10 @@ def test_missing_files_are_named(tmp_path):
     [
         ("a\nb\na\n", "line 3: a is listed twice"),
         ("a 1\n", "line 1: expected one image id, got 'a 1'"),
+        ("a\nb -1\n", "line 2: expected one image id, got 'b -1'"),
+        ("# my list\na\n", "line 1: expected one image id, got '# my list'"),
+        ('a\n"a"\n', "line 2: a is listed twice"),
+        ("a\na.jpg\n", "line 2: a is listed twice"),
         ("\n", "the list is empty"),
     ],
 )
@@ -197,6 +208,155 @@ def test_registration(tmp_path, catalogs):
         register_voc("voc_2007_train", tmp_path, "train", CLASSES)
     with pytest.raises(ValueError, match="year must be"):
         register_voc("t_other", tmp_path, "train", CLASSES, year=2008)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \r\n", "\r"])
+def test_lists_of_any_encoding(tmp_path, encoding, end):
+    root = write_tree(tmp_path, {"a": image_xml(), "kätzchen": image_xml()})
+    text = end.join(["a", "kätzchen", "", ""])
+    (root / "ImageSets/Main/train.txt").write_bytes(text.encode(encoding))
+    assert [r["image_id"] for r in load_voc(root, "train", CLASSES)] == ["a", "kätzchen"]
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    root = write_tree(tmp_path, {"a": image_xml()})
+    (root / "ImageSets/Main/train.txt").write_bytes(b"a\nk\xe4tzchen\n")
+    with pytest.raises(VOCFormatError, match=r"train\.txt: byte 3 isn't text in utf-8: save it"):
+        load_voc(root, "train", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [
+        ("utf-8", ""),
+        ("utf-8-sig", "utf-8"),
+        ("utf-8", "utf-16"),  # what .NET's writers to a text declare, whatever is saved
+        ("utf-16", "utf-16"),
+        ("utf-16", ""),
+        ("utf-16-le", "utf-16"),
+        ("latin-1", "iso-8859-1"),
+        ("cp1252", "Windows-1252"),
+        ("gb18030", "GB2312"),  # expat alone reads no encoding of several bytes
+    ],
+)
+def test_annotations_of_any_encoding(tmp_path, encoding, declared):
+    name = "猫" if declared == "GB2312" else "chaton né"
+    root = write_tree(tmp_path, {"a": image_xml()})
+    head = f'<?xml version="1.0" encoding="{declared}"?>\n' if declared else ""
+    xml = head + image_xml(object_xml(name))
+    (root / "Annotations/a.xml").write_bytes(xml.encode(encoding))
+    (record,) = load_voc(root, "train", ["dog", name])
+    assert record["image_labels"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (b'<?xml version="1.0" encoding="x-none"?>', r"a\.xml: its encoding 'x-none' isn't known"),
+        (b'<?xml version="1.0" encoding="utf-8"?>\xe9', r"a\.xml: byte 38 isn't text in utf-8"),
+    ],
+)
+def test_an_annotation_that_is_no_text(tmp_path, head, message):
+    root = write_tree(tmp_path, {"a": image_xml()})
+    (root / "Annotations/a.xml").write_bytes(head + image_xml().encode())
+    with pytest.raises(VOCFormatError, match=message):
+        load_voc(root, "train", CLASSES)
+
+
+def named(filename):
+    return image_xml(f"<filename>{filename}</filename>")
+
+
+@pytest.mark.parametrize(
+    ("image_id", "filename", "there"),
+    [
+        ("a", "a.png", "a.png"),
+        ("a", "photo.png", "photo.png"),  # not named as the id
+        ("a", "photo", "photo.jpeg"),  # without ending
+        ("a", "", "a.PNG"),
+        ("a", "a.jpg", "a.JPG"),
+        ("a", "a.jpg", "a.webp"),  # converted later
+        ("a", "C:\\set\\photos\\p.jpg", "p.jpg"),
+        ("a", "/home/me/p.jpg", "p.jpg"),
+        ("a", "day1/p.jpg", "day1/p.jpg"),
+        ("day1/a", "a.jpg", "day1/a.jpg"),
+        ("day1/a", "gone.jpg", "day1/a.Jpeg"),
+        ("my photo (1)", "my photo (1).jpg", "my photo (1).jpg"),
+        ("naïve", "", "nai\u0308ve.jpg"),  # as a file system of macOS writes it
+    ],
+)
+def test_the_image_of_an_id(tmp_path, image_id, filename, there):
+    (tmp_path / "Annotations" / image_id).parent.mkdir(parents=True)
+    (tmp_path / "JPEGImages/day1").mkdir(parents=True)
+    root = write_tree(tmp_path, {image_id: named(filename)})
+    (root / "JPEGImages" / f"{image_id}.jpg").unlink()
+    (root / "JPEGImages" / there).write_bytes(b"")
+    (record,) = load_voc(root, "train", CLASSES)
+    assert record["image_id"] == image_id
+    assert os.path.samefile(record["file_name"], root / "JPEGImages" / there)
+
+
+def test_the_folder_of_the_id_comes_before_the_name_alone(tmp_path):
+    (tmp_path / "Annotations/day1").mkdir(parents=True)
+    (tmp_path / "JPEGImages/day1").mkdir(parents=True)
+    root = write_tree(tmp_path, {"a": named("a.jpg"), "day1/a": named("a.jpg")})
+    files = [r["file_name"] for r in load_voc(root, "train", CLASSES)]
+    assert files == [str(root / "JPEGImages/a.jpg"), str(root / "JPEGImages/day1/a.jpg")]
+
+
+@pytest.mark.parametrize("line", ['"my photo"', "my photo.jpg", "my photo ", '"my photo.JPG"'])
+def test_lines_as_tools_write_them(tmp_path, line):
+    root = write_tree(tmp_path, {"my photo": image_xml()})
+    (root / "ImageSets/Main/train.txt").write_text(f"{line}\n")
+    assert [r["image_id"] for r in load_voc(root, "train", CLASSES)] == ["my photo"]
+
+
+def test_a_folder_of_windows_in_a_list(tmp_path):
+    (tmp_path / "Annotations/day1").mkdir(parents=True)
+    (tmp_path / "JPEGImages/day1").mkdir(parents=True)
+    root = write_tree(tmp_path, {"day1/a": image_xml()})
+    (root / "ImageSets/Main/train.txt").write_text("day1\\a\n")
+    assert [r["image_id"] for r in load_voc(root, "train", CLASSES)] == ["day1/a"]
+
+
+def test_two_ids_of_one_image_are_refused(tmp_path):
+    root = write_tree(tmp_path, {"a": named("a.jpg"), "b": named("a.jpg")})
+    message = r"b\.xml: its image .*a\.jpg is that of id a, too: correct <filename> or drop"
+    with pytest.raises(VOCFormatError, match=message):
+        load_voc(root, "train", CLASSES)
+    # Where large and small letters are the same to the file system, one file answers to both ids.
+    for name in ("B.xml", "b.xml"):
+        (root / "Annotations" / name).write_text(image_xml())
+    with pytest.raises(VOCFormatError, match=r"B\.xml: its image .*b\.jpg is that of id b, too"):
+        load_voc(root, ["b", "B"], CLASSES)
+
+
+def test_boxes_beyond_the_image_are_clipped_and_counted(tmp_path, caplog):
+    xmls = {
+        "fine": image_xml(object_xml(box=(1, 1, 60, 40))),
+        "zero": image_xml(object_xml(box=(0, 5, 9, 9)), object_xml("dog", (5, 0, 9, 9))),
+        "far": image_xml(object_xml(box=(50.5, 1, 75, 41))),
+        "rounded": image_xml(object_xml(box=(1, 1, 60.05, 40))),
+    }
+    root = write_tree(tmp_path, xmls)
+    notes, problems = [], []
+    records = load_voc(root, "train", CLASSES, problems=problems, notes=notes)
+    assert problems == []
+    assert [[a["bbox"] for a in r["annotations"]] for r in records] == [
+        [[0, 0, 60, 40]],
+        [[0, 4, 9, 9], [4, 0, 9, 9]],
+        [[49.5, 0, 60, 40]],
+        [[0, 0, 60, 40]],
+    ]
+    where = root / "Annotations/zero.xml"
+    assert notes == [
+        f"3 boxes reach beyond the image and are clipped to it; first {where}: object 0 (cat)"
+    ]
+    assert not caplog.records
+    load_voc(root, "train", CLASSES)
+    load_voc(root, "train", CLASSES)
+    assert [record.getMessage() for record in caplog.records] == notes  # once a process
 
 
 def test_subset_has_no_split(tmp_path, catalogs):

@@ -8,6 +8,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from regiondh_d2 import zoo
+from regiondh_d2.checkpoint import WeightsError, convert_weights, model_fingerprint
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.command import load_trained_model
 from regiondh_d2.engine.defaults import build_cfg
@@ -67,6 +68,39 @@ def test_a_damaged_file_is_named(shipped_elsewhere):
         zoo.shipped_weights("net")
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("effnetlite0_voc07_64b", "effnetlite0_voc07_64"),  # longer than one that there is
+        ("effnetlite0_voc07", "effnetlite0_voc07_64"),
+        ("effnetlite0_voc07_64/", "effnetlite0_voc07_64"),
+        ("torchvision/vgg", "torchvision/vgg16"),
+        ("Torchvision/vgg16", "torchvision/vgg16"),
+        ("", None),
+        ("xyz", None),
+    ],
+)
+def test_a_name_that_is_not_known_lists_those_that_are(name, near):
+    assert not PathManager.isfile(f"regiondh://{name}")
+    for read in (PathManager.get_local_path, convert_weights):
+        with pytest.raises(WeightsError, match="no weights are known as ") as error:
+            read(f"regiondh://{name}")
+        text = str(error.value)
+        assert (f"did you mean regiondh://{near}? " in text) if near else "did you" not in text
+        for known in ("effnetlite0_voc07_64", "torchvision/resnet50-c4", "timm/NAME-fpn"):
+            assert f"regiondh://{known}" in text
+
+
+def test_a_name_of_a_catalog_that_is_not_known():
+    with pytest.raises(WeightsError, match="catalog://nope can't be had: model not present"):
+        convert_weights("catalog://nope")
+
+
+def test_what_is_shipped_needs_no_conversion():
+    with pytest.raises(WeightsError, match="needs no conversion: name it as MODEL.WEIGHTS"):
+        convert_weights("regiondh://effnetlite0_voc07_64")
+
+
 def test_halved_matrices_and_whole_vectors(tmp_path):
     weights = {"matrix": torch.randn(3, 4), "vector": torch.tensor([1e-9, 1e9])}
     torch.save({"model": weights, "optimizer": {"state": 1}}, tmp_path / "whole.pth")
@@ -78,3 +112,13 @@ def test_halved_matrices_and_whole_vectors(tmp_path):
     torch.testing.assert_close(
         half["model"]["matrix"].float(), weights["matrix"], atol=1e-3, rtol=1e-3
     )
+
+
+def test_a_shipped_network_is_known_by_its_fingerprint():
+    """A literal one: codes that were made once name the network in every later version."""
+    cfg = build_cfg(str(CONFIG), ["MODEL.DEVICE", "cpu"])
+    fingerprint = model_fingerprint(load_trained_model(cfg))
+    assert fingerprint == "f5d5003077f28418cd4e689ad5f3e5da2a955e89c2222f58f19e0bfb66e71149"
+    assert zoo.network_name(fingerprint) == "effnetlite0_voc07_64"
+    assert zoo.network_name("") == zoo.network_name("ab" * 32) == ""
+    assert set(zoo.FINGERPRINTS.values()) == set(zoo.SHIPPED)

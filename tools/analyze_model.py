@@ -15,9 +15,18 @@ from detectron2.modeling import build_model
 
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
-from regiondh_d2.engine.command import load_trained_model, positive_int, run_command
+from regiondh_d2.engine.command import (
+    add_overwrite_option,
+    load_trained_model,
+    positive_int,
+    run_command,
+)
+from regiondh_d2.engine.defaults import config_inputs
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.extract import ImageLoader
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.file_io import check_output_file, write_json
 
 # Heading, divisor and format of each task's column.
 TASKS = {
@@ -26,10 +35,11 @@ TASKS = {
     "time": ("ms", 1e-3, ".1f"),
 }
 ASPECT = 4 / 3  # of the image of noise
+UNSCALED = 600  # its height where INPUT.MIN_SIZE_TEST is 0, so that images are not scaled
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all of them"
@@ -48,7 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="runs to time, of which the fastest counts (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    add_import_option(parser)
+    add_overwrite_option(parser)
+    parser.add_overrides()
     return parser
 
 
@@ -57,8 +69,8 @@ def load(cfg, image: str | None) -> tuple[torch.nn.Module, dict]:
     if image is not None:
         return load_trained_model(cfg), ImageLoader(cfg)(image)
     torch.manual_seed(0)
-    height = cfg.INPUT.MIN_SIZE_TEST
-    width = min(round(height * ASPECT), cfg.INPUT.MAX_SIZE_TEST)
+    height = cfg.INPUT.MIN_SIZE_TEST or UNSCALED
+    width = min(round(height * ASPECT), cfg.INPUT.MAX_SIZE_TEST or height * 2)
     noise = torch.randint(256, (3, height, width), dtype=torch.uint8)
     return build_model(cfg).eval(), {"image": noise, "height": height, "width": width}
 
@@ -79,6 +91,9 @@ def format_table(numbers: dict[str, dict[str, float]]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
+    inputs = [args.image, *config_inputs(args.config_file, args.opts)]
+    check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     cfg = build_cfg(args.config_file, args.opts)
     model, inputs = load(cfg, args.image)
     work = {
@@ -94,10 +109,10 @@ def run(args: argparse.Namespace) -> None:
         "device": cfg.MODEL.DEVICE,
         "threads": torch.get_num_threads(),
     }
-    print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    print_line(", ".join(f"{key} {value}" for key, value in setting.items()))
     print(format_table(numbers))
     if args.json:
-        write_json(args.json, {**numbers, "setting": setting})
+        write_json(args.json, {**numbers, "setting": setting}, format="regiondh-costs")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,19 +10,22 @@ import sys
 import time
 from collections.abc import Callable
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import numpy as np
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from regiondh_d2.engine.command import positive_int, run_command
-from regiondh_d2.engine.defaults import build_cfg
+from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
+from regiondh_d2.engine.defaults import build_cfg, config_inputs
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.retrieval.hamming_index import create_index
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
+from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, write_json
 
 # PASCAL VOC 2007: test queries in trainval, 20 classes, about 1.5 of them an image.
 VOC_QUERIES, VOC_DATABASE, VOC_CLASSES = 4952, 5011, 20
@@ -267,6 +270,7 @@ def benchmark_training(args: argparse.Namespace) -> dict:
     disturb them less than those of a clock. Sizes change from step to step, as they do in training:
     what one step frees seldom fits the next.
     """
+    import_user_code(args.imports)
     cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     model = build_model(cfg).train()
     generator = torch.Generator().manual_seed(0)
@@ -312,7 +316,7 @@ def add_numbers(parser: argparse.ArgumentParser, items: int) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     subparsers = parser.add_subparsers(dest="benchmark", required=True)
     evaluation = subparsers.add_parser(
         "evaluation", help="retrieval metrics against a sort per query in Python"
@@ -355,19 +359,24 @@ def build_parser() -> argparse.ArgumentParser:
         default=8,
         help="steps, of which the mean counts, after a first one (default: 8)",
     )
-    training.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+    add_import_option(training)
+    training.add_overrides()
     training.set_defaults(run=benchmark_training, show=print_training)
     for subparser in subparsers.choices.values():
         subparser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
+        add_overwrite_option(subparser)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
+    inputs = config_inputs(getattr(args, "config_file", ""), getattr(args, "opts", ()))
+    check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     machine = describe_machine()
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     numbers = args.run(args)
     if args.json:
-        write_json(args.json, {args.benchmark: numbers, "machine": machine})
+        values = {args.benchmark: numbers, "machine": machine}
+        write_json(args.json, values, format="regiondh-benchmark")
     args.show(numbers)
 
 

@@ -9,7 +9,10 @@ import sys
 
 from regiondh_d2.checkpoint import SOURCES, convert_weights, write_weights
 from regiondh_d2.conversion import LAYOUTS
-from regiondh_d2.engine.command import run_command
+from regiondh_d2.engine.command import add_overwrite_option, run_command
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.file_io import check_output_file
 
 EPILOG = f"""regiondh:// sources:
   {", ".join(sorted(SOURCES))}
@@ -18,7 +21,7 @@ EPILOG = f"""regiondh:// sources:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=__doc__.splitlines()[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -34,16 +37,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--layout",
         choices=LAYOUTS,
         default="",
-        help="where an ImageNet ResNet of a file goes: c4 (res5 is the box head) or fpn",
+        help="where an ImageNet ResNet of a file goes: c4 (res5 is the box head) or fpn "
+        "(default: neither)",
     )
+    add_overwrite_option(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
+    check_output_file(args.output, inputs=[args.source], overwrite=args.overwrite, kind="weights")
     weights = convert_weights(args.source, args.layout)
     write_weights(args.output, weights)
-    print(f"{args.output}: {len(weights.model)} tensors")
-    print(f"left out: {', '.join(weights.left_out) or 'nothing'}")
+    print_line(f"{args.output}: {len(weights.model)} tensors")
+    print_line(f"left out: {', '.join(weights.left_out) or 'nothing'}")
 
 
 def main(argv: list[str] | None = None) -> int:

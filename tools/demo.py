@@ -6,6 +6,9 @@ import sys
 import warnings
 from pathlib import Path
 
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+
 CONFIG = Path(__file__).parents[1] / "configs/quick_schedules/regiondh_effnetlite0_scenes.yaml"
 
 
@@ -23,7 +26,7 @@ def number(least: int):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "--output", default="output/demo", metavar="FOLDER", help="default: %(default)s"
     )
@@ -40,6 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", default=str(CONFIG), metavar="FILE", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write into any folder; what stands there under the names of the demo's files is lost",
+    )
     return parser
 
 
@@ -53,9 +61,12 @@ def run(args: argparse.Namespace) -> None:
         queries=args.queries,
         iterations=args.iterations,
         seed=args.seed,
+        overwrite=args.overwrite,
         report=lambda line: print(line, flush=True),
     )
-    print(f"\n{format_table(result)}\n\npicture: {result.picture}\nreport: {result.page}")
+    print(f"\n{format_table(result)}\n")
+    print_line(f"picture: {result.picture}")
+    print_line(f"report: {result.page}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from regiondh_d2.checkpoint import read_weights
 from regiondh_d2.engine.command import (
     CommandError,
+    add_overwrite_option,
     add_rerank_options,
     check_rerank_options,
     positive_int,
@@ -22,9 +23,12 @@ from regiondh_d2.evaluation.ranking_metrics import METRICS, RankingResult
 from regiondh_d2.evaluation.reference_codes import REFERENCES, image_class_codes
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
+from regiondh_d2.evaluation.same_images import find_same_images
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.structures.codes import CodeSet, check_comparable, check_holds
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 from regiondh_d2.utils.progress import Progress
 
 IMAGE_CLASSES = "image_classes"
@@ -39,7 +43,7 @@ COLUMNS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--query", required=True, metavar="Q.h5", help="codes of the queries")
     parser.add_argument("--database", required=True, metavar="D.h5", help="codes to search in")
     parser.add_argument(
@@ -65,13 +69,24 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="of random codes and codes of features (default: the bits of the files)",
     )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave a query that is in the database, too, out of its own ranking",
+    )
     add_rerank_options(parser)
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
+    add_overwrite_option(parser)
     return parser
 
 
 def evaluate(
-    query: CodeSet, database: CodeSet, topk: list[int], rerank: int | None, rerank_by: str
+    query: CodeSet,
+    database: CodeSet,
+    topk: list[int],
+    rerank: int | None,
+    rerank_by: str,
+    exclude_self: bool = False,
 ) -> tuple[RankingResult, list[str]]:
     """Returns the result and what the reader should be warned of."""
     notes = check_comparable(query, database)
@@ -83,8 +98,11 @@ def evaluate(
         progress.show(done)
 
     if rerank is not None:
-        return evaluate_reranking(query, database, topk, rerank, rerank_by, show), notes
-    result, warned = rank_code_sets(query, database, topk, progress=show)
+        result = evaluate_reranking(
+            query, database, topk, rerank, rerank_by, show, exclude_self=exclude_self
+        )
+        return result, notes + find_same_images(query, database).notes(exclude_self)
+    result, warned = rank_code_sets(query, database, topk, show, exclude_self=exclude_self)
     return result, notes + warned
 
 
@@ -108,20 +126,33 @@ def format_table(metrics: dict[str, float], topk: list[int]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_output_file(
+        args.json,
+        inputs=[args.query, args.database, args.weights],
+        overwrite=args.overwrite,
+        kind="json",
+    )
     query, database = read_codes(args.query), read_codes(args.database)
+    if args.json:
+        refuse_inputs(args.json, photos=[*query.file_names, *database.file_names])
     if args.reference == IMAGE_CLASSES:
         query, database = image_class_codes(query, database, *read_classifier(args.weights))
     elif args.reference:
         codes_of = REFERENCES[args.reference]
         query, database = codes_of(query, database, args.bits or query.bits)
-    result, notes = evaluate(query, database, args.topk, args.rerank, args.rerank_by)
+    result, notes = evaluate(
+        query, database, args.topk, args.rerank, args.rerank_by, args.exclude_self
+    )
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", sys.stderr)
     print(f"{len(query)} queries in {len(database)} codes of {query.bits} bits")
     print(format_table(result.metrics, args.topk))
     left_out = result.metrics["num_queries_without_relevant"]
     if left_out:
         print(f"{left_out} queries without any relevant item in the database are left out")
+    found = result.metrics["num_queries_in_database"]
+    if found and args.exclude_self:
+        print(f"{found} queries are in the database and left out of their own rankings")
     # Last, so that a file that can't be written doesn't cost the numbers.
     if args.json:
         write_json(args.json, result.metrics)

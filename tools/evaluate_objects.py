@@ -8,33 +8,39 @@ to compare, by the distance of the whole images' codes; relevant are those that 
 import argparse
 import sys
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
-import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
-from regiondh_d2.engine.command import load_trained_model, run_command
+from regiondh_d2.engine.command import add_overwrite_option, load_trained_model, run_command
+from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
 from regiondh_d2.engine.searcher import code_boxes
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.object_queries import (
     RANKINGS,
     check_object_queries,
     evaluate_object_queries,
 )
+from regiondh_d2.evaluation.same_images import find_same_images
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader, dataset_images
 from regiondh_d2.structures.codes import CodeSet, InstanceCodes, codes_from_outputs
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
 from regiondh_d2.utils.progress import Progress
 
 COLUMNS = {"expected": "", "pessimistic": "-pessimistic", "optimistic": "-optimistic"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument(
         "--dataset",
@@ -48,8 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="D.h5",
         help="codes to search in, by the same model, with labels and detected objects",
     )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave the image that an object is in out of the object's ranking",
+    )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    add_import_option(parser)
+    add_overwrite_option(parser)
+    parser.add_overrides()
     return parser
 
 
@@ -139,7 +152,8 @@ def annotated_objects(record: dict, size: tuple[int, int]) -> Instances:
 
 def load_records(dataset: str) -> list[dict]:
     """The images of a dataset that have annotated objects, with labels."""
-    records = [with_labels(r) for r in DatasetCatalog.get(dataset) if r.get("annotations")]
+    require_dataset(dataset, "--dataset")
+    records = [with_labels(r) for r in load_dataset(dataset) if r.get("annotations")]
     if not records:
         raise RegionDHError(f"{dataset} has no annotated objects: name a detection dataset")
     return records
@@ -167,18 +181,31 @@ def format_table(metrics: dict[str, float]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
+    inputs = [args.database, *config_inputs(args.config_file, args.opts)]
+    inputs += dataset_inputs([args.dataset])
+    check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     database = read_codes(args.database)
     cfg = build_cfg(args.config_file, args.opts)
     records = load_records(args.dataset)
+    if args.json:
+        read = [record["file_name"] for record in records]
+        refuse_inputs(args.json, photos=[*read, *database.file_names])
     coder = ObjectCoder(cfg, args.dataset, database.count_difficult)
     # The first image tells whether all fits together, before minutes are spent on the others.
     for note in check_object_queries(*coder.code(records[:1]), database):
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", sys.stderr)
     query, objects = coder.code(records)
     progress = Progress(report, "objects ranked", len(objects.codes))
     metrics = evaluate_object_queries(
-        query, objects, database, lambda done, _: progress.show(done)
+        query,
+        objects,
+        database,
+        lambda done, _: progress.show(done),
+        exclude_self=args.exclude_self,
     ).metrics
+    for note in find_same_images(query, database).notes(args.exclude_self):
+        print_line(f"warning: {note}", sys.stderr)
     print(
         f"{metrics['num_queries']} objects in {len(query)} images, searched in {len(database)} "
         f"images with {len(database.instances.codes)} detected objects"

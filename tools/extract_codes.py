@@ -5,12 +5,13 @@ import argparse
 import os
 import sys
 
+import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
-import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.config import code_settings
+from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.photo_files import PhotoScan, find_photos
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
@@ -20,17 +21,24 @@ from regiondh_d2.engine.command import (
     run_command,
     run_workers,
 )
+from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.extract import (
     CodeExtractor,
     ExtractionResult,
     check_output,
+    images_to_code,
+    known_files,
 )
-from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images, entries_of_scan
+from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, dataset_images
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--dataset", metavar="NAME", help="code a registered dataset")
@@ -53,6 +61,24 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume",
         action="store_true",
         help="go on after an interruption, or add new images to a finished output",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="with --resume: read all files and compare their content, not only those whose size "
+        "or time of modification is another",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="with --resume: remove the codes of photos that have gone from the given folders",
+    )
+    parser.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="with --resume: the photos in folder OLD are in folder NEW now; repeatable",
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that can't be read"
@@ -79,34 +105,47 @@ def build_parser() -> argparse.ArgumentParser:
         help="the most that an interruption can lose (default: %(default)g)",
     )
     parser.add_argument(
-        "--num-gpus", type=positive_int, default=1, metavar="N", help="processes, on CPUs as well"
+        "--num-gpus",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes, on CPUs as well (default: %(default)s)",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    add_import_option(parser)
+    parser.add_overrides()
     return parser
 
 
-def find_entries(
-    args: argparse.Namespace, cfg, scan: PhotoScan | None
-) -> tuple[list[ImageEntry], list[str]]:
-    """The images to code, and the class names of the dataset or of the model's."""
+def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
+    """The images of a dataset to code, and its class names."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if scan is not None:
-        names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-        known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
-        return entries_of_scan(scan, args.input), next((c for c in known if len(c) == count), [])
-    dicts = DatasetCatalog.get(args.dataset)
+    require_dataset(name, "--dataset")
+    dicts = load_dataset(name)
     if any("annotations" in record for record in dicts):
         dicts = [with_labels(record) for record in dicts]
-    class_names = list(MetadataCatalog.get(args.dataset).get("thing_classes", []))
+    class_names = list(MetadataCatalog.get(name).get("thing_classes", []))
     if len(class_names) != count:
         raise RegionDHError(
-            f"{args.dataset} has {len(class_names)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
+            f"{name} has {len(class_names)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
             f"{count}: use the config of a model for this dataset"
         )
     return dataset_images(dicts, cfg.TEST.RETRIEVAL.COUNT_DIFFICULT), class_names
 
 
-def code(args: argparse.Namespace, cfg, images: list[ImageEntry], class_names: list[str]) -> None:
+def classes_of_model(cfg) -> list[str]:
+    """The class names of the datasets that the model's config names, if they may be its own."""
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
+    return next((c for c in known if len(c) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
+
+
+def code(
+    args: argparse.Namespace,
+    cfg,
+    scan: PhotoScan | None,
+    images: list[ImageEntry],
+    class_names: list[str],
+) -> None:
     """What every process does."""
     model = load_trained_model(cfg)
     if not hasattr(model, "code_images"):
@@ -138,7 +177,16 @@ def code(args: argparse.Namespace, cfg, images: list[ImageEntry], class_names: l
         save_every=args.save_every,
         report=lambda line: print(line, flush=True),
     )
-    result = extractor.extract(images, args.output, resume=args.resume, skip_bad=args.skip_bad)
+    result = extractor.extract(
+        images,
+        args.output,
+        resume=args.resume,
+        skip_bad=args.skip_bad,
+        scan=scan,
+        moves=args.root,
+        verify=args.verify,
+        prune=args.prune,
+    )
     if result is not None:  # the main process
         tell(result, args.output)
 
@@ -147,23 +195,33 @@ def tell(result: ExtractionResult, output: str) -> None:
     """The lines at the end.
 
     Raises:
-        ValueError: there is no output, because of images that can't be read.
+        RegionDHError: there is no output, because of images that can't be read.
     """
     for error in result.unreadable:
-        print(f"unreadable: {error}", file=sys.stderr)
+        print_line(f"unreadable: {error}", sys.stderr)
+    for name in result.vanished:
+        print_line(f"deleted meanwhile: {name}", sys.stderr)
     bad = len(result.unreadable)
-    if bad == result.images and not result.complete:
-        raise RegionDHError(f"none of the {bad} images can be read")
+    if not result.complete and bad + len(result.vanished) == result.images:
+        raise RegionDHError(f"none of the {result.images} images can be read")
     if not result.complete:
         raise RegionDHError(
-            f"{bad} of {result.images} images can't be read; the others are coded: mend or remove "
+            f"{bad} of {result.images} images can't be read; the others are coded: fix or remove "
             "those and go on with --resume, or leave them out with --resume --skip-bad"
         )
     left_out = f", {bad} unreadable left out" if bad else ""
-    print(f"{output}: {result.rows} rows, {result.coded} of them coded now{left_out}")
+    pruned = f", {result.pruned} of photos that have gone removed" if result.pruned else ""
+    rows = f"{result.rows} rows, {result.coded} of them coded now"
+    print_line(f"{output}: {rows}{left_out}{pruned}")
+    if result.gone:
+        print_line(
+            f"{result.gone} of the rows are of photos that have gone: remove them with --resume "
+            "--prune"
+        )
 
 
 def extract(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     cfg = build_cfg(args.config_file, args.opts)
     cfg.freeze()
     if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
@@ -171,17 +229,48 @@ def extract(args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}"
         )
     check_output(args.output, args.resume)
-    scan = None if args.dataset else find_photos(args.input, args.exclude)
-    entries = find_entries(args, cfg, scan)
+    inputs = config_inputs(args.config_file, args.opts)
+    if args.dataset:
+        inputs += dataset_inputs([args.dataset])
+    inputs += [path for path in args.input or () if os.path.isfile(path)]
+    refuse_inputs(args.output, inputs)
+    known = known_files(args.output, args.root)  # tells of a file that another program writes
+    check_output_file(args.output, overwrite=None, kind="codes")
+    if args.dataset:
+        scan, notes = None, []
+        images, class_names = dataset_entries(args.dataset, cfg)
+    else:
+        scan = find_photos(
+            args.input,
+            args.exclude,
+            lambda photo: known.get(photo.path) == (photo.size, photo.mtime_ns),
+        )
+        images, notes = images_to_code(scan, args.input, known)
+        class_names = classes_of_model(cfg)
+    refuse_inputs(args.output, photos=[image.file_name for image in images])
+    for line in notes:
+        print_line(line, sys.stderr)
     try:
-        run_workers(code, args.num_gpus, (args, cfg, *entries))
+        run_workers(code, args.num_gpus, (args, cfg, scan, images, class_names))
     finally:
         for line in scan.summary() if scan else ():
-            print(line)
+            print_line(line)
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with status 2 where an option would have no effect."""
+    for option in ("verify", "prune", "root"):
+        if getattr(args, option) and not args.resume:
+            parser.error(f"--{option} is of a code file that exists: give --resume, too")
+    for option in ("exclude", "prune", "root"):
+        if getattr(args, option) and args.dataset:
+            parser.error(f"--{option} is of folders of photos, not of a dataset: leave it out")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_options(parser, args)
     return run_command(
         lambda: extract(args),
         interrupted=f"interrupted: go on with the same command and --resume ({args.output})",

@@ -13,7 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import regiondh_d2  # noqa: F401  (registers the datasets that tables name)
-from regiondh_d2.engine.command import CommandError, positive_int, run_command
+from regiondh_d2.engine.command import (
+    CommandError,
+    add_overwrite_option,
+    positive_int,
+    run_command,
+)
 from regiondh_d2.engine.experiments import Row, picked_rows, read_table
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
 from regiondh_d2.retrieval.draw import save_image
@@ -26,22 +31,55 @@ from regiondh_d2.retrieval.plots import (
     save_figure,
 )
 from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
+ANSWERS = "answers.jpg"
 METRICS = ("MAP", "MAP_min", "ACG")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", metavar="DATASET", help="that the rows were tested on")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to plot (default: all)")
-    parser.add_argument("--table", type=Path, default=Path(__file__).with_name("experiments.yaml"))
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
-    parser.add_argument("--experiments", type=Path, default=Path("output/experiments"))
-    parser.add_argument("--output", type=Path, default=Path("output/plots"), metavar="FOLDER")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        default=Path(__file__).with_name("experiments.yaml"),
+        help="the rows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("docs/results"),
+        metavar="FOLDER",
+        help="of the results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--experiments",
+        type=Path,
+        default=Path("output/experiments"),
+        metavar="FOLDER",
+        help="of the networks and their code files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/plots"),
+        metavar="FOLDER",
+        help="for the plots (default: %(default)s)",
+    )
     parser.add_argument(
         "--bits", type=positive_int, default=48, metavar="K", help="of the curves (default: 48)"
     )
-    parser.add_argument("--topk", type=positive_int, default=1000, metavar="K")
+    parser.add_argument(
+        "--topk",
+        type=positive_int,
+        default=1000,
+        metavar="K",
+        help="cut-off of the metrics (default: %(default)s)",
+    )
     parser.add_argument(
         "--queries",
         nargs="+",
@@ -49,7 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="IMAGE_ID",
         help="also draw the first five answers of each row to these queries",
     )
+    add_overwrite_option(parser)
     return parser
+
+
+def plots_of(args: argparse.Namespace, rows: list[Row]) -> list[Path]:
+    """All files that may be written."""
+    names = [f"{metric}_against_bits.png" for metric in METRICS]
+    names += ["precision_recall.png", "precision_at_k.png"]
+    names += [f"map_{row.name}.png" for row in rows]
+    return [args.output / name for name in [*names, *([ANSWERS] if args.queries else [])]]
 
 
 def metrics_against_bits(
@@ -99,7 +146,7 @@ def plot_against_bits(args: argparse.Namespace, rows: list[Row]) -> None:
 def plot_codes(args: argparse.Namespace, rows: list[Row]) -> None:
     methods = codes_of(rows, args.experiments, args.dataset, args.bits)
     if not methods:
-        print(f"no code files of {args.bits} bits in {args.experiments}: no curves")
+        print_line(f"no code files of {args.bits} bits in {args.experiments}: no curves")
         return
     counts = {
         title: count_distances(q.codes, d.codes, q.labels, d.labels, bits=q.bits)
@@ -114,14 +161,18 @@ def plot_codes(args: argparse.Namespace, rows: list[Row]) -> None:
             figure = plot_code_map(methods[row.title][0])
             save_figure(figure, args.output / f"map_{row.name}.png")
     if args.queries:
-        save_image(compare_methods(methods, args.queries), args.output / "answers.jpg")
+        photos = [name for pair in methods.values() for codes in pair for name in codes.file_names]
+        refuse_inputs(args.output / ANSWERS, photos=photos)
+        save_image(compare_methods(methods, args.queries), args.output / ANSWERS)
 
 
 def run(args: argparse.Namespace) -> None:
     rows = picked_rows(read_table(args.table), args.rows)
+    for path in plots_of(args, rows):
+        check_output_file(path, inputs=[args.table], overwrite=args.overwrite)
     plot_against_bits(args, rows)
     plot_codes(args, rows)
-    print(f"plots in {args.output}")
+    print_line(f"plots in {args.output}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,12 +8,15 @@ of the page, so that it can be read anywhere.
 import argparse
 import sys
 
-from regiondh_d2.engine.command import positive_int, run_command
+from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.retrieval.report import write_report
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.file_io import check_output_file
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--query", required=True, metavar="Q.h5", help="codes of the queries")
     parser.add_argument("--database", required=True, metavar="D.h5", help="codes to search in")
     parser.add_argument(
@@ -27,11 +30,23 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="METRICS.json",
         help="further numbers to show; those under PREFIX/ stand beside the metrics of their name",
     )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave a query that is in the database, too, out of its own ranking",
+    )
+    add_overwrite_option(parser)
     parser.add_argument("--title", help="heading of the page (default: the dataset's name)")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
+    check_output_file(
+        args.output,
+        inputs=[args.query, args.database, args.metrics],
+        overwrite=args.overwrite,
+        kind="page",
+    )
     notes = write_report(
         args.output,
         args.query,
@@ -39,11 +54,12 @@ def run(args: argparse.Namespace) -> None:
         topk=args.topk,
         metrics_file=args.metrics,
         title=args.title,
+        exclude_self=args.exclude_self,
         report=lambda line: print(line, file=sys.stderr),
     )
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
-    print(f"report: {args.output}")
+        print_line(f"warning: {note}", sys.stderr)
+    print_line(f"report: {args.output}")
 
 
 def main(argv: list[str] | None = None) -> int:

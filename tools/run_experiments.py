@@ -2,11 +2,13 @@
 """Train and measure the rows of a table of experiments; what is done is skipped.
 
 Each row stands in tools/experiments.yaml. A run that was interrupted goes on from its last
-checkpoint; a run that is done has a file in the folder of results, and one of each query's metrics
-in per_query/ there.
+checkpoint, if that was trained with what the row has now; otherwise the row is refused, and its
+folder is the user's to delete. A run that is done has a file in the folder of results, and one of
+each query's metrics in per_query/ there. All rows are checked before any is trained.
 """
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
@@ -24,18 +26,36 @@ from regiondh_d2.engine.experiments import (
     read_differences,
     read_table,
 )
+from regiondh_d2.engine.training_record import data_checksum
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import replace_when_complete, write_json
 
 TABLE = Path(__file__).with_name("experiments.yaml")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to run (default: all)")
-    parser.add_argument("--table", type=Path, default=TABLE, help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
-    parser.add_argument("--output", type=Path, default=Path("output/experiments"))
+    parser.add_argument("--table", type=Path, default=TABLE, help="the rows (default: %(default)s)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("docs/results"),
+        metavar="FOLDER",
+        help="of the results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/experiments"),
+        metavar="FOLDER",
+        help="of the networks (default: %(default)s)",
+    )
     parser.add_argument("--list", action="store_true", help="only say what is done and what isn't")
+    add_import_option(parser)
     parser.add_argument(
         "--summary",
         metavar="DATASET",
@@ -75,31 +95,49 @@ def summarize(args: argparse.Namespace, rows, picked) -> None:
     )
     write_json(file, found)
     if kept:
-        print(f"{file}: kept as measured earlier: {', '.join(kept)}")
+        print_line(f"{file}: kept as measured earlier: {', '.join(kept)}")
     print(markdown_differences(found))
 
 
 def main(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)  # the trainings that it runs import the same
     if args.against and not args.summary:
         raise CommandError("--against compares the rows of a summary: give --summary DATASET, too")
+    for option, folder in (("--results", args.results), ("--output", args.output)):
+        if folder.exists() and not folder.is_dir():
+            raise CommandError(f"{option} {folder} is a file: name a folder")
     rows = read_table(args.table)
     picked = picked_rows(rows, args.rows)
     # Seed by seed, so that every row has a number early.
     runs = sorted((run for row in picked for run in row.runs()), key=lambda run: run.seed)
     if args.document:
-        text = fill_document(args.document.read_text(), rows, args.results)
+        try:
+            text = args.document.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise CommandError(f"--document {args.document} is no UTF-8 text") from None
+        text = fill_document(text, rows, args.results)
         with replace_when_complete(args.document) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
         return
     if args.summary:
         summarize(args, rows, picked)
         return
-    missing = [run for run in runs if not run.result_file(args.results).is_file()]
+    results = {run: run.result(args.results) for run in runs}
+    missing = [run for run, result in results.items() if result is None]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are done", flush=True)
     if args.list:
         for run in missing:
             print(f"  {run.name}")
         return
+    checksum = functools.cache(data_checksum)
+    for run, result in results.items():
+        try:
+            if result is None:
+                run.check(args.output, checksum)
+            else:
+                run.check_result(args.output, result)
+        except RegionDHError as error:
+            raise RegionDHError(f"{args.table}: {error}") from error
     start = time.perf_counter()
     for done, run in enumerate(missing, 1):
         dataset, metrics = next(iter(run.train(args.output, args.results)["metrics"].items()))

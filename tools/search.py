@@ -7,17 +7,32 @@ from dataclasses import replace
 
 import regiondh_d2  # noqa: F401  (registers the components that configs name)
 from regiondh_d2.engine.command import (
+    add_overwrite_option,
     add_rerank_options,
+    add_root_option,
     check_rerank_options,
     positive_int,
     run_command,
 )
-from regiondh_d2.engine.searcher import RegionDHSearcher
-from regiondh_d2.retrieval.draw import Tile, draw_grid, save_image, search_tiles
+from regiondh_d2.engine.defaults import build_cfg, config_inputs
+from regiondh_d2.engine.searcher import RegionDHSearcher, query_loader
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
+from regiondh_d2.retrieval.draw import (
+    Tile,
+    draw_grid,
+    picture_format,
+    save_image,
+    search_tiles,
+)
 from regiondh_d2.retrieval.hamming_index import ENGINES
+from regiondh_d2.retrieval.index_folder import read_index_folder
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import display_name, display_width, print_line
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
+
+COMMON_OPTIONS = ("rerank", "rerank_by", "within", "check_files")
 
 
 def box(text: str) -> tuple[float, ...]:
@@ -29,7 +44,7 @@ def box(text: str) -> tuple[float, ...]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="C", help="config of the model")
     parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
     parser.add_argument("--query", required=True, metavar="IMAGE", help="the image to search with")
@@ -74,9 +89,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
     )
+    parser.add_argument(
+        "--within",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="answer with photos in this folder alone; repeatable",
+    )
+    add_root_option(parser)
+    parser.add_argument(
+        "--no-file-check",
+        dest="check_files",
+        action="store_false",
+        help="answer with photos that have gone or changed since they were encoded, too (default: "
+        "they are left out and counted)",
+    )
     parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")
     parser.add_argument("--json", metavar="OUT.json", help="also write the answers")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    add_import_option(parser)
+    add_overwrite_option(parser)
+    parser.add_overrides()
     return parser
 
 
@@ -97,13 +129,15 @@ def headline(result: SearchResult) -> str:
     if result.objects and not result.all_objects:
         what += ", by image,"
     only = f", {result.class_name} alone" if result.class_name else ""
-    return f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
+    line = f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
+    return display_name(line)
 
 
 def format_table(result: SearchResult) -> str:
     """The answers, a line each, or why there are none."""
     if not result.answers:
-        return f"nothing of class {result.class_name} found" if result.class_name else "none found"
+        only = f"nothing of class {result.class_name} found" if result.class_name else "none found"
+        return display_name(only)
     rows = [("rank", "distance", "image", *(f"object {i + 1}" for i in range(len(result.objects))))]
     for rank, answer in enumerate(result.answers, 1):
         objects = (
@@ -113,15 +147,19 @@ def format_table(result: SearchResult) -> str:
         distance = str(answer.distance)
         if answer.fine_distance is not None:
             distance += f" ({answer.fine_distance:.2f})"
-        rows.append((str(rank), distance, answer.file_name, *objects))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.append((str(rank), distance, *map(display_name, (answer.file_name, *objects))))
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i < 2 else cell.ljust(width)
+            padding(cell, width) + cell if i < 2 else cell + padding(cell, width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     )
+
+
+def padding(cell: str, width: int) -> str:
+    return " " * (width - display_width(cell))
 
 
 def class_tiles(result: SearchResult) -> list[Tile]:
@@ -136,11 +174,11 @@ def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchR
     Raises:
         ValueError: the query has no class to group by, or see :class:`RegionDHSearcher`.
     """
-    rerank = {"rerank": args.rerank, "rerank_by": args.rerank_by}
+    common = {name: getattr(args, name) for name in COMMON_OPTIONS}
     if not args.group_by_class:
-        options = {"class_name": args.class_name, "all_objects": args.all_objects, **rerank}
+        options = {"class_name": args.class_name, "all_objects": args.all_objects, **common}
         return [searcher.search(args.query, args.box, args.topk, instance=args.instance, **options)]
-    results = searcher.search_by_class(args.query, args.topk, **rerank)
+    results = searcher.search_by_class(args.query, args.topk, **common)
     if not results:
         raise RegionDHError(
             f"{args.query}: the network is sure of no class in it; search without --group-by-class"
@@ -148,18 +186,37 @@ def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchR
     return results
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuses outputs that can't be written or would replace what must stay."""
+    if args.save:
+        picture_format(args.save)
+    inputs = [args.query, args.index, *config_inputs(args.config_file, args.opts)]
+    for path, other, kind in ((args.json, args.save, "json"), (args.save, None, "picture")):
+        check_output_file(path, inputs=inputs, outputs=[other], overwrite=args.overwrite, kind=kind)
+
+
 def run(args: argparse.Namespace) -> None:
-    searcher = RegionDHSearcher.from_folder(args.index, args.config_file, args.opts, args.engine)
+    import_user_code(args.imports)
+    # First what would otherwise fail at the end.
+    check_outputs(args)
+    cfg = build_cfg(args.config_file, args.opts)
+    folder = read_index_folder(args.index, args.engine, args.root)
+    for path in filter(None, (args.json, args.save)):
+        refuse_inputs(path, photos=folder.items.file_names)
+    query_loader(folder.items.settings, cfg)(args.query)
+    searcher = RegionDHSearcher.from_cfg(folder, cfg)
     for note in searcher.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", sys.stderr)
     results = search(args, searcher)
     for result in results:
         print(headline(result))
-        print(format_table(result))
+        print(format_table(result), flush=True)
+        for line in result.notes():
+            print_line(f"warning: {line}", sys.stderr)
     grouped = args.group_by_class
     if args.json:
         values = [result.as_dict() for result in results]
-        write_json(args.json, values if grouped else values[0])
+        write_json(args.json, values if grouped else values[0], format="regiondh-answers")
     if args.save:
         title = headline(replace(results[0], class_name=None) if grouped else results[0])
         tiles = [class_tiles(r) if grouped else search_tiles(r) for r in results]

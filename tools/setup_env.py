@@ -35,7 +35,7 @@ REGISTRY_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee
 REGISTRY_PYTHON = "3.10"
 REGISTRY_WORD = "registry"
 
-PACKAGE_EXTRAS = "detectron2-needs,search,demo,weights,dev"
+PACKAGE_EXTRAS = "detectron2-needs,search,demo,weights,heic,dev"
 STAMP_NAME = "regiondh-setup.json"
 SOURCE_NAME = "regiondh-detectron2.json"
 HEARTBEAT_S = 15.0

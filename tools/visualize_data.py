@@ -9,33 +9,38 @@ augmented.
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from regiondh_d2.data.catalog import load_dataset, registered_names
+from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.training import build_train_loader
 from regiondh_d2.data.visualize import draw_record, draw_training_input
 from regiondh_d2.engine import build_cfg
-from regiondh_d2.engine.command import positive_int, run_command
-from regiondh_d2.engine.defaults import check_datasets
+from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
+from regiondh_d2.engine.defaults import check_datasets, config_inputs, dataset_inputs
+from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.draw import save_image
-from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.file_io import check_output_file
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help="draw a registered dataset")
     source.add_argument(
         "--config-file", metavar="C", help="draw what training with this config reads, augmented"
     )
-    parser.add_argument("--output-dir", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--output-dir", required=True, type=Path, metavar="FOLDER", help="for the pictures"
+    )
     parser.add_argument(
         "--images",
         type=positive_int,
@@ -43,48 +48,64 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many, at even distances in the dataset (default: %(default)s)",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    add_import_option(parser)
+    add_overwrite_option(parser)
+    parser.add_overrides()
     return parser
 
 
-def draw_dataset(name: str, images: int) -> Iterator[tuple[str, Image.Image]]:
+def output_file(args: argparse.Namespace, datasets: Sequence[str], place: int, image: str) -> Path:
+    """The file of a picture.
+
+    Args:
+        datasets: that are read.
+        place: number of the image.
+        image: its file.
+
+    Raises:
+        OutputExistsError: a file is there that must stay.
+    """
+    path = args.output_dir / f"{place:06d}_{Path(image).stem}.jpg"
+    # Looked at only where a file is there.
+    photos = (record["file_name"] for name in datasets for record in load_dataset(name))
+    inputs = [*config_inputs(args.config_file or "", args.opts), *dataset_inputs(datasets)]
+    check_output_file(path, inputs=inputs, photos=photos, overwrite=args.overwrite, kind="picture")
+    return path
+
+
+def draw_dataset(args: argparse.Namespace) -> Iterator[tuple[Path, Image.Image]]:
     """Files and pictures of some images of a dataset."""
-    if name not in DatasetCatalog.list():
-        raise RegionDHError(
-            f"dataset {name!r} isn't registered; known: {', '.join(registered_names())}, and "
-            "Detectron2's own"
-        )
+    name = args.dataset
+    require_dataset(name, "--dataset")
     records = load_dataset(name)
     class_names = MetadataCatalog.get(name).get("thing_classes") or ()
-    places = np.linspace(0, len(records) - 1, min(images, len(records))).round().astype(int)
-    for place in places.tolist():
-        record = records[place]
-        yield f"{place:06d}_{Path(record['file_name']).stem}", draw_record(record, class_names)
+    count = min(args.images, len(records))
+    places = np.linspace(0, len(records) - 1, count).round().astype(int).tolist()
+    # All of them before the first is drawn.
+    files = [output_file(args, [name], place, records[place]["file_name"]) for place in places]
+    for place, file in zip(places, files, strict=True):
+        yield file, draw_record(records[place], class_names)
 
 
-def draw_training(
-    config_file: str, opts: list[str], images: int
-) -> Iterator[tuple[str, Image.Image]]:
+def draw_training(args: argparse.Namespace) -> Iterator[tuple[Path, Image.Image]]:
     """Files and pictures of the first images of a training."""
-    cfg = build_cfg(config_file, opts)
+    cfg = build_cfg(args.config_file, args.opts)
     check_datasets(cfg)
     loader = itertools.chain.from_iterable(build_train_loader(cfg))
     class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ()
-    for place, inputs in enumerate(itertools.islice(loader, images)):
-        picture = draw_training_input(inputs, class_names, cfg.INPUT.FORMAT)
-        yield f"{place:06d}_{Path(inputs['file_name']).stem}", picture
+    for place, inputs in enumerate(itertools.islice(loader, args.images)):
+        file = output_file(args, cfg.DATASETS.TRAIN, place, inputs["file_name"])
+        yield file, draw_training_input(inputs, class_names, cfg.INPUT.FORMAT)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.dataset:
-        pictures = draw_dataset(args.dataset, args.images)
-    else:
-        pictures = draw_training(args.config_file, args.opts, args.images)
+    import_user_code(args.imports)
+    pictures = draw_dataset(args) if args.dataset else draw_training(args)
     count = 0
-    for name, picture in tqdm(pictures, disable=None, leave=False):
-        save_image(picture, args.output_dir / f"{name}.jpg")
+    for file, picture in tqdm(pictures, disable=None, leave=False):
+        save_image(picture, file)
         count += 1
-    print(f"{count} pictures in {args.output_dir}")
+    print_line(f"{count} pictures in {args.output_dir}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,22 +6,27 @@ are the same dataset, which is what makes registering twice harmless.
 
 from __future__ import annotations
 
+import difflib
+import os
 from typing import Any, Protocol
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..utils.errors import RegionDHError
+from .coco import COCOSource, coco_source
 
 
 class DatasetSource(Protocol):
     """What `register_source` needs of a dataset description."""
 
-    def load(self, problems: list[str] | None = None) -> list[dict]:
+    def load(self, problems: list[str] | None = None, notes: list[str] | None = None) -> list[dict]:
         """Return the dataset dicts.
 
         Args:
             problems: None raises at the first defect. A list receives a line for each instead, and
                 what is defective is left out of the result.
+            notes: receives a line on what is sound but worth knowing, such as boxes that are
+                clipped to their image. None logs these lines as warnings.
         """
 
 
@@ -40,31 +45,100 @@ def register_source(name: str, source: DatasetSource, **metadata: Any) -> None:
         ValueError: the name is taken by a different dataset.
     """
     if name in DatasetCatalog.list():
-        if _SOURCES.get(name) == source:
+        if find_source(name) == source:
             return
         raise RegionDHError(
             f"dataset name {name!r} is already registered for something else"
-            f" ({_SOURCES.get(name, 'by other code')}): choose another name"
+            f" ({find_source(name) or 'by other code'}): choose another name"
         )
     DatasetCatalog.register(name, source.load)
     _SOURCES[name] = source
     MetadataCatalog.get(name).set(**metadata)
 
 
+def register_coco(name: str, json_file: str | os.PathLike, images: str | os.PathLike) -> None:
+    """Register a detection dataset in COCO format; nothing is read before the dataset is used.
+
+    Args:
+        name: dataset name, not yet taken. Repeating a registration does nothing.
+        json_file: the annotations.
+        images: folder that the `file_name` of each image counts from.
+
+    Raises:
+        RegionDHError: another dataset has that name.
+    """
+    source = COCOSource(name, os.fspath(json_file), os.fspath(images))
+    register_source(
+        name,
+        source,
+        json_file=source.json_file,
+        image_root=source.images,
+        evaluator_type="coco",
+    )
+
+
+def adopt(name: str) -> None:
+    """Give a dataset that Detectron2's `register_coco_instances` registered to our strict reader.
+
+    From then on `DatasetCatalog.get(name)` checks what it reads, whoever asks. Datasets of other
+    code stay as they are, and so do unknown names.
+    """
+    source = coco_source(name)
+    if source is not None:
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, source.load)
+
+
 def find_source(name: str) -> DatasetSource | None:
-    """The source registered under `name` here, or None for a dataset of other code."""
-    return _SOURCES.get(name) if name in DatasetCatalog.list() else None
+    """The source behind a name: registered here, or adopted; None for a dataset of other code."""
+    if name not in DatasetCatalog.list():
+        return None
+    source = _SOURCES.get(name)
+    if source is not None and DatasetCatalog[name] == source.load:
+        return source
+    source = getattr(DatasetCatalog[name], "__self__", None)
+    return source if isinstance(source, COCOSource) else None
 
 
-def load_dataset(name: str, problems: list[str] | None = None) -> list[dict]:
-    """Load any registered dataset; `problems` as in `DatasetSource.load`.
+def load_dataset(
+    name: str, problems: list[str] | None = None, notes: list[str] | None = None
+) -> list[dict]:
+    """Load any registered dataset; `problems` and `notes` as in `DatasetSource.load`.
 
     Datasets that other code registered cannot collect: they raise whatever they raise.
+
+    Raises:
+        RegionDHError: no dataset of this name is registered.
     """
+    require_dataset(name)
+    adopt(name)
     source = find_source(name)
-    return DatasetCatalog.get(name) if source is None else source.load(problems)
+    if source is None or (problems is None and notes is None):
+        return DatasetCatalog.get(name)
+    return source.load(problems, notes)
 
 
 def registered_names() -> list[str]:
     """The names that were registered here, in the order of registration."""
-    return [name for name in _SOURCES if find_source(name) is not None]
+    return [name for name in _SOURCES if find_source(name) is _SOURCES[name]]
+
+
+def require_dataset(name: str, told: str = "dataset") -> None:
+    """Check that a dataset is registered, here or by other code.
+
+    Args:
+        name: of the dataset.
+        told: what the message puts before the name, such as the option.
+
+    Raises:
+        RegionDHError: it isn't; the message lists the names that were registered here.
+    """
+    known = DatasetCatalog.list()
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    raise RegionDHError(
+        f"{told} {name!r}, which isn't registered; known: {', '.join(registered_names())}, and "
+        "Detectron2's own; what registers your own is imported by --import MODULE_OR_FILE"
+        f"{f'; did you mean {near[0]}?' if near else ''}"
+    )

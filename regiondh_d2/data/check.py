@@ -8,12 +8,16 @@ from collections import Counter
 from dataclasses import dataclass
 
 from detectron2.data import MetadataCatalog
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from regiondh_d2.data.catalog import find_source, load_dataset
 from regiondh_d2.data.retrieval import RetrievalSource, with_labels
 from regiondh_d2.data.voc import VOCSource
+
+from ..utils.display import display_name
+from ..utils.errors import RegionDHError
+from .image_reader import ImageSize, UnreadableImage, read_rgb
+from .training import check_record
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class DatasetReport:
             for each.
         class_images: number of images that show a class, for every class in its order.
         problems: one line a defect.
+        notes: one line for each thing that is sound but worth knowing.
     """
 
     name: str
@@ -37,6 +42,7 @@ class DatasetReport:
     roles: dict[str, int]
     class_images: dict[str, int]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Two lines: counts, and the classes."""
@@ -57,7 +63,7 @@ def is_present(name: str) -> bool:
         return os.path.isfile(source.list_file)
     if isinstance(source, RetrievalSource):
         return all(is_present(part) for part in source.parts)
-    json_file = MetadataCatalog.get(name).get("json_file")  # Detectron2's COCO datasets have one
+    json_file = MetadataCatalog.get(name).get("json_file")  # datasets in COCO format have one
     return json_file is None or os.path.isfile(json_file)
 
 
@@ -69,11 +75,17 @@ def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
         open_images: also decode every image and compare its size with the annotation's.
     """
     problems: list[str] = []
+    notes: list[str] = []
     try:
-        dicts = load_dataset(name, problems)
+        dicts = load_dataset(name, problems, notes)
+    except RegionDHError as error:
+        problems.append(str(error))
+        dicts = []
     except Exception as error:  # whatever the loader of a foreign dataset raises is the finding
         problems.append(f"{name}: cannot be loaded: {type(error).__name__}: {error}")
         dicts = []
+    if find_source(name) is None:
+        dicts = _sound(dicts, problems)
     dicts = [with_labels(record) for record in dicts]
     if open_images:
         for record in tqdm(dicts, desc=name, disable=None, leave=False):
@@ -82,6 +94,8 @@ def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
             )
             if problem:
                 problems.append(problem)
+        turned = (_turn_note(record["file_name"]) for record in dicts if record.get("annotations"))
+        notes += _first_lines([note for note in turned if note])
 
     annotations = [a for record in dicts for a in record.get("annotations", ())]
     roles = Counter(record["role"] for record in dicts if "role" in record)
@@ -96,21 +110,58 @@ def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
         roles={role: roles[role] + both for role in ("database", "query")} if roles or both else {},
         class_images={name: label_counts[label] for label, name in enumerate(class_names)},
         problems=tuple(problems),
+        notes=tuple(notes),
     )
 
 
+def _first_lines(lines: list[str], most: int = 10) -> list[str]:
+    """All lines, or the first of many and how many more there are."""
+    more = len(lines) - most
+    return lines if more <= 0 else [*lines[:most], f"and {more} more images that are turned"]
+
+
+def _sound(dicts: list[dict], problems: list[str]) -> list[dict]:
+    """The dicts of other code's dataset that are no problem."""
+    kept = []
+    for record in dicts:
+        try:
+            check_record(record)
+        except RegionDHError as error:
+            problems.append(str(error))
+        else:
+            kept.append(record)
+    return kept
+
+
 @functools.cache  # several datasets share their images
+def _read_size(path: str) -> ImageSize | UnreadableImage:
+    """The sizes of an image file, all of which is decoded, or why it can't be."""
+    try:
+        return read_rgb(path)[1]
+    except UnreadableImage as error:
+        return error.with_traceback(None)
+
+
 def _image_problem(path: str, expected: tuple[int | None, int | None]) -> str | None:
     """What is wrong with an image file, or None; `expected` is (width, height) in pixels."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            size = ImageOps.exif_transpose(image).size  # Detectron2 turns images upright, too
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path}: cannot be decoded ({error}): replace it"
-    if None not in expected and size != expected:
-        return (
-            f"{path}: the image has {size[0]} x {size[1]} pixels, its annotation says"
-            f" {expected[0]} x {expected[1]}: correct one of them"
-        )
-    return None
+    size, name = _read_size(path), display_name(path)
+    if isinstance(size, UnreadableImage):
+        return f"{name}: cannot be decoded ({size.reason}): replace it"
+    if None in expected or (size.width, size.height) == expected:
+        return None
+    turned = "" if size.orientation == 1 else ", once turned as its EXIF orientation says"
+    return (
+        f"{name}: the image has {size.width} x {size.height} pixels{turned}, its annotation says"
+        f" {expected[0]} x {expected[1]}: correct one of them"
+    )
+
+
+def _turn_note(path: str) -> str | None:
+    """A line if an image file is turned by its EXIF orientation, 2 to 8, or None."""
+    size = _read_size(path)
+    if isinstance(size, UnreadableImage) or size.orientation == 1:
+        return None
+    return (
+        f"{display_name(path)}: turned by its EXIF orientation {size.orientation}: its boxes must"
+        " be those of the upright image; not every annotation tool shows it so"
+    )

@@ -20,7 +20,7 @@ __all__ = [
 # All that Pillow may try. Each is decoded in this process: an EPS, whatever its name, would start
 # Ghostscript, and other formats other programs or libraries.
 PILLOW_FORMATS = (
-    *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"),
+    *("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"),
     *("TGA", "PCX", "SGI", "SUN", "QOI", "ICO", "PSD", "DDS"),
 )
 

@@ -1,7 +1,8 @@
 """Which photos lie in folders, and what else lies there.
 
 Nothing that is an image is left out in silence: :func:`find_photos` tells what it passed over and
-why. It opens no file with an image's ending, and of any other reads a few bytes.
+why. Of a file it reads no more than the first and the last bytes, which tell what has no image's
+ending and what this package drew itself.
 
 * Linked folders and files are followed. A link back to a folder that it lies in is not, so that
   nothing runs in circles.
@@ -21,9 +22,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from ..utils import file_io
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from ..utils.file_io import carries_mark
+from ..utils.marks import FOLDER_MARK
 from .image_formats import (
     HEIF_ENDINGS,
     HEIF_HINT,
@@ -44,7 +46,8 @@ _SYSTEM_NAMES = frozenset(
         *(".ds_store", ".spotlight-v100", ".trashes", ".fseventsd", ".directory", ".nomedia"),
     }
 )
-_MARKER = ".regiondh"  # the file that marks a folder of ours
+# One of these is in every folder of ours.
+_OWN_NAMES = frozenset({FOLDER_MARK, "index.json", "scenes.json", "scenes"})
 _SHOWN_TYPES = 8
 
 
@@ -255,7 +258,7 @@ class _Scanner:
             key = (status.st_dev, status.st_ino)
             if key in self._folders:
                 continue
-            if folder.order[1:] and _is_own_folder({entry.name for entry in entries}):
+            if folder.order[1:] and _is_own_folder(folder.path, {e.name for e in entries}):
                 self._result.own.append(folder.path)
                 continue
             self._folders.add(key)
@@ -339,7 +342,7 @@ class _Scanner:
             return
         self._files[key] = file.path
         photo = Photo(file.root, _below(file.path, file.root), status.st_size, status.st_mtime_ns)
-        if not self._is_known(photo) and _is_own_picture(file.path):
+        if not self._is_known(photo) and carries_mark(file.path):
             self._result.own.append(file.path)
         else:
             self._found.append((file.order, photo))
@@ -366,14 +369,11 @@ def _is_hidden_by_people(name: str) -> bool:
     return not name.startswith("._") and name.lower() not in _SYSTEM_NAMES
 
 
-def _is_own_folder(names: set[str]) -> bool:
+def _is_own_folder(path: str, names: set[str]) -> bool:
     """Whether a folder of these entries is an output of this package.
 
-    Version 0.1 left no mark: search_photos's folder is known by its code file and index.
+    Version 0.1's search_photos left no mark: its folder is known by the code file and the index.
     """
-    return _MARKER in names or {"photos.h5", "index"} <= names
-
-
-def _is_own_picture(path: str) -> bool:
-    carries_mark = getattr(file_io, "carries_mark", None)
-    return carries_mark is not None and carries_mark(path)
+    if {"photos.h5", "index"} <= names:
+        return True
+    return not _OWN_NAMES.isdisjoint(names) and carries_mark(path)

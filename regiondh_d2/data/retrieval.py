@@ -29,12 +29,13 @@ class RetrievalSource:
         """All detection datasets, each once."""
         return tuple(dict.fromkeys(self.database + self.queries))
 
-    def load(self, problems: list[str] | None = None) -> list[dict]:
+    def load(self, problems: list[str] | None = None, notes: list[str] | None = None) -> list[dict]:
         """Load the parts and merge them: the database in its order, then the remaining queries.
 
         Args:
             problems: None raises at the first defect; a list receives a line for each instead, and
                 the defective image is left out.
+            notes: of the parts; see `DatasetSource.load`.
 
         Returns:
             Copies of the parts' dicts, completed by `with_labels`, with `role` ("query", "database"
@@ -51,27 +52,31 @@ class RetrievalSource:
                 raise RegionDHError(message)
             problems.append(message)
 
-        dicts = {part: load_dataset(part, problems) for part in self.parts}
+        dicts = {part: load_dataset(part, problems, notes) for part in self.parts}
         # Some datasets, such as COCO's, know their classes only once they are loaded.
         classes = common_classes(self.parts, report)
         if classes is None:
-            report(f"none of {', '.join(self.parts)} has thing_classes in its metadata")
+            if not problems:  # otherwise they are why
+                report(f"none of {', '.join(self.parts)} has thing_classes in its metadata")
             return []
         MetadataCatalog.get(self.name).thing_classes = classes
 
-        merged: dict[object, dict] = {}
+        merged: dict[str, dict] = {}  # by the id as text, as evaluations know it
         for role, names in (("database", self.database), ("query", self.queries)):
             for name in names:
                 for source_record in dicts[name]:
                     record = {**with_labels(source_record), "role": role}
-                    image_id = record["image_id"]
+                    image_id = record.get("image_id")
+                    if image_id is None or not record.get("file_name"):
+                        report(f"an image of {name} has no image_id or no file_name")
+                        continue
                     if not all(0 <= label < len(classes) for label in record["image_labels"]):
                         report(
                             f"{record['file_name']} of {name} has class ids"
                             f" {record['image_labels']}, but there are {len(classes)} classes"
                         )
                         continue
-                    seen = merged.setdefault(image_id, record)
+                    seen = merged.setdefault(str(image_id), record)
                     for key in ("file_name", "image_labels", "difficult_labels"):
                         if seen[key] != record[key]:
                             report(

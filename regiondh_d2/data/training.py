@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+import copy
+import math
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.data import (
     DatasetMapper,
     MetadataCatalog,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
 from detectron2.data.build import print_instances_class_histogram
-from PIL import Image
+from detectron2.structures import BoxMode
 
 from regiondh_d2.data.retrieval import common_classes
 
+from ..config import DEFAULT_MAX_PIXELS, max_pixels
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from .catalog import adopt
+from .image_reader import ImagePixels, UnreadableImage, read_image
 
 
 class UnreadableImageError(RegionDHError):
@@ -27,10 +38,28 @@ class UnreadableImageError(RegionDHError):
 
 
 class StrictMapper(DatasetMapper):
-    """Detectron2's mapper, for which an image that it can't read is a line that names the file.
+    """Detectron2's mapper over our image reader; an image that can't be read is a line on its file.
 
-    Detectron2's own raises whatever the image library does, mostly without the name.
+    Pixels are those of :func:`~regiondh_d2.data.image_reader.read_image`, as in extraction and
+    search. Of a JPEG above the pixel limit, which is read at a smaller size, boxes are made smaller
+    with it; ``height`` and ``width`` stay those of the file.
     """
+
+    @configurable
+    def __init__(self, is_train: bool, *, max_pixels: int = DEFAULT_MAX_PIXELS, **options):
+        """
+        Args:
+            is_train: whether annotations are wanted.
+            max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
+            options: as of the base class.
+        """
+        super().__init__(is_train, **options)
+        self.max_pixels = max_pixels
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        options = super().from_config(cfg, is_train)
+        return {**options, "max_pixels": max_pixels(cfg)}
 
     def __call__(self, dataset_dict: dict) -> dict:
         """As in the base class.
@@ -38,14 +67,45 @@ class StrictMapper(DatasetMapper):
         Raises:
             UnreadableImageError: the image is missing, damaged, or not of the annotated size.
         """
+        record = copy.deepcopy(dataset_dict)
+        read, mask = self._read(record)
+        inputs = T.AugInput(read.pixels, sem_seg=mask)
+        transforms = self.augmentations(inputs)
+        size = read.size
+        if (size.read_height, size.read_width) != (size.height, size.width):
+            shrink = T.ScaleTransform(size.height, size.width, size.read_height, size.read_width)
+            transforms = shrink + transforms
+        shape = inputs.image.shape[:2]
+        record["image"] = torch.as_tensor(np.array(inputs.image.transpose(2, 0, 1), order="C"))
+        if inputs.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(inputs.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, shape)
+        return record
+
+    def _read(self, record: dict) -> tuple[ImagePixels, np.ndarray | None]:
+        """The image, of the size that the record says, and the classes of its pixels, if it has."""
+        name, mask_name = record["file_name"], record.pop("sem_seg_file_name", None)
         try:
-            return super().__call__(dataset_dict)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            read = read_image(name, self.image_format, self.max_pixels)
+            # Takes an array for its shape, and adds the size where the record has none.
+            utils.check_image_size(record, np.empty((read.size.height, read.size.width, 0)))
+            if mask_name is None:
+                return read, None
+            mask = read_image(mask_name, "L", self.max_pixels)
+            return read, mask.pixels[..., 0]
+        except UnreadableImage as error:
+            name, reason = error.file_name, error.reason
+        except utils.SizeMismatchError as error:
             reason = " ".join(str(error).split())
-            raise UnreadableImageError(
-                f"{dataset_dict['file_name']}: cannot be read ({reason}): replace it or drop it "
-                "from the dataset; datasets/check_datasets.py --images finds all such files"
-            ) from error
+        raise UnreadableImageError(
+            f"{display_name(name)}: cannot be read ({reason}): replace it or drop it from the "
+            "dataset; datasets/check_datasets.py --images finds all such files"
+        )
 
 
 def check_num_classes(name: str, num_classes: int) -> None:
@@ -62,6 +122,38 @@ def check_num_classes(name: str, num_classes: int) -> None:
         )
 
 
+def check_record(record: dict) -> None:
+    """Check the fields of a dataset dict, and its boxes, as other code's datasets need it.
+
+    Raises:
+        RegionDHError: something is missing or a box is none; the text names the image and field.
+    """
+    if not isinstance(record, dict) or not record.get("file_name"):
+        raise RegionDHError(f"a dataset dict has no file_name: {str(record)[:200]}")
+    image = display_name(str(record["file_name"]))
+    width, height = (record.get(key) or math.inf for key in ("width", "height"))
+    for index, annotation in enumerate(record.get("annotations", ())):
+        where = f"{image}: annotations[{index}]"
+        for key in ("bbox", "bbox_mode", "category_id"):
+            if annotation.get(key) is None:
+                raise RegionDHError(f"{where}: {key} is missing")
+        mode, box = annotation["bbox_mode"], annotation["bbox"]
+        if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+            continue  # of a rotated box, or relative; Detectron2 knows what fits
+        if isinstance(box, str) or len(box) != 4 or any(isinstance(v, str) for v in box):
+            raise RegionDHError(f"{where}: bbox must be four numbers, got {box!r}")
+        x, y, right, lower = map(float, box)
+        if mode == BoxMode.XYWH_ABS:
+            right, lower = x + right, y + lower
+        # Written so that a NaN fails, too.
+        inside = x < width and y < height and right > 0 and lower > 0
+        if not (-math.inf < x < right < math.inf and -math.inf < y < lower < math.inf and inside):
+            raise RegionDHError(
+                f"{where}: bbox {list(box)} is no box inside the image of {width} x {height}:"
+                " correct or drop it"
+            )
+
+
 def training_records(cfg: CfgNode) -> list[dict]:
     """The dicts of ``DATASETS.TRAIN``, one list.
 
@@ -75,6 +167,8 @@ def training_records(cfg: CfgNode) -> list[dict]:
     names, num_classes = list(cfg.DATASETS.TRAIN), cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if not names:
         raise RegionDHError("DATASETS.TRAIN is empty: name a dataset")
+    for name in names:
+        adopt(name)
     try:
         records = get_detection_dataset_dicts(
             names,
@@ -96,6 +190,7 @@ def training_records(cfg: CfgNode) -> list[dict]:
         check_num_classes(name, num_classes)
     limit = num_classes if classes is None else len(classes)
     for record in records:
+        check_record(record)
         ids = sorted({a["category_id"] for a in record.get("annotations", ())})
         if ids and not 0 <= ids[0] <= ids[-1] < limit:
             fail(

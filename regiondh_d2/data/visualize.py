@@ -13,10 +13,12 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib import rc_context
+from PIL import Image
 
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.data.training import StrictMapper
+from regiondh_d2.utils.text import draw_text, drawable, font_families, text_width
 
 __all__ = ["draw_record", "draw_training_input"]
 
@@ -44,7 +46,13 @@ def draw_record(record: dict, class_names: Sequence[str]) -> Image.Image:
     record = with_labels(record)
     inputs = StrictMapper(is_train=False, augmentations=[], image_format="RGB")(record)
     pixels = inputs["image"].permute(1, 2, 0).numpy()
-    return _draw(pixels, record, class_names)
+    # Smaller than the file's image where that is above the pixel limit.
+    scale = pixels.shape[1] / inputs["width"], pixels.shape[0] / inputs["height"]
+    annotations = [
+        {**annotation, "bbox": _xyxy(annotation) * (scale * 2), "bbox_mode": BoxMode.XYXY_ABS}
+        for annotation in record.get("annotations", ())
+    ]
+    return _draw(pixels, {**record, "annotations": annotations}, class_names)
 
 
 def draw_training_input(inputs: dict, class_names: Sequence[str], image_format: str) -> Image.Image:
@@ -72,15 +80,16 @@ def draw_training_input(inputs: dict, class_names: Sequence[str], image_format: 
 def _draw(pixels: np.ndarray, record: dict, class_names: Sequence[str]) -> Image.Image:
     """Boxes on uint8 RGB pixels (H, W, 3), and the line above."""
     canvas = Visualizer(pixels, scale=max(1.0, _SHORT_SIDE / min(pixels.shape[:2])))
-    for annotation in record.get("annotations", ()):
-        _draw_object(canvas, annotation, class_names)
-    picture = Image.fromarray(canvas.get_output().get_image())
+    with rc_context({"font.sans-serif": font_families(drawable("".join(class_names)))}):
+        for annotation in record.get("annotations", ()):
+            _draw_object(canvas, annotation, class_names)
+        picture = Image.fromarray(canvas.get_output().get_image())
     return _put_above(picture, _describe(record, class_names))
 
 
 def _draw_object(canvas: Visualizer, annotation: dict, class_names: Sequence[str]) -> None:
     class_id = annotation["category_id"]
-    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    box = _xyxy(annotation)
     colour = _COLOURS[class_id % len(_COLOURS)]
     marks = [
         mark
@@ -90,12 +99,18 @@ def _draw_object(canvas: Visualizer, annotation: dict, class_names: Sequence[str
     canvas.draw_box(box, alpha=0.9, edge_color=colour, line_style="--" if marks else "-")
     text = ", ".join([_name(class_id, class_names), *marks])
     canvas.draw_text(
-        text,
+        drawable(text).replace("$", r"\$"),  # between two of which matplotlib reads formulas
         tuple(box[:2]),
         font_size=_BOX_FONT_SIZE / canvas.output.scale,  # the canvas scales text, too
         color=colour,
         horizontal_alignment="left",
     )
+
+
+def _xyxy(annotation: dict) -> np.ndarray:
+    """The box of an annotation, float (4,), XYXY."""
+    box = np.asarray(annotation["bbox"], np.float64)[None]
+    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)[0]
 
 
 def _name(class_id: int, class_names: Sequence[str]) -> str:
@@ -115,9 +130,10 @@ def _describe(record: dict, class_names: Sequence[str]) -> str:
 
 def _put_above(picture: Image.Image, text: str) -> Image.Image:
     """The picture under a line of text."""
-    font, margin, height = ImageFont.load_default(_FONT_SIZE), _FONT_SIZE // 2, 2 * _FONT_SIZE
-    width = max(picture.width, 2 * margin + round(font.getlength(text)))
+    margin, height = _FONT_SIZE // 2, 2 * _FONT_SIZE
+    text = drawable(text)
+    width = max(picture.width, 2 * margin + round(text_width(text, _FONT_SIZE)))
     framed = Image.new("RGB", (width, height + picture.height), _PAPER)
     framed.paste(picture, (0, height))
-    ImageDraw.Draw(framed).text((margin, height // 2), text, _INK, font, anchor="lm")
+    draw_text(framed, (margin, (height - _FONT_SIZE) // 2 - 2), text, _FONT_SIZE, _INK)
     return framed

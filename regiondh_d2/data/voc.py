@@ -8,6 +8,7 @@ file, the object and the mend.
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,17 @@ from detectron2.structures import BoxMode
 
 from regiondh_d2.data.catalog import register_source
 
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from .annotations import (
+    IMAGE_ENDINGS,
+    ClippedBoxes,
+    Folder,
+    decode_text,
+    did_you_mean,
+    fit_box,
+    tell_notes,
+)
 
 # Detectron2's order, so that category ids mean the same as in its builtin datasets.
 VOC_CLASSES = (
@@ -42,8 +53,14 @@ def load_voc(
     *,
     subset: Callable[[str], bool] | None = None,
     problems: list[str] | None = None,
+    notes: list[str] | None = None,
 ) -> list[dict]:
-    """Read images and boxes in VOC layout.
+    r"""Read images and boxes in VOC layout.
+
+    Lists and annotations may be in any encoding that they name or that a byte order mark tells. An
+    id may hold blanks and folders (``day1/my photo``); a line of a list may also quote it, give it
+    the image's ending or write ``\`` for ``/``. The image of an id is the file that its
+    ``<filename>`` names, if it exists, or else the one of the id with any ending of an image.
 
     Args:
         dirname: folder that holds `Annotations`, `ImageSets/Main` and `JPEGImages`.
@@ -52,13 +69,16 @@ def load_voc(
         subset: keeps the image ids for which it is true; None keeps all.
         problems: None raises at the first defect; a list receives a line for each instead, and
             the defective object or image is left out.
+        notes: receives a line on what is sound but worth knowing, such as how many boxes reach
+            beyond their images; None logs it.
 
     Returns:
         One dict an image, in the list's order: `file_name`, `image_id` (str), `height`, `width`
         (int, pixels, as the XML says), `image_labels` (sorted class ids of all objects),
         `difficult_labels` (sorted class ids that occur as difficult objects only) and
         `annotations`, each with `bbox` (4 floats, pixels, XYXY_ABS: VOC's 1-based inclusive
-        corners as edges), `bbox_mode`, `category_id` and `difficult` (bool; False without a tag).
+        corners as edges, clipped to the image, as tools that count from 0 need it), `bbox_mode`,
+        `category_id` and `difficult` (bool; False without a tag).
 
     Raises:
         VOCNotFoundError: the folder or the list does not exist.
@@ -71,10 +91,11 @@ def load_voc(
             raise error
         problems.append(str(error))
 
+    annotations = Folder(os.path.join(dirname, "Annotations"))
     try:
         if isinstance(split_or_ids, str):
             origin = _list_file(dirname, split_or_ids)
-            image_ids = _read_list(dirname, split_or_ids, report)
+            image_ids = _read_list(dirname, split_or_ids, annotations, report)
         else:
             origin = "the given image ids"
             image_ids = list(split_or_ids)
@@ -82,13 +103,17 @@ def load_voc(
     except VOCNotFoundError as error:
         report(error)
         return []
-    class_ids = {name: index for index, name in enumerate(class_names)}
-    records = (
-        _load_image(dirname, image_id, class_ids, origin, report)
-        for image_id in image_ids
-        if subset is None or subset(image_id)
+    reader = _Reader(
+        annotations,
+        Folder(os.path.join(dirname, "JPEGImages")),
+        {name: index for index, name in enumerate(class_names)},
+        origin,
+        report,
     )
-    return [record for record in records if record is not None]
+    wanted = (i for i in image_ids if subset is None or subset(i))
+    records = [record for record in map(reader.read, wanted) if record is not None]
+    tell_notes(reader.clipped.notes(), notes, __name__)
+    return records
 
 
 @dataclass(frozen=True)
@@ -106,10 +131,15 @@ class VOCSource:
         """Path of the image list."""
         return _list_file(self.dirname, self.split)
 
-    def load(self, problems: list[str] | None = None) -> list[dict]:
+    def load(self, problems: list[str] | None = None, notes: list[str] | None = None) -> list[dict]:
         """Read the dicts; see `load_voc`."""
         return load_voc(
-            self.dirname, self.split, self.class_names, subset=self.subset, problems=problems
+            self.dirname,
+            self.split,
+            self.class_names,
+            subset=self.subset,
+            problems=problems,
+            notes=notes,
         )
 
 
@@ -166,13 +196,14 @@ def _require_layout(dirname: str) -> None:
             )
 
 
-def _read_list(dirname: str, split: str, report: Callable[[VOCFormatError], None]) -> list[str]:
+def _read_list(
+    dirname: str, split: str, annotations: Folder, report: Callable[[VOCFormatError], None]
+) -> list[str]:
     """Read the ids of one list; duplicates and malformed lines are reported and dropped."""
     _require_layout(dirname)
     path = _list_file(dirname, split)
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        text = decode_text(Path(path).read_bytes())
     except FileNotFoundError:
         present = sorted(
             entry[:-4] for entry in os.listdir(os.path.dirname(path)) if entry.endswith(".txt")
@@ -181,95 +212,183 @@ def _read_list(dirname: str, split: str, report: Callable[[VOCFormatError], None
             f"{path}: no such image list; the folder has {', '.join(present) or 'no lists'}"
             " (see datasets/README.md)"
         ) from None
+    except RegionDHError as error:
+        report(VOCFormatError(f"{path}: {error}"))
+        return []
     image_ids: dict[str, None] = {}
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words:
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        line = line.strip()
+        if not line:
             continue
-        if len(words) > 1:
-            report(VOCFormatError(f"{path}: line {number}: expected one image id, got {line!r}"))
-        elif words[0] in image_ids:
-            report(VOCFormatError(f"{path}: line {number}: {words[0]} is listed twice: delete one"))
+        image_id = _id_of_line(line, annotations)
+        if image_id is None:
+            report(
+                VOCFormatError(
+                    f"{path}: line {number}: expected one image id, got {display_name(line)!r},"
+                    f" and Annotations has no {display_name(line)}.xml"
+                )
+            )
+        elif image_id in image_ids:
+            shown = display_name(image_id)
+            report(VOCFormatError(f"{path}: line {number}: {shown} is listed twice: delete one"))
         else:
-            image_ids[words[0]] = None
+            image_ids[image_id] = None
     if not image_ids:
         report(VOCFormatError(f"{path}: the list is empty: write one image id a line"))
     return list(image_ids)
 
 
-def _load_image(
-    dirname: str,
-    image_id: str,
-    class_ids: dict[str, int],
-    origin: str,
-    report: Callable[[VOCFormatError], None],
-) -> dict | None:
-    """Read one image's dict; None after a defect that spoils the whole image."""
-    xml_path = os.path.join(dirname, "Annotations", f"{image_id}.xml")
-    image_path = os.path.join(dirname, "JPEGImages", f"{image_id}.jpg")
-    try:
-        root = ET.parse(xml_path).getroot()
-        width, height = _read_size(root)
-    except FileNotFoundError:
-        report(
-            VOCFormatError(
-                f"{xml_path}: missing, but {origin} names {image_id}: add the file or drop the id"
-            )
-        )
-        return None
-    except ET.ParseError as error:
-        report(VOCFormatError(f"{xml_path}: not well-formed XML ({error}): mend or replace it"))
-        return None
-    except ValueError as error:
-        report(VOCFormatError(f"{xml_path}: {error}"))
-        return None
-    if not os.path.isfile(image_path):
-        report(
-            VOCFormatError(
-                f"{image_path}: image missing, but {origin} names {image_id}: add it or drop the id"
-            )
-        )
-        return None
+def _id_of_line(line: str, annotations: Folder) -> str | None:
+    """The image id that a line of a list means, or None if it is no id.
 
-    annotations = []
-    for index, element in enumerate(root.findall("object")):
-        class_name = (element.findtext("name") or "").strip()
+    A line without blanks is an id even where its annotation is missing, so that the missing file
+    is what is told.
+    """
+    unquoted = line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line
+    forms = [line, unquoted, unquoted.replace("\\", "/")]
+    stem, ending = os.path.splitext(forms[-1])
+    if ending.lower() in IMAGE_ENDINGS:
+        forms.append(stem)
+    for form in dict.fromkeys(forms):
+        if annotations.find_stem(form, (".xml",)) is not None:
+            return form
+    return None if len(line.split()) > 1 else line
+
+
+class _Reader:
+    """Reads the annotations of one dataset."""
+
+    def __init__(
+        self,
+        annotations: Folder,
+        images: Folder,
+        class_ids: dict[str, int],
+        origin: str,
+        report: Callable[[VOCFormatError], None],
+    ):
+        self._annotations = annotations
+        self._images = images
+        self._class_ids = class_ids
+        self._origin = origin
+        self._report = report
+        self._id_of: dict[str, str] = {}  # of the image files so far
+        self.clipped = ClippedBoxes()
+
+    def read(self, image_id: str) -> dict | None:
+        """Read one image's dict; None after a defect that spoils the whole image."""
+        xml_path = self._annotations.find_stem(image_id, (".xml",))
+        if xml_path is None:
+            xml_path = os.path.join(self._annotations.path, f"{image_id}.xml")
+            self._fail(
+                xml_path, f"missing, but {self._names(image_id)}: add the file or drop the id"
+            )
+            return None
         try:
-            annotations.append(_read_object(element, class_name, class_ids, width, height))
-        except ValueError as error:
-            report(VOCFormatError(f"{xml_path}: object {index} ({class_name or '?'}): {error}"))
-    labels = {annotation["category_id"] for annotation in annotations}
-    easy = {a["category_id"] for a in annotations if not a["difficult"]}
-    return {
-        "file_name": image_path,
-        "image_id": image_id,
-        "height": height,
-        "width": width,
-        "image_labels": sorted(labels),
-        "difficult_labels": sorted(labels - easy),
-        "annotations": annotations,
-    }
+            root = _parse_xml(xml_path)
+            width, height = _read_size(root)
+        except RegionDHError as error:
+            self._fail(xml_path, str(error))
+            return None
+        named = (root.findtext("filename") or "").strip()
+        image_path = self._find_image(image_id, named)
+        if image_path is None:
+            given = f", nor is {display_name(named)}, its <filename>" if named else ""
+            image_path = os.path.join(self._images.path, f"{image_id}.jpg")
+            self._fail(
+                image_path,
+                f"image missing, but {self._names(image_id)} (no other ending is there{given}):"
+                " add it or drop the id",
+            )
+            return None
+        other = self._id_of.setdefault(os.path.normpath(image_path), image_id)
+        if other != image_id:
+            self._fail(
+                xml_path,
+                f"its image {display_name(image_path)} is that of id {display_name(other)}, too:"
+                " correct <filename> or drop one of the ids",
+            )
+            return None
+
+        objects = []
+        for index, element in enumerate(root.findall("object")):
+            class_name = (element.findtext("name") or "").strip()
+            where = f"object {index} ({display_name(class_name) or '?'})"
+            try:
+                read, clipped = _read_object(element, class_name, self._class_ids, width, height)
+            except RegionDHError as error:
+                self._fail(xml_path, f"{where}: {error}")
+                continue
+            objects.append(read)
+            if clipped:
+                self.clipped.add(f"{display_name(xml_path)}: {where}")
+        labels = {annotation["category_id"] for annotation in objects}
+        easy = {a["category_id"] for a in objects if not a["difficult"]}
+        return {
+            "file_name": image_path,
+            "image_id": image_id,
+            "height": height,
+            "width": width,
+            "image_labels": sorted(labels),
+            "difficult_labels": sorted(labels - easy),
+            "annotations": objects,
+        }
+
+    def _names(self, image_id: str) -> str:
+        return f"{display_name(self._origin)} names {display_name(image_id)}"
+
+    def _fail(self, path: str, what: str) -> None:
+        self._report(VOCFormatError(f"{display_name(path)}: {what}"))
+
+    def _find_image(self, image_id: str, named: str) -> str | None:
+        r"""The file that ``<filename>`` names, or else the id with any ending of an image.
+
+        Tools write the name alone, with folders, as a path of their machine (``C:\\set\\1.jpg``),
+        and without ending. The folder of the id comes first, since the name alone may be there in
+        several.
+        """
+        if named:
+            base = re.split(r"[/\\]", named)[-1]
+            beside = os.path.join(os.path.dirname(image_id), base)
+            for find in (self._images.find, self._images.find_stem):
+                found = find(beside) if base else None
+                if found is not None:
+                    return found
+            found = self._images.find_tail(named)
+            if found is not None:
+                return found
+        return self._images.find_stem(image_id)
+
+
+def _parse_xml(path: str) -> ET.Element:
+    """The root of an XML file in any encoding; RegionDHError where it is none."""
+    try:
+        text = decode_text(Path(path).read_bytes())
+        # As text, a declared encoding doesn't count any more.
+        return ET.fromstring(text.lstrip("\ufeff \t\r\n"))
+    except ET.ParseError as error:
+        raise RegionDHError(f"not well-formed XML ({error}): correct or replace it") from None
 
 
 def _read_size(root: ET.Element) -> tuple[int, int]:
-    """Width and height in pixels; ValueError where they are missing or not positive."""
+    """Width and height in pixels; RegionDHError where they are missing or not positive."""
     try:
-        width, height = (int(root.findtext(f"size/{key}") or "") for key in ("width", "height"))
-    except ValueError:
-        width = height = 0
-    if width <= 0 or height <= 0:
+        size = [float(root.findtext(f"size/{key}") or "") for key in ("width", "height")]
+        width, height = map(int, size)
+    except (ValueError, OverflowError):
+        size, width, height = [], 0, 0
+    if size != [width, height] or width <= 0 or height <= 0:
         raise RegionDHError("no usable <size>: write <width> and <height> of the image in pixels")
     return width, height
 
 
 def _read_object(
     element: ET.Element, class_name: str, class_ids: dict[str, int], width: int, height: int
-) -> dict:
-    """Read one `<object>`; ValueError says what is wrong with it."""
+) -> tuple[dict, bool]:
+    """Read one `<object>`, and whether its box was clipped; RegionDHError says what is wrong."""
     if class_name not in class_ids:
         raise RegionDHError(
-            f"unknown class {class_name!r}: correct the name or add it to the dataset's classes"
-            f" ({', '.join(class_ids)})"
+            f"unknown class {display_name(class_name)!r}{did_you_mean(class_name, class_ids)}:"
+            f" correct the name or add it to the dataset's classes ({', '.join(class_ids)})"
         )
     # Some official VOC 2012 boxes are fractional.
     texts = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
@@ -279,20 +398,20 @@ def _read_object(
         raise RegionDHError(
             f"<bndbox> needs four numbers xmin, ymin, xmax, ymax, got {texts}"
         ) from None
-    box = f"box ({', '.join(f'{value:g}' for value in (xmin, ymin, xmax, ymax))})"
+    shown = f"box ({', '.join(f'{value:g}' for value in (xmin, ymin, xmax, ymax))})"
     if xmin > xmax or ymin > ymax:
-        raise RegionDHError(f"{box} is inverted: xmin <= xmax and ymin <= ymax are required")
-    # Written so that a NaN fails too. VOC counts pixels from 1, so xmax == width is inside.
-    if not (1 <= xmin <= xmax <= width and 1 <= ymin <= ymax <= height):
-        raise RegionDHError(
-            f"{box} is outside the image of {width} x {height}: corners count from 1 to the size"
-        )
+        raise RegionDHError(f"{shown} is inverted: xmin <= xmax and ymin <= ymax are required")
+    try:
+        # VOC counts pixels from 1 and includes the last one.
+        box, clipped = fit_box((xmin - 1, ymin - 1, xmax, ymax), width, height)
+    except RegionDHError as error:
+        raise RegionDHError(f"{shown} {error}") from None
     difficult = (element.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
         raise RegionDHError(f"<difficult> must be 0 or 1, got {difficult!r}")
     return {
-        "bbox": [xmin - 1.0, ymin - 1.0, xmax, ymax],
+        "bbox": list(box),
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": class_ids[class_name],
         "difficult": difficult == "1",
-    }
+    }, clipped

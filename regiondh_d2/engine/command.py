@@ -1,31 +1,44 @@
 """What the command lines share: arguments, errors as one line, processes, trained weights."""
 
 import argparse
+import errno
 import logging
 import multiprocessing
+import os
+import platform
+import re
 import sys
+import traceback
+import urllib.error
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
 
 import torch
-import yaml
 from detectron2.engine import launch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from ..checkpoint import RegionDHCheckpointer, WeightsError, tensors_not_loaded
+from ..checkpoint import (
+    RegionDHCheckpointer,
+    WeightsError,
+    has_last_checkpoint,
+    require_weights,
+)
 from ..retrieval.search import RERANKINGS
+from ..utils.arguments import DEBUG_VARIABLE
+from ..utils.display import display_name, tolerate_any_text
 from ..utils.errors import RegionDHError
 from .allocation import keep_freed_memory
+from .user_code import import_user_code
 
 __all__ = [
     "CommandError",
     "add_overwrite_option",
     "add_rerank_options",
+    "add_root_option",
     "check_rerank_options",
     "load_trained_model",
     "positive_int",
@@ -33,9 +46,12 @@ __all__ = [
     "run_workers",
 ]
 
-# What users and their files cause; anything else is a defect of ours and shows its traceback.
-# FloatingPointError is Detectron2's word for a training that has diverged.
-EXPECTED = (ValueError, KeyError, OSError, ImportError, FloatingPointError, yaml.YAMLError)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_CONNECTION = (ConnectionError, TimeoutError, urllib.error.URLError)
+# What torch says in a plain RuntimeError where the CPU's memory ends.
+NO_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)")
+# Raised while processes look for each other: an address that is wrong or taken.
+NOT_CONNECTED = re.compile(r"(?:torch\.distributed\.)?Dist(?:Network|Store|Backend)Error: (.*)")
 
 # A process waits for the others at the end, and one may have much more to do.
 TIMEOUT = timedelta(days=30)
@@ -60,6 +76,17 @@ def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also replace existing files that this program did not write; what the command reads "
         "is never replaced",
+    )
+
+
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--root OLD=NEW``, a list for :func:`.retrieval.index_folder.move_roots`."""
+    parser.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="the folder OLD of photos stands at NEW now; repeatable",
     )
 
 
@@ -91,46 +118,145 @@ def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespa
 
 
 def run_command(
-    command: Callable[[], None], interrupted: str = "interrupted", keep_memory: bool = True
+    command: Callable[[], int | None],
+    interrupted: str = "interrupted",
+    keep_memory: bool = True,
 ) -> int:
-    """Run a command and tell its failure in one line on standard error.
+    """Run a command and tell its failure on standard error.
+
+    What users can cause and fix is told in one line: a :class:`.RegionDHError`, an ``OSError`` with
+    a path, a full disk, no memory, no connection, a missing package, a training that has diverged,
+    and a standard output that was closed (``| head``). Anything else is a defect of ours and shows
+    its traceback, as all do after ``--debug``.
 
     Args:
-        command: the work of the command line.
+        command: the work of the command line; it may return an exit status of its own.
         interrupted: the line for Ctrl-C.
         keep_memory: whether the process keeps what it frees, see :mod:`.allocation`.
 
     Returns:
-        The exit status: 0, 1 after a failure, or 130 after Ctrl-C.
+        The exit status: 0 or what ``command`` returns, 1 after a failure, or 130 after Ctrl-C.
     """
     _prepare_process(keep_memory)
     try:
-        command()
+        status = command()
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
-    except (CommandError, *EXPECTED) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            _give_up_output()  # or the interpreter complains of it once more, at its end
+        _tell(error)
         return 1
-    return 0
+    return _finish_output() or status or 0
 
 
 def _prepare_process(keep_memory: bool = True) -> None:
+    tolerate_any_text()
     if keep_memory:
         keep_freed_memory()
     # PyTorch's remarks on Detectron2's code would drown the few lines of a command.
     warnings.filterwarnings("ignore", module="torch")
+    libraries = r"(detectron2|fvcore|timm|torchvision)(\.|$)"  # PyTorch blames those that call it
+    warnings.filterwarnings("ignore", category=FutureWarning, module=libraries)
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    # A training goes on when nobody reads its lines any more (| head); log.txt has them.
+    logging.raiseExceptions = bool(os.environ.get(DEBUG_VARIABLE))
 
 
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.filename}: {error.strerror}"
-    elif isinstance(error, KeyError) and error.args:
-        text = str(error.args[0])  # its str() is in quotes
-    else:
-        text = str(error)
-    return " ".join(text.split()) or type(error).__name__
+def _tell(error: Exception) -> None:
+    line = _one_line(error)
+    if line is None or os.environ.get(DEBUG_VARIABLE):
+        _show_traceback(error)
+    if line is None:
+        what = f"{type(error).__name__}: {error}"
+        if isinstance(error, ProcessRaisedException):  # its text is the traceback of a worker
+            what = _last_line(error)
+        line = (
+            f"{display_name(what)} - this is a defect of regiondh_d2, not of what you gave it: "
+            f"please report the command and the lines above ({_versions()})"
+        )
+    print(f"error: {line}", file=sys.stderr)
+
+
+def _show_traceback(error: Exception) -> None:
+    lines = "".join(traceback.format_exception(error)).rstrip("\n").split("\n")
+    print("\n".join(map(display_name, lines)), file=sys.stderr)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).rstrip().rsplit("\n", 1)[-1]
+
+
+def _versions() -> str:
+    shown = [f"Python {platform.python_version()}"]
+    for package in ("regiondh_d2", "detectron2", "torch"):
+        number = getattr(sys.modules.get(package), "__version__", "not imported")
+        shown.append(f"{package} {number}")
+    return ", ".join(shown)
+
+
+def _one_line(error: BaseException) -> str | None:
+    """What to tell of an error that a user can cause; None of a defect."""
+    text = _told(error)
+    return None if text is None else display_name(text) or type(error).__name__
+
+
+def _told(error: BaseException) -> str | None:
+    text = str(error)
+    match error:
+        case RegionDHError() | CommandError() | FloatingPointError():
+            return text
+        case ImportError():
+            ours = (error.name or "").split(".")[0] == __package__.split(".")[0]
+            return None if ours else f"{text}: install what is missing (see INSTALL.md)"
+        case BrokenPipeError() if error.filename is None:
+            return "standard output was closed before the end"
+        case OSError() if error.filename is not None:
+            names = (error.filename, error.filename2)
+            shown = " to ".join(display_name(x) for x in names if isinstance(x, str | bytes))
+            return f"{shown or error.filename}: {error.strerror or text}"
+        case OSError() if error.errno in FULL_DISK:
+            return error.strerror or text
+        case error if isinstance(error, NO_CONNECTION):
+            return f"no connection: {text or type(error).__name__}"
+        case MemoryError() | torch.OutOfMemoryError():
+            return _no_memory(text)
+        case RuntimeError() if NO_MEMORY.search(text):
+            return _no_memory(text[NO_MEMORY.search(text).start() :])
+    return None
+
+
+def _no_memory(text: str) -> str:
+    """The first sentence is of memory, the others are PyTorch's advice to programmers."""
+    first = re.split(r"(?<=\w)[.:] (?=[A-Z])|\n", text.strip())[:2]
+    return (
+        f"out of memory: {'. '.join(first)}; try fewer images at once (SOLVER.IMS_PER_BATCH, "
+        "--batch-size), smaller ones (INPUT.MIN_SIZE_TRAIN, INPUT.MIN_SIZE_TEST), or another device"
+    )
+
+
+def _finish_output() -> int:
+    """Writes what standard output still holds; the exit status."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # all work is done, and who reads it has seen enough
+        _give_up_output()
+    except OSError as error:
+        _give_up_output()
+        print(f"error: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _give_up_output() -> None:
+    """Sends what standard output still holds nowhere, if it can't be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def run_workers(
@@ -168,11 +294,13 @@ def run_workers(
             timeout=TIMEOUT,
         )
     except ProcessRaisedException as error:
-        last = str(error).rstrip().rsplit("\n", 1)[-1]
-        _, found, line = last.partition(f"{CommandError.__name__}: ")
-        if not found:
-            raise
-        raise CommandError(line) from None
+        last = _last_line(error)
+        _, told, line = last.partition(f"{CommandError.__name__}: ")
+        if told:
+            raise CommandError(line) from None
+        if not_connected := NOT_CONNECTED.fullmatch(last):
+            raise CommandError(f"--dist-url {dist_url}: {not_connected[1]}") from None
+        raise
     except ProcessExitedException as error:
         raise CommandError(str(error)) from None
     finally:
@@ -185,39 +313,43 @@ def _work(worker: Callable[..., None], args: tuple) -> None:
     """The parent process sees of an exception only its text."""
     _prepare_process()
     try:
+        import_user_code()
         worker(*args)
-    except EXPECTED as error:
-        if comm.get_world_size() == 1:
+    except Exception as error:
+        line = _one_line(error)
+        if comm.get_world_size() == 1 or line is None:
             raise
-        raise CommandError(_one_line(error)) from None
+        if os.environ.get(DEBUG_VARIABLE):
+            _show_traceback(error)
+        raise CommandError(line) from None
 
 
-def load_trained_model(cfg) -> nn.Module:
+def load_trained_model(
+    cfg, *, resume: bool = False, build: Callable[..., nn.Module] = build_model
+) -> nn.Module:
     """The model of a config with the weights of ``MODEL.WEIGHTS``, in evaluation mode.
+
+    Args:
+        cfg: the config.
+        resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
+        build: makes the model of the config.
 
     Raises:
         WeightsError: no weights are named, there are none, or they lack a tensor of the model, so
             that a part of it would stay random.
     """
     path = cfg.MODEL.WEIGHTS
-    if not path:
+    last = resume and has_last_checkpoint(cfg.OUTPUT_DIR)
+    if resume and not last:
+        logging.getLogger(__name__).warning(
+            "--resume: no checkpoint in %s; MODEL.WEIGHTS %s is evaluated", cfg.OUTPUT_DIR, path
+        )
+    if not path and not last:
         raise WeightsError("MODEL.WEIGHTS is empty: name the checkpoint of a trained model")
-    if not PathManager.isfile(PathManager.get_local_path(path)):
-        raise WeightsError(f"{path}: no such file; name a trained model as MODEL.WEIGHTS")
-    model = build_model(cfg)
-    _WholeModelCheckpointer(model).load(path)
+    if not last:
+        require_weights(path)  # before the model is built
+    model = build(cfg)
+    checkpointer = RegionDHCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer.whole = True
+    checkpointer.resume_or_load(path, resume=resume)
     return model.eval()
-
-
-class _WholeModelCheckpointer(RegionDHCheckpointer):
-    """A :class:`RegionDHCheckpointer` for which any part that isn't loaded is an error."""
-
-    def _load_model(self, checkpoint):
-        incompatible = super()._load_model(checkpoint)
-        wrong = tensors_not_loaded(incompatible)
-        if wrong:
-            raise WeightsError(
-                f"MODEL.WEIGHTS lacks {len(wrong)} tensors of the model or has them in another "
-                f"shape (first: {wrong[0]}): name the checkpoint of a trained model, and its config"
-            )
-        return incompatible

@@ -3,12 +3,18 @@
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -19,14 +25,35 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     RPN_HEAD_REGISTRY,
 )
-from detectron2.utils.logger import setup_logger
+from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n, setup_logger
 
+from ..checkpoint import has_last_checkpoint, require_weights
 from ..config import add_regiondh_config
-from ..data.catalog import registered_names
+from ..data.catalog import require_dataset
 from ..data.training import check_num_classes
-from ..utils.errors import InputNotFoundError, RegionDHError
+from ..utils.display import display_name
+from ..utils.errors import OutputExistsError, RegionDHError
+from ..utils.file_io import refuse_inputs, same_file
+from ..zoo import FOLDER, SHIPPED
+from .config_file import merge_config_file, merge_overrides
+from .config_rules import check_values
+from .training_record import changes_on_resume
 
-__all__ = ["build_cfg", "check_components", "check_datasets", "setup_cfg"]
+__all__ = [
+    "Asked",
+    "asked_of",
+    "build_cfg",
+    "check_components",
+    "check_datasets",
+    "check_training_outputs",
+    "config_inputs",
+    "dataset_inputs",
+    "setup_cfg",
+]
+
+# Where a config, which is a dict, remembers what stands in none of its keys.
+_ASKED = "_regiondh_asked"
 
 # Keys that name a component, where it is looked up, and values that name none.
 COMPONENTS = (
@@ -50,28 +77,84 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         opts: KEY VALUE pairs.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        KeyError: a key isn't known.
-        ValueError: a value has the wrong type or names no component, or KEY VALUE pairs are
+        RegionDHError: the file can't be read, a key isn't known, or a value isn't one that the key
+            takes (:data:`.config_rules.RULES`) or names no component; or KEY VALUE pairs are
             incomplete.
     """
     cfg = get_cfg()
     add_regiondh_config(cfg)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise InputNotFoundError(f"{config_file}: no such config file")
-        cfg.merge_from_file(config_file)
-    if len(opts) % 2:
-        raise RegionDHError(f"overrides come in pairs KEY VALUE; the last one is alone: {opts[-1]}")
-    try:
-        cfg.merge_from_list(list(opts))
-    except AssertionError as error:  # yacs asserts that a key exists
-        raise RegionDHError(str(error)) from error
+        merge_config_file(cfg, config_file)
+    merge_overrides(cfg, opts)
+    check_values(cfg)
     check_components(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("no CUDA device: MODEL.DEVICE falls back to cpu")
+        # Once, however many configs a command reads.
+        text = "no CUDA device: MODEL.DEVICE falls back to cpu"
+        log_first_n(logging.WARNING, text, name=__name__)
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
+    """The files that a config stands for: itself, those it is based on, and their weights.
+
+    For the guard of outputs, before anything is built; what is wrong with them is left to
+    :func:`build_cfg`.
+
+    Args:
+        config_file, opts: as of :func:`build_cfg`.
+
+    Returns:
+        Paths, of which some may be absent.
+    """
+    files: list[str] = []
+    weights = {
+        str(value)
+        for key, value in zip(opts[::2], opts[1::2], strict=False)
+        if key == "MODEL.WEIGHTS"
+    }
+    left, seen = [config_file], {os.path.realpath("")}
+    while left:
+        file = left.pop()
+        if os.path.realpath(file) in seen:
+            continue
+        seen.add(os.path.realpath(file))
+        files.append(file)
+        try:
+            # All values as text, so that no tag is followed.
+            values = yaml.load(Path(file).read_bytes(), Loader=yaml.BaseLoader)
+            weights.add(values.get("MODEL", {}).get("WEIGHTS", ""))
+            bases = values.get("_BASE_", [])
+            bases = [
+                os.path.expanduser(base) for base in ([bases] if isinstance(bases, str) else bases)
+            ]
+        except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+            continue
+        left += [os.path.join(os.path.dirname(file), base) for base in bases]
+    for name in sorted(weights - {""}):
+        scheme, _, source = name.rpartition("://")
+        if not scheme:
+            files.append(name)
+        elif source in SHIPPED:
+            files.append(str(FOLDER / f"{source}.pth"))
+    return files
+
+
+def dataset_inputs(names: Iterable[str]) -> list[str]:
+    """The annotations of registered datasets, files and folders, for the guard of outputs."""
+    found = []
+    for name in names:
+        if name not in DatasetCatalog.list():
+            continue
+        metadata = MetadataCatalog.get(name)
+        parts = [*metadata.get("query_datasets", ()), *metadata.get("database_datasets", ())]
+        found += dataset_inputs(part for part in parts if part != name)
+        if metadata.get("json_file"):
+            found.append(os.fspath(metadata.json_file))
+        if metadata.get("dirname"):  # in VOC layout
+            found += [os.path.join(metadata.dirname, x) for x in ("Annotations", "ImageSets")]
+    return found
 
 
 def check_components(cfg: CfgNode) -> None:
@@ -95,24 +178,122 @@ def check_datasets(cfg: CfgNode) -> None:
     """
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog.list():
-                raise RegionDHError(
-                    f"DATASETS.{key} has {name!r}, which isn't registered; known: "
-                    f"{', '.join(registered_names())}, and Detectron2's own"
-                )
+            require_dataset(name, f"DATASETS.{key} has")
             check_num_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks of the trainer beside the config."""
+
+    eval_only: bool = False
+    resume: bool = False
+
+
+def asked_of(cfg: CfgNode) -> Asked:
+    """What :func:`setup_cfg` found in the arguments, for a config that comes from it."""
+    return cfg.__dict__.get(_ASKED, Asked())
+
+
+def check_training_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuses an ``OUTPUT_DIR`` where a training or an evaluation would replace what it reads.
+
+    Everything else in the folder stays as Detectron2 has it: a run writes over an earlier one.
+
+    Args:
+        cfg: of the run.
+        args: of Detectron2's parser.
+
+    Raises:
+        OutputExistsError: a checkpoint would replace ``MODEL.WEIGHTS``, codes would replace
+            ``TEST.RETRIEVAL.DATABASE_CODES``, or a log an input.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    inputs = [*config_inputs(args.config_file, args.opts), cfg.TEST.RETRIEVAL.DATABASE_CODES]
+    inputs += dataset_inputs([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    files = [folder / name for name in ("log.txt", "metrics.json", "last_checkpoint")]
+    files += [folder / "inference" / name / "query.h5" for name in cfg.DATASETS.TEST]
+    for file in files:
+        refuse_inputs(file, [name for name in inputs if name and not os.path.isdir(name)])
+    # A training that goes on reads its last checkpoint and no MODEL.WEIGHTS.
+    goes_on = getattr(args, "resume", False) and (folder / "last_checkpoint").is_file()
+    if getattr(args, "eval_only", False) or goes_on:
+        return
+    for file in folder.glob("model_*.pth"):
+        if _CHECKPOINT.fullmatch(file.name) and same_file(file, cfg.MODEL.WEIGHTS):
+            raise OutputExistsError(
+                f"MODEL.WEIGHTS {display_name(cfg.MODEL.WEIGHTS)} is in OUTPUT_DIR, where this "
+                "training would replace it: set another OUTPUT_DIR, or go on with the training "
+                "that wrote it with --resume"
+            )
+
+
+_CHECKPOINT = re.compile(r"model_(final|best|\d{7})\.pth")  # what a training writes
+
+
+@contextmanager
+def _kept(path: Path, inputs: Iterable[str]) -> Iterator[None]:
+    """Leaves a file as it was if it is one of the inputs, whatever the block writes there."""
+    if not path.is_file() or not comm.is_main_process():
+        yield
+        return
+    if not any(same_file(path, given) for given in inputs):
+        yield
+        return
+    # The file itself steps aside, since Detectron2 writes into what is there, through any links.
+    kept = path.with_name(f".{path.name}.{os.getpid()}.kept")
+    os.rename(path, kept)
+    try:
+        shutil.copyfile(kept, path)
+        yield
+    finally:
+        os.replace(kept, path)
+    logging.getLogger(__name__).info("%s is read by this run and stays as it is", path)
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of a training command: :func:`build_cfg`, frozen, after Detectron2's set-up.
 
+    The config remembers what ``args`` ask for (:func:`asked_of`), so that the trainer can refuse
+    a script that does something else. A config in ``OUTPUT_DIR`` that is read, as for an
+    evaluation, is not replaced by the run's.
+
+    With ``args.resume`` a warning names all in which it differs from what the network in its
+    ``OUTPUT_DIR`` was trained with. That it may differ is usual with Detectron2: a training goes on
+    for longer, or at another rate.
+
     Raises:
-        ValueError: also what :func:`check_datasets` finds; nothing is written then.
+        RegionDHError: also what :func:`check_datasets` and :func:`check_training_outputs` find;
+            ``args`` ask for several processes and this is one alone; or there is no file of
+            ``MODEL.WEIGHTS``. Nothing is written then.
     """
     setup_logger(name="regiondh_d2", abbrev_name="regiondh")
     cfg = build_cfg(args.config_file, args.opts)
     check_datasets(cfg)
+    asked = Asked(bool(getattr(args, "eval_only", False)), bool(getattr(args, "resume", False)))
+    processes = getattr(args, "num_gpus", 1) * getattr(args, "num_machines", 1)
+    if processes > 1 and comm.get_world_size() == 1:
+        raise RegionDHError(
+            f"--num-gpus and --num-machines ask for {processes} processes, but this script runs in "
+            "one: start it by detectron2.engine.launch, or use tools/train_net.py, which imports "
+            "your datasets with --import MODULE_OR_FILE"
+        )
+    resumes = asked.resume and has_last_checkpoint(cfg.OUTPUT_DIR)
+    # What is downloaded or converted can wait; a path that is wrong cannot.
+    if cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS and not resumes:
+        require_weights(cfg.MODEL.WEIGHTS)
+    cfg.__dict__[_ASKED] = asked
     cfg.freeze()
-    default_setup(cfg, args)
+    check_training_outputs(cfg, args)
+    # Before the folder's config.yaml is replaced.
+    changes = []
+    if getattr(args, "resume", False) and comm.is_main_process():
+        changes = changes_on_resume(cfg)
+    with _kept(Path(cfg.OUTPUT_DIR, "config.yaml"), config_inputs(args.config_file, args.opts)):
+        default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh")
+    if changes:
+        logging.getLogger(__name__).warning(
+            f"--resume: the network in {cfg.OUTPUT_DIR} was trained with {'; '.join(changes)}"
+        )
     return cfg

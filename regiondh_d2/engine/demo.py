@@ -24,8 +24,8 @@ from ..retrieval.draw import draw_grid, retrieval_rows, save_image
 from ..retrieval.report import write_report
 from ..structures.codes import CodeSet
 from ..utils.errors import RegionDHError
-from ..utils.file_io import write_json
-from .defaults import build_cfg
+from ..utils.file_io import check_output_folder, mark_folder, write_json
+from .defaults import build_cfg, check_datasets, config_inputs
 from .trainer import RegionDHTrainer
 
 __all__ = ["DemoResult", "format_table", "run_demo"]
@@ -64,19 +64,24 @@ def run_demo(
     queries: int = 100,
     iterations: int | None = None,
     seed: int = 0,
+    overwrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> DemoResult:
     """Generate scenes, train Region-DH on them, code, evaluate, report and draw.
 
     Complete scenes of an earlier run are reused; everything else starts anew. The results in
-    ``output`` are those of one run: an earlier run's are removed first.
+    ``output`` are those of one run: an earlier run's are removed first, once all arguments are
+    known to be good.
 
     Args:
-        output: folder for ``scenes/``, ``training/`` and the five results.
+        output: folder for ``scenes/``, ``training/`` and the five results; a new or empty one, or
+            that of an earlier demo.
         config_file: a config for the scenes; its datasets and output folder are replaced.
         images, queries: number of database and of query images.
         iterations: training iterations, or None for the config's.
         seed: chooses the scenes, the initial weights and the order of training.
+        overwrite: whether ``output`` may be any folder; what stands there under the demo's names
+            is then lost.
         report: takes lines of progress.
 
     Returns:
@@ -84,19 +89,23 @@ def run_demo(
 
     Raises:
         FileNotFoundError: there is no such config.
-        FileExistsError: ``output/scenes`` holds other scenes.
+        FileExistsError: ``output`` is no folder of a demo, or ``output/scenes`` holds other scenes.
         ValueError: a parameter is out of range.
     """
     output = Path(output).expanduser()
     started = time.perf_counter()
     cfg = build_cfg(os.fspath(config_file))
+    check_output_folder(
+        output, inputs=config_inputs(os.fspath(config_file)), overwrite=overwrite, kind="demo"
+    )
+    dataset = register_scenes(output / "scenes", PREFIX)
+    _adapt(cfg, output / "training", dataset, iterations, seed)
+    check_datasets(cfg)
     report(f"scenes: {images} to search in, {queries} to search with ({output / 'scenes'})")
     generate_scenes(output / "scenes", num_database=images, num_queries=queries, seed=seed)
-    dataset = register_scenes(output / "scenes", PREFIX)
-    for name in OUTPUTS:
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "training", ignore_errors=True)
-    _adapt(cfg, output / "training", dataset, iterations, seed)
+    mark_folder(output, "demo")
+    _remove_results(output)
+    (output / "training").mkdir()
     _log_to_file(output / "training")
     coding = cfg.clone()
     cfg.DATASETS.TEST = ()  # the demo codes when it says so, not the trainer at its end
@@ -168,7 +177,17 @@ def _adapt(cfg: CfgNode, folder: Path, dataset: str, iterations: int | None, see
         cfg.SOLVER.MAX_ITER = iterations
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER // 4)
     cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER + 1  # the final one is enough
-    folder.mkdir(parents=True)
+
+
+def _remove_results(output: Path) -> None:
+    """Remove what an earlier run left under the demo's names, and nothing else."""
+    for name in OUTPUTS:
+        (output / name).unlink(missing_ok=True)
+    training = output / "training"
+    if training.is_symlink():  # what it leads to is not the demo's
+        training.unlink()
+    elif training.exists():
+        shutil.rmtree(training)
 
 
 def _log_to_file(folder: Path) -> None:

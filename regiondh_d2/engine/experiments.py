@@ -4,11 +4,16 @@ A *run* is one training: a row, a code length and a seed. It ends in one JSON fi
 was measured and all that it depends on; a run whose file is there is done. Beside it,
 ``per_query/<run>.npz`` holds each query's metrics, for bootstraps. Tables for documents are made of
 these files alone.
+
+A result is filed for the network that was measured, and for no other. A training goes on only where
+the network in its folder was trained with the row's config, starting weights and images
+(:mod:`.training_record`); code files and kept metrics must be of the network of the result.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -18,21 +23,25 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
-from detectron2.data import DatasetCatalog
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
+from ..checkpoint import read_weights, state_fingerprint
 from ..evaluation.retrieval_evaluator import rank_code_sets
 from ..retrieval.code_store import read_codes
 from ..structures.codes import CodeSet
-from ..utils.errors import RegionDHError
+from ..utils.errors import InputNotFoundError, RegionDHError
 from ..utils.file_io import replace_when_complete, write_json
 from .command import CommandError
-from .defaults import build_cfg
+from .defaults import build_cfg, check_datasets
+from .training_record import Training, data_checksum, last_checkpoint, phrase, recorded_training
 
 __all__ = [
     "Row",
@@ -51,6 +60,8 @@ __all__ = [
 TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
 BOX_AP = ("bbox/AP", "bbox/AP50")
 SHOWN = ("MAP", "MAP_min", "NDCG", "ACG")
+SAVE_MINUTES = 30.0  # seconds between writings of the time that a running part has taken
+MARK = "†"
 BLOCK = re.compile(
     r"(?P<begin><!-- (?P<what>table|differences): (?P<dataset>\S+)(?P<names>[^>]*) -->\n).*?"
     r"(?P<end><!-- end -->)",
@@ -99,17 +110,38 @@ class Run:
         """What :meth:`train` wrote, None where it hasn't.
 
         Raises:
-            ValueError: the file is damaged.
+            RegionDHError: the file is damaged, or the row has other options now than the result.
         """
         file = self.result_file(results)
         if not file.is_file():
             return None
         result = _read_json(file)
-        if not isinstance(result, dict) or "metrics" not in result:
+        missing = [k for k in ("metrics", "box_ap", "minutes") if k not in _dict(result)]
+        metrics = [] if missing else _dict(result["metrics"]).values()
+        if missing or not metrics or not all(isinstance(m, dict) for m in metrics):
             raise RegionDHError(
-                f"{file} is damaged (no metrics): restore it, or delete it to train again"
+                f"{file} is damaged (no {missing[0] if missing else 'metrics'}): restore it, or "
+                "delete it to train again"
             )
+        self._check_command(result.get("command"), file)
         return result
+
+    def _check_command(self, command: str | None, file: Path) -> None:
+        """Refuses a result that was trained by other options than the row has now."""
+        if not isinstance(command, str) or not command:
+            return
+        theirs = shlex.split(command)
+        # The folder of outputs is the user's choice: theirs is that of the command's OUTPUT_DIR.
+        ours = self.command(Path(theirs[-1]).parent)
+        if theirs == ours:
+            return
+        old, new = (dict(zip(c[1::2], c[2::2], strict=False)) for c in (theirs, ours))
+        key = next((k for k in {**old, **new} if old.get(k) != new.get(k)), "another order of opts")
+        raise RegionDHError(
+            f"{file} was trained with {key} {old.get(key, '(none)')}, and row {self.row.name} has "
+            f"{new.get(key, '(none)')} now: give the row back its options, or delete the file to "
+            "train again"
+        )
 
     def per_query_file(self, results: Path) -> Path:
         return results / "per_query" / f"{self.name}.npz"
@@ -126,18 +158,43 @@ class Run:
             there are neither kept values nor code files.
 
         Raises:
-            ValueError: the file of kept values is damaged.
+            RegionDHError: the file of kept values is damaged; or it, or a code file, is of another
+                network than the result.
         """
         file = self.per_query_file(results)
         kept = _read_arrays(file) if file.is_file() else {}
         names = {metric: _array_name(dataset, metric, topk) for metric in SHOWN}
+        result = self.result(results) or {}
+        source = file
         if not kept.keys() >= set(names.values()):
             measured = self._measure_queries(output, dataset, topk)
             if not measured:
                 return None
             kept |= measured
+            source = output / self.name / "inference" / dataset
+        known = result.get("metrics", {}).get(dataset, {})
+        self._check_means(kept, known, dataset, source)
+        if source != file:
             _write_arrays(file, kept)
         return {metric: kept[name].astype(np.float64) for metric, name in names.items()}
+
+    def _check_means(self, arrays: dict, metrics: dict, dataset: str, source: Path) -> None:
+        """Refuses values of queries whose means aren't the metrics of the result.
+
+        Networks that differ at all differ in these means, and they need no fingerprint.
+        """
+        for name, known in metrics.items():
+            values = arrays.get(f"{dataset}/{name}")
+            if values is None or np.isnan(values).all():
+                continue
+            values = values.astype(np.float64)
+            # Half precision rounds each value by 2^-11 of itself at most.
+            if abs(np.nanmean(values) - known) > 2.0**-11 * np.nanmean(abs(values)) + 1e-6:
+                raise RegionDHError(
+                    f"{source} is of another network than the result of {self.name}: {name} on "
+                    f"{dataset} is {np.nanmean(values):.4f} there and {known:.4f} in the result; "
+                    "delete the one that is wrong"
+                )
 
     def _measure_queries(self, output: Path, dataset: str, topk: int) -> dict[str, np.ndarray]:
         """The arrays that the file of kept values has of a dataset; none without code files."""
@@ -152,10 +209,36 @@ class Run:
         }
 
     def read_codes(self, output: Path, dataset: str) -> tuple[CodeSet, CodeSet] | None:
-        """Codes of the queries and of the database, None where their files aren't there."""
+        """Codes of the queries and of the database, None where their files aren't there.
+
+        Raises:
+            CodeFileError: a file is damaged.
+            RegionDHError: a file is of another network than the last one in the run's folder.
+        """
         folder = output / self.name / "inference" / dataset
         files = [folder / f"{role}.h5" for role in ("query", "database")]
-        return tuple(map(read_codes, files)) if all(file.is_file() for file in files) else None
+        if not all(file.is_file() for file in files):
+            return None
+        codes = tuple(map(read_codes, files))
+        network = self.network_fingerprint(output)
+        for file, code_set in zip(files, codes, strict=True):
+            if network and code_set.model_fingerprint not in ("", network):
+                raise RegionDHError(
+                    f"{file} was coded by model {code_set.model_fingerprint[:12]}, not by "
+                    f"{output / self.name / 'model_final.pth'} ({network[:12]}): delete the folder "
+                    f"{folder.parent} and run the row again to measure that"
+                )
+        return codes
+
+    def network_fingerprint(self, output: Path) -> str:
+        """The fingerprint of the trained network in the run's folder, "" where there is none."""
+        file = output / self.name / "model_final.pth"
+        if not file.is_file():
+            return ""
+        content = read_weights(file)
+        if "model" not in _dict(content):
+            raise RegionDHError(f"{file} holds no network: delete the folder to train again")
+        return state_fingerprint(content["model"])
 
     def options(self, output: Path) -> list[str]:
         """The KEY VALUE pairs of its training."""
@@ -167,20 +250,89 @@ class Run:
     def command(self, output: Path) -> list[str]:
         return ["tools/train_net.py", "--config-file", self.row.config, *self.options(output)]
 
+    def check_result(self, output: Path, result: dict) -> None:
+        """Refuses a result of this run whose row's config has changed since.
+
+        Raises:
+            RegionDHError: what the row would be trained with now isn't what the result was.
+        """
+        recorded = result.get("settings_sha256")
+        if recorded is None:  # of version 0.1
+            return
+        cfg = build_cfg(self.row.config, self.options(output))
+        if Training.of(cfg, None).settings_sha256 != recorded:
+            raise RegionDHError(
+                f"the result of {self.name} was trained with other settings than its row and "
+                f"{self.row.config} have now: undo the change, or delete the result to train again"
+            )
+
+    def check(
+        self, output: Path, checksum: Callable[[str], str] = data_checksum
+    ) -> tuple[CfgNode, Training]:
+        """All that can be known before its training: that it can begin, and in which folder.
+
+        Args:
+            output: the folder of all runs' outputs.
+            checksum: :func:`.data_checksum`, which may be cached while many runs are checked.
+
+        Returns:
+            Its config, and what it would be trained with.
+
+        Raises:
+            RegionDHError: the row's config or options can't be used, or the run's folder has a
+                network that was trained with something else, or doesn't say with what.
+        """
+        try:
+            cfg = build_cfg(self.row.config, self.options(output))
+            check_datasets(cfg)
+            _check_measured(cfg)
+            now = Training.of(cfg, checksum)
+            for name in cfg.DATASETS.TEST:
+                checksum(name)
+        except KeyError as error:
+            raise RegionDHError(f"row {self.row.name}: {error.args[0]}") from error
+        except (RegionDHError, OSError, yaml.YAMLError) as error:
+            raise RegionDHError(f"row {self.row.name}: {' '.join(str(error).split())}") from error
+        checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
+        if checkpoint is None:
+            path = cfg.MODEL.WEIGHTS
+            # Those below the outputs may be another row's, which is trained before.
+            known = not path or "://" in path or Path(path).is_relative_to(output)
+            if not known and not os.path.isfile(path):
+                raise RegionDHError(f"row {self.row.name}: MODEL.WEIGHTS {path}: no such file")
+            return cfg, now
+        mend = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {self.row.name} anew"
+        if not checkpoint.is_file():
+            raise RegionDHError(f"{checkpoint}, the last checkpoint there, is missing: {mend}")
+        before = recorded_training(checkpoint)
+        if before is None:
+            raise RegionDHError(
+                f"{checkpoint} doesn't say what it was trained with, as those of version 0.1 "
+                f"don't: {mend}"
+            )
+        changes = before.changes(now)
+        if changes:
+            raise RegionDHError(f"{checkpoint} was trained with {phrase(changes)}: {mend}")
+        if before.earlier:
+            raise RegionDHError(
+                f"{checkpoint} was trained in parts of different settings, by --resume: {mend}"
+            )
+        return cfg, now
+
     def train(self, output: Path, results: Path) -> dict:
         """Train and evaluate, or go on with it, and write the result.
 
         Raises:
+            RegionDHError: see :meth:`check`; or what was measured is of another network.
             CommandError: the training failed; the text names its log.
         """
-        cfg = build_cfg(self.row.config, self.options(output))
+        cfg, training = self.check(output)
         folder = Path(cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
         command = self.command(output)
-        log, start = folder / "stdout.txt", time.perf_counter()
-        with open(log, "ab") as file:
-            arguments = [sys.executable, str(TRAIN_NET), "--resume", *command[1:]]
-            code = subprocess.run(arguments, stdout=file, stderr=subprocess.STDOUT).returncode
+        log, minutes = folder / "stdout.txt", _Minutes(folder, training.sha256)
+        arguments = [sys.executable, str(TRAIN_NET), "--resume", *command[1:]]
+        code = _run_timed(arguments, log, minutes)
         if code != 0:
             raise CommandError(f"{self.name} failed (exit {code}): see {log}")
         result = {
@@ -191,22 +343,106 @@ class Run:
             "command": shlex.join(command),
             "metrics": {n: _metrics(folder, n) for n in cfg.DATASETS.TEST},
             "box_ap": _box_ap(folder, cfg.DATASETS.TEST),
-            "minutes": round((time.perf_counter() - start) / 60, 1),
+            "minutes": round(sum(minutes.parts), 1),
+            "parts": len(minutes.parts),
             "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
-            "data_sha256": {
-                n: _data_checksum(n) for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-            },
+            "settings_sha256": training.settings_sha256,
+            "weights_sha256": training.weights_sha256,
+            "model_fingerprint": self.network_fingerprint(output),
+            "data_sha256": {n: data_checksum(n) for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)},
             "commit": _commit(),
             "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
             "date": date.today().isoformat(),
         }
+        if minutes.lost:
+            result["audit"] = "its minutes are of the last part alone"
         per_query = {}
         for dataset in cfg.DATASETS.TEST:
-            per_query |= self._measure_queries(output, dataset, cfg.TEST.RETRIEVAL.TOPK)
+            measured = self._measure_queries(output, dataset, cfg.TEST.RETRIEVAL.TOPK)
+            source = folder / "inference" / dataset
+            self._check_means(measured, result["metrics"][dataset], dataset, source)
+            per_query |= measured
         # First, since a run that has a result counts as done.
         _write_arrays(self.per_query_file(results), per_query)
         write_json(self.result_file(results), result)
         return result
+
+
+class _Minutes:
+    """The minutes that the parts of a training took, kept in its folder.
+
+    Attributes:
+        parts: of each part, the running one last.
+        lost: whether the network was begun by parts of which nothing is known.
+    """
+
+    def __init__(self, folder: Path, training: str):
+        """
+        Args:
+            folder: of the training.
+            training: what it is trained with; the minutes of anything else don't count.
+        """
+        self._file = folder / "minutes.json"
+        self._training = training
+        self._start = time.perf_counter()
+        try:
+            kept = _dict(json.loads(self._file.read_text()))
+        except (OSError, ValueError):
+            kept = {}
+        before = kept.get("minutes", []) if kept.get("training") == training else []
+        self.lost = not before and last_checkpoint(folder) is not None
+        self.parts = [*before, 0.0]
+
+    def write(self) -> None:
+        self.parts[-1] = (time.perf_counter() - self._start) / 60
+        write_json(self._file, {"training": self._training, "minutes": self.parts})
+
+
+def _run_timed(arguments: Sequence[str], log: Path, minutes: _Minutes) -> int:
+    """The exit status of a command, whose time is known up to the last half minute if this process
+    is killed with it."""
+    with open(log, "ab") as file:
+        process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while True:
+                minutes.write()
+                try:
+                    return process.wait(timeout=SAVE_MINUTES)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            minutes.write()
+
+
+def _check_measured(cfg: CfgNode) -> None:
+    """Refuses datasets on which nothing would be measured after the training."""
+    if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
+        raise RegionDHError("DATASETS.TRAIN and DATASETS.TEST must each name a dataset")
+    for name in cfg.DATASETS.TEST:
+        kind = MetadataCatalog.get(name).get("evaluator_type", None)
+        if kind != "regiondh_retrieval":
+            raise RegionDHError(
+                f"DATASETS.TEST has {name!r}, which is no retrieval dataset (evaluator_type "
+                f"{kind!r}): nothing would be measured"
+            )
+
+
+def _dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+class _TableLoader(yaml.SafeLoader):
+    """A loader that refuses a key given twice: of two rows of a name one would be lost."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise RegionDHError(f"{twice[0]} stands twice in it")
+        return super().construct_mapping(node, deep)
 
 
 def read_table(path: str | os.PathLike) -> list[Row]:
@@ -216,15 +452,42 @@ def read_table(path: str | os.PathLike) -> list[Row]:
     ``title`` and what differs; a row's ``opts`` follow the defaults'.
 
     Raises:
-        ValueError: the file isn't such a table.
+        InputNotFoundError: there is no such file.
+        RegionDHError: the file isn't such a table; the text names the row.
     """
-    text = Path(path).read_text()
     try:
-        table = yaml.safe_load(text)
-        defaults, rows = table["defaults"], table["rows"]
-        return [_row(name, defaults, row) for name, row in rows.items()]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise RegionDHError(f"{path} is no table of experiments: {error!r}") from error
+        table = yaml.load(Path(path).read_text(encoding="utf-8"), _TableLoader)  # a safe one
+        return _rows(table)
+    except FileNotFoundError as error:
+        raise InputNotFoundError(f"{path}: no such table of experiments") from error
+    except UnicodeDecodeError as error:
+        raise RegionDHError(f"{path} is no table of experiments: it is no UTF-8 text") from error
+    except (yaml.YAMLError, RegionDHError) as error:
+        why = " ".join(str(error).split())
+        raise RegionDHError(f"{path} is no table of experiments: {why}") from error
+
+
+def _rows(table: Any) -> list[Row]:
+    if not isinstance(table, dict):
+        raise RegionDHError(f"it holds {_kind(table)}, where defaults: and rows: must stand")
+    _check_keys(table, ("defaults", "rows"), "it")
+    defaults, rows = table.get("defaults") or {}, table.get("rows")
+    if not isinstance(defaults, dict):
+        raise RegionDHError(f"defaults are {_kind(defaults)}, where KEY: VALUE must stand")
+    _check_keys(defaults, ROW_KEYS, "defaults")
+    if not isinstance(rows, dict) or not rows:
+        raise RegionDHError(f"rows are {_kind(rows)}, where NAME: and its values must stand")
+    return [_row(name, defaults, row) for name, row in rows.items()]
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if not value else f"a {type(value).__name__}"
+
+
+def _check_keys(values: dict, known: Sequence[str], whose: str) -> None:
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        raise RegionDHError(f"{whose}: {unknown[0]} is unknown; known: {', '.join(known)}")
 
 
 def picked_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
@@ -240,24 +503,64 @@ def picked_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     return [row for row in rows if not names or row.name in names]
 
 
+ROW_KEYS = ("title", "config", "bits", "seeds", "opts")
+# What a run's own bits, seed and folder set.
+_OWN_OPTIONS = {"MODEL.REGION_DH.BITS": "bits", "SEED": "seeds", "OUTPUT_DIR": "--output"}
+
+
 def _row(name: str, defaults: dict, row: dict) -> Row:
-    unknown = sorted(set(row) - {field.name for field in dataclasses.fields(Row)})
-    if unknown:
-        raise KeyError(f"row {name} has {', '.join(unknown)}")
+    """A row, checked.
+
+    Raises:
+        RegionDHError: a value is missing, unknown or of the wrong kind; the text names the row.
+    """
+    whose = f"row {name}"
+    # Files and folders have this name.
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise RegionDHError(f"{whose}: its name must be of letters, digits and _ . + -")
+    if not isinstance(row, dict):
+        raise RegionDHError(f"{whose} is {_kind(row)}, where KEY: VALUE must stand")
+    _check_keys(row, ROW_KEYS, whose)
     values = {**defaults, **row}
-    opts = (*defaults.get("opts", ()), *row.get("opts", ()))
+    for key in ("title", "config"):
+        if not isinstance(values.get(key), str):
+            raise RegionDHError(f"{whose}: {key} is {_missing(values, key)}, not text")
+    for key, least in (("bits", 1), ("seeds", 0)):
+        numbers = values.get(key)
+        if (
+            not isinstance(numbers, list)
+            or not numbers
+            or not all(type(n) is int and n >= least for n in numbers)
+            or len(set(numbers)) < len(numbers)
+        ):
+            raise RegionDHError(
+                f"{whose}: {key} is {_missing(values, key)}, not a list of different whole numbers "
+                f"of at least {least}, such as [48]"
+            )
+    opts: list[str] = []
+    for given in (defaults.get("opts", []), row.get("opts", [])):
+        if not isinstance(given, list) or any(isinstance(x, dict) for x in given) or len(given) % 2:
+            raise RegionDHError(f"{whose}: opts are no list of pairs KEY, VALUE: {given!r}")
+        opts += map(str, given)
+    for key in opts[::2]:
+        if key in _OWN_OPTIONS:
+            raise RegionDHError(f"{whose}: opts set {key}, which {_OWN_OPTIONS[key]} does")
     return Row(
         name=name,
         title=values["title"],
         config=values["config"],
         bits=tuple(values["bits"]),
         seeds=tuple(values["seeds"]),
-        opts=tuple(str(x) for x in opts),
+        opts=tuple(opts),
     )
 
 
+def _missing(values: dict, key: str) -> str:
+    return repr(values[key]) if key in values else "missing"
+
+
 def _metrics(folder: Path, dataset: str) -> dict[str, float]:
-    return json.loads((folder / "inference" / dataset / "metrics.json").read_text())
+    return _read_json(folder / "inference" / dataset / "metrics.json")
 
 
 def _box_ap(folder: Path, datasets: Sequence[str]) -> dict[str, float]:
@@ -269,18 +572,6 @@ def _box_ap(folder: Path, datasets: Sequence[str]) -> dict[str, float]:
     return {key: last[prefix + key] for key in BOX_AP if prefix + key in last}
 
 
-def _data_checksum(dataset: str) -> str:
-    """sha256 over names and sizes of the images and over the annotations of a dataset."""
-    digest = hashlib.sha256()
-    for record in DatasetCatalog.get(dataset):
-        path = record["file_name"]
-        boxes = [(a["category_id"], *a["bbox"]) for a in record.get("annotations", ())]
-        labels = record.get("image_labels", ())
-        line = (os.path.basename(path), os.path.getsize(path), boxes, list(labels))
-        digest.update(repr(line).encode())
-    return digest.hexdigest()
-
-
 def _array_name(dataset: str, metric: str, topk: int) -> str:
     return f"{dataset}/{metric}@{topk}"
 
@@ -288,7 +579,7 @@ def _array_name(dataset: str, metric: str, topk: int) -> str:
 def _read_json(path: Path) -> dict | list:
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except ValueError as error:  # of JSON, or of text that isn't UTF-8
         raise RegionDHError(
             f"{path} is damaged ({error}): restore it, or delete it and run the command again"
         ) from error
@@ -358,7 +649,11 @@ def read_differences(file: Path) -> list[dict]:
     Raises:
         ValueError: the file is damaged.
     """
-    return _read_json(file)
+    found = _read_json(file)
+    needed = {"against", "bits", "metric", "difference", "low", "high"}
+    if not isinstance(found, list) or not all(needed <= set(_dict(d)) for d in found):
+        raise RegionDHError(f"{file} is damaged (no differences): restore it, or delete it")
+    return found
 
 
 def differences(
@@ -395,7 +690,13 @@ def differences(
         per_query = run.per_query(output, results, dataset, topk)
         if per_query is not None:
             values.setdefault((run.row.name, run.bits), []).append(per_query)
-            data.setdefault(result["data_sha256"][dataset], run.name)
+            checksum = _dict(result.get("data_sha256")).get(dataset)
+            if checksum is None:
+                raise RegionDHError(
+                    f"{run.result_file(results)} is damaged (no data_sha256 of {dataset}): restore "
+                    "it, or delete it to train again"
+                )
+            data.setdefault(checksum, run.name)
     if len(data) > 1:
         first, other, *_ = data.values()
         raise RegionDHError(
@@ -417,8 +718,8 @@ def differences(
 
 def _has_more_seeds(difference: dict, reference: int, against: int) -> bool:
     # Older files don't count the reference's seeds: it had as many at least.
-    counted = difference.get("reference_seeds", difference["seeds"])
-    return counted > reference or difference["seeds"] > against
+    seeds = difference.get("seeds", 1)
+    return difference.get("reference_seeds", seeds) > reference or seeds > against
 
 
 def _row_differences(
@@ -440,8 +741,10 @@ def _row_differences(
 def markdown_table(rows: Sequence[Row], results: Path, dataset: str, topk: int = 1000) -> str:
     """A table of the runs that are done: mean and standard deviation over seeds, and the means of
     the least and the greatest MAP_min over all orders of ties; rows without any run are left out.
-    The name of a row is what tools/run_experiments.py trains it by.
+    The name of a row is what tools/run_experiments.py trains it by. Rows with a result that has an
+    ``audit`` are marked, and what that says stands below.
     """
+    marked: dict[str, list[str]] = {}
     lines = [
         f"| method | row | bits | seeds | {' | '.join(SHOWN)} | MAP_min over ties | AP50 "
         "| minutes |",
@@ -449,11 +752,28 @@ def markdown_table(rows: Sequence[Row], results: Path, dataset: str, topk: int =
     ]
     for row in rows:
         for bits in row.bits:
-            found = [run.result(results) for run in row.runs() if run.bits == bits]
-            found = [r for r in found if r and dataset in r["metrics"]]
+            runs = [run for run in row.runs() if run.bits == bits]
+            found = {run: run.result(results) for run in runs}
+            found = {run: r for run, r in found.items() if r and dataset in r["metrics"]}
+            for run, result in found.items():
+                _check_has_metrics(result["metrics"][dataset], topk, run.result_file(results))
+                if result.get("audit"):
+                    marked.setdefault(str(result["audit"]), []).append(f"`{run.name}`")
             if found:
-                lines.append(_markdown_row(row, bits, found, dataset, topk))
-    return "\n".join(lines) + "\n"
+                lines.append(_markdown_row(row, bits, [*found.values()], dataset, topk))
+    notes = [f"\n{MARK} {', '.join(names)}: {note}" for note, names in marked.items()]
+    return "\n".join([*lines, *notes]) + "\n"
+
+
+def _check_has_metrics(metrics: dict, topk: int, file: Path) -> None:
+    ends = ("pessimistic", "optimistic")
+    needed = [f"{m}@{topk}" for m in SHOWN] + [f"MAP_min@{topk}-{end}" for end in ends]
+    for name in needed:
+        value = metrics.get(name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise RegionDHError(
+                f"{file} is damaged (no {name}): restore it, or delete it to train again"
+            )
 
 
 def _markdown_row(row: Row, bits: int, found: list[dict], dataset: str, topk: int) -> str:
@@ -468,8 +788,9 @@ def _markdown_row(row: Row, bits: int, found: list[dict], dataset: str, topk: in
         for end in ("pessimistic", "optimistic")
     ]
     boxes = [r["box_ap"]["bbox/AP50"] for r in found if "bbox/AP50" in r["box_ap"]]
+    title = f"{row.title} {MARK}" if any(r.get("audit") for r in found) else row.title
     cells = [
-        row.title,
+        title,
         f"`{row.name}`",
         str(bits),
         str(len(found)),

@@ -5,8 +5,12 @@ is an image at the test resolution, plain or mirrored (mirrored ones for trainin
 only where ``INPUT.RANDOM_FLIP`` asks for them). Each view owns a table of rows: its proposals, its
 ground-truth boxes and, last, the whole image.
 
-Views that another file of the folder holds, of the same image and the same network, are copied from
-there: a database is often the training set.
+A file says which weights and settings made it (all settings that :func:`..config.feature_settings`
+has): those of others are refused. It also has, for each image, the name, size and time of
+modification of its file, and its objects. Where any of them changed, the file is made again.
+
+Views that a file of the folder holds, of the same image and the same network, are copied from
+there: a database is often the training set, and of a folder of images only some are replaced.
 
 While a file is being computed its views are saved in *parts*, in the folder ``<dataset>.parts``; an
 interrupted computation goes on after the last one. Several processes share the parts out: all of
@@ -18,20 +22,24 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.data.build import build_batch_data_loader, trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import model_fingerprint
+from ..config import changed_settings, feature_settings
+from ..data.catalog import load_dataset
 from ..data.training import StrictMapper
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.cached import CachedBoxes
@@ -46,21 +54,7 @@ logger = logging.getLogger(__name__)
 
 PART = 500  # views
 ROWS = 10_000  # of features that are put through frozen layers at once
-# What the features depend on beside the weights and the images.
-SETTINGS = (
-    "INPUT.FORMAT",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "MODEL.PIXEL_MEAN",
-    "MODEL.PIXEL_STD",
-    "MODEL.ANCHOR_GENERATOR",
-    "MODEL.RPN.NMS_THRESH",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST",
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
-    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
-)
+VERSION = 2  # of the files; those of version 1 don't say what they were made with
 
 
 class CachedRegions(Dataset):
@@ -131,6 +125,14 @@ class CachedRegions(Dataset):
         return inputs
 
 
+@dataclass(frozen=True)
+class _Network:
+    """What made features: the fingerprint of the weights, and :func:`feature_settings`."""
+
+    weights: str
+    settings: str
+
+
 class FeatureCache:
     """A folder of cached region features, all made by the same frozen weights."""
 
@@ -145,12 +147,18 @@ class FeatureCache:
                     f"MODEL.REGION_DH.FEATURE_CACHE needs a frozen network below the heads: set "
                     f"MODEL.REGION_DH.LR_FACTORS.{part} to 0.0"
                 )
+        if cfg.INPUT.RANDOM_FLIP not in ("none", "horizontal"):
+            flip = cfg.INPUT.RANDOM_FLIP
+            raise RegionDHError(
+                f"INPUT.RANDOM_FLIP is {flip!r}, but MODEL.REGION_DH.FEATURE_CACHE "
+                "holds horizontal mirror images: set it to 'horizontal' or 'none'"
+            )
 
     def _path(self, dataset: str) -> Path:
         return self.folder / f"{dataset}.npz"
 
     def dataset(self, name: str, mirrored: bool) -> CachedRegions:
-        return CachedRegions(self._path(name), DatasetCatalog.get(name), mirrored)
+        return CachedRegions(self._path(name), load_dataset(name), mirrored)
 
     def train_loader(self, model: torch.nn.Module):
         """An endless loader over the views of ``DATASETS.TRAIN``.
@@ -193,8 +201,9 @@ class FeatureCache:
     def ensure(self, model: torch.nn.Module, name: str, mirrored: bool) -> None:
         """Compute the file of a dataset unless it is there; call it in all processes.
 
-        The processes share the work and wait for each other, as long as the time-out that they were
-        launched with.
+        A file of other images, such as replaced ones, is made again, and what still holds of it is
+        copied. The processes share the work and wait for each other, as long as the time-out that
+        they were launched with.
 
         Args:
             model: a ``RegionDH`` with its weights loaded.
@@ -202,12 +211,14 @@ class FeatureCache:
             mirrored: whether mirrored views are needed.
 
         Raises:
-            ValueError: the box head has no pooled features to cache, or a file of this folder is
-                damaged, or was made by other weights or settings or of other images.
-            OSError: a file can't be written, for instance because the disk is full.
+            RegionDHError: the box head has no pooled features to cache, or a file of this folder is
+                damaged, or was made by other weights or settings.
+            OSError: an image isn't there, or a file can't be written, for instance because the disk
+                is full.
         """
-        records = DatasetCatalog.get(name)
-        network, images = self._network(model), np.array([_image_digest(r) for r in records])
+        records = load_dataset(name)
+        network = _Network(model_fingerprint(_cached_part(model)), feature_settings(self._cfg))
+        images = np.array([_image_digest(record) for record in records])
         # One process decides for all: where the folder is a network's, they may see it differently.
         if comm.all_gather(self._has(name, network, images, mirrored))[0]:
             return
@@ -233,40 +244,48 @@ class FeatureCache:
         model.train(training)
         comm.synchronize()
         if comm.is_main_process():
-            facts = {"network": network, "images": images, "has_mirrored": mirrored}
-            _write(self._path(name), {**_join(paths), **facts})
+            facts = {"version": VERSION, "images": images, "has_mirrored": mirrored}
+            _write(self._path(name), {**_join(paths), **asdict(network), **facts})
             shutil.rmtree(parts)
         comm.synchronize()
 
-    def _network(self, model) -> str:
-        """sha256 over the weights and settings that features depend on, as hex digits."""
-        settings = {}
-        for key in SETTINGS:
-            node = self._cfg
-            for part in key.split("."):
-                node = node[part]
-            settings[key] = node
-        text = f"{model_fingerprint(_cached_part(model))} {settings}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _has(self, name: str, network: str, images: np.ndarray, mirrored: bool) -> bool:
+    def _has(self, name: str, network: _Network, images: np.ndarray, mirrored: bool) -> bool:
         path = self._path(name)
         if not path.is_file():
             return False
-        found = _read(path, ("network", "images", "has_mirrored"))
-        if found["network"] != network or not np.array_equal(found["images"], images):
+        found = _network_of(path)
+        mend = "delete it or name another MODEL.REGION_DH.FEATURE_CACHE"
+        if found is None:
             raise RegionDHError(
-                f"{path} was made by other weights or settings, or of other images; delete it or "
-                "name another MODEL.REGION_DH.FEATURE_CACHE"
+                f"{path} was made by an older version, which didn't note all settings: {mend}"
             )
-        return bool(found["has_mirrored"]) or not mirrored
+        for key, (old, new) in changed_settings(
+            found.settings, network.settings, feature_settings
+        ).items():
+            raise RegionDHError(f"{path} was made with {key} {old}, which is now {new}: {mend}")
+        if found.weights != network.weights:
+            raise RegionDHError(f"{path} was made by other weights: {mend}")
+        facts = _read(path, ("images", "has_mirrored"))
+        if not np.array_equal(facts["images"], images):
+            changed = len(set(images.tolist()) - set(facts["images"].tolist()))
+            logger.warning(
+                f"{path} is of other images or objects than {name} has now ({changed} of "
+                f"{len(images)} changed): it is made again, and what still holds is copied"
+            )
+            return False
+        return bool(facts["has_mirrored"]) or not mirrored
 
-    def _known_views(self, network: str) -> dict[tuple[str, bool], tuple[dict, int]]:
+    def _known_views(self, network: _Network) -> dict[tuple[str, bool], tuple[dict, int]]:
         """Where the views in the files of this network are: by image and whether mirrored, the
         tables and the number of the view in them."""
         known = {}
         for path in sorted(self.folder.glob("*.npz")):
-            if _read(path, ("network",))["network"] == network:
+            found = _network_of(path)
+            if (
+                found is not None
+                and found.weights == network.weights
+                and not changed_settings(found.settings, network.settings, feature_settings)
+            ):
                 tables = _read(path)
                 views = zip(tables["images"][tables["record"]], tables["mirrored"], strict=True)
                 known |= {(str(i), bool(m)): (tables, view) for view, (i, m) in enumerate(views)}
@@ -289,6 +308,7 @@ class FeatureCache:
                 True,
                 augmentations=[resize, *([T.RandomFlip(prob=1.0)] if mirror else [])],
                 image_format=cfg.INPUT.FORMAT,
+                max_pixels=cfg.MODEL.REGION_DH.MAX_PIXELS,
             )
             for mirror in (False, True)
         ]
@@ -327,12 +347,27 @@ def _no_proposals(image_size: tuple[int, int], device: torch.device) -> Instance
 
 
 def _image_digest(record: dict) -> str:
-    """What a view shows, its file and its objects, as hex digits."""
+    """What a view shows, its file as it is now and its objects, as hex digits.
+
+    Raises:
+        OSError: the file isn't there.
+    """
     objects = [
         (a["category_id"], *a["bbox"], int(a["bbox_mode"]), a.get("iscrowd", 0))
         for a in record.get("annotations", ())
     ]
-    return hashlib.sha256(f"{record['file_name']} {objects}".encode()).hexdigest()
+    name = record["file_name"]
+    state = os.stat(PathManager.get_local_path(name))
+    what = f"{name} {state.st_size} {state.st_mtime_ns} {objects}"
+    return hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
+
+
+def _network_of(path: Path) -> _Network | None:
+    """What made the features of a file; None if it is of version 1."""
+    if "version" not in _names(path):
+        return None
+    found = _read(path, ("weights", "settings"))
+    return _Network(str(found["weights"]), str(found["settings"]))
 
 
 def _join(paths: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -350,10 +385,21 @@ def _write(path: Path, arrays: dict) -> None:
 
 def _read(path: str | os.PathLike, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """The named arrays of a file, or all of them."""
+    with _opened(path) as file:
+        return {name: file[name] for name in names or file.files}
+
+
+def _names(path: str | os.PathLike) -> list[str]:
+    with _opened(path) as file:
+        return file.files
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in names or file.files}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            yield file
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise RegionDHError(
             f"{path} is damaged, or no feature cache ({error}); delete it"
         ) from error

@@ -15,6 +15,7 @@ from ..checkpoint import model_fingerprint
 from ..config import code_settings, parse_settings
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import IndexFolder, read_index_folder
+from ..retrieval.photo_state import file_sha256
 from ..retrieval.search import (
     Box,
     Query,
@@ -29,7 +30,10 @@ from ..utils.errors import RegionDHError
 from .command import load_trained_model
 from .defaults import build_cfg
 
-__all__ = ["RegionDHSearcher", "code_boxes"]
+__all__ = ["RegionDHSearcher", "code_boxes", "query_loader"]
+
+# Lines of settings that have a rule of their own here.
+_IMAGE_READER, _MAX_PIXELS = "IMAGE_READER", "MODEL.REGION_DH.MAX_PIXELS"
 
 _SEEN = 0.5  # the probability from which on a class is taken to be in an image
 
@@ -75,6 +79,7 @@ class RegionDHSearcher:
         config_file: str,
         opts: Sequence[str] = (),
         engine: str | None = None,
+        moves: Sequence[str] = (),
     ) -> RegionDHSearcher:
         """A searcher of an index folder with the trained model of a config.
 
@@ -83,16 +88,27 @@ class RegionDHSearcher:
             config_file: the one that the images were coded with.
             opts: overrides KEY VALUE, ``MODEL.WEIGHTS`` among them unless the config names the
                 trained model.
-            engine: as for :func:`~regiondh_d2.retrieval.index_folder.read_index_folder`.
+            engine, moves: as for
+                :func:`~regiondh_d2.retrieval.index_folder.read_index_folder`.
 
         Raises:
             IndexFileError: no index folder, a damaged one, or one of another model.
             FileNotFoundError, KeyError, ValueError: a wrong config, or no trained weights.
         """
-        folder = read_index_folder(index_folder, engine)
-        cfg = build_cfg(config_file, opts)
-        searcher = cls(folder, load_trained_model(cfg), ImageLoader(cfg))
-        searcher.notes += _setting_notes(folder.items.settings, cfg)
+        folder = read_index_folder(index_folder, engine, moves)
+        return cls.from_cfg(folder, build_cfg(config_file, opts))
+
+    @classmethod
+    def from_cfg(cls, folder: IndexFolder, cfg: CfgNode) -> RegionDHSearcher:
+        """A searcher of an open index folder with the trained model of a config.
+
+        Raises:
+            IndexFileError: the index is of another model.
+            WeightsError: there are no trained weights.
+        """
+        settings = folder.items.settings
+        searcher = cls(folder, load_trained_model(cfg), query_loader(settings, cfg))
+        searcher.notes += _setting_notes(settings, cfg)
         return searcher
 
     def search(
@@ -106,6 +122,8 @@ class RegionDHSearcher:
         all_objects: bool = False,
         rerank: int | None = None,
         rerank_by: str = "activations",
+        within: Sequence[str | os.PathLike] = (),
+        check_files: bool = True,
     ) -> SearchResult:
         """Search by an image, or by one or several objects in it.
 
@@ -120,6 +138,9 @@ class RegionDHSearcher:
             all_objects: whether all near objects answer to an object, several of an image, too.
             rerank: how many nearest images to order anew by a finer distance.
             rerank_by: "activations" or "features", which few models have.
+            within: folders; restricts the answers to photos in them.
+            check_files: whether to look at the files of answers, and to leave out those that have
+                gone or changed since they were encoded; the result counts them.
 
         Returns:
             For an image images, for objects images that hold them, each once, or with
@@ -127,13 +148,22 @@ class RegionDHSearcher:
 
         Raises:
             UnreadableImage: the image can't be read.
-            IndexFileError: the index lacks the level to search in.
+            IndexFileError: the index lacks the level to search in, has no photo in ``within``, or
+                nothing is known of the folders of its photos.
             ValueError: no such box, detection or class, ``rerank`` for objects or by features
                 that there are none of, or ``all_objects`` without exactly one object.
         """
         query = self.code(image, box, instance)
         return search_index(
-            self.folder, query, topk, class_name, rerank, rerank_by, all_objects=all_objects
+            self.folder,
+            query,
+            topk,
+            class_name,
+            rerank,
+            rerank_by,
+            all_objects=all_objects,
+            within=within,
+            check_files=check_files,
         )
 
     def search_by_class(
@@ -143,13 +173,15 @@ class RegionDHSearcher:
         *,
         rerank: int | None = None,
         rerank_by: str = "activations",
+        within: Sequence[str | os.PathLike] = (),
+        check_files: bool = True,
     ) -> list[SearchResult]:
         """Search by an image, with answers for each class that the model sees in it.
 
         Args:
             image: file of the query.
             topk: how many answers a class.
-            rerank, rerank_by: as of :meth:`search`.
+            rerank, rerank_by, within, check_files: as of :meth:`search`.
 
         Returns:
             A result for each class of a probability of at least 0.5, the most probable first: the
@@ -161,7 +193,8 @@ class RegionDHSearcher:
             IndexFileError: the index lacks image codes.
             ValueError: the index has no detected objects, or as of :meth:`search`.
         """
-        return search_by_class(self.folder, self.code(image), topk, rerank, rerank_by)
+        options = {"within": within, "check_files": check_files}
+        return search_by_class(self.folder, self.code(image), topk, rerank, rerank_by, **options)
 
     @torch.no_grad()
     def code(
@@ -173,6 +206,7 @@ class RegionDHSearcher:
         """The codes of an image, or of objects in it; arguments as of :meth:`search`."""
         file_name = os.fspath(image)
         inputs = self._load(file_name)
+        content = file_sha256(file_name)
         boxes = [] if box is None else _check_boxes(box, file_name, inputs)
         numbers = [] if instance is None else np.atleast_1d(instance).tolist()
         if not boxes and not numbers:
@@ -183,6 +217,7 @@ class RegionDHSearcher:
                 activation=_to_numpy(output["image_activation"]),
                 feature=_to_numpy(output.get("image_feature")),
                 classes=self._seen_classes(_to_numpy(output["image_probabilities"])),
+                content_sha256=content,
             )
         codes, objects = [], []
         if boxes:
@@ -192,7 +227,7 @@ class RegionDHSearcher:
             detected = self._detections(inputs, numbers, file_name)
             codes.append(_pack(detected.pred_codes))
             objects += self._query_objects(detected)
-        return Query(file_name, np.concatenate(codes), tuple(objects))
+        return Query(file_name, np.concatenate(codes), tuple(objects), content_sha256=content)
 
     def _seen_classes(self, probabilities: np.ndarray) -> tuple[str, ...]:
         """Names of the classes that are seen, of probabilities (C,)."""
@@ -220,6 +255,18 @@ class RegionDHSearcher:
             QueryObject(tuple(box), name_of_class(names, class_id), score)
             for box, class_id, score in zip(*(c.tolist() for c in columns), strict=True)
         ]
+
+
+def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
+    """Reads a query as the indexed photos were read, whatever the pixel limit of the config is now.
+
+    Args:
+        settings: of the index's code set.
+        cfg: config of the model.
+    """
+    load = ImageLoader(cfg)
+    load.max_pixels = int(parse_settings(settings).get(_MAX_PIXELS, load.max_pixels))
+    return load
 
 
 def code_boxes(model: nn.Module, inputs: dict, boxes: Boxes) -> torch.Tensor:
@@ -273,11 +320,23 @@ def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
 
 
 def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:
-    """A line if the index was coded with other settings that decide about codes."""
+    """Lines if the index was coded with other settings that decide about codes."""
     theirs = parse_settings(settings)
     ours = [line.split(" ", 1) for line in code_settings(cfg).splitlines()]
-    differing = [(key, value) for key, value in ours if theirs.get(key) != value]
-    if not settings or not differing:
+    differing = [
+        (key, value)
+        for key, value in ours
+        if key not in (_IMAGE_READER, _MAX_PIXELS) and theirs.get(key) != value
+    ]
+    if not settings:
         return []
-    key, value = min(differing)
-    return [f"the index was coded with another {key} than {value}: distances may be off"]
+    notes = []
+    if theirs[_IMAGE_READER] != dict(ours)[_IMAGE_READER]:  # which makes the same of most photos
+        notes.append(
+            "the index is older than this version's reading of transparent images: "
+            "extract_codes.py --resume and build_index.py encode those again"
+        )
+    if differing:
+        key, value = min(differing)
+        notes.append(f"the index was coded with another {key} than {value}: distances may be off")
+    return notes

@@ -1,12 +1,22 @@
 """The trainer: Detectron2's, with our checkpointer, learning-rate factors and evaluators."""
 
+import functools
+import itertools
 import logging
+import math
 import os
 import re
+import warnings
 import weakref
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -15,21 +25,30 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.engine.hooks import BestCheckpointer, PeriodicWriter
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from ..checkpoint import RegionDHCheckpointer, model_fingerprint
+from ..checkpoint import (
+    RegionDHCheckpointer,
+    WeightsError,
+    has_last_checkpoint,
+    model_fingerprint,
+    read_weights,
+)
+from ..data.catalog import adopt
 from ..data.training import StrictMapper, build_train_loader
-from ..evaluation import RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
+from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
+from .defaults import asked_of
 from .feature_cache import FeatureCache
+from .training_record import KEY, TrainingRecorder
 
-__all__ = ["RegionDHTrainer", "build_optimizer"]
+__all__ = ["RegionDHTrainer", "build_optimizer", "freeze_parts"]
 
 # Parameter-name prefixes of the parts that MODEL.REGION_DH.LR_FACTORS names.
 PARTS = {
@@ -41,6 +60,9 @@ PARTS = {
     "IMAGE_HASH": "roi_heads.image_hash.",
 }
 
+# In model_best.pth: the best metric, its iteration, and what was measured how.
+BEST = "regiondh_best"
+
 # A loss in Detectron2's text of a training that has diverged; NumPy 2 adds its type to the value.
 _NOT_FINITE = re.compile(r"'(\w+)': (?:np\.float64\()?(-?(?:nan|inf))")
 _AFTER_DIVERGENCE = (
@@ -49,12 +71,61 @@ _AFTER_DIVERGENCE = (
 )
 
 
+def freeze_parts(cfg, model: nn.Module) -> None:
+    """Freeze the parts whose ``MODEL.REGION_DH.LR_FACTORS`` is 0, in place and for good.
+
+    No gradient is computed for their parameters, and the running statistics of their norms stay
+    as they are, whatever ``train()`` is called afterwards: such a norm stays in evaluation mode.
+    Dropout goes on. Names in the state dict don't change, so that checkpoints fit either way.
+    """
+    frozen = tuple(
+        prefix for part, prefix in PARTS.items() if cfg.MODEL.REGION_DH.LR_FACTORS[part] == 0.0
+    )
+    for name, parameter in model.named_parameters():
+        if name.startswith(frozen):
+            parameter.requires_grad_(False)
+    for name, module in model.named_modules():
+        # A part may itself be such a layer: its name lacks the prefix's last dot.
+        if f"{name}.".startswith(frozen) and _keeps_statistics(module):
+            _keep_evaluating(module)
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether it is a norm with running statistics, or another layer that may update buffers."""
+    leaf = next(module.children(), None) is None
+    return isinstance(module, _NormBase) or (leaf and next(module.buffers(), None) is not None)
+
+
+def _keep_evaluating(module: nn.Module) -> None:
+    """Have ``train()`` leave a module in evaluation mode from now on.
+
+    Its class becomes a subclass, which copies of the module have, too; a function in the module
+    would be the original's in a copy.
+    """
+    if not isinstance(module, _Evaluating):
+        module.__class__ = _evaluating(type(module))
+    module.eval()
+
+
+class _Evaluating:
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+
+@functools.cache
+def _evaluating(kind: type) -> type:
+    return type(f"Frozen{kind.__name__}", (_Evaluating, kind), {"__module__": __name__})
+
+
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     """SGD as Detectron2 builds it, with ``MODEL.REGION_DH.LR_FACTORS`` on the base learning rate.
 
-    Parameters of a part whose factor is 0 are frozen (``requires_grad`` False), so that no gradient
-    is computed for them.
+    A part whose factor is 0 is frozen, see :func:`freeze_parts`.
+
+    Raises:
+        RegionDHError: nothing is left to train.
     """
+    freeze_parts(cfg, model)
     factors = {prefix: cfg.MODEL.REGION_DH.LR_FACTORS[part] for part, prefix in PARTS.items()}
 
     def factor(name: str) -> float:
@@ -63,8 +134,13 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
         return part * (cfg.SOLVER.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0)
 
     for name, parameter in model.named_parameters():
-        if factor(name) == 0.0:
+        if factor(name) == 0.0:  # also of biases alone
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RegionDHError(
+            "nothing is left to train: MODEL.REGION_DH.LR_FACTORS (or MODEL.BACKBONE.FREEZE_AT) "
+            "freezes every part; give one a factor above 0"
+        )
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -104,16 +180,72 @@ class FiniteCheckpointer(RegionDHCheckpointer):
 
 
 class ResumableBestCheckpointer(BestCheckpointer):
-    """A :class:`BestCheckpointer` that remembers the best metric across ``--resume``.
+    """A :class:`BestCheckpointer` for which the best metric is that of the file on the disk.
 
-    Detectron2's starts anew, so that the first evaluation after a resume replaces the best model.
+    Detectron2's forgets it when a training is resumed, and saves its file before it updates it.
+    Here ``model_best.pth`` says what it reached (:data:`BEST`), and a training that is resumed
+    reads it there, whatever checkpoint it goes on from and wherever it was interrupted. A file that
+    doesn't say so, or of another metric, is not compared and not replaced: it gets another name.
     """
 
+    def __init__(self, cfg, checkpointer: RegionDHCheckpointer, dataset: str):
+        """
+        Args:
+            cfg: the config of the training.
+            checkpointer: saves the model, into its folder.
+            dataset: the retrieval dataset whose metric decides.
+        """
+        node = cfg.TEST.RETRIEVAL
+        metric = f"retrieval/MAP_min@{node.TOPK}"
+        super().__init__(cfg.TEST.EVAL_PERIOD, checkpointer, metric, "max")
+        others = ("BOX_AP", "INSTANCE_MIN_SCORE")  # do not change the metric
+        settings = {k: v for k, v in node.items() if k not in others}
+        self._measured = {"dataset": dataset, "metric": metric, **settings}
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter > 0:
+            self._read_best(Path(self._checkpointer.save_dir, f"{self._file_prefix}.pth"))
+
+    def _read_best(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        try:
+            best = read_weights(path)[BEST]
+            self.best_metric, self.best_iter = float(best["value"]), int(best["iteration"])
+            if best["measured"] == self._measured:
+                return
+            why = "is the best by another metric or of other data"
+        except (WeightsError, KeyError, TypeError, ValueError):
+            why = "doesn't say what it reached"
+        self.best_metric = self.best_iter = None
+        numbers = itertools.count(1)
+        other = next(p for n in numbers if not (p := path.with_stem(f"{path.stem}_{n}")).exists())
+        path.rename(other)
+        tag = path.with_name("last_checkpoint")
+        if tag.is_file() and tag.read_text().strip() == path.name:
+            self._checkpointer.tag_last_checkpoint(other.name)
+        self._logger.warning(f"{path} {why}, and is kept as {other.name}")
+
+    def _best_checking(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, None))
+        if value is None or not math.isfinite(value):
+            self._logger.warning(f"{self._val_metric} is {value}: {self._file_prefix} is not saved")
+        elif self.best_metric is not None and value <= self.best_metric:
+            self._logger.info(
+                f"{self._val_metric} is {value:.5f}, not above the best, {self.best_metric:.5f} at "
+                f"iteration {self.best_iter}"
+            )
+        else:
+            best = {"value": float(value), "iteration": iteration, "measured": self._measured}
+            self._checkpointer.save(self._file_prefix, iteration=iteration, **{BEST: best})
+            self.best_metric, self.best_iter = best["value"], iteration
+            self._logger.info(f"{self._val_metric} is {value:.5f}, the best: {self._file_prefix}")
+
     def state_dict(self) -> dict:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+        """Passes over the state in checkpoints of version 0.1: it is older than their model."""
 
 
 class RegionDHTrainer(DefaultTrainer):
@@ -136,24 +268,31 @@ class RegionDHTrainer(DefaultTrainer):
         """
         # Not DefaultTrainer's own: it hands DDP a CUDA device whatever MODEL.DEVICE is.
         TrainerBase.__init__(self)
+        self._may_go_on = False
         _refuse_impossible(cfg)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        self._recorder = TrainingRecorder(cfg)
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
 
         model = self.build_model(cfg)
+        freeze_parts(cfg, model)  # whatever optimizer a subclass builds
         optimizer = self.build_optimizer(cfg, model)
         if cfg.MODEL.REGION_DH.FEATURE_CACHE:
             # After the optimizer is built, so that checkpoints fit a training from images, too.
             FeatureCache(cfg).freeze(model)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         # No broadcast of buffers: it would hang an evaluation in which ranks have unlike shares.
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+        with warnings.catch_warnings():
+            # The newest PyTorch has another name for it, which older ones don't know.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer(model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = FiniteCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.add_checkpointable(KEY, self._recorder)
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -161,12 +300,69 @@ class RegionDHTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     def resume_or_load(self, resume=True):
+        """As :meth:`DefaultTrainer.resume_or_load`.
+
+        Raises:
+            WeightsError: a file is missing, damaged, or doesn't fit; see
+                :class:`RegionDHCheckpointer`.
+        """
+        asked = asked_of(self.cfg)
+        if resume and asked.resume and not has_last_checkpoint(self.cfg.OUTPUT_DIR):
+            logging.getLogger(__name__).warning(
+                "--resume: no checkpoint in %s, so training starts anew", self.cfg.OUTPUT_DIR
+            )
+        # Where nothing will be trained, no part may stay random.
+        self.checkpointer.whole = asked.eval_only
+        resumed = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
+        self._may_go_on = resume
+        self._recorder.begin(resumed)
         if self.cfg.MODEL.REGION_DH.FEATURE_CACHE:
             cache, model = FeatureCache(self.cfg), _unwrap(self.model)
             for name in self.cfg.DATASETS.TRAIN:
                 cache.ensure(model, name, mirrored=cache.mirrored)
             self._trainer.reset_data_loader(lambda: cache.train_loader(model))
+
+    def load_state_dict(self, state_dict):
+        """As in the base class.
+
+        Raises:
+            RegionDHError: the state is that of a training with another config.
+        """
+        try:
+            super().load_state_dict(state_dict)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise RegionDHError(
+                f"its state of the optimizer doesn't fit ({' '.join(str(error).split())}): it is "
+                "of another config, perhaps with other MODEL.REGION_DH.LR_FACTORS"
+            ) from error
+
+    def train(self):
+        """As :meth:`DefaultTrainer.train`.
+
+        Raises:
+            RegionDHError: the command line that the config came from asked for something else, or
+                ``TEST.RETRIEVAL.DATABASE_CODES`` would be compared with the codes of a network that
+                has changed meanwhile.
+        """
+        asked = asked_of(self.cfg)
+        if asked.eval_only:
+            raise RegionDHError(
+                "--eval-only was given, but this script trains: call test() instead, or use "
+                "tools/train_net.py, which imports your datasets with --import MODULE_OR_FILE"
+            )
+        if asked.resume and not self._may_go_on:
+            raise RegionDHError(
+                "--resume was given, but this script starts anew: call resume_or_load(resume=True) "
+                "first, or use tools/train_net.py, which imports your datasets with --import "
+                "MODULE_OR_FILE"
+            )
+        if self.cfg.TEST.RETRIEVAL.DATABASE_CODES and self.cfg.DATASETS.TEST:
+            raise RegionDHError(
+                "TEST.RETRIEVAL.DATABASE_CODES holds the codes of one network, and training makes "
+                "another: set it with --eval-only, or to ''"
+            )
+        return super().train()
 
     def run_step(self):
         """One iteration.
@@ -185,10 +381,7 @@ class RegionDHTrainer(DefaultTrainer):
         names = self.cfg.DATASETS.TEST
         selects = len(names) == 1 and names[0].endswith("_dev")
         if selects and self.cfg.TEST.EVAL_PERIOD > 0 and comm.is_main_process():
-            metric = f"retrieval/MAP_min@{self.cfg.TEST.RETRIEVAL.TOPK}"
-            best = ResumableBestCheckpointer(
-                self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric, "max"
-            )
+            best = ResumableBestCheckpointer(self.cfg, self.checkpointer, names[0])
             writer = next(i for i, h in enumerate(hooks) if isinstance(h, PeriodicWriter))
             hooks.insert(writer, best)
         return hooks
@@ -201,14 +394,30 @@ class RegionDHTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg, dataset_name):
         if cfg.MODEL.REGION_DH.FEATURE_CACHE:
             return FeatureCache(cfg).test_loader(dataset_name)
+        adopt(dataset_name)
         mapper = StrictMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        if not _reads_queries_alone(cfg, dataset_name):
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        proposals = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
+        records = get_detection_dataset_dicts(
+            dataset_name,
+            filter_empty=False,
+            proposal_files=[proposals[dataset_name]] if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+        return build_detection_test_loader(
+            [record for record in records if record["role"] != "database"],
+            mapper=mapper,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
     @classmethod
     def build_evaluator(
-        cls, cfg, dataset_name: str, output_folder: str = "", model_fingerprint: str = ""
+        cls, cfg, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
         """The evaluator for a dataset's ``evaluator_type``.
+
+        :meth:`test` tells it which network it measures, so that subclasses may override this as in
+        any Detectron2 project.
 
         Raises:
             ValueError: the dataset has no type that is known here.
@@ -216,10 +425,8 @@ class RegionDHTrainer(DefaultTrainer):
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         metadata = MetadataCatalog.get(dataset_name)
         kind = metadata.get("evaluator_type", None)
-        if kind == "pascal_voc":
-            return VOCBoxEvaluator(dataset_name)
-        if kind == "coco":
-            return COCOEvaluator(dataset_name, output_dir=os.path.join(output_folder, dataset_name))
+        if kind in ("pascal_voc", "coco"):
+            return _box_evaluator(dataset_name, output_folder)
         if kind != "regiondh_retrieval":
             raise RegionDHError(
                 f"dataset {dataset_name!r} has evaluator_type {kind!r}; known: regiondh_retrieval "
@@ -232,16 +439,16 @@ class RegionDHTrainer(DefaultTrainer):
             count_difficult=node.COUNT_DIFFICULT,
             output_dir=output_folder,
             database_codes=node.DATABASE_CODES or None,
+            bits=cfg.MODEL.REGION_DH.BITS_IMAGE or cfg.MODEL.REGION_DH.BITS,
             config_name=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
-            model_fingerprint=model_fingerprint,
             instance_min_score=node.INSTANCE_MIN_SCORE,
+            exclude_self=node.EXCLUDE_SELF,
         )
         evaluators: list[DatasetEvaluator] = [retrieval]
         queries = metadata.query_datasets
         kinds = [MetadataCatalog.get(name).get("evaluator_type", None) for name in queries]
         if node.BOX_AP and kinds in (["pascal_voc"], ["coco"]):
-            box_ap = cls.build_evaluator(cfg, queries[0], output_folder)
-            evaluators.append(RoleFilter("query", box_ap))
+            evaluators.append(RoleFilter("query", _box_evaluator(queries[0], output_folder)))
         return DatasetEvaluators(evaluators)
 
     @classmethod
@@ -253,12 +460,37 @@ class RegionDHTrainer(DefaultTrainer):
             for name in cfg.DATASETS.TEST:
                 cache.ensure(module, name, mirrored=False)
         if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        elif isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        retrieval = [found for e in evaluators for found in _retrieval_evaluators(e)]
+        if retrieval:
             fingerprint = model_fingerprint(module)
-            evaluators = [
-                cls.build_evaluator(cfg, name, model_fingerprint=fingerprint)
-                for name in cfg.DATASETS.TEST
-            ]
+            for evaluator in retrieval:
+                evaluator.set_model(fingerprint)
         return super().test(cfg, model, evaluators)
+
+
+def _box_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """Box AP on a dataset of ``evaluator_type`` pascal_voc or coco."""
+    if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
+        return VOCBoxEvaluator(dataset_name)
+    return COCOBoxEvaluator(dataset_name, output_dir=os.path.join(output_folder, dataset_name))
+
+
+def _reads_queries_alone(cfg, dataset_name: str) -> bool:
+    """Whether a dataset's database is coded already, in ``TEST.RETRIEVAL.DATABASE_CODES``."""
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    return bool(cfg.TEST.RETRIEVAL.DATABASE_CODES) and kind == "regiondh_retrieval"
+
+
+def _retrieval_evaluators(evaluator: DatasetEvaluator) -> Iterator[RetrievalEvaluator]:
+    """Those among an evaluator and the ones in it."""
+    if isinstance(evaluator, RetrievalEvaluator):
+        yield evaluator
+    elif isinstance(evaluator, DatasetEvaluators):
+        for part in evaluator._evaluators:
+            yield from _retrieval_evaluators(part)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

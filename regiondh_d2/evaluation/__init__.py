@@ -1,9 +1,10 @@
 """Retrieval metrics, and the evaluators that measure a model with them."""
 
 from .ranking_metrics import RankingResult, evaluate_ranking
-from .retrieval_evaluator import RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
+from .retrieval_evaluator import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 
 __all__ = [
+    "COCOBoxEvaluator",
     "RankingResult",
     "RetrievalEvaluator",
     "RoleFilter",

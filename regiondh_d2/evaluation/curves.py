@@ -14,7 +14,13 @@ import numpy as np
 
 from ..structures.packed import to_words, unpack_codes
 from ..utils.errors import RegionDHError
-from .ranking_metrics import check_codes, check_labels, evaluate_ranking, pairwise_popcount
+from .ranking_metrics import (
+    check_codes,
+    check_labels,
+    check_pairs,
+    evaluate_ranking,
+    pairwise_popcount,
+)
 
 __all__ = [
     "BitStatistics",
@@ -112,6 +118,7 @@ def count_distances(
     database_labels: np.ndarray,
     *,
     bits: int,
+    exclude: np.ndarray | None = None,
     max_pairs: int = 1 << 21,
 ) -> DistanceCounts:
     """Counts the items and the relevant items at each distance of each query.
@@ -122,6 +129,7 @@ def count_distances(
         query_labels: multi-hot (Q, C), bool or numbers 0 and 1.
         database_labels: multi-hot (N, C).
         bits: code length K.
+        exclude: int (P, 2), pairs of a query's and a database row that are not counted.
         max_pairs: query-database pairs held in memory at once.
 
     Raises:
@@ -138,6 +146,7 @@ def count_distances(
         )
     query_label_words = to_words(np.packbits(query_labels, axis=1))
     database_label_words = to_words(np.packbits(database_labels, axis=1))
+    exclude = check_pairs(exclude, len(query_words), len(database_words))
     counts = np.empty((len(query_words), 2 * (bits + 1)), np.int64)
     chunk = max(1, max_pairs // len(database_words))
     for begin in range(0, len(query_words), chunk):
@@ -149,6 +158,8 @@ def count_distances(
         cells = 2 * distances.astype(np.int64) + (shared > 0)
         for row, row_cells in enumerate(cells, begin):
             counts[row] = np.bincount(row_cells, minlength=counts.shape[1])
+        mine = exclude[(exclude[:, 0] >= begin) & (exclude[:, 0] < begin + chunk)]
+        np.subtract.at(counts, (mine[:, 0], cells[mine[:, 0] - begin, mine[:, 1]]), 1)
     counts = counts.reshape(len(counts), bits + 1, 2)
     return DistanceCounts(items=counts.sum(axis=2), relevant=counts[:, :, 1])
 
@@ -183,7 +194,8 @@ def precision_at(counts: DistanceCounts, topk: int) -> np.ndarray:
         topk: the largest k.
 
     Returns:
-        float64 (min(topk, N),).
+        float64 (min(topk, N),); of a query that ranks fewer items than others, all its items count
+        beyond them.
 
     Raises:
         ValueError: ``topk`` is no positive integer, or no query has a relevant item.
@@ -191,13 +203,14 @@ def precision_at(counts: DistanceCounts, topk: int) -> np.ndarray:
     if isinstance(topk, bool) or not isinstance(topk, (int, np.integer)) or topk < 1:
         raise RegionDHError(f"top k must be a positive integer, not {topk!r}")
     items, relevant = _measurable(counts)
-    ranks = np.arange(1, min(topk, items[0].sum()) + 1)
+    sizes = items.sum(axis=1)
+    ranks = np.arange(1, min(topk, sizes.max()) + 1)
     found = np.pad(np.cumsum(items, axis=1), ((0, 0), (1, 0)))
     hits = np.pad(np.cumsum(relevant, axis=1), ((0, 0), (1, 0)))
     expected = np.zeros(len(ranks))
-    for row_found, row_hits in zip(found, hits, strict=True):
-        expected += np.interp(ranks, row_found, row_hits)
-    return expected / len(items) / ranks
+    for row_found, row_hits, size in zip(found, hits, sizes, strict=True):
+        expected += np.interp(ranks, row_found, row_hits) / np.minimum(ranks, size)
+    return expected / len(items)
 
 
 def _measurable(counts: DistanceCounts) -> tuple[np.ndarray, np.ndarray]:
@@ -244,6 +257,7 @@ def own_class_metric(
     bits: int,
     topk: int,
     metric: str = "MAP_min",
+    exclude: np.ndarray | None = None,
 ) -> np.ndarray:
     """A ranking metric of each class alone: its queries, and only its items as relevant ones.
 
@@ -255,16 +269,21 @@ def own_class_metric(
         topk: one cut-off, at most N.
         metric: name without cut-off, one of
             :data:`~regiondh_d2.evaluation.ranking_metrics.METRICS`.
+        exclude: int (P, 2), pairs of a query's and a database row that are left out.
 
     Returns:
         float64 (C,), NaN where no query or no database item holds the class.
     """
     query_labels = np.asarray(query_labels).astype(bool)
     database_labels = np.asarray(database_labels).astype(bool)
+    exclude = check_pairs(exclude, len(query_codes), len(database_codes))
     values = np.full(query_labels.shape[1], np.nan)
     for class_id in range(len(values)):
         rows = query_labels[:, class_id]
-        if not (rows.any() and database_labels[:, class_id].any()):
+        here = exclude[rows[exclude[:, 0]]]
+        # A query's own image is no item of the class to it.
+        lost = np.bincount(here[:, 0], database_labels[here[:, 1], class_id], len(rows))
+        if not (database_labels[:, class_id].sum() > lost[rows]).any():
             continue
         values[class_id] = evaluate_ranking(
             query_codes[rows],
@@ -273,6 +292,7 @@ def own_class_metric(
             database_labels[:, class_id, None],
             bits=bits,
             topk=topk,
+            exclude=np.stack((np.cumsum(rows)[here[:, 0]] - 1, here[:, 1]), axis=1),
         ).metrics[f"{metric}@{topk}"]
     return values
 

@@ -9,11 +9,13 @@ it. They are ranked twice:
 
 Both rankings are measured over the whole database by the ``MAP_all`` of :mod:`.ranking_metrics`,
 exact under ties. What no detection shows can't be found by objects, so recalls of the detector
-stand beside the numbers. An object whose image is in the database, too, finds that image first.
+stand beside the numbers. An object whose image is in the database, too, finds that image first,
+unless such matches are left out.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,6 +25,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, check_comparable, check_holds
 from ..utils.errors import RegionDHError
 from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_ranking
+from .same_images import find_same_images
 
 __all__ = [
     "RANKINGS",
@@ -45,6 +48,8 @@ def evaluate_object_queries(
     objects: InstanceCodes,
     database: CodeSet,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    exclude_self: bool = False,
 ) -> RankingResult:
     """Ranks a database for annotated objects, by their codes and by those of their images.
 
@@ -53,6 +58,7 @@ def evaluate_object_queries(
         objects: the annotated objects; ``image_index`` are rows of ``query``. Scores don't count.
         database: codes to search in, by the same model, with labels and detections.
         progress: called as ``progress(objects done, objects)`` after each.
+        exclude_self: whether the image that an object is in is left out of its rankings.
 
     Returns:
         ``metrics``, where ``<ranking>`` is one of :data:`RANKINGS` and ``<order>`` one of
@@ -64,6 +70,7 @@ def evaluate_object_queries(
         * ``num_queries``, ``several_classes/num_queries``: how many objects these are,
         * ``num_queries_without_relevant``: objects of a class that the database lacks, which count
           nowhere else but in the recall,
+        * ``num_queries_in_database``: how many objects are in an image of the database,
         * ``num_database``: how many images the database has,
         * ``query/object_recall``: see :func:`object_recall`,
         * ``query/class_recall``, ``database/class_recall``: see :func:`class_recall`.
@@ -79,27 +86,36 @@ def evaluate_object_queries(
         raise RegionDHError("there are no annotated objects to search with")
     wanted = np.eye(database.labels.shape[1], dtype=bool)[objects.classes]
     name = f"MAP_all@{len(database)}"
-    found = evaluate_ranking(
-        query.codes[objects.image_index],
-        database.codes,
-        wanted,
-        database.labels,
-        bits=database.bits,
-        topk=len(database),
-    ).per_query
+    same = find_same_images(query, database)
+    own_rows = [same.rows_of(row) for row in objects.image_index]
+    excluded = own_rows if exclude_self else [own_rows[0][:0]] * len(own_rows)
+    pairs = [(row, other) for row, others in enumerate(excluded) for other in others]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that all images but an object's own are fewer than all
+        found = evaluate_ranking(
+            query.codes[objects.image_index],
+            database.codes,
+            wanted,
+            database.labels,
+            bits=database.bits,
+            topk=len(database),
+            exclude=np.array(pairs, np.int64).reshape(-1, 2),
+        ).per_query
     per_query = {f"images/MAP_all{order}": found[name + order] for order in TIE_ORDERS}
     measurable = ~np.isnan(found[name])
     by_objects = np.full((len(wanted), len(TIE_ORDERS)), np.nan)
     for row in range(len(wanted)):
         if measurable[row]:
             distances = least_distances(objects.codes[row], database)
+            others = np.delete(np.arange(len(database)), excluded[row])
             found = rank_by_distances(
-                distances,
+                distances[others],
                 wanted[row],
-                database.labels,
+                database.labels[others],
                 largest=database.instances.bits + 1,
-                topk=len(database),
+                topk=len(others),
             )
+            name = f"MAP_all@{len(others)}"
             by_objects[row] = [found[name + order] for order in TIE_ORDERS]
         if progress is not None:
             progress(row + 1, len(wanted))
@@ -115,6 +131,7 @@ def evaluate_object_queries(
         "num_queries": int(measurable.sum()),
         "several_classes/num_queries": int(several.sum()),
         "num_queries_without_relevant": int((~measurable).sum()),
+        "num_queries_in_database": sum(len(rows) > 0 for rows in own_rows),
         "num_database": len(database),
         "query/object_recall": object_recall(objects, query.instances),
         "query/class_recall": class_recall(query),

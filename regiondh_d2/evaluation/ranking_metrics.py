@@ -72,6 +72,7 @@ def evaluate_ranking(
     *,
     bits: int,
     topk: int | Sequence[int] = 1000,
+    exclude: np.ndarray | None = None,
     max_pairs: int = 1 << 21,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -86,6 +87,9 @@ def evaluate_ranking(
         bits: code length K.
         topk: one cut-off or several. One above N is measured over all N items, which are then the
             divisor; its metrics keep the requested k in their names, and one warning says so.
+        exclude: int (P, 2), pairs of a query's row and the row of a database item that is left out
+            of this query's ranking, as if the database lacked it: its N, its relevant items and its
+            ties are those of the others. No pair may stand there twice.
         max_pairs: query-database pairs held in memory at once (about 40 bytes each).
         threads: threads that share the work; None takes one a core, at most 4.
         progress: called as ``progress(queries done, queries)`` after each chunk of queries.
@@ -105,12 +109,17 @@ def evaluate_ranking(
             f"the database {database_labels.shape[1]}: both need the same classes"
         )
     num_queries, num_database = len(query_words), len(database_words)
+    exclude = check_pairs(exclude, num_queries, num_database)
+    # How many items each query ranks.
+    sizes = num_database - np.bincount(exclude[:, 0], minlength=num_queries)
     requested = _check_topk(topk)
-    too_large = [k for k in requested if k > num_database]
+    smallest = int(sizes.min())
+    too_large = [k for k in requested if k > smallest]
     if too_large:
+        others = "" if smallest == num_database else " other than a query itself"
         warnings.warn(
-            f"top k of {', '.join(map(str, too_large))} is above the database's {num_database} "
-            f"items: ranking and divisor stop at {num_database}",
+            f"top k of {', '.join(map(str, too_large))} is above the database's {smallest} "
+            f"items{others}: ranking and divisor stop at {smallest}",
             stacklevel=2,
         )
     cutoffs = {k: min(k, num_database) for k in requested}
@@ -137,12 +146,21 @@ def evaluate_ranking(
             num_levels=max_shared + 1,
             top=deepest,
             block=max(1, pairs // chunk),
+            exclude=_pairs_of_rows(exclude, begin, begin + chunk),
         )
         part: dict[str, np.ndarray] = {"relevant": counts[:, :, 1:].sum(axis=(1, 2))}
         for name, k in cutoffs.items():
-            for key, values in _measure(counts, top_levels[:, :k], k, tables).items():
-                metric, dash, order = key.partition("-")
-                part[f"{metric}@{name}{dash}{order}"] = values
+            # Queries that rank fewer items than others may have to stop sooner.
+            stops = np.minimum(k, sizes[rows])
+            for stop in np.unique(stops):
+                mine = stops == stop
+                if not stop:
+                    continue  # nothing to rank, hence nothing relevant
+                found = _measure(counts[mine], top_levels[mine, :stop], int(stop), tables)
+                for key, values in found.items():
+                    metric, dash, order = key.partition("-")
+                    column = part.setdefault(f"{metric}@{name}{dash}{order}", np.zeros(len(counts)))
+                    column[mine] = values
         return part
 
     parts: list[dict[str, np.ndarray]] = []
@@ -152,7 +170,11 @@ def evaluate_ranking(
             if progress is not None:
                 progress(min(len(parts) * chunk, num_queries), num_queries)
 
-    per_query = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # A part of queries that rank nothing has no metrics.
+    per_query = {
+        name: np.concatenate([part.get(name, np.zeros(len(part["relevant"]))) for part in parts])
+        for name in max(parts, key=len)
+    }
     measurable = per_query.pop("relevant") > 0
     if not measurable.any():
         raise RegionDHError(
@@ -193,6 +215,33 @@ def check_labels(labels: np.ndarray, rows: int, name: str) -> np.ndarray:
             raise RegionDHError(f"{name} labels must be multi-hot: only 0 and 1")
         labels = labels.astype(bool)
     return labels
+
+
+def check_pairs(pairs: np.ndarray | None, num_queries: int, num_database: int) -> np.ndarray:
+    """Returns pairs of a query's and a database row as int64 (P, 2), by ascending query.
+
+    Raises:
+        ValueError: they are no such pairs, or one of them stands there twice.
+    """
+    if pairs is None:
+        return np.zeros((0, 2), np.int64)
+    pairs = np.asarray(pairs)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise RegionDHError(
+            f"pairs to exclude must be integers of shape (P, 2), not {pairs.dtype} {pairs.shape}"
+        )
+    if not ((pairs >= 0) & (pairs < (num_queries, num_database))).all():
+        raise RegionDHError("pairs to exclude have a row that the queries or the database lack")
+    found = np.unique(pairs.astype(np.int64), axis=0)
+    if len(found) != len(pairs):
+        raise RegionDHError("pairs to exclude have a pair twice")
+    return found
+
+
+def _pairs_of_rows(pairs: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """The pairs of some queries, which count from ``begin`` then."""
+    first, last = np.searchsorted(pairs[:, 0], (begin, end))
+    return pairs[first:last] - (begin, 0)
 
 
 def _check_topk(topk: int | Sequence[int]) -> list[int]:
@@ -258,15 +307,20 @@ def _count_pairs(
     num_levels: int,
     top: int,
     block: int,
+    exclude: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One pass over the database in blocks of ``block`` rows.
 
     Returns:
         counts: int64 (Q, num_distances, num_levels), database items per distance and number of
-            shared labels ("level").
-        top_levels: (Q, top), the levels of the first ``top`` items with ties by ascending row.
+            shared labels ("level"), without the pairs to ``exclude``.
+        top_levels: (Q, top), the levels of the first ``top`` items with ties by ascending row;
+            excluded ones come last.
     """
     rows = len(query_words)
+    # Excluded items lie at one more distance, behind all others, and are cut off in the end.
+    wanted = num_distances
+    num_distances += bool(len(exclude))
     cells = num_distances * num_levels
     cell_type = np.min_scalar_type(cells)
     counts = np.zeros((rows, cells), np.int64)
@@ -279,6 +333,8 @@ def _count_pairs(
         levels = pairwise_popcount(
             np.bitwise_and, query_label_words, database_label_words[part], num_levels - 1
         )
+        here = exclude[(exclude[:, 1] >= begin) & (exclude[:, 1] < begin + block)]
+        distances[here[:, 0], here[:, 1] - begin] = num_distances - 1
         cell = np.multiply(distances, num_levels, dtype=cell_type)
         cell += levels
         # One row at a time, because a row stays in the cache.
@@ -292,7 +348,7 @@ def _count_pairs(
             levels = np.concatenate((top_levels, levels), axis=1)
             distances, levels = _nearest(distances, levels, top)
         top_distances, top_levels = distances, levels
-    return counts.reshape(rows, num_distances, num_levels), top_levels
+    return counts.reshape(rows, num_distances, num_levels)[:, :wanted], top_levels
 
 
 # --------------------------------------------------------------------------------------------------

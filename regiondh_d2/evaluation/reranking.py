@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..structures.codes import CodeSet, check_comparable, check_holds
 from ..utils.errors import RegionDHError
 from .object_queries import rank_by_distances
 from .ranking_metrics import METRICS, TIE_ORDERS, RankingResult
+from .same_images import find_same_images
 
 __all__ = ["evaluate_reranking", "reranked_distances"]
 
@@ -22,6 +24,8 @@ def evaluate_reranking(
     rerank: int,
     by: str = RERANKINGS[0],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    exclude_self: bool = False,
 ) -> RankingResult:
     """As :func:`.ranking_metrics.evaluate_ranking`, after a rerank such as a search makes.
 
@@ -35,6 +39,10 @@ def evaluate_reranking(
         rerank: how many images of each ranking are ordered anew.
         by: one of :data:`~regiondh_d2.retrieval.search.RERANKINGS`.
         progress: called as ``progress(queries done, queries)`` after each.
+        exclude_self: whether a query's own image is left out of its ranking, before the rerank.
+
+    Returns:
+        As there, and ``num_queries_in_database`` among the metrics.
 
     Raises:
         CodeFileError: something is missing, or two models coded the sets.
@@ -45,7 +53,14 @@ def evaluate_reranking(
     check_holds(database, "the database codes", "labels")
     if by == "features":
         check_holds(database, "the database codes", by)
-    measurable = (query.labels.astype(int) @ database.labels.T.astype(int)).any(axis=1)
+    same = find_same_images(query, database)
+    everything = np.arange(len(database))
+    others = [
+        np.delete(everything, same.rows_of(row)) if exclude_self else everything
+        for row in range(len(query))
+    ]
+    shared = query.labels.astype(int) @ database.labels.T.astype(int)
+    measurable = np.array([shared[row, rows].any() for row, rows in enumerate(others)])
     if not measurable.any():
         raise RegionDHError(
             "no query shares a label with any database item: there is nothing to measure"
@@ -55,15 +70,18 @@ def evaluate_reranking(
     for row in range(len(query)):
         if measurable[row]:
             distances = reranked_distances(
-                query.codes[row], getattr(query, by)[row], database, rerank, by
+                query.codes[row], getattr(query, by)[row], database, rerank, by, others[row]
             )
-            found = rank_by_distances(
-                distances,
-                query.labels[row],
-                database.labels,
-                largest=min(rerank, len(database)) + database.bits,
-                topk=topk,
-            )
+            with warnings.catch_warnings():
+                if len(others[row]) < len(database):
+                    warnings.simplefilter("ignore")  # of a k above the images that are left
+                found = rank_by_distances(
+                    distances,
+                    query.labels[row],
+                    database.labels[others[row]],
+                    largest=min(rerank, len(database)) + database.bits,
+                    topk=topk,
+                )
             for name in names:
                 per_query[name][row] = found[name]
         if progress is not None:
@@ -72,11 +90,17 @@ def evaluate_reranking(
     metrics["num_queries"] = len(query)
     metrics["num_database"] = len(database)
     metrics["num_queries_without_relevant"] = int((~measurable).sum())
+    metrics["num_queries_in_database"] = same.num_queries_in_database
     return RankingResult(metrics, per_query)
 
 
 def reranked_distances(
-    code: np.ndarray, fine: np.ndarray, database: CodeSet, rerank: int, by: str
+    code: np.ndarray,
+    fine: np.ndarray,
+    database: CodeSet,
+    rerank: int,
+    by: str,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Distances that order a database as a search with a rerank does.
 
@@ -84,14 +108,16 @@ def reranked_distances(
         code: uint8 (B,), packed, of the query.
         fine: its activations (K,) or features (D,).
         database, rerank, by: as of :func:`evaluate_reranking`.
+        rows: the database rows to order, int64 (R,); None takes all.
 
     Returns:
-        int64 (N,): the ``rerank`` nearest images have the rank of their fine distance, from 0, the
+        int64 (R,): the ``rerank`` nearest images have the rank of their fine distance, from 0, the
         others their Hamming distance, and so much more that they come later.
     """
-    distances = np.bitwise_count(database.codes ^ code).sum(axis=1, dtype=np.int64)
+    rows = np.arange(len(database)) if rows is None else rows
+    distances = np.bitwise_count(database.codes[rows] ^ code).sum(axis=1, dtype=np.int64)
     nearest = np.argsort(distances, kind="stable")[:rerank]
-    _, ranks = np.unique(fine_distances(fine, database, nearest, by), return_inverse=True)
+    _, ranks = np.unique(fine_distances(fine, database, rows[nearest], by), return_inverse=True)
     distances += len(nearest)
     distances[nearest] = ranks
     return distances

@@ -27,6 +27,7 @@ __all__ = [
     "label_similarity_loss",
     "multi_label_logistic_loss",
     "multi_label_softmax_loss",
+    "update_statistics",
 ]
 
 FUSION_NORMS = ("sum", "mean", "class_mean", "class_presence")
@@ -249,10 +250,44 @@ class ImageHashHead(nn.Module):
     def forward(self, x: torch.Tensor) -> ImageCodes:
         """Map (B, input_dim) to :class:`ImageCodes`."""
         if self.norm is not None:
-            # One image alone has no statistics; it is standardised by the running ones.
-            training = self.training and len(x) > 1
-            mean, var = self.norm.running_mean, self.norm.running_var
-            x = F.batch_norm(x.float(), mean, var, training=training, momentum=self.norm.momentum)
+            x = self._standardize(x.float())
         activations = self.latent(x)
         with torch.autocast(x.device.type, enabled=False):
             return ImageCodes(activations, self.classifier(activations))
+
+    def _standardize(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` (B, D) by the statistics of the batch in training, by the running ones at test.
+
+        One image alone (B = 1) has a mean but no variance. In training it updates the running
+        statistics, and is standardised by them, as they are then.
+        """
+        norm = self.norm
+        training = norm.training and len(x) > 0
+        if training and len(x) == 1:
+            update_statistics(norm.running_mean, norm.running_var, x[0].detach(), norm.momentum)
+            # Copies: the next image changes the buffers, maybe before this one's gradient.
+            mean, var, training = norm.running_mean.clone(), norm.running_var.clone(), False
+        else:
+            mean, var = norm.running_mean, norm.running_var
+        return F.batch_norm(x, mean, var, training=training, momentum=norm.momentum, eps=norm.eps)
+
+
+@torch.no_grad()
+def update_statistics(
+    mean: torch.Tensor, var: torch.Tensor, x: torch.Tensor, momentum: float
+) -> None:
+    """Let one more sample into exponentially weighted running statistics, in place.
+
+    The mean moves towards the sample by ``momentum`` a, as in batch norm. The variance moves
+    towards (1 - a / 2) d^2, d being the sample's deviation from the mean before: of independent
+    samples of variance s^2 that mean has the variance a / (2 - a) s^2, so that the expectation of
+    d^2 is 2 / (2 - a) s^2, and the running variance is right on average.
+
+    Args:
+        mean, var: (D,) float, the running statistics.
+        x: (D,) float, the sample.
+        momentum: a, in (0, 1].
+    """
+    deviation = x - mean
+    mean.add_(deviation, alpha=momentum)
+    var.lerp_((1.0 - momentum / 2.0) * deviation.square(), momentum)

@@ -1,16 +1,22 @@
 """Binary codes in memory and on disk: one HDF5 layout for evaluation, indexing and search.
 
 ========================= ====================== ================================================
-root attributes                                  ``format`` "regiondh-codes", ``version``,
+root attributes                                  ``format`` "regiondh-codes", ``version`` 2,
                                                  ``bits`` K, ``dataset``, ``config``,
-                                                 ``class_names``, ``count_difficult``,
-                                                 ``model_fingerprint``; optional ``settings``
+                                                 ``settings``, ``class_names``,
+                                                 ``count_difficult``, ``model_fingerprint``,
+                                                 ``roots``: folders that paths count from
 ``codes``                 uint8 (N, ceil(K/8))   as ``numpy.packbits`` with bitorder "big"
 ``labels``                uint8 (N, C)           multi-hot; absent where unknown
-``image_ids``             UTF-8 str (N,)
-``file_names``            UTF-8 str (N,)
+``image_ids``             text column (N)
+``relative_paths``        text column (N)        paths below the roots, "/" between folders
+``root_index``            uint16 (N,)            which root
+``size``                  int64 (N,)             bytes of the file when it was coded, -1 unknown
+``mtime_ns``              int64 (N,)             its time of modification then, -1 unknown
+``content_sha256``        uint8 (N, 32)          optional; zeros where unknown
 ``activations``           float16 (N, K)         optional
 ``features``              float16 (N, D)         optional
+``class_weights``         float32 (K + 1, C)     optional; a classifier on the bits, bias last
 ``instances``             group                  optional; attribute ``bits`` K1
 ``instances/codes``       uint8 (M, ceil(K1/8))  one row a detection
 ``instances/image_index`` int64 (M,)             row of ``codes``
@@ -18,10 +24,18 @@ root attributes                                  ``format`` "regiondh-codes", ``
 ``instances/scores``      float32 (M,)
 ``instances/classes``     int64 (M,)
 ========================= ====================== ================================================
+
+A text column is a group of ``bytes``, uint8 (L,), and ``offsets``, int64 (N + 1,): text i is the
+bytes from offset i to offset i + 1, as ``os.fsencode`` gives them, so that any file name fits and a
+long one costs its own length alone. Columns and attributes beyond these are ignored.
+
+Version 1 had ``file_names`` in place of roots and what is known of files, and text of fixed length.
+It is read as names below the root "", of unknown sizes and times.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -31,15 +45,45 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, check_code_set
+from ..structures.codes import (
+    CodeFileError,
+    CodeSet,
+    InstanceCodes,
+    check_code_set,
+    join_path,
+)
+from ..utils.display import display_name
+from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.locks import FileInUseError, refuse_if_busy
 
 __all__ = ["read_codes", "write_codes"]
 
 FORMAT = "regiondh-codes"
-VERSION = 1
+VERSION = 2
 
 _MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
+_TEXT_ATTRIBUTES = ("dataset", "config", "model_fingerprint", "settings")
+# Columns of numbers: the kinds of type that are read, the type that is written, optional or not.
+_COLUMNS = {
+    "codes": ("u", "u1", False),
+    "root_index": ("iu", "u2", False),
+    "size": ("iu", "i8", False),
+    "mtime_ns": ("iu", "i8", False),
+    "labels": ("u", "u1", True),
+    "content_sha256": ("u", "u1", True),
+    "activations": ("f", "f2", True),
+    "features": ("f", "f2", True),
+    "class_weights": ("f", "f4", True),
+}
+_INSTANCE_COLUMNS = {
+    "codes": ("u", "u1"),
+    "image_index": ("iu", "i8"),
+    "boxes": ("f", "f4"),
+    "scores": ("f", "f4"),
+    "classes": ("iu", "i8"),
+}
+_NEW_IN_2 = ("root_index", "size", "mtime_ns")
 
 
 def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
@@ -51,18 +95,19 @@ def write_codes(path: str | os.PathLike, code_set: CodeSet) -> None:
     """
     try:
         check_code_set(code_set)
-    except ValueError as error:
-        raise CodeFileError(f"{path}: not written, {error}") from None
+        image = _file_image(code_set)
+    except RegionDHError as error:
+        raise CodeFileError(f"{display_name(path)}: not written, {error}") from None
     with replace_when_complete(path) as temporary:
-        temporary.write_bytes(_file_image(code_set))
+        temporary.write_bytes(image)
 
 
 def _file_image(code_set: CodeSet) -> bytes:
     """The bytes of a code file, made in memory: on a full disk HDF5 would crash the process."""
 
-    def strings(values: Sequence[str]) -> np.ndarray:
-        """Fixed length, since HDF5 follows damaged references of variable-length text blindly."""
-        encoded = [str(value).encode("utf-8") for value in values]
+    def fixed_length(values: Sequence[str]) -> np.ndarray:
+        """HDF5 follows damaged references of variable-length text blindly."""
+        encoded = [_encode(value) for value in values]
         length = max(map(len, encoded), default=0) or 1
         return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
 
@@ -70,19 +115,21 @@ def _file_image(code_set: CodeSet) -> bytes:
     with h5py.File(
         "codes.h5", "w", libver=("v110", "v110"), driver="core", backing_store=False
     ) as file:
-        attributes = {"format": FORMAT, "class_names": list(code_set.class_names)}
-        for name in ("dataset", "config", "model_fingerprint", "settings"):
-            attributes[name] = getattr(code_set, name)
-        for name, value in attributes.items():
-            text = strings(value if isinstance(value, list) else [value])
-            file.attrs.create(name, text if isinstance(value, list) else text[0], dtype=text.dtype)
+        for name, value in {
+            "format": FORMAT,
+            **{name: getattr(code_set, name) for name in _TEXT_ATTRIBUTES},
+        }.items():
+            text = fixed_length([value])
+            file.attrs.create(name, text[0], dtype=text.dtype)
+        for name in ("class_names", "roots"):
+            text = fixed_length(getattr(code_set, name))
+            file.attrs.create(name, text, dtype=text.dtype)
         file.attrs["version"] = VERSION
         file.attrs["bits"] = int(code_set.bits)
         file.attrs["count_difficult"] = bool(code_set.count_difficult)
-        file["codes"] = code_set.codes
-        for name in ("image_ids", "file_names"):
-            file[name] = strings(getattr(code_set, name))
-        for name, dtype in (("labels", "u1"), ("activations", "f2"), ("features", "f2")):
+        for name in ("image_ids", "relative_paths"):
+            _write_text_column(file.create_group(name), getattr(code_set, name))
+        for name, (_, dtype, _) in _COLUMNS.items():
             values = getattr(code_set, name)
             if values is not None:
                 file[name] = np.asarray(values, dtype)
@@ -90,56 +137,138 @@ def _file_image(code_set: CodeSet) -> bytes:
         if found is not None:
             group = file.create_group("instances")
             group.attrs["bits"] = int(found.bits)
-            group["codes"] = found.codes
-            group["image_index"] = np.asarray(found.image_index, "i8")
-            group["boxes"] = np.asarray(found.boxes, "f4")
-            group["scores"] = np.asarray(found.scores, "f4")
-            group["classes"] = np.asarray(found.classes, "i8")
+            for name, (_, dtype) in _INSTANCE_COLUMNS.items():
+                group[name] = np.asarray(getattr(found, name), dtype)
         file.flush()
         return file.id.get_file_image()
 
 
+def _encode(text: str) -> bytes:
+    try:
+        return os.fsencode(str(text))
+    except UnicodeEncodeError as error:
+        raise CodeFileError(f"{display_name(text)} cannot be stored ({error.reason})") from None
+
+
+def _write_text_column(group: h5py.Group, values: Sequence[str]) -> None:
+    encoded = [_encode(value) for value in values]
+    group["bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
+    group["offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+
 def read_codes(path: str | os.PathLike) -> CodeSet:
-    """Reads a code file and checks everything that a reader relies on.
+    """Reads a code file, of this version or an older one, and checks all that a reader relies on.
 
     The file may come from a stranger: only plain datasets of this layout are read, and nothing is
     allocated for a size that the file's bytes cannot hold.
 
     Raises:
         CodeFileError: missing, not HDF5, damaged, another format or version, or inconsistent.
+        FileInUseError: another program may be writing it.
+        OSError: the file cannot be opened, for instance because it belongs to somebody else.
     """
     path = Path(path)
+    shown = display_name(path)
+    if path.is_dir():
+        raise CodeFileError(f"{shown}: is a folder; name a code file in it")
     if not path.is_file():
-        raise CodeFileError(f"{path}: no such file; write it with tools/extract_codes.py")
+        raise CodeFileError(f"{shown}: no such file; write it with tools/extract_codes.py")
+    with open(path, "rb") as file:  # HDF5 would call a file without permission damaged
+        length = os.fstat(file.fileno()).st_size
     try:
-        code_set = _read(path)
+        with h5py.File(path, "r") as file:
+            code_set = _Reader(file, length).code_set()
         check_code_set(code_set)
-    except ValueError as error:
-        raise CodeFileError(f"{path}: {error}; extract the codes again") from error
+    except _NewerVersionError as error:
+        raise CodeFileError(f"{shown}: {error}; update regiondh_d2") from None
+    except ValueError as error:  # RegionDHError is one
+        raise CodeFileError(f"{shown}: {_reason(error)}; extract the codes again") from error
+    except (OSError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        refuse_if_busy(path, error)
+        if "consistency flags" in str(error):  # what a writer without locks leaves in the header
+            raise FileInUseError(
+                f"{shown}: in use by another program, or left half written by one that crashed; "
+                "close that and try again, or extract the codes again"
+            ) from None
+        raise CodeFileError(
+            f"{shown}: not a readable HDF5 code file, damaged or incomplete ({_reason(error)}); "
+            "extract the codes again"
+        ) from error
     return code_set
 
 
-def _read(path: Path) -> CodeSet:
-    """The contents of a file; raises CodeFileError with what is wrong in half a line."""
-    try:
-        with h5py.File(path, "r") as file:
-            return _parse(file)
-    except CodeFileError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CodeFileError(
-            f"not a readable HDF5 code file, damaged or incomplete ({reason})"
-        ) from error
+class _NewerVersionError(Exception):
+    """A file of a later format than this one."""
 
 
-def _parse(file: h5py.File) -> CodeSet:
-    def attribute(source: h5py.Group, name: str, kind: type) -> Any:
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class _Reader:
+    """Reads an open file, which may be damaged or crafted; CodeFileErrors are half a line."""
+
+    def __init__(self, file: h5py.File, length: int):
+        """``length`` is the file's, in bytes."""
+        self._file = file
+        self._length = length
+
+    def code_set(self) -> CodeSet:
+        file = self._file
+        if "format" not in file.attrs or self._attribute(file, "format", str) != FORMAT:
+            raise CodeFileError(f"an HDF5 file, but not of format {FORMAT!r}")
+        version = self._attribute(file, "version", int)
+        if version > VERSION:
+            raise _NewerVersionError(f"format version {version}; this release reads {VERSION}")
+        if version < 1:
+            raise CodeFileError(f"format version {version} is none")
+        columns = {
+            name: self._array(name, kinds)
+            for name, (kinds, _, optional) in _COLUMNS.items()
+            if not (optional or (version == 1 and name in _NEW_IN_2)) or name in file
+        }
+        if version == 1:
+            roots, file_names = [""], self._texts("file_names")
+        else:
+            roots = self._text_list("roots")
+            file_names = self._file_names(roots, columns["root_index"])
+        instances = None
+        if "instances" in file:
+            found = {
+                name: self._array(f"instances/{name}", kinds)
+                for name, (kinds, _) in _INSTANCE_COLUMNS.items()
+            }
+            bits = self._attribute(file["instances"], "bits", int)
+            instances = InstanceCodes(bits=bits, **found)
+        texts = {
+            name: self._attribute(file, name, str)
+            for name in _TEXT_ATTRIBUTES
+            if name != "settings" or name in file.attrs
+        }
+        if np.ndim(columns["codes"]) != 2:
+            raise CodeFileError(f"codes are of shape {columns['codes'].shape}")
+        return CodeSet(
+            bits=self._attribute(file, "bits", int),
+            image_ids=self._texts("image_ids"),
+            file_names=file_names,
+            class_names=self._text_list("class_names"),
+            count_difficult=self._attribute(file, "count_difficult", bool),
+            instances=instances,
+            roots=roots,
+            **columns,
+            **texts,
+        )
+
+    def _attribute(self, source: h5py.Group, name: str, kind: type) -> Any:
         if name not in source.attrs:
             raise CodeFileError(f"attribute {name!r} is missing")
+        stored = source.attrs.get_id(name)
+        declared = math.prod(stored.shape) * stored.dtype.itemsize
+        if declared > self._length:
+            raise CodeFileError(f"attribute {name!r} declares {declared} bytes")
         value = source.attrs[name]
         if isinstance(value, bytes):
-            value = value.decode("utf-8")
+            value = os.fsdecode(value)
         if isinstance(value, (np.generic, np.ndarray)) and np.ndim(value) == 0:
             value = value.item()
         if not isinstance(value, kind):
@@ -148,66 +277,72 @@ def _parse(file: h5py.File) -> CodeSet:
             )
         return value
 
-    def array(name: str, kinds: str) -> np.ndarray:
-        # A link could point at another file, and external or virtual storage at any file.
-        link = file
+    def _text_list(self, name: str) -> list[str]:
+        values = self._attribute(self._file, name, np.ndarray)
+        return [os.fsdecode(v) if isinstance(v, bytes) else str(v) for v in values.ravel()]
+
+    def _node(self, name: str) -> h5py.HLObject:
+        # A link could point at another file.
+        node = self._file
         for part in name.split("/"):
-            if not isinstance(link.get(part, getlink=True), h5py.HardLink):
+            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+            if link is None:
+                raise CodeFileError(f"{name} is missing")
+            if not isinstance(link, h5py.HardLink):
                 raise CodeFileError(f"{name} is a link")
-            link = link[part]
-        dataset = link
+            node = node[part]
+        return node
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        dataset = self._node(name)
         if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
             raise CodeFileError(f"{name} is not an array")
-        if dataset.is_virtual or dataset.external:
+        if dataset.is_virtual or dataset.external:  # perhaps in any other file
             raise CodeFileError(f"{name} is stored elsewhere")
         declared = math.prod(dataset.shape) * dataset.dtype.itemsize
-        if declared > _MAX_COMPRESSION * dataset.id.get_storage_size():
+        stored = min(dataset.id.get_storage_size(), self._length)
+        if declared > _MAX_COMPRESSION * stored or (not dataset.chunks and declared > stored):
             raise CodeFileError(
-                f"{name} declares shape {dataset.shape} but holds "
-                f"{dataset.id.get_storage_size()} bytes"
+                f"{name} declares shape {dataset.shape} but holds {stored} bytes at most"
             )
+        return dataset
+
+    def _array(self, name: str, kinds: str) -> np.ndarray:
+        dataset = self._dataset(name)
         if h5py.check_string_dtype(dataset.dtype) is not None:
-            if "O" not in kinds:
-                raise CodeFileError(f"{name} holds text")
-            return dataset.asstr("utf-8")[()]
+            raise CodeFileError(f"{name} holds text")
         if dataset.dtype.kind not in kinds:
             raise CodeFileError(f"{name} holds {dataset.dtype}, not the expected type")
         return dataset[()]
 
-    if "format" not in file.attrs or attribute(file, "format", str) != FORMAT:
-        raise CodeFileError(f"an HDF5 file, but not of format {FORMAT!r}")
-    version = attribute(file, "version", int)
-    if version != VERSION:
-        raise CodeFileError(
-            f"format version {version}, of a newer regiondh_d2 perhaps; this one reads {VERSION}"
-        )
-    for name in ("codes", "image_ids", "file_names"):
-        if name not in file:
-            raise CodeFileError(f"{name} is missing")
-    instances = None
-    if "instances" in file:
-        instances = InstanceCodes(
-            codes=array("instances/codes", "u"),
-            bits=attribute(file["instances"], "bits", int),
-            image_index=array("instances/image_index", "iu"),
-            boxes=array("instances/boxes", "f"),
-            scores=array("instances/scores", "f"),
-            classes=array("instances/classes", "iu"),
-        )
-    names = attribute(file, "class_names", np.ndarray)
-    return CodeSet(
-        codes=array("codes", "u"),
-        bits=attribute(file, "bits", int),
-        image_ids=array("image_ids", "O").tolist(),
-        file_names=array("file_names", "O").tolist(),
-        labels=array("labels", "u") if "labels" in file else None,
-        class_names=[n.decode("utf-8") if isinstance(n, bytes) else str(n) for n in names.ravel()],
-        dataset=attribute(file, "dataset", str),
-        config=attribute(file, "config", str),
-        count_difficult=attribute(file, "count_difficult", bool),
-        model_fingerprint=attribute(file, "model_fingerprint", str),
-        settings=attribute(file, "settings", str) if "settings" in file.attrs else "",
-        activations=array("activations", "f") if "activations" in file else None,
-        features=array("features", "f") if "features" in file else None,
-        instances=instances,
-    )
+    def _texts(self, name: str) -> list[str]:
+        """A text column; also an array of text, as version 1 and other writers have it."""
+        if not isinstance(self._node(name), h5py.Dataset):
+            return self._text_column(name)
+        dataset = self._dataset(name)
+        if h5py.check_string_dtype(dataset.dtype) is None:
+            raise CodeFileError(f"{name} holds {dataset.dtype}, not the expected type")
+        return [str(text) for text in dataset.asstr("utf-8", "surrogateescape")[()].ravel()]
+
+    def _text_column(self, name: str) -> list[str]:
+        text = self._array(f"{name}/bytes", "u")
+        offsets = self._array(f"{name}/offsets", "iu")
+        if text.dtype != np.uint8 or text.ndim != 1 or offsets.ndim != 1 or not len(offsets):
+            raise CodeFileError(f"{name} is no text column")
+        if offsets[0] != 0 or offsets[-1] != len(text) or np.any(offsets[1:] < offsets[:-1]):
+            raise CodeFileError(f"{name}/offsets decrease, or don't span the {len(text)} bytes")
+        if not text.all():
+            raise CodeFileError(f"{name} holds a zero byte")
+        data, ends = text.tobytes(), offsets.tolist()
+        return [os.fsdecode(data[a:b]) for a, b in itertools.pairwise(ends)]
+
+    def _file_names(self, roots: list[str], root_index: np.ndarray) -> list[str]:
+        paths = self._texts("relative_paths")
+        if root_index.shape != (len(paths),):
+            raise CodeFileError(f"root_index is of shape {root_index.shape}, not ({len(paths)},)")
+        if len(paths) and not (root_index.min() >= 0 and root_index.max() < len(roots)):
+            raise CodeFileError(f"root_index points outside the {len(roots)} roots")
+        return [
+            join_path(roots[root], path)
+            for root, path in zip(root_index.tolist(), paths, strict=True)
+        ]

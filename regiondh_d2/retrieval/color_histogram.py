@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
+from ..data.image_reader import read_image
 from ..utils.errors import MissingPackageError, RegionDHError
 
 __all__ = ["color_histogram", "color_histograms", "itq_codes"]
@@ -44,11 +44,14 @@ def color_histogram(image: np.ndarray, bins: int = _BINS) -> np.ndarray:
 
 
 def color_histograms(files: Sequence[str | os.PathLike], bins: int = _BINS) -> np.ndarray:
-    """The colour histograms of image files, float32 (N, bins ** 3); see :func:`color_histogram`."""
+    """The colour histograms of image files, float32 (N, bins ** 3); see :func:`color_histogram`.
+
+    Raises:
+        UnreadableImage: a file can't be read.
+    """
     histograms = np.empty((len(files), bins**3), np.float32)
     for row, file in zip(histograms, files, strict=True):
-        with Image.open(file) as image:
-            row[:] = color_histogram(np.asarray(image.convert("RGB")), bins)
+        row[:] = color_histogram(read_image(file).pixels, bins)
     return histograms
 
 

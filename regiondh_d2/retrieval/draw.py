@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw
 
+from ..data.image_reader import on_white, read_rgb
 from ..structures.codes import CodeSet, check_comparable
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.marks import picture_mark
+from ..utils.text import draw_text, drawable, fit_text, text_width, wrap_text
 from .hamming_index import create_index
 from .search import Answer, SearchResult
 
@@ -75,12 +78,23 @@ class Tile:
         names: class names, each with whether it is one of the query's; in small text, the query's
             in green.
         frame: RGB colour of the frame.
+        file_name: of an ``image`` that is no file; the last part of a file's name stands under the
+            caption.
     """
 
     image: str | os.PathLike | Image.Image | AbsentPicture
     caption: str = ""
     names: Sequence[tuple[str, bool]] = field(default_factory=tuple)
     frame: tuple[int, int, int] = GREY
+    file_name: str | os.PathLike = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the image's file; "" if there is none."""
+        if self.file_name or isinstance(self.image, Image.Image):
+            return os.fspath(self.file_name)
+        absent = isinstance(self.image, AbsentPicture)
+        return os.fspath(self.image.file_name if absent else self.image)
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ class GridLayout:
 
     box: tuple[int, int] = (176, 146)
     frame: int = 5
-    text: int = 54
+    text: int = 70
     gap: int = 16
     margin: int = 24
     header: int = 58
@@ -125,7 +139,10 @@ class GridLayout:
 
 
 def nearest(
-    query_codes: np.ndarray, database_codes: np.ndarray, topk: int
+    query_codes: np.ndarray,
+    database_codes: np.ndarray,
+    topk: int,
+    exclude: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest database rows of each query by Hamming distance, ties by ascending row.
 
@@ -133,18 +150,37 @@ def nearest(
         query_codes: uint8 (Q, B), packed.
         database_codes: uint8 (N, B), packed.
         topk: how many, at most N.
+        exclude: int (P, 2), pairs of a query's and a database row that is no answer to it.
 
     Returns:
-        Rows and distances, int64 (Q, min(topk, N)) each.
+        Rows and distances, int64 (Q, min(topk, N)) each, fewer columns where some query has fewer
+        items that are not excluded.
     """
     index = create_index(8 * database_codes.shape[1], "numpy")
     index.add(database_codes)
-    distances, rows = index.search(query_codes, topk)
-    return rows, distances.astype(np.int64)
+    if exclude is None or not len(exclude):
+        distances, rows = index.search(query_codes, topk)
+        return rows, distances.astype(np.int64)
+    most = int(np.bincount(exclude[:, 0]).max())
+    distances, rows = index.search(query_codes, min(topk + most, len(database_codes)))
+    out = np.isin(
+        np.arange(len(rows))[:, None] * len(database_codes) + rows,
+        exclude[:, 0] * len(database_codes) + exclude[:, 1],
+    )
+    columns = min(topk, len(database_codes) - most)
+    kept = np.argsort(out, axis=1, kind="stable")[:, :columns]
+    return (
+        np.take_along_axis(rows, kept, axis=1),
+        np.take_along_axis(distances, kept, axis=1).astype(np.int64),
+    )
 
 
 def retrieval_rows(
-    query: CodeSet, database: CodeSet, query_rows: Sequence[int], topk: int = 5
+    query: CodeSet,
+    database: CodeSet,
+    query_rows: Sequence[int],
+    topk: int = 5,
+    exclude: np.ndarray | None = None,
 ) -> list[list[Tile]]:
     """The tiles of some queries and their nearest images, for :func:`draw_grid`.
 
@@ -153,6 +189,7 @@ def retrieval_rows(
         database: codes to search in, by the same model.
         query_rows: rows of ``query``.
         topk: results a query.
+        exclude: int (P, 2), pairs of a query's and a database row that is no answer to it.
 
     Returns:
         One list a query: its tile, then its results by ascending distance.
@@ -161,7 +198,12 @@ def retrieval_rows(
         CodeFileError: the two don't fit together.
     """
     check_comparable(query, database)
-    found, distances = nearest(query.codes[list(query_rows)], database.codes, topk)
+    if exclude is not None:
+        parts = [exclude[exclude[:, 0] == row] for row in query_rows]
+        others = [part[:, 1] for part in parts]
+        places = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        exclude = np.stack((places, np.concatenate([places[:0], *others])), axis=1)
+    found, distances = nearest(query.codes[list(query_rows)], database.codes, topk, exclude)
     grid = []
     for query_row, rows, row_distances in zip(query_rows, found, distances, strict=True):
         wanted = _label_ids(query, query_row)
@@ -210,6 +252,7 @@ def search_tiles(result: SearchResult) -> list[Tile]:
         "query",
         [(name, wanted is not None) for name in dict.fromkeys(shown)],
         BLUE,
+        result.file_name,
     )
     return [query, *(_answer_tile(answer, wanted) for answer in result.answers)]
 
@@ -220,10 +263,11 @@ def _answer_tile(answer: Answer, wanted: set[str] | None) -> Tile:
     if wanted is None or answer.labels is None:
         classes = [found.class_name for found in answer.objects if found]
         names = dict.fromkeys(classes or answer.labels or ())
-        return Tile(image, caption, [(name, False) for name in names])
+        return Tile(image, caption, [(name, False) for name in names], GREY, answer.file_name)
     names = sorted(answer.labels, key=lambda name: name not in wanted)  # shared ones first
     frame = GREEN if wanted & set(names) else RED
-    return Tile(image, caption, [(name, name in wanted) for name in names], frame)
+    shared = [(name, name in wanted) for name in names]
+    return Tile(image, caption, shared, frame, answer.file_name)
 
 
 def _with_boxes(
@@ -246,15 +290,17 @@ def draw_boxes(
         boxes: XYXY in pixels of the upright image; None takes a colour and draws nothing.
 
     Raises:
-        OSError: the image can't be read.
+        UnreadableImage: the image can't be read.
     """
-    with Image.open(file_name) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
+    image, size = read_rgb(file_name)
+    # Of a photo above the pixel limit, which is read at a smaller size, boxes are as in the file.
+    scale = image.width / size.width, image.height / size.height
     draw = ImageDraw.Draw(image)
     width = max(2, round(max(image.size) / 60))  # still seen once the image is small
     for i, box in enumerate(boxes):
         if box is not None:
-            draw.rectangle(tuple(box), outline=BOX_COLOURS[i % len(BOX_COLOURS)], width=width)
+            box = [side * factor for side, factor in zip(box, scale * 2, strict=True)]
+            draw.rectangle(box, outline=BOX_COLOURS[i % len(BOX_COLOURS)], width=width)
     return image
 
 
@@ -280,14 +326,14 @@ def draw_grid(
     layout = layout or GridLayout()
     picture = Image.new("RGB", layout.size(len(rows), max(map(len, rows))), _PAPER)
     draw = ImageDraw.Draw(picture)
-    _text(draw, (layout.margin, layout.margin - 4), title, 20, _INK, picture.width)
+    _text(picture, (layout.margin, layout.margin - 4), title, 20, _INK, picture.width)
     if max(map(len, rows)) > 1:
         # What the colours mean, with a rule between queries and results.
         left, top = layout.corner(0, 1)
         x, y = layout.margin, layout.margin + 26
         for colour, text in _legend(rows):
             draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
-            x = _text(draw, (x + 18, y), text, 14, _FAINT, picture.width) + 22
+            x = _text(picture, (x + 18, y), text, 14, _FAINT, picture.width) + 22
         x = left - (layout.gap + layout.query_gap) // 2
         draw.line((x, top, x, picture.height - layout.margin), fill=_RULE, width=2)
     for i, row in enumerate(rows):
@@ -319,16 +365,19 @@ def _draw_tile(
     draw.rectangle(outer, fill=tile.frame)
     picture.paste(image, (x, y))
     x, y, right = left, top + height + 2 * frame + 5, left + layout.tile[0]
-    _text(draw, (x, y), tile.caption, 14, _INK, right)
+    _text(picture, (x, y), tile.caption, 14, _INK, right)
     y += 20
+    if tile.name:
+        name = os.path.basename(os.path.normpath(tile.name))
+        _text(picture, (x, y), name, 12, _FAINT, right, keep_end=True)
+        y += 16
     for index, (name, shared) in enumerate(tile.names):
         text = name if index == len(tile.names) - 1 else f"{name}, "
-        font = _font(13)
-        if x > left and x + draw.textlength(text, font) > right:
+        if x > left and x + text_width(drawable(text), 13) > right:
             x, y = left, y + 15
             if y + 15 > top + layout.tile[1]:
                 break
-        x = _text(draw, (x, y), text, 13, GREEN if shared else _FAINT, right)
+        x = _text(picture, (x, y), text, 13, GREEN if shared else _FAINT, right)
 
 
 def _fit_or_grey(
@@ -342,57 +391,43 @@ def _fit_or_grey(
             name = "" if isinstance(image, Image.Image) else image
             image = AbsentPicture(name, why_absent(error))
     grey = Image.new("RGB", box, _ABSENT)
-    draw = ImageDraw.Draw(grey)
     y = 6
     for text, colour in (
         (display_name(os.path.basename(image.file_name)), _INK),
         (image.reason, _FAINT),
     ):
-        for line in _wrap(draw, text, 12, box[0] - 12):
+        for line in wrap_text(text, 12, box[0] - 12):
             if y + 14 > box[1]:
                 return grey
-            _text(draw, (6, y), line, 12, colour, box[0] - 6)
+            _text(grey, (6, y), line, 12, colour, box[0] - 6)
             y += 15
     return grey
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
-    """Text as lines of at most ``width`` pixels, broken anywhere: file names have no spaces."""
-    font, lines = _font(size), [""]
-    for letter in text:
-        if lines[-1] and draw.textlength(lines[-1] + letter, font) > width:
-            lines.append("")
-        lines[-1] += letter
-    return lines
-
-
 def fit_image(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
-    """The image in RGB, a file's upright, enlarged or shrunk to fit into a box.
+    """The image in RGB, a file's upright and on white, enlarged or shrunk to fit into a box.
 
     Raises:
-        OSError: the file can't be read.
+        UnreadableImage: the file can't be read.
     """
     if not isinstance(image, Image.Image):
-        with Image.open(image) as file:
-            return fit_image(ImageOps.exif_transpose(file), box)
+        image, _ = read_rgb(image)
     scale = min(box[0] / image.width, box[1] / image.height)
     size = [max(1, round(side * scale)) for side in image.size]
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return on_white(image).resize(size, Image.Resampling.LANCZOS)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def _text(draw, at: tuple[float, float], text: str, size: int, colour, right: float) -> float:
+def _text(
+    picture: Image.Image,
+    at: tuple[float, float],
+    text: str,
+    size: int,
+    colour: tuple[int, int, int],
+    right: float,
+    keep_end: bool = False,
+) -> float:
     """Draw a line of text, cut short before ``right``; returns where it ends."""
-    font = _font(size)
-    if at[0] + draw.textlength(text.rstrip(), font) > right:
-        while text and at[0] + draw.textlength(text + "...", font) > right:
-            text = text[:-1]
-        text += "..."
-    draw.text(at, text, colour, font)
-    return at[0] + draw.textlength(text, font)
+    return draw_text(picture, at, fit_text(text, size, right - at[0], keep_end), size, colour)
 
 
 def picture_format(path: str | os.PathLike) -> str:
@@ -411,7 +446,11 @@ def picture_format(path: str | os.PathLike) -> str:
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write an image file, complete or not at all; its name's ending tells the format."""
+    """Write an image file with our mark, complete or not at all.
+
+    Its name's ending tells the format. See :mod:`..utils.marks` for the mark, which some formats
+    have no place for.
+    """
     found = picture_format(path)
     with replace_when_complete(path) as temporary:
-        image.save(temporary, format=found)
+        image.save(temporary, format=found, **picture_mark(found))

@@ -3,7 +3,8 @@
 Every few seconds what has been coded since is saved as a *part*, a small code file in the folder
 ``<output>.parts``. At the end the parts, and the codes of an older output, become the output, and
 the folder goes. So a run that is killed loses seconds, and a row can neither be lost nor doubled:
-an image that some file holds is not coded again, and of two rows of an image one is taken.
+an image that some file holds is not coded again, and of two rows of an image one is taken. What
+makes it the same image is told in :mod:`.known_rows`.
 
 Only images of equal padded size share a batch, since padding changes features. Batches are planned
 from the images' headers before anything is coded, over all images that the older output lacks,
@@ -13,42 +14,58 @@ processes, and so are the codes to the last bit.
 
 from __future__ import annotations
 
-import fcntl
+import filecmp
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import parse_settings
+from ..data.image_reader import pixels_changed_since_v1
+from ..data.photo_files import PhotoScan, is_below
 from ..structures.codes import (
+    UNKNOWN,
     CodeFileError,
     CodeSet,
     check_one_file,
+    check_root_count,
     codes_from_outputs,
     join_code_sets,
-    take_rows,
+    join_path,
 )
-from ..utils.errors import OutputExistsError, RegionDHError
+from ..utils.display import display_name
+from ..utils.errors import InputNotFoundError, OutputExistsError, RegionDHError
+from ..utils.file_io import replace_when_complete
+from ..utils.locks import hold_lock
 from ..utils.progress import Progress
 from .code_store import read_codes, write_codes
-from .images import ImageEntry, ImageLoader, UnreadableImage
+from .images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
+from .index_folder import move_roots
+from .known_rows import Folders, KnownRows, Source
+from .photo_state import file_sha256, root_problem
 
 __all__ = [
     "CodeExtractor",
     "ExtractionResult",
     "check_output",
+    "images_to_code",
+    "known_files",
     "plan_batches",
 ]
+
+
+_READER = "IMAGE_READER"  # which release of the reader of images, a line of the settings
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,9 @@ class ExtractionResult:
         rows: rows of the output, 0 if it was not written.
         unreadable: the images that have no row, in the order given.
         complete: whether the output is there; False if images are unreadable and were not skipped.
+        gone: number of rows that stay though their photos have gone.
+        pruned: number of rows that were removed for that.
+        vanished: names of photos that were deleted while the run went on; they are not unreadable.
     """
 
     images: int
@@ -68,6 +88,9 @@ class ExtractionResult:
     rows: int
     unreadable: list[UnreadableImage]
     complete: bool
+    gone: int = 0
+    pruned: int = 0
+    vanished: tuple[str, ...] = ()
 
 
 def plan_batches(
@@ -105,25 +128,111 @@ def check_output(output: str | os.PathLike, resume: bool) -> None:
     """Refuses to touch what an earlier run wrote, unless it is to be resumed.
 
     Raises:
-        FileExistsError: the output, or an unfinished one, is there.
-        IsADirectoryError: the output is a folder.
+        OutputExistsError: the output, or an unfinished one, is there; or it is a folder.
     """
     output = Path(output)
-    parts = _parts_folder(output)
+    name, parts = display_name(output), _parts_folder(output)
     if output.is_dir():
-        raise OutputExistsError(f"{output} is a folder: name a file to write")
+        raise OutputExistsError(f"{name} is a folder: name a file to write")
     if resume:
         return
     if output.exists():
-        raise OutputExistsError(f"{output} exists: add to it with --resume, or delete it")
+        raise OutputExistsError(f"{name} exists: add to it with --resume, or delete it")
     if any(parts.glob("part-*.h5")):
         raise OutputExistsError(
-            f"{parts} holds an unfinished extraction: go on with --resume, or delete it"
+            f"{display_name(parts)} holds an unfinished extraction: go on with --resume, or delete "
+            "it"
         )
 
 
+def _new(move: str) -> list[str]:
+    """The folders that may be the second one of OLD=NEW, since names may have "=", too."""
+    return [os.path.realpath(move[i + 1 :]) for i, letter in enumerate(move) if letter == "="]
+
+
 def _parts_folder(output: Path) -> Path:
-    return output.with_name(f"{output.name}.parts")
+    """Beside the file that a link leads to, since what is in it becomes that file."""
+    real = Path(os.path.realpath(output))
+    return real.with_name(f"{real.name}.parts")
+
+
+def _reader(settings: str) -> int:
+    """The number of the image reader that settings name."""
+    number = parse_settings(settings).get(_READER, "")
+    return int(number) if number.isdecimal() else 0
+
+
+def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+    """Size and time of modification of each file that a code file has a row of, by its name.
+
+    Args:
+        output: the code file; if it isn't there, it knows nothing.
+        moves: texts OLD=NEW, folders of photos that stand elsewhere now.
+
+    Raises:
+        CodeFileError: the output can't be read, or has no photo in a folder that has moved.
+    """
+    if not os.path.exists(output):
+        return {}
+    codes = _moved(read_codes(output), moves)
+    known = zip(codes.size.tolist(), codes.mtime_ns.tolist(), strict=True)
+    return dict(zip(codes.file_names, known, strict=True))
+
+
+def images_to_code(
+    scan: PhotoScan, inputs: Sequence[str | os.PathLike], known: Iterable[str]
+) -> tuple[list[ImageEntry], list[str]]:
+    """The photos of a scan, if there is nothing else to do first.
+
+    Of a folder that the output knows and that is missing or without photos, as that of a disk is
+    which isn't plugged in, nothing is said but that: a run on other folders goes on.
+
+    Args:
+        scan: of ``inputs``.
+        inputs: files and folders, as they were given.
+        known: the names of the files that the output has rows of.
+
+    Returns:
+        The photos, and lines about what is not there.
+
+    Raises:
+        InputNotFoundError: an input of which the output knows nothing is not there.
+        RegionDHError: there is no photo.
+    """
+    known = list(known)
+    folders = Folders(scan)
+    problems = []
+    for given, path in zip(scan.missing, folders.missing, strict=True):
+        rows = sum(is_below(name, path) for name in known)
+        if not rows:
+            raise InputNotFoundError(f"{display_name(given)}: no such file or folder")
+        problems.append((given, "is not there", rows))
+    for root in folders.empty:
+        rows = sum(is_below(name, root) for name in known)
+        if rows or scan.images:
+            problems.append((root, root_problem(root) or "holds no photos", rows))
+    lines = [
+        f"{display_name(place)} {problem}: nothing is changed of its {rows} rows"
+        if rows
+        else f"no images in {display_name(place)}"
+        for place, problem, rows in problems
+    ]
+    if not scan.images and lines:
+        raise RegionDHError(f"{'; '.join(lines)} (a disk that isn't plugged in?)")
+    return entries_of_scan(replace(scan, missing=[]), inputs), lines
+
+
+def _moved(code_set: CodeSet, moves: Sequence[str], strict: bool = True) -> CodeSet:
+    """The code set with the moves that have not been made in it yet."""
+    for move in moves:
+        try:
+            code_set = move_roots(code_set, [move])
+        except CodeFileError:
+            if strict and not any(
+                is_below(n, new) for n in code_set.file_names for new in _new(move)
+            ):
+                raise
+    return code_set
 
 
 class CodeExtractor:
@@ -178,6 +287,10 @@ class CodeExtractor:
         *,
         resume: bool = False,
         skip_bad: bool = False,
+        scan: PhotoScan | None = None,
+        moves: Sequence[str] = (),
+        verify: bool = False,
+        prune: bool = False,
     ) -> ExtractionResult | None:
         """Code images and write their code file; call it on all ranks.
 
@@ -186,11 +299,18 @@ class CodeExtractor:
 
         Args:
             images: what to code. An image of an older output, or of an unfinished one, keeps the
-                row it has.
+                row it has, see :mod:`.known_rows`.
             output: the code file to write.
             resume: whether an output or an unfinished one may be there.
             skip_bad: whether to write the output without the images that can't be read; otherwise
-                all others are coded, and their codes wait in parts.
+                all others are coded, and their codes wait in parts. A row that such an image has
+                of an earlier content stays as it is.
+            scan: how the images were found, None for those of a dataset.
+            moves: texts OLD=NEW, folders of photos that stand elsewhere now.
+            verify: whether all files are read and compared, not only those whose size or time of
+                modification is another.
+            prune: whether rows go whose photos have gone. Those of a folder that is not in the
+                scan, is missing, without photos or can't be read stay.
 
         Returns:
             An :class:`ExtractionResult` on the main process, None elsewhere.
@@ -198,16 +318,24 @@ class CodeExtractor:
         Raises:
             CodeFileError: earlier codes are by another model, other settings or of another dataset.
             OSError: the output exists already, or cannot be written.
-            ValueError: there are no images, an id names two, or the model gives no codes or
+            RegionDHError: there are no images, an id names two, or the model gives no codes or
                 features.
         """
         output = Path(output)
         check_output(output, resume)
         images = _unique(images)
+        check_root_count(len({image.root for image in images}))
         parts = _Parts(_parts_folder(output))
         is_main = comm.is_main_process()
-        with parts.lock() if is_main else nullcontext():
-            plan = _on_main_process(lambda: self._plan(images, output, parts))
+        with parts.lock(output) if is_main else nullcontext():
+            earlier: _Earlier | None = None
+
+            def make_plan() -> _Plan:
+                nonlocal earlier
+                earlier = self._earlier(images, output, parts, scan, moves, verify)
+                return self._plan(images, earlier.rows)
+
+            plan = _on_main_process(make_plan)
             mine = plan.batches[comm.get_rank() :: comm.get_world_size()]
             gathered = comm.gather(self._code_batches(images, mine, parts), dst=0)
             if not is_main:
@@ -215,75 +343,129 @@ class CodeExtractor:
             bad = dict(plan.unreadable)
             for found in gathered:
                 bad.update(found)
-            unreadable = [bad[index] for index in sorted(bad)]
-            coded = sum(map(len, plan.batches)) - sum(map(len, gathered))
-            new = parts.paths()
-            sources = [output, *new] if output.exists() else new
-            if not sources or (bad and not skip_bad):
-                return ExtractionResult(len(images), coded, 0, unreadable, complete=False)
-            ids = [image.image_id for index, image in enumerate(images) if index not in bad]
-            code_set = _merge([read_codes(path) for path in sources], ids)
-            if new:
-                parts.become(output, code_set)
-            return ExtractionResult(len(images), coded, len(code_set), unreadable, complete=True)
+            # A photo that goes during the run is no other case than one that went before it.
+            vanished = {
+                index: images[index].file_name
+                for index in sorted(bad)
+                if scan is not None and not os.path.lexists(images[index].file_name)
+            }
+            unreadable = [bad[index] for index in sorted(bad) if index not in vanished]
+            result = ExtractionResult(
+                images=len(images),
+                coded=sum(map(len, plan.batches)) - sum(map(len, gathered)),
+                rows=0,
+                unreadable=unreadable,
+                complete=False,
+                vanished=tuple(vanished.values()),
+            )
+            new = [read_codes(path) for path in parts.paths() if path not in earlier.parts]
+            if not (earlier.rows or new) or (unreadable and not skip_bad):
+                return result
+            merged = earlier.rows.merge(join_code_sets(new) if new else None, bad, prune=prune)
+            if merged.changed or earlier.is_outdated:
+                parts.become(output, merged.code_set)
+            parts.remove()
+            return replace(
+                result,
+                rows=len(merged.code_set),
+                complete=True,
+                gone=merged.gone,
+                pruned=merged.pruned,
+            )
 
-    def _plan(self, images: list[ImageEntry], output: Path, parts: _Parts) -> _Plan:
+    def _earlier(
+        self,
+        images: Sequence[ImageEntry],
+        output: Path,
+        parts: _Parts,
+        scan: PhotoScan | None,
+        moves: Sequence[str],
+        verify: bool,
+    ) -> _Earlier:
+        """What earlier runs left: the output and its parts."""
+        sources, paths, is_outdated = [], set(), False
+        ours = self._attributes["settings"]
+        for path in ([output] if output.exists() else []) + parts.paths():
+            is_part = path != output
+            try:
+                code_set = read_codes(path)
+            except CodeFileError:
+                if not is_part:
+                    raise
+                self._report(f"{display_name(path)} is damaged: its images are coded again")
+                path.unlink()
+                continue
+            self._check_source(path, code_set)
+            moved = _moved(code_set, moves, strict=not is_part)
+            if is_part:
+                paths.add(path)
+            elif code_set.settings != ours or moved is not code_set:
+                is_outdated = True
+            if not is_part and np.any(code_set.size == UNKNOWN):  # version 0.1's
+                parts.keep_old(output)
+            sources.append(
+                Source(
+                    replace(moved, settings=ours),
+                    path.stat().st_mtime_ns,
+                    is_part=is_part,
+                    other_pixels=_reader(code_set.settings) < _reader(ours),
+                )
+            )
+        rows = KnownRows(
+            sources,
+            images,
+            folders=None if scan is None else Folders(scan),
+            verify=verify,
+            pixels_changed=pixels_changed_since_v1,
+            report=self._report,
+        )
+        return _Earlier(rows, paths, is_outdated)
+
+    def _plan(self, images: list[ImageEntry], known: KnownRows) -> _Plan:
         """What is left to code.
 
         Images that a part holds count in the making of batches, so that these are always the same.
         """
-        old = set()
-        if output.exists():
-            code_set = read_codes(output)
-            self._check_source(output, code_set)
-            old.update(code_set.image_ids)
-        saved = set()
-        for path in parts.paths():
-            try:
-                code_set = read_codes(path)
-            except CodeFileError:
-                self._report(f"{path} is damaged: its images are coded again")
-                path.unlink()
-                continue
-            self._check_source(path, code_set)
-            saved.update(code_set.image_ids)
-
         sizes: list[tuple[int, int] | None] = []
         unreadable = {}
         progress = Progress(self._report, "image headers read", len(images))
         for index, image in enumerate(images):
             size = None
-            if image.image_id not in old:
+            if not known.is_in_output(index):
                 try:
-                    _check_name(image)
                     size = self._load.read_size(image.file_name)
                 except UnreadableImage as error:
-                    if image.image_id not in saved:
+                    if not known.is_known(index):
                         unreadable[index] = error
             sizes.append(size)
             progress.step()
         batches = plan_batches(sizes, self._batch_size, self._size_divisibility)
-        left = [[i for i in batch if images[i].image_id not in saved] for batch in batches]
+        left = [[i for i in batch if not known.is_known(i)] for batch in batches]
         return _Plan([batch for batch in left if batch], unreadable)
 
     def _check_source(self, path: Path, code_set: CodeSet) -> None:
         """Refuses codes that ours can't stand beside."""
-        mend = "name another output, or delete this one to start anew"
+        shown = display_name(path)
+        fix = "name another output, or delete this one to start anew"
         ours = self._attributes["model_fingerprint"]
         if code_set.model_fingerprint != ours:
             raise CodeFileError(
-                f"{path} was coded by model {code_set.model_fingerprint[:12] or '(unknown)'}, not "
-                f"by this one ({ours[:12]}): {mend}"
+                f"{shown} was coded by model {code_set.model_fingerprint[:12] or '(unknown)'}, not "
+                f"by this one ({ours[:12]}): {fix}"
             )
         old = parse_settings(code_set.settings)
         new = parse_settings(self._attributes["settings"])
         for name in ("dataset", "count_difficult", "class_names"):
             old[name], new[name] = getattr(code_set, name), self._attributes[name]
         for key in sorted(old.keys() | new.keys()):
+            if key == _READER and _reader(code_set.settings) < _reader(
+                self._attributes["settings"]
+            ):
+                continue  # rows whose pixels have changed with it are encoded again
             if old.get(key) != new.get(key):
                 raise CodeFileError(
-                    f"{path} was coded with {key} {old.get(key, '(unknown)')}, which is now "
-                    f"{new.get(key, '(unknown)')}: {mend}"
+                    f"{shown} was coded with {key} {old.get(key, '(unknown)')}, which is now "
+                    f"{new.get(key, '(unknown)')}: {fix}"
                 )
 
     @torch.no_grad()
@@ -319,29 +501,45 @@ class CodeExtractor:
                 parts.add(join_code_sets(pending))
         return unreadable
 
-    def _code_batch(self, images: list[ImageEntry], loaded: dict[int, dict]) -> list[CodeSet]:
+    def _code_batch(self, images: list[ImageEntry], loaded: dict[int, _Loaded]) -> list[CodeSet]:
         """A code set for each padded size; there are several where a header told another size."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, given in loaded.items():
-            size = _padded_size(given["image"].shape[-2:], self._size_divisibility)
+            size = _padded_size(given.input["image"].shape[-2:], self._size_divisibility)
             groups.setdefault(size, []).append(index)
         code_sets = []
         for group in groups.values():
             entries = [images[index] for index in group]
             labels = [entry.labels for entry in entries]
+            files = [loaded[index] for index in group]
+            roots = list(dict.fromkeys(entry.root for entry in entries))
             code_sets.append(
                 codes_from_outputs(
-                    self._code([loaded[index] for index in group]),
+                    self._code([file.input for file in files]),
                     image_ids=[entry.image_id for entry in entries],
-                    file_names=[entry.file_name for entry in entries],
+                    file_names=[_file_name(entry) for entry in entries],
                     labels=None if None in labels else labels,
                     instance_min_score=self._instance_min_score,
                     activations=self._activations,
                     features=self._features,
+                    roots=roots,
+                    root_index=np.array([roots.index(e.root) for e in entries], np.uint16),
+                    size=np.array([file.size for file in files], np.int64),
+                    mtime_ns=np.array([file.mtime_ns for file in files], np.int64),
+                    content_sha256=np.array([list(file.sha256) for file in files], np.uint8),
                     **self._attributes,
                 )
             )
         return code_sets
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """Rows of earlier runs, the parts that hold some, and whether the output must be written."""
+
+    rows: KnownRows
+    parts: set[Path]
+    is_outdated: bool
 
 
 @dataclass(frozen=True)
@@ -352,6 +550,10 @@ class _Plan:
     unreadable: dict[int, UnreadableImage]
 
 
+def _file_name(image: ImageEntry) -> str:
+    return join_path(image.root, image.relative_path) if image.root else image.file_name
+
+
 class _Parts:
     """The folder of an unfinished output. Every file in it is complete or absent."""
 
@@ -359,19 +561,13 @@ class _Parts:
         self._folder = folder
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, output: Path) -> Iterator[None]:
         """Keeps a second run out of the folder, which goes at the end if it holds no part.
 
         The system opens the lock of a process that is killed.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BlockingIOError(
-                    f"{self._folder} is in use by another run: wait until it ends"
-                ) from None
+        with hold_lock(self._folder / "lock", output):
             try:
                 yield
             finally:
@@ -384,12 +580,42 @@ class _Parts:
     def add(self, code_set: CodeSet) -> None:
         write_codes(self._folder / f"part-{uuid.uuid4().hex}.h5", code_set)
 
+    def keep_old(self, output: Path) -> None:
+        """Keeps an output of an older version as ``.bak`` until :meth:`become`.
+
+        A file of that name that is there already stays.
+        """
+        backup = _backup(output)
+        if not os.path.lexists(backup):
+            with replace_when_complete(backup) as temporary:
+                shutil.copy2(output, temporary)
+
     def become(self, output: Path, code_set: CodeSet) -> None:
         """Writes the output; the parts are not needed from then on."""
+        backup = _backup(output)
+        is_ours = output.exists() and backup.is_file() and filecmp.cmp(backup, output, False)
         merged = self._folder / "merged.h5"  # here, so that a killed run leaves nothing elsewhere
         write_codes(merged, code_set)
-        os.replace(merged, output)
+        os.replace(merged, os.path.realpath(output))
+        if is_ours:
+            backup.unlink()
+
+    def remove(self) -> None:
         shutil.rmtree(self._folder)
+
+
+def _backup(output: Path) -> Path:
+    return output.with_name(f"{output.name}.bak")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A network's input, and the file that it was read from."""
+
+    input: dict
+    size: int
+    mtime_ns: int
+    sha256: bytes
 
 
 class _Inputs(Dataset):
@@ -399,11 +625,32 @@ class _Inputs(Dataset):
         self._images = images
         self._load = load
 
-    def __getitem__(self, index: int) -> tuple[int, dict | UnreadableImage]:
+    def __getitem__(self, index: int) -> tuple[int, _Loaded | UnreadableImage]:
         try:
-            return index, self._load(self._images[index].file_name)
+            return index, self._read(self._images[index].file_name)
         except UnreadableImage as error:
             return index, error.with_traceback(None)
+
+    def _read(self, file_name: str) -> _Loaded:
+        """The input, and size, time and content of its file: of one state of the file."""
+        for _ in range(3):
+            before = _size_and_time(file_name)
+            given = self._load(file_name)
+            try:
+                sha256 = file_sha256(file_name)
+            except OSError as error:
+                raise UnreadableImage(file_name, error.strerror or str(error)) from error
+            if before is not None and before == _size_and_time(file_name):
+                return _Loaded(given, *before, sha256)
+        raise UnreadableImage(file_name, "another program is writing it")
+
+
+def _size_and_time(file_name: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(file_name)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _share(what: str) -> str:
@@ -422,14 +669,6 @@ def _unique(images: Sequence[ImageEntry]) -> list[ImageEntry]:
     return list(first.values())
 
 
-def _check_name(image: ImageEntry) -> None:
-    """Code files hold UTF-8, and the name of a file may be any bytes."""
-    try:
-        (image.image_id + image.file_name).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UnreadableImage(image.file_name, "its name is not UTF-8: rename it") from None
-
-
 def _on_main_process(function: Callable[[], Any]) -> Any:
     """The main process's result on all ranks; its exception, too, or the others would wait."""
     outcome = None
@@ -442,24 +681,3 @@ def _on_main_process(function: Callable[[], Any]) -> Any:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def _merge(code_sets: Sequence[CodeSet], image_ids: Sequence[str]) -> CodeSet:
-    """The rows of some images in their order, after the rows of all others; each image once.
-
-    Raises:
-        CodeFileError: an image has no row.
-    """
-    joined = join_code_sets(code_sets)
-    row_of: dict[str, int] = {}
-    for row, image_id in enumerate(joined.image_ids):
-        row_of.setdefault(image_id, row)
-    lost = [image_id for image_id in image_ids if image_id not in row_of]
-    if lost:
-        raise CodeFileError(
-            f"{len(lost)} images (first: {lost[0]}) lost their codes, because files of the parts "
-            "folder have gone meanwhile: code them with --resume"
-        )
-    wanted = set(image_ids)
-    others = [row for image_id, row in row_of.items() if image_id not in wanted]
-    return take_rows(joined, others + [row_of[image_id] for image_id in image_ids])

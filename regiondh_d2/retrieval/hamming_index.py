@@ -3,7 +3,8 @@
 Codes are uint8 (N, ceil(bits / 8)), as in :mod:`~regiondh_d2.structures.packed`. Results are
 ordered by (distance, row) whatever the engine, so equal distances never make two runs differ.
 
-An index file is an npz archive that any engine reads:
+An index file is an npz archive that any engine reads. Index folders hold the codes once, in their
+code file, and beside it of an IVF index ``bits`` and ``centroids`` alone:
 
 ============= ============================== ===============================================
 ``bits``      int64 ()
@@ -21,7 +22,7 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ import numpy as np
 from ..structures.packed import check_packed, packed_width, pad_columns, to_words
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.locks import refuse_if_busy
 
 __all__ = [
     "ENGINES",
@@ -145,6 +147,14 @@ class HammingIndex(ABC):
         self._next_row += len(codes)
         return rows
 
+    def holds(self, rows: np.ndarray) -> np.ndarray:
+        """Whether the index holds the codes of these rows, int (R,): bool (R,)."""
+        places = np.searchsorted(self._rows, rows)
+        found = np.zeros(len(rows), bool)
+        inside = places < len(self._rows)
+        found[inside] = self._rows[places[inside]] == rows[inside]
+        return found
+
     def remove(self, rows: np.ndarray) -> None:
         """Forget the codes of these rows, int (R,); all other rows keep their numbers.
 
@@ -195,6 +205,32 @@ class HammingIndex(ABC):
                 **self._trained_arrays(),
             )
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is something beside the codes that a search needs: of IVF, its lists."""
+        return bool(self._trained_arrays())
+
+    def save_training(self, path: str | os.PathLike) -> None:
+        """Write what was learned from the first codes, without any code; see :attr:`is_trained`."""
+        with replace_when_complete(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, bits=np.int64(self.bits), **self._trained_arrays())
+
+    def load_training(self, path: str | os.PathLike) -> None:
+        """Start anew without codes, with what :meth:`save_training` wrote.
+
+        Raises:
+            IndexFileError: no such file, damaged, or of another kind of index.
+        """
+        arrays = _read_arrays(Path(path), ("bits",))
+        if not np.array_equal(arrays["bits"], self.bits):
+            raise IndexFileError(
+                f"{path}: is of codes of {arrays['bits']} bits, this index {self.bits}; build the "
+                "index again"
+            )
+        self._restore(arrays)
+        if not self.is_trained:
+            raise IndexFileError(f"{path}: holds no lists of this index; build the index again")
+
     def load(self, path: str | os.PathLike) -> None:
         """Replace the contents by those of a file, whichever engine wrote it.
 
@@ -203,7 +239,7 @@ class HammingIndex(ABC):
                 index is as before then.
             ValueError: too few codes to train an IVF index; it is empty then.
         """
-        arrays = _read_arrays(Path(path))
+        arrays = _read_arrays(Path(path), ("bits", "codes", "removed"))
         if not np.array_equal(arrays["bits"], self.bits):
             raise IndexFileError(
                 f"{path}: holds codes of {arrays['bits']} bits, this index {self.bits}; create it "
@@ -465,19 +501,21 @@ def _import_faiss() -> ModuleType:
     return faiss
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of an npz archive, these among them."""
     if not path.is_file():
         raise IndexFileError(f"{path}: no such file; build the index with tools/build_index.py")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
     except _DAMAGE as error:
+        refuse_if_busy(path, error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise IndexFileError(
             f"{path}: not a readable index file, damaged or incomplete ({reason}); build the index "
             "again"
         ) from error
-    absent = [name for name in ("bits", "codes", "removed") if name not in arrays]
+    absent = [name for name in names if name not in arrays]
     if absent:
         raise IndexFileError(f"{path}: {absent[0]} is missing; build the index again")
     return arrays

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import convert_PIL_to_numpy
-from PIL import Image, UnidentifiedImageError
 
+from ..config import DEFAULT_MAX_PIXELS, max_pixels
+from ..data.image_reader import UnreadableImage, read_image, read_image_size
 from ..data.photo_files import PhotoScan, find_photos
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
@@ -27,36 +25,6 @@ __all__ = [
     "entries_of_scan",
     "find_images",
 ]
-
-# How to turn an image of each EXIF orientation, and the orientations that swap width and height.
-_EXIF_ORIENTATION = 274
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)
-
-
-class UnreadableImage(RegionDHError):
-    """An image that cannot be coded.
-
-    Attributes:
-        file_name: which.
-        reason: why, in half a line.
-    """
-
-    def __init__(self, file_name: str, reason: str):
-        super().__init__(file_name, reason)
-        self.file_name = file_name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.file_name}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -160,24 +128,28 @@ def _size_and_time(path: str) -> tuple[int, int]:
 
 
 class ImageLoader:
-    """Reads image files as a network's test inputs.
-
-    For ordinary images the input is that of Detectron2's ``DatasetMapper``, turned as the EXIF
-    orientation says. 16-bit greys are scaled to 8 bits, where Detectron2's reader cuts off all that
-    is above 255, and TIFFs are turned once, where it turns them twice.
-    """
+    """Reads image files as a network's test inputs, by :mod:`regiondh_d2.data.image_reader`."""
 
     @configurable
-    def __init__(self, *, min_size: int, max_size: int, image_format: str):
+    def __init__(
+        self,
+        *,
+        min_size: int,
+        max_size: int,
+        image_format: str,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ):
         """
         Args:
             min_size, max_size: the shorter side becomes ``min_size``, unless the longer one would
                 then exceed ``max_size``; a ``min_size`` of 0 leaves images as they are.
             image_format: as in :func:`detectron2.data.detection_utils.read_image`.
+            max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
         """
         self.min_size = min_size
         self.max_size = max_size
         self.image_format = image_format
+        self.max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg):
@@ -185,6 +157,7 @@ class ImageLoader:
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
             "image_format": cfg.INPUT.FORMAT,
+            "max_pixels": max_pixels(cfg),
         }
 
     def __call__(self, file_name: str) -> dict:
@@ -197,19 +170,15 @@ class ImageLoader:
         Raises:
             UnreadableImage: it can't be read, whatever the reason.
         """
-        with _telling_why(file_name), Image.open(file_name) as image:
-            image.load()
-            turn = _TURNS.get(_orientation(image))
-            image8 = _to_8_bits(image)
-            upright = image8 if turn is None else image8.transpose(turn)
-            pixels = convert_PIL_to_numpy(upright, self.image_format)
-            height, width = pixels.shape[:2]
-            new_height, new_width = self._input_size(height, width)
-            if (new_height, new_width) != (height, width):
-                resize = T.ResizeTransform(height, width, new_height, new_width)
-                pixels = resize.apply_image(pixels)
+        read = read_image(file_name, self.image_format, self.max_pixels)
+        pixels = read.pixels
+        height, width = pixels.shape[:2]
+        new_height, new_width = self._input_size(file_name, height, width)
+        if (new_height, new_width) != (height, width):
+            resize = T.ResizeTransform(height, width, new_height, new_width)
+            pixels = resize.apply_image(pixels)
         image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
-        return {"image": image, "height": height, "width": width}
+        return {"image": image, "height": read.size.height, "width": read.size.width}
 
     def read_size(self, file_name: str) -> tuple[int, int]:
         """Height and width of the network's input, from the header of an image file.
@@ -220,69 +189,17 @@ class ImageLoader:
         Raises:
             UnreadableImage: the header can't be read, or announces too many pixels.
         """
-        with _telling_why(file_name), Image.open(file_name) as image:
-            width, height = image.size
-            # Asked without need, Pillow may read all pixels; TIFFs' sizes are turned already.
-            if "exif" in image.info and _orientation(image) in _SIDEWAYS:
-                width, height = height, width
-            return self._input_size(height, width)
+        size = read_image_size(file_name, self.max_pixels)
+        return self._input_size(file_name, size.read_height, size.read_width)
 
-    def _input_size(self, height: int, width: int) -> tuple[int, int]:
+    def _input_size(self, file_name: str, height: int, width: int) -> tuple[int, int]:
         if self.min_size == 0:
             return height, width
         size = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
         if min(size) < 1:
-            raise _Reason(
+            raise UnreadableImage(
+                file_name,
                 f"too thin: {width} x {height} pixels would be {size[1]} x {size[0]} for the "
-                "network"
+                "network",
             )
         return size
-
-
-class _Reason(RegionDHError):
-    """Why an image is unreadable, in our words."""
-
-
-@contextmanager
-def _telling_why(file_name: str) -> Iterator[None]:
-    """Makes any exception an :class:`UnreadableImage`: Pillow's decoders raise nearly every type.
-
-    Their warnings, such as of many pixels, are not for the terminal.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:
-        raise UnreadableImage(file_name, _describe(file_name, error)) from error
-
-
-def _describe(file_name: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, _Reason):
-        return text
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too many pixels ({text})"
-    if isinstance(error, UnidentifiedImageError):
-        empty = os.path.getsize(file_name) == 0
-        return "the file is empty" if empty else "not an image of a known format, or damaged"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"damaged or incomplete ({text or type(error).__name__})"
-
-
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF data says nothing about the pixels
-        return None
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit greys scaled to 8 bits: Pillow's own conversion cuts off all that is above 255."""
-    # Pillow opens 16-bit PGM files, and older ones PNG files, as 32-bit integers.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise _Reason("32-bit pixels, whose range is not known: save it with 8 bits a channel")
-    return image

@@ -4,7 +4,8 @@ A photo is there if its file has the size and time of modification that it had w
 Where they differ, the sha256 of its content decides, if that was stored: a file that was copied or
 touched is still the same photo. Nothing is known of photos whose root is missing, unreadable or
 empty, as the folder of a disk is that isn't plugged in, or that are in a folder that can't be read:
-they are away, and neither answered with nor removed.
+they are away, and never removed. Codes of version 0.1 and of evaluations have no roots; the folder
+that all their images lie in stands for one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
+from ..data.photo_files import is_system_file
 from ..structures.codes import UNKNOWN, CodeSet, take_rows
 from ..utils.display import display_name
+from ..utils.file_io import carries_mark
+from ..utils.marks import FOLDER_MARK
 
 __all__ = [
     "PhotoCheck",
@@ -27,7 +32,6 @@ __all__ = [
     "file_sha256",
     "prune",
     "root_problem",
-    "with_common_root",
 ]
 
 _CHUNK = 1 << 20
@@ -60,11 +64,12 @@ def file_sha256(path: str | os.PathLike) -> bytes:
 def root_problem(root: str) -> str:
     """Why nothing is known of the photos below a folder, in a few words; "" if it can be looked at.
 
-    A folder that holds nothing but systems' files is what is left of a disk that isn't plugged in.
+    A folder that holds nothing, or systems' files alone, is what is left of a disk that isn't
+    plugged in.
     """
     try:
         with os.scandir(root) as entries:
-            if all(_is_system_file(entry.name) for entry in entries):
+            if all(is_system_file(entry.name) for entry in entries):
                 return "is empty"
     except (FileNotFoundError, NotADirectoryError):
         return "is no folder" if os.path.lexists(root) else "is not there"
@@ -73,27 +78,25 @@ def root_problem(root: str) -> str:
     return ""
 
 
-def _is_system_file(name: str) -> bool:
-    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "@eaDir")
-
-
 class PhotoCheck:
     """Tells the states of photos; looks at each file, folder and root once in its life.
 
     Attributes:
-        away: roots of which nothing is known, with the reason; those that were looked at.
+        away: roots and folders of which nothing is known, with the reason, as far as looked at.
     """
 
     def __init__(self, items: CodeSet):
         self._items = items
         self._states: dict[int, PhotoState] = {}
-        self._roots: dict[int, str] = {}
+        self._roots: dict[str, str] = {}  # why nothing is known of it, "" where it can be read
+        self._own: dict[str, bool] = {}
+        self._closed: dict[str, str] = {}  # folders below roots, with the reason
 
     def state(self, row: int) -> PhotoState:
         """The state of a photo.
 
-        A file name that counts from no root and isn't absolute, as in some datasets, can't be
-        looked at: such a photo is taken to be there.
+        A file name that has no root and isn't absolute, as in some datasets, can't be looked at:
+        such a photo is taken to be there.
 
         Args:
             row: of the code set.
@@ -105,31 +108,57 @@ class PhotoCheck:
 
     @property
     def away(self) -> dict[str, str]:
-        return {self._items.roots[i]: reason for i, reason in self._roots.items() if reason}
+        roots = {root: reason for root, reason in self._roots.items() if reason}
+        return {**roots, **self._closed}
+
+    def root(self, row: int) -> str:
+        """The root of a photo; "" where none was recorded."""
+        return self._items.roots[int(self._items.root_index[row])]
+
+    @cached_property
+    def _common_folder(self) -> str:
+        return _common_folder(self._items)
 
     def _look(self, row: int) -> PhotoState:
-        name, index = self._items.file_names[row], int(self._items.root_index[row])
-        root = self._items.roots[index]
-        if root:
-            if index not in self._roots:
-                self._roots[index] = root_problem(root)
-            if self._roots[index]:
-                return PhotoState.AWAY
-        elif not os.path.isabs(name):
-            return PhotoState.THERE
+        name, root = self._items.file_names[row], self.root(row)
+        if not root:
+            if not os.path.isabs(name):
+                return PhotoState.THERE
+            root = self._common_folder
+        if root not in self._roots:
+            self._roots[root] = root_problem(root)
+        if self._roots[root]:
+            return PhotoState.AWAY
         try:
             found = os.stat(name)
         except (FileNotFoundError, NotADirectoryError):
-            return PhotoState.AWAY if _is_behind_dead_link(name, root) else PhotoState.GONE
+            link = _dead_link(name, root)
+            if not link:
+                return PhotoState.GONE
+            self._closed[link] = "is a link that leads nowhere"
+            return PhotoState.AWAY
         except ValueError:  # a name that no file can have
             return PhotoState.GONE
-        except OSError:
+        except OSError as error:
+            self._closed[os.path.dirname(name)] = f"can't be read ({error.strerror})"
             return PhotoState.AWAY
         if not stat.S_ISREG(found.st_mode):
             return PhotoState.GONE
         if not self._is_as_encoded(row, name, found):
             return PhotoState.CHANGED
+        if carries_mark(name) or self._is_in_own_folder(os.path.dirname(name), root):
+            return PhotoState.OWN
         return PhotoState.THERE
+
+    def _is_in_own_folder(self, folder: str, root: str) -> bool:
+        """Whether a folder below the root is our output, or lies in one."""
+        if not root or len(folder) <= len(root):
+            return False
+        if folder not in self._own:
+            self._own[folder] = _is_own_folder(folder) or self._is_in_own_folder(
+                os.path.dirname(folder), root
+            )
+        return self._own[folder]
 
     def _is_as_encoded(self, row: int, name: str, found: os.stat_result) -> bool:
         size, time = int(self._items.size[row]), int(self._items.mtime_ns[row])
@@ -146,37 +175,36 @@ class PhotoCheck:
             return False
 
 
-def _is_behind_dead_link(path: str, root: str) -> bool:
-    """Whether a path leads through a link that leads nowhere, such as to a disk that is away."""
+def _is_own_folder(folder: str) -> bool:
+    """As :func:`~regiondh_d2.data.photo_files.find_photos` knows its folders."""
+    if os.path.lexists(os.path.join(folder, FOLDER_MARK)):
+        return True
+    return all(os.path.lexists(os.path.join(folder, name)) for name in ("photos.h5", "index"))
+
+
+def _dead_link(path: str, root: str) -> str:
+    """The link that leads nowhere, such as to a disk that is away, on a path; "" if there is none.
+
+    Of a path that isn't there. The links above its root are none of our business.
+    """
     while len(path) > len(root):
-        if os.path.islink(path) and not os.path.exists(path):
-            return True
+        if os.path.islink(path):
+            return path
         parent = os.path.dirname(path)
         if parent == path or os.path.isdir(parent):
-            return False
+            return ""
         path = parent
-    return False
+    return ""
 
 
-def with_common_root(items: CodeSet) -> CodeSet:
-    """The code set with a root for images of absolute names that have none, as in older files.
-
-    It is the deepest folder that all of these lie in. Names that aren't absolute keep the root "".
-    """
-    rows = [
-        row
-        for row, (name, root) in enumerate(
-            zip(items.file_names, items.root_index.tolist(), strict=True)
-        )
+def _common_folder(items: CodeSet) -> str:
+    """The deepest folder that all images of absolute names without a root lie in; "" if none do."""
+    folders = {
+        os.path.dirname(name)
+        for name, root in zip(items.file_names, items.root_index.tolist(), strict=True)
         if not items.roots[root] and os.path.isabs(name)
-    ]
-    if not rows:
-        return items
-    folders = {os.path.dirname(items.file_names[row]) for row in rows}
-    root = os.path.commonpath([min(folders), max(folders)])
-    root_index = items.root_index.copy()
-    root_index[rows] = len(items.roots)
-    return replace(items, roots=[*items.roots, root], root_index=root_index)
+    }
+    return os.path.commonpath([min(folders), max(folders)]) if folders else ""
 
 
 @dataclass(frozen=True)
@@ -217,8 +245,8 @@ def prune(items: CodeSet) -> Pruned:
 def describe_away(away: dict[str, str]) -> str:
     """A line about roots of which nothing is known."""
     (root, reason), *others = away.items()
-    more = f" and {len(others)} more folders of photos" if others else ""
+    more = f", and {len(others)} more such folders" if others else ""
     return (
-        f"{display_name(root)} {reason}{more}: plug the disk in, or tell where the photos are now "
-        f"with --root {display_name(root)}=NEW"
+        f"{display_name(root)} {reason}{more}: plug the disk in or make it readable, or tell where "
+        f"the photos are now with --root {display_name(root)}=NEW"
     )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +21,11 @@ from PIL import Image
 
 from ..structures.codes import CodeFileError, CodeSet, check_holds
 from ..structures.packed import unpack_codes
+from ..utils.display import display_name
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.marks import figure_mark
+from ..utils.text import drawable, font_families
 from .draw import Tile, draw_grid, retrieval_rows
 
 if TYPE_CHECKING:
@@ -308,8 +313,20 @@ def compare_methods(
                 )
             (row,) = retrieval_rows(query, database, [query.image_ids.index(image_id)], topk)
             source = row[0]
-            rows.append([Tile(source.image, name, source.names, source.frame), *row[1:]])
+            rows.append([replace(source, caption=name), *row[1:]])
     return draw_grid(rows, f"The first {topk} answers of {len(methods)} methods")
+
+
+def _show_names(figure: Figure, shown: Callable[[str], str]) -> None:
+    """Puts names of classes and methods, which may hold anything, into the form to be shown."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # or "$" in a name begins a formula
+        text.set_text(shown(text.get_text()))
+        families = font_families(drawable(text.get_text()))
+        if len(families) > 1:
+            text.set_fontfamily(families)
 
 
 def figure_svg(figure: Figure, name: str = "figure") -> str:
@@ -323,9 +340,11 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
     """
     from matplotlib import rc_context
 
+    _show_names(figure, display_name)  # a page is shown with the fonts of its reader
     buffer = io.StringIO()
     # Without these, random names and the date would change with every call.
-    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw it
         figure.savefig(buffer, format="svg", dpi=150, transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -336,7 +355,7 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure, complete or not at all; its name's ending tells the format.
+    """Writes a figure with our mark, complete or not at all; its name's ending tells the format.
 
     Raises:
         ValueError: matplotlib knows no such format.
@@ -344,7 +363,8 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     ending = Path(path).suffix.lower().lstrip(".")
     if ending not in figure.canvas.get_supported_filetypes():
         raise RegionDHError(
-            f"{path}: {ending or 'no ending'!r} is no plot format; use .svg or .png"
+            f"{display_name(path)}: {ending or 'no ending'!r} is no plot format; use .svg or .png"
         )
+    _show_names(figure, drawable)
     with replace_when_complete(path) as temporary:
-        figure.savefig(temporary, format=ending, dpi=150)
+        figure.savefig(temporary, format=ending, dpi=150, **figure_mark(ending))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,12 @@ from PIL import Image
 from ..evaluation import curves
 from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.retrieval_evaluator import rank_code_sets
+from ..evaluation.same_images import find_same_images
 from ..structures.codes import CodeSet, check_comparable, check_holds
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
-from ..utils.file_io import replace_when_complete
+from ..utils.file_io import read_json, refuse_inputs, replace_when_complete
+from ..utils.marks import GENERATOR
 from ..utils.progress import Progress
 from . import plots
 from .code_store import read_codes
@@ -52,6 +54,7 @@ class _Picture:
 
     source: str | None
     caption: str
+    file_name: str
     names: Sequence[tuple[str, bool]]
     kind: str
     reason: str = ""
@@ -85,6 +88,7 @@ def write_report(
     topk: int = 1000,
     metrics_file: str | os.PathLike | None = None,
     title: str | None = None,
+    exclude_self: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Measures two labelled code files and writes a page about them, complete or not at all.
@@ -97,6 +101,7 @@ def write_report(
         metrics_file: further numbers to show, a flat JSON object. Those under ``PREFIX/`` that have
             the name of a retrieval metric stand beside it, as references.
         title: heading of the page; the dataset's name if None.
+        exclude_self: whether a query that is in the database is left out of its own ranking.
         report: takes lines of progress.
 
     Returns:
@@ -104,20 +109,33 @@ def write_report(
 
     Raises:
         CodeFileError: a code file is unusable or has no labels, or the two don't fit together.
+        OutputExistsError: ``path`` is one of the files or images that are read.
         ValueError: ``metrics_file`` holds no flat JSON object of numbers, or there is nothing to
             measure.
         OSError: a file can't be read or written.
     """
+    refuse_inputs(path, [query_file, database_file, metrics_file])
     query, database = _read_labelled(query_file), _read_labelled(database_file)
+    refuse_inputs(path, photos=[*query.file_names, *database.file_names])
     others = {} if metrics_file is None else _read_metrics(metrics_file)
     notes = check_comparable(query, database)
     progress = Progress(report, "queries ranked", len(query))
-    result, warned = rank_code_sets(query, database, topk, lambda done, _: progress.show(done))
+    result, warned = rank_code_sets(
+        query, database, topk, lambda done, _: progress.show(done), exclude_self=exclude_self
+    )
+    exclude = find_same_images(query, database).pairs if exclude_self else None
     counts = curves.count_distances(
-        query.codes, database.codes, query.labels, database.labels, bits=query.bits
+        query.codes,
+        database.codes,
+        query.labels,
+        database.labels,
+        bits=query.bits,
+        exclude=exclude,
     )
     score = result.per_query[f"{RANKED_BY}@{topk}"]
-    worst, best = (_strips(query, database, counts, score, rows) for rows in _extremes(score))
+    worst, best = (
+        _strips(query, database, counts, score, rows, exclude) for rows in _extremes(score)
+    )
     notes += [*warned, *_differences(metrics_file, others, result.metrics)]
     notes += _unread([*worst, *best])
     radii = curves.radius_curve(counts)
@@ -133,6 +151,7 @@ def write_report(
         figures["map"] = plots.plot_code_map(query)
     references = _references(others, topk)
     page = _template().render(
+        generator=GENERATOR,
         title=title or f"Retrieval on {query.dataset or Path(query_file).name}",
         topk=topk,
         query=query,
@@ -146,7 +165,8 @@ def write_report(
         figures={name: _page_svg(figure, name) for name, figure in figures.items()},
         radii=radii,
         close=min(2, query.bits),
-        classes=_class_rows(query, database, result, topk),
+        excluded=exclude_self,
+        classes=_class_rows(query, database, result, topk, exclude),
         checked=min(CHECKED_ANSWERS, len(database)),
         ranked_by=RANKED_BY,
         worst=worst,
@@ -171,12 +191,11 @@ def _read_labelled(path: str | os.PathLike) -> CodeSet:
 
 
 def _read_metrics(path: str | os.PathLike) -> dict[str, float]:
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RegionDHError(f"{path}: not JSON ({error}); give a metrics.json") from None
+    values = read_json(path)
     if not isinstance(values, dict) or not all(type(v) in (int, float) for v in values.values()):
-        raise RegionDHError(f"{path}: not a flat JSON object of numbers; give a metrics.json")
+        raise RegionDHError(
+            f"{display_name(path)}: not a flat JSON object of numbers; give a metrics.json"
+        )
     return values
 
 
@@ -230,7 +249,11 @@ def _provenance(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _class_rows(
-    query: CodeSet, database: CodeSet, result: RankingResult, topk: int
+    query: CodeSet,
+    database: CodeSet,
+    result: RankingResult,
+    topk: int,
+    exclude: np.ndarray | None,
 ) -> list[_ClassRow]:
     """The classes that a query shows, the weakest first."""
     names = query.class_names or [f"class {i}" for i in range(query.labels.shape[1])]
@@ -242,10 +265,11 @@ def _class_rows(
         bits=query.bits,
         topk=min(topk, len(database)),
         metric=RANKED_BY,
+        exclude=exclude,
     )
     per_query = {metric: result.per_query[f"{metric}@{topk}"] for metric in HEADLINE}
     means = curves.class_means(per_query, query.labels)
-    answers, _ = nearest(query.codes, database.codes, CHECKED_ANSWERS)
+    answers, _ = nearest(query.codes, database.codes, CHECKED_ANSWERS, exclude)
     wrong = curves.wrong_answer_labels(answers, query.labels, database.labels)
     queries, images = query.labels.sum(axis=0), database.labels.sum(axis=0)
     rows = [
@@ -284,9 +308,11 @@ def _strips(
     counts: curves.DistanceCounts,
     score: np.ndarray,
     rows: Sequence[int],
+    exclude: np.ndarray | None,
 ) -> list[_Strip]:
     strips = []
-    for row, tiles in zip(rows, retrieval_rows(query, database, rows, ANSWERS), strict=True):
+    tiles_of = retrieval_rows(query, database, rows, ANSWERS, exclude)
+    for row, tiles in zip(rows, tiles_of, strict=True):
         relevant = counts.relevant[row]
         title = (
             f"{query.image_ids[row]}: {RANKED_BY} {score[row]:.3f}, {relevant.sum():,} relevant, "
@@ -299,10 +325,12 @@ def _strips(
 
 
 def _picture(tile: Tile, kind: str) -> _Picture:
+    source, reason = None, ""
     try:
-        return _Picture(_data_url(fit_image(tile.image, PICTURE)), tile.caption, tile.names, kind)
+        source = _data_url(fit_image(tile.image, PICTURE))
     except Exception as error:  # whatever it is, it must not cost the page
-        return _Picture(None, str(tile.image), tile.names, kind, why_absent(error))
+        reason = why_absent(error)
+    return _Picture(source, tile.caption, tile.name, tile.names, kind, reason)
 
 
 def _data_url(image: Image.Image) -> str:
@@ -314,7 +342,7 @@ def _data_url(image: Image.Image) -> str:
 def _unread(strips: Sequence[_Strip]) -> list[str]:
     """A note if pictures are missing."""
     pictures = [picture for strip in strips for picture in strip.pictures]
-    unread = [picture.caption for picture in pictures if picture.source is None]
+    unread = [display_name(picture.file_name) for picture in pictures if picture.source is None]
     if not unread:
         return []
     return [
@@ -341,14 +369,23 @@ def _page_svg(figure: Figure, name: str) -> Markup:
     return Markup(plots.figure_svg(figure, name).replace(plots.INK, "currentColor"))
 
 
+def _shown(value: object) -> object:
+    """Whatever text the page shows, of a name of a file or of a class, is made harmless first."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return display_name(value)
+
+
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["last_part"] = lambda name: os.path.basename(os.path.normpath(name))
     environment.filters["number"] = lambda value: "-" if np.isnan(value) else f"{value:.3f}"
     environment.filters["whole"] = lambda value: f"{value:,}"
     return environment.from_string(_PAGE)
@@ -367,6 +404,7 @@ _PAGE = """\
     <div class="absent">{{ picture.reason }}</div>
   {% endif %}
     <figcaption>{{ picture.caption }}<br>
+    <span title="{{ picture.file_name }}">{{ picture.file_name | last_part }}</span><br>
     {% for name, shared in picture.names %}
       <span{% if shared %} class="shared"{% endif %}>{{ name }}</span>{{ "" if loop.last else "," }}
     {% endfor %}
@@ -380,6 +418,7 @@ _PAGE = """\
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{{ generator | safe }}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
@@ -469,6 +508,10 @@ divides by what could be found. ACG counts shared labels and may exceed 1.</p>
 {% if metrics.num_queries_without_relevant %}
 <p>Left out, because they share no label with any image of the database:
 {{ metrics.num_queries_without_relevant|whole }} of the queries.</p>
+{% endif %}
+{% if excluded and metrics.num_queries_in_database %}
+<p>{{ metrics.num_queries_in_database|whole }} of the queries are in the database; they are left out
+of their own rankings.</p>
 {% endif %}
 {% if others %}
 <details><summary>Further numbers</summary><div class="wide"><table>

@@ -1,6 +1,7 @@
 """Answers from an index folder: to a whole image, to one object, or to several objects at once.
 
-What is found is ordered by (distance, row), so the same query always has the same answers:
+What is found is ordered by (distance, not same file, not same content, row): at equal distance the
+query itself stands first, then its copies. So the same query always has the same answers:
 
 - An image is compared with images, by H2 codes. With ``rerank``, that many nearest ones are ordered
   anew by a finer squared distance; of equally far ones the order stays. It is that of their codes
@@ -16,13 +17,17 @@ What is found is ordered by (distance, row), so the same query always has the sa
   objects of the query, of the least distance of any object detected in it; one of them may stand
   for two of the query's. An object that an image has no counterpart of counts as one bit more than
   the code length, so images without any detection come last.
+
+Photos that have gone or changed since they were encoded are no answers; the next ones take their
+places. Only the files of answers are looked at, see :mod:`.photo_state`, when they are given.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +35,9 @@ import numpy as np
 from ..structures.codes import CodeSet, InstanceCodes
 from ..structures.packed import unpack_codes
 from ..utils.errors import RegionDHError
-from .hamming_index import HammingIndex
+from .hamming_index import HammingIndex, IndexFileError
 from .index_folder import IndexFolder
+from .photo_state import PhotoCheck, PhotoState, describe_away
 
 __all__ = [
     "RERANKINGS",
@@ -78,6 +84,7 @@ class Query:
         activation: float (K,), what the image's code is rounded from, or None where unknown.
         feature: float (D,), features of the image, or None where the model has none.
         classes: names of the classes that the model sees in the image, the most probable first.
+        content_sha256: of the query's file, or None where it is unknown.
     """
 
     file_name: str
@@ -86,6 +93,7 @@ class Query:
     activation: np.ndarray | None = None
     feature: np.ndarray | None = None
     classes: tuple[str, ...] = ()
+    content_sha256: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,13 @@ class SearchResult:
         bits: length of the codes compared.
         answers: at most as many as were asked for.
         all_objects: whether an image may answer more than once.
+        gone, changed: how many photos were left out because their file has gone, or has changed
+            since it was encoded. Only those are counted that would have answered.
+        away: how many because nothing is known of them: their folder can't be read, or is missing
+            or empty, as that of a disk is that isn't plugged in.
+        unchecked: how many answers nothing is known of, and no root was recorded of either: the
+            codes may have been made elsewhere, as those of datasets and of version 0.1.
+        away_reason: a line about the folders of both, "" where there are none.
     """
 
     file_name: str
@@ -151,6 +166,31 @@ class SearchResult:
     bits: int
     answers: tuple[Answer, ...]
     all_objects: bool = False
+    gone: int = 0
+    changed: int = 0
+    away: int = 0
+    unchecked: int = 0
+    away_reason: str = ""
+
+    def notes(self) -> list[str]:
+        """What was left out of the answers or unknown and what to do, a line each, if anything."""
+        lines = []
+        count = self.gone + self.changed
+        if count:
+            one = count == 1
+            lines.append(
+                f"{count} photo{' has' if one else 's have'} gone or changed since "
+                f"{'it was' if one else 'they were'} encoded: left out; to bring the index up to "
+                "date, run extract-codes --resume and build-index --prune"
+            )
+        if self.away:
+            lines.append(
+                f"{self.away} photo{'s' if self.away > 1 else ''} left out, of which nothing is "
+                f"known now: {self.away_reason}"
+            )
+        if self.unchecked:
+            lines.append(f"whether these photos are still there is not known: {self.away_reason}")
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -166,6 +206,8 @@ def search_index(
     rerank_by: str = "activations",
     *,
     all_objects: bool = False,
+    within: Sequence[str | os.PathLike] = (),
+    check_files: bool = True,
 ) -> SearchResult:
     """The nearest images or objects of an index folder; see the module for their order.
 
@@ -178,9 +220,13 @@ def search_index(
         rerank: how many of the nearest images to order anew; ``topk`` where that is more.
         rerank_by: what by, one of :data:`RERANKINGS`.
         all_objects: whether all near objects answer to an object, several of an image, too.
+        within: folders; restricts the answers to photos in them.
+        check_files: whether to look at the files of answers, and to leave out those that have gone
+            or changed.
 
     Raises:
-        IndexFileError: the folder lacks the level to search in.
+        IndexFileError: the folder lacks the level to search in, or has no photo in one of
+            ``within``; or nothing is known of the folders of all photos that would answer.
         ValueError: no such class, no detected objects to know classes from, codes of another
             length, ``rerank`` for objects or by what isn't known of the query or of the images,
             ``all_objects`` without exactly one object, or a number below 1.
@@ -195,21 +241,43 @@ def search_index(
         _check_rerank(items, query, rerank_by)
     index = folder.level("instance" if query.objects else "image")
     wanted = None if class_name is None else _objects_of_class(items, class_name)
+    same_file, same_content = folder.rows_like(query.file_name, query.content_sha256)
+    same = np.concatenate([same_file, same_content])
+    order = np.full(len(items), 2, np.int8)
+    order[same_file], order[same_content] = 0, 1
+    photos = _Photos(
+        same=same,
+        order=order,
+        inside=folder.rows_below(within) if within else None,
+        check=PhotoCheck(items) if check_files else None,
+    )
     if not query.objects:
-        answers = _answer_image(items, index, query, topk, wanted, rerank, rerank_by)
+        answers = _answer_image(items, index, query, topk, wanted, photos, rerank, rerank_by)
     elif len(query.objects) == 1:
-        answers = _answer_object(items, index, query.codes, topk, wanted, all_objects)
+        answers = _answer_object(items, index, query.codes, topk, wanted, photos, all_objects)
     else:
-        answers = _answer_objects(items, index, query.codes, topk, wanted)
+        answers = _answer_objects(items, index, query.codes, topk, wanted, photos)
+    counts = Counter(photos.left_out.values())
+    unchecked = sum(answer.row in photos.unchecked for answer in answers)
+    away = ""
+    if counts[PhotoState.AWAY] or unchecked:
+        away = describe_away(photos.check.away)
+        if not answers and not counts[PhotoState.GONE] and not counts[PhotoState.CHANGED]:
+            raise IndexFileError(away)
     return SearchResult(
         file_name=query.file_name,
         objects=query.objects,
-        labels=_known_labels(items, query),
+        labels=_known_labels(items, query, same),
         class_name=class_name,
         searched=len(index),
         bits=index.bits,
         answers=tuple(answers),
         all_objects=all_objects,
+        gone=counts[PhotoState.GONE],
+        changed=counts[PhotoState.CHANGED],
+        away=counts[PhotoState.AWAY],
+        unchecked=unchecked,
+        away_reason=away,
     )
 
 
@@ -219,11 +287,15 @@ def search_by_class(
     topk: int = 10,
     rerank: int | None = None,
     rerank_by: str = "activations",
+    *,
+    within: Sequence[str | os.PathLike] = (),
+    check_files: bool = True,
 ) -> list[SearchResult]:
     """A :func:`search_index` for each of the query's classes, restricted to it.
 
     Args:
-        folder, query, topk, rerank, rerank_by: as there; ``topk`` counts for each class.
+        folder, query, topk, rerank, rerank_by, within, check_files: as there; ``topk`` counts for
+            each class.
 
     Returns:
         A result for each of ``query.classes``, in their order, with its ``class_name``.
@@ -231,8 +303,9 @@ def search_by_class(
     Raises:
         IndexFileError, ValueError: as there.
     """
+    options = {"within": within, "check_files": check_files}
     return [
-        search_index(folder, query, topk, class_name, rerank, rerank_by)
+        search_index(folder, query, topk, class_name, rerank, rerank_by, **options)
         for class_name in query.classes
     ]
 
@@ -273,30 +346,77 @@ def _check_rerank(items: CodeSet, query: Query, by: str) -> None:
             )
 
 
+@dataclass
+class _Photos:
+    """Which photos may answer, and which of equally near ones come first.
+
+    Attributes:
+        same: rows of the images that are the query itself or copies of it.
+        order: int8 (N,), 0 for the query itself, 1 for its copies, 2 for all others.
+        inside: bool (N,), the images that answers are restricted to; None for all.
+        check: looks at files; None takes all photos to be there.
+        left_out: states of the photos that were passed over, by row.
+        unchecked: rows of photos of which nothing is known, and that may answer all the same.
+    """
+
+    same: np.ndarray
+    order: np.ndarray
+    inside: np.ndarray | None
+    check: PhotoCheck | None
+    left_out: dict[int, PhotoState] = field(default_factory=dict)
+    unchecked: set[int] = field(default_factory=set)
+
+    def are_there(self, images: Iterable[int], count: int) -> Iterator[int]:
+        """Positions of the first ``count`` of these images that may answer."""
+        for position, image in enumerate(images):
+            if count < 1:
+                return
+            image = int(image)
+            state = PhotoState.THERE if self.check is None else self.check.state(image)
+            if state is PhotoState.AWAY and not self.check.root(image):
+                self.unchecked.add(image)
+                state = PhotoState.THERE
+            if state is PhotoState.THERE:
+                count -= 1
+                yield position
+            else:
+                self.left_out[image] = state
+
+
 def _answer_image(
     items: CodeSet,
     index: HammingIndex,
     query: Query,
     topk: int,
     wanted: np.ndarray | None,
+    photos: _Photos,
     rerank: int | None,
     rerank_by: str,
 ) -> list[Answer]:
-    allowed = None
+    allowed = photos.inside
     if wanted is not None:
-        allowed = np.zeros(len(items), bool)
-        allowed[items.instances.image_index[wanted]] = True
-    distances, rows = _nearest(index, query.codes, max(topk, rerank or 0), allowed)
+        holds = np.zeros(len(items), bool)
+        holds[items.instances.image_index[wanted]] = True
+        allowed = holds if allowed is None else allowed & holds
+    search = _Search(index, items.codes, allowed, None, photos)
     if rerank is None:
+        distances, rows = search.nearest(query.codes, topk)
         return [
             _answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)
         ]
     fine = query.feature if rerank_by == "features" else query.activation
-    squares = fine_distances(fine, items, rows, rerank_by)
-    return [
-        replace(_answer(items, rows[i], distances[i]), fine_distance=float(squares[i]))
-        for i in np.argsort(squares, kind="stable")[:topk]
-    ]
+    count = max(topk, rerank)
+    while True:
+        distances, rows = search.nearest(query.codes, count, look=False)
+        squares = fine_distances(fine, items, rows, rerank_by)
+        order = np.argsort(squares, kind="stable")
+        chosen = order[list(photos.are_there(rows[order], topk))]
+        if len(chosen) == topk or len(rows) < count:
+            return [
+                replace(_answer(items, rows[i], distances[i]), fine_distance=float(squares[i]))
+                for i in chosen
+            ]
+        count *= _GROWTH  # so many photos have gone that the shortlist is too short
 
 
 def _answer_object(
@@ -305,69 +425,132 @@ def _answer_object(
     codes: np.ndarray,
     topk: int,
     wanted: np.ndarray | None,
+    photos: _Photos,
     all_objects: bool,
 ) -> list[Answer]:
-    images = items.instances.image_index
-    distances, rows = _nearest(index, codes, topk, wanted, None if all_objects else images)
+    found = items.instances
+    search = _Search(index, found.codes, wanted, found.image_index, photos, once=not all_objects)
+    distances, rows = search.nearest(codes, topk)
     return [
-        _answer(items, images[row], distance, (_found_object(items, row, distance),))
+        _answer(items, found.image_index[row], distance, (_found_object(items, row, distance),))
         for distance, row in zip(distances, rows, strict=True)
     ]
 
 
 def _answer_objects(
-    items: CodeSet, index: HammingIndex, codes: np.ndarray, topk: int, wanted: np.ndarray | None
+    items: CodeSet,
+    index: HammingIndex,
+    codes: np.ndarray,
+    topk: int,
+    wanted: np.ndarray | None,
+    photos: _Photos,
 ) -> list[Answer]:
     shape = (len(codes), len(items))
     least = np.full(shape, index.bits + 1, np.int64)
     nearest = np.full(shape, -1, np.int64)
-    image_of = items.instances.image_index
+    found = items.instances
+    search = _Search(index, found.codes, wanted, found.image_index, photos, once=True)
     for i in range(len(codes)):
-        distances, rows = _nearest(index, codes[i : i + 1], max(1, len(index)), wanted, image_of)
-        least[i, image_of[rows]] = distances
-        nearest[i, image_of[rows]] = rows
+        distances, rows = search.nearest(codes[i : i + 1], max(1, len(index)), look=False)
+        least[i, found.image_index[rows]] = distances
+        nearest[i, found.image_index[rows]] = rows
     total = least.sum(axis=0)
-    images = np.argsort(total, kind="stable")
+    images = np.lexsort((photos.order, total))  # stable, so equal ones stay by row
+    if photos.inside is not None:
+        images = images[photos.inside[images]]
     if wanted is not None:
         images = images[(nearest[:, images] >= 0).any(axis=0)]
     answers = []
-    for image in images[:topk]:
-        found = (
+    for image in images[list(photos.are_there(images, topk))]:
+        objects = (
             None if row < 0 else _found_object(items, row, distance)
             for row, distance in zip(nearest[:, image], least[:, image], strict=True)
         )
-        answers.append(_answer(items, image, total[image], tuple(found)))
+        answers.append(_answer(items, image, total[image], tuple(objects)))
     return answers
 
 
-def _nearest(
-    index: HammingIndex,
-    codes: np.ndarray,
-    k: int,
-    allowed: np.ndarray | None,
-    image_of: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and rows, (k,) each, of the nearest allowed codes; fewer only if there are fewer.
+@dataclass
+class _Search:
+    """Finds the nearest codes of one level that may answer.
 
-    Args:
+    Attributes:
         index: what to search in.
-        codes: uint8 (1, B), one query.
-        k: how many.
-        allowed: bool, one a row of the index; None allows all.
-        image_of: int, the image of each row, of which only the first code is kept; None keeps all.
+        codes: uint8 (N, B), the codes of all its rows.
+        allowed: bool (N,), rows that may answer; None for all.
+        image_of: int (N,), the image of each row; None where rows are images.
+        photos: which images may answer.
+        once: whether only the first row of an image is kept.
     """
-    asked = k
-    while True:
-        (distances,), (rows,) = index.search(codes, asked)
-        kept = np.flatnonzero(rows >= 0)  # an approximate index may find too few
-        if allowed is not None:
-            kept = kept[allowed[rows[kept]]]
-        if image_of is not None:
-            _, first = np.unique(image_of[rows[kept]], return_index=True)
-            kept = kept[np.sort(first)]
-        if len(kept) >= k or asked >= len(index):
-            return distances[kept[:k]], rows[kept[:k]]
-        asked *= _GROWTH
+
+    index: HammingIndex
+    codes: np.ndarray
+    allowed: np.ndarray | None
+    image_of: np.ndarray | None
+    photos: _Photos
+    once: bool = False
+
+    def __post_init__(self) -> None:
+        same, inside = self.photos.same, self.photos.inside
+        if self.image_of is not None:
+            same = np.flatnonzero(np.isin(self.image_of, same))
+            inside = None if inside is None else inside[self.image_of]
+            self.allowed = (
+                inside
+                if self.allowed is None
+                else self.allowed & (True if inside is None else inside)
+            )
+        same = same[self.index.holds(same)]
+        self._same = same if self.allowed is None else same[self.allowed[same]]
+
+    def nearest(self, code: np.ndarray, k: int, look: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Distances and rows, (k,) each, of the nearest; fewer only if there are fewer.
+
+        Args:
+            code: uint8 (1, B), one query.
+            k: how many.
+            look: whether to look at the files, and to leave out photos that aren't there.
+        """
+        asked = k
+        while True:
+            distances, rows, complete = self._ordered(code, asked)
+            images = rows if self.image_of is None else self.image_of[rows]
+            if look:
+                kept = list(self.photos.are_there(images, k))
+            else:
+                kept = np.arange(min(k, len(rows)))
+            if len(kept) >= k or complete:
+                return distances[kept], rows[kept]
+            asked *= _GROWTH
+
+    def _ordered(self, code: np.ndarray, asked: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Distances and rows among the ``asked`` nearest codes, and whether those were all.
+
+        The rows of the query itself are among them wherever they stand in a tie: without them, the
+        first ones by (distance, row) would stay the first ones by our order.
+        """
+        (distances,), (rows,) = self.index.search(code, asked)
+        complete = asked >= len(self.index)
+        kept = rows >= 0  # an approximate index may find too few
+        distances, rows = distances[kept], rows[kept]
+        farthest = distances[-1] if len(distances) and not complete else None
+        if self.allowed is not None:
+            kept = self.allowed[rows]
+            distances, rows = distances[kept], rows[kept]
+        if len(self._same):
+            further = np.setdiff1d(self._same, rows)
+            at = np.bitwise_count(self.codes[further] ^ code).sum(axis=1, dtype=distances.dtype)
+            if farthest is not None:
+                further, at = further[at <= farthest], at[at <= farthest]
+            rows, distances = np.concatenate([rows, further]), np.concatenate([distances, at])
+            images = rows if self.image_of is None else self.image_of[rows]
+            order = np.lexsort((rows, self.photos.order[images], distances))
+            distances, rows = distances[order], rows[order]
+        if self.once:
+            _, first = np.unique(self.image_of[rows], return_index=True)
+            first.sort()
+            distances, rows = distances[first], rows[first]
+        return distances, rows, complete
 
 
 def _objects_of_class(items: CodeSet, class_name: str) -> np.ndarray:
@@ -419,11 +602,9 @@ def _labels(items: CodeSet, row: int) -> tuple[str, ...] | None:
     return tuple(name_of_class(items.class_names, i) for i in np.flatnonzero(items.labels[row]))
 
 
-def _known_labels(items: CodeSet, query: Query) -> tuple[str, ...] | None:
-    """See :attr:`SearchResult.labels`."""
-    names = {query.file_name, os.path.abspath(query.file_name)}
-    row = next((row for row, name in enumerate(items.file_names) if name in names), None)
-    labels = None if row is None else _labels(items, row)
+def _known_labels(items: CodeSet, query: Query, same: np.ndarray) -> tuple[str, ...] | None:
+    """See :attr:`SearchResult.labels`; ``same`` are the rows of the query itself."""
+    labels = _labels(items, same[0]) if len(same) else None
     if labels is None or not query.objects:
         return labels
     classes = tuple(dict.fromkeys(found.class_name for found in query.objects))

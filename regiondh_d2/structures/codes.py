@@ -171,35 +171,48 @@ def _below(root: str, file_name: str) -> str:
 
 
 def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
-    """The code set of a folder of photos that stands elsewhere now; no photo is looked at.
+    """The code set of photos that stand elsewhere now; no photo is looked at.
 
     Args:
         code_set: the codes.
-        old: a root of it, or a folder above some.
+        old: the folder that has moved: a root, or a folder above or below one.
         new: where that folder is now.
 
     Raises:
-        CodeFileError: no root is ``old`` or below it.
+        CodeFileError: no image is in ``old``.
     """
-    moved = {root: new + root[len(old) :] for root in code_set.roots if _is_in(root, old)}
-    if not moved:
+    if not any(_is_in(name, old) for name in code_set.file_names):
         roots = ", ".join(display_name(root) for root in code_set.roots if root) or "none"
-        raise CodeFileError(f"no root is {display_name(old)} or below it; there are: {roots}")
-    names = [
-        join_path(moved[root], _below(root, name)) if root in moved else name
-        for root, name in zip(
-            (code_set.roots[i] for i in code_set.root_index), code_set.file_names, strict=True
-        )
+        raise CodeFileError(f"no image is in {display_name(old)}; the roots are: {roots}")
+
+    def moved(path: str) -> str:
+        return new + path[len(old) :] if _is_in(path, old) else path
+
+    names = [moved(name) for name in code_set.file_names]
+    # A root above ``old`` stays for what has not moved with it; what has counts from ``new``.
+    roots = list(dict.fromkeys([*map(moved, code_set.roots), new]))
+    position = {root: i for i, root in enumerate(roots)}
+    root_index = [
+        position[moved(root) if not root or _is_in(name, moved(root)) else new]
+        for root, name in zip((code_set.roots[i] for i in code_set.root_index), names, strict=True)
     ]
     # The id of a photo that is in no dataset is its file name.
     ids = [
-        new_name if image_id == name else image_id
-        for image_id, name, new_name in zip(
+        name if image_id == before else image_id
+        for image_id, before, name in zip(
             code_set.image_ids, code_set.file_names, names, strict=True
         )
     ]
-    roots = [moved.get(root, root) for root in code_set.roots]
-    return _with_distinct_roots(replace(code_set, image_ids=ids, file_names=names, roots=roots))
+    check_root_count(len(roots))
+    return _with_distinct_roots(
+        replace(
+            code_set,
+            image_ids=ids,
+            file_names=names,
+            roots=roots,
+            root_index=np.array(root_index, np.uint16),
+        )
+    )
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -390,19 +403,22 @@ def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
 
     Args:
         code_set: the codes to choose from.
-        rows: row numbers, none of them twice.
+        rows: row numbers; one that is there twice is taken twice.
     """
     rows = np.asarray(rows, np.int64)
     found = {name: getattr(code_set, name) for name in _COLUMNS}
     instances = code_set.instances
     if instances is not None:
-        new_row = np.full(len(code_set), -1, np.int64)
-        new_row[rows] = np.arange(len(rows))
-        image_index = new_row[instances.image_index]
-        order = np.argsort(image_index, kind="stable")
-        order = order[image_index[order] >= 0]
-        columns = {name: getattr(instances, name)[order] for name in _INSTANCE_COLUMNS}
-        instances = replace(instances, **columns | {"image_index": image_index[order]})
+        # Instances of row r are order[first[r]], order[first[r] + 1] and so on, count[r] of them.
+        order = np.argsort(instances.image_index, kind="stable")
+        count = np.bincount(instances.image_index, minlength=len(code_set)).astype(np.int64)
+        first = np.cumsum(count) - count
+        taken = count[rows]
+        start = np.cumsum(taken) - taken
+        picked = order[np.arange(taken.sum()) + np.repeat(first[rows] - start, taken)]
+        columns = {name: getattr(instances, name)[picked] for name in _INSTANCE_COLUMNS}
+        columns["image_index"] = np.repeat(np.arange(len(rows)), taken)
+        instances = replace(instances, **columns)
     return _with_distinct_roots(
         replace(
             code_set,

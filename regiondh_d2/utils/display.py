@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import unicodedata
+from typing import TextIO
 
-__all__ = ["display_name"]
+__all__ = ["display_name", "display_width", "print_line", "tolerate_any_text"]
 
 # Letters of these categories change how the text around them is shown, or show nothing at all:
 # control, format (of which are bidirectional overrides), surrogates (undecodable bytes of a file
@@ -37,3 +39,30 @@ def _shown(letter: str) -> str:
     if letter in _KEPT or unicodedata.category(letter) not in _ESCAPED:
         return letter
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def display_width(text: str) -> int:
+    """Columns of a terminal that a displayed text takes: Chinese letters and the like take two."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    unseen = sum(letter in _KEPT or unicodedata.combining(letter) > 0 for letter in text)
+    return len(text) + wide - unseen
+
+
+def print_line(line: str, file: TextIO | None = None) -> None:
+    """Print a line that names files, as :func:`display_name` shows them.
+
+    Args:
+        line: one line.
+        file: where to; standard output if None.
+    """
+    print(display_name(line), file=file, flush=True)
+
+
+def tolerate_any_text() -> None:
+    r"""Let standard output and error show what their encoding lacks escaped (``\u00e9``).
+
+    So printing a name never fails, whatever the locale is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not what a test or a notebook puts in their place
+            stream.reconfigure(errors="backslashreplace")

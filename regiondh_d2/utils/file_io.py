@@ -7,6 +7,7 @@ folder is replaced if it carries this package's mark (:mod:`.marks`), or with ``
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .display import display_name
-from .errors import OutputExistsError, RegionDHError
+from .errors import InputNotFoundError, OutputExistsError, RegionDHError
 from .marks import mark_folder, mark_of
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "check_output_file",
     "check_output_folder",
     "mark_folder",
+    "refuse_inputs",
+    "read_json",
     "replace_when_complete",
     "same_file",
     "write_json",
@@ -62,8 +65,9 @@ def check_output_file(
     path: str | os.PathLike | None,
     *,
     inputs: Iterable[str | os.PathLike | None] = (),
+    photos: Iterable[str | os.PathLike] = (),
     outputs: Iterable[str | os.PathLike | None] = (),
-    overwrite: bool = False,
+    overwrite: bool | None = False,
     kind: str | None = None,
 ) -> None:
     """Refuses an output that would replace what must stay, or that can't be written.
@@ -76,11 +80,14 @@ def check_output_file(
 
     Args:
         path: the file to write; None is nothing to check.
-        inputs: what the command reads, such as its query, config, weights, code files, indexed
-            photos and index folder. A folder stands for all that is in it: name photos themselves
-            where outputs may lie beside them. None and what isn't there are passed over.
+        inputs: what the command reads, such as its query, config, weights, code files and index
+            folder. A folder stands for all that is in it. None and what isn't there are passed
+            over.
+        photos: images that the command reads or that are indexed, which may be very many. They are
+            files, beside which an output may lie.
         outputs: other files that the command writes.
-        overwrite: whether a file that carries no mark may be replaced.
+        overwrite: whether a file that carries no mark may be replaced; None where the command has
+            no option for that, which its message then doesn't name.
         kind: what of :func:`~.marks.mark_of` the output will be; a file with the mark of another
             kind is like one without. None is any.
 
@@ -95,25 +102,27 @@ def check_output_file(
         raise RegionDHError("an output has an empty name: name a file")
     if _is_stream(path):
         return
-    _check_not_an_input(path, inputs)
+    refuse_inputs(path, inputs, photos)
     for other in outputs:
         if other is not None and same_file(path, other) and not _is_stream(other):
             raise RegionDHError(f"{name}: two outputs have this name; give each its own")
-    _checked.pop(os.path.realpath(path), None)
+    target = os.path.realpath(path)
+    _checked.pop(target, None)
     if os.path.isdir(path):
         raise OutputExistsError(f"{name}: is a folder; name a file to write")
     if os.path.lexists(path) and not overwrite:
-        _check_replaceable(path, name, kind)
-    _check_creatable(Path(os.path.realpath(path)).parent, name)
+        _check_replaceable(path, name, kind, "" if overwrite is None else _HINT)
+    _check_creatable(Path(target).parent, name)
     if not overwrite:
-        _checked[os.path.realpath(path)] = _identity(path)
+        _checked[target] = _identity(path)
 
 
 def check_output_folder(
     path: str | os.PathLike,
     *,
     inputs: Iterable[str | os.PathLike | None] = (),
-    overwrite: bool = False,
+    photos: Iterable[str | os.PathLike] = (),
+    overwrite: bool | None = False,
     kind: str | None = None,
 ) -> None:
     """As :func:`check_output_file`, for a folder that a command replaces or clears.
@@ -123,7 +132,8 @@ def check_output_folder(
     Args:
         path: the folder.
         inputs: what the command reads, files and folders.
-        overwrite: whether a folder that carries no mark may be written to.
+        photos: images that the command reads or that are indexed.
+        overwrite: whether a folder that carries no mark may be written to; None as above.
         kind: what of :func:`~.marks.mark_of` the folder will be; None is any.
 
     Raises:
@@ -133,52 +143,110 @@ def check_output_folder(
     name = display_name(path)
     if not os.fspath(path):
         raise RegionDHError("an output folder has an empty name: name a folder")
-    inputs = list(inputs)
-    _check_not_an_input(path, inputs)
-    for given in inputs:
-        if given is not None and os.path.exists(given) and _lies_in(given, path):
-            raise OutputExistsError(
-                f"{name}: holds {display_name(given)}, which this command reads: name another "
-                "folder to write"
-            )
+    inputs = [given for given in inputs if given is not None]
+    refuse_inputs(path, inputs)
     if os.path.lexists(path) and not os.path.isdir(path):
         raise OutputExistsError(f"{name}: is a file; name a folder to write")
-    if os.path.isdir(path) and os.listdir(path) and not overwrite:
+    if os.path.isdir(path):
+        _refuse_held(path, name, [*inputs, *map(os.path.realpath, inputs), *photos])
+    if os.path.isdir(path) and not overwrite and not _is_empty(path):
         found = mark_of(path)
         if found is None or kind not in (None, found):
+            hint = "" if overwrite is None else ", or write into it with --overwrite"
             raise OutputExistsError(
-                f"{name}: holds files that this command did not write: name another folder, or "
-                "write over it with --overwrite"
+                f"{name}: holds files that this command did not write: name another folder{hint}"
             )
     _check_creatable(Path(os.path.realpath(path)), name)
 
 
-def _check_not_an_input(
-    path: str | os.PathLike, inputs: Iterable[str | os.PathLike | None]
+def _is_empty(path: str | os.PathLike) -> bool:
+    """Whether a folder holds nothing but what file managers and storage systems leave anywhere."""
+    names = map(str.lower, os.listdir(os.fsdecode(path)))
+    return all(name in _LITTER or name.startswith("._") for name in names)
+
+
+_LITTER = {".ds_store", "thumbs.db", "desktop.ini", "@eadir"}
+
+
+def refuse_inputs(
+    path: str | os.PathLike,
+    inputs: Iterable[str | os.PathLike | None] = (),
+    photos: Iterable[str | os.PathLike] = (),
 ) -> None:
-    """Refuses an output that is an input or lies in a folder that is one."""
+    """Refuses an output that is an input or a photo, or that lies in a folder that is an input.
+
+    :func:`check_output_file` does the same; this is for inputs that are known only later.
+
+    Args:
+        path: the file or folder to write.
+        inputs, photos: as of :func:`check_output_file`.
+
+    Raises:
+        OutputExistsError: it is one.
+    """
     status = _status(path)
-    above = [(s.st_dev, s.st_ino) for s in map(_status, _folders_above(path)) if s is not None]
     own = None if status is None else (status.st_dev, status.st_ino)
+    above = {(s.st_dev, s.st_ino) for s in map(_status, _folders_above(path)) if s is not None}
     for given in inputs:
         found = None if given is None else _status(given)
         if found is None:
             continue
         identity = (found.st_dev, found.st_ino)
         if identity == own and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            same = "" if os.fspath(path) == os.fspath(given) else f" ({display_name(given)})"
-            raise OutputExistsError(
-                f"{display_name(path)}: this command reads it{same}; an output never replaces an "
-                "input: name another"
-            )
-        if identity in above and stat.S_ISDIR(found.st_mode):
+            raise _input_error(path, given, "which this command reads")
+        if not stat.S_ISDIR(found.st_mode):
+            continue
+        # A file of several names may have one in that folder.
+        several = own is not None and stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+        if identity in above or (several and _holds(given, own)):
             raise OutputExistsError(
                 f"{display_name(path)}: lies in {display_name(given)}, which this command reads: "
                 "name an output elsewhere"
             )
+    if own is None or not stat.S_ISREG(status.st_mode):
+        return
+    for photo in photos:
+        found = _status(photo)
+        if found is not None and (found.st_dev, found.st_ino) == own:
+            raise _input_error(path, photo, "an image that this command reads or searches in")
 
 
-def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None) -> None:
+def _holds(folder: str | os.PathLike, identity: tuple[int, int]) -> bool:
+    """Whether a folder, or one in it, has a file of this device and inode."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            found = _status(os.path.join(parent, name))
+            if found is not None and (found.st_dev, found.st_ino) == identity:
+                return True
+    return False
+
+
+def _input_error(path: str | os.PathLike, given: str | os.PathLike, what: str) -> OutputExistsError:
+    return OutputExistsError(
+        f"{display_name(path)}: is {display_name(given)}, {what}; an output never replaces an "
+        "input: name another file"
+    )
+
+
+def _refuse_held(path: str | os.PathLike, name: str, inputs: Iterable[str | os.PathLike]) -> None:
+    """Refuses a folder that holds an input."""
+    by_folder: dict[str, list[str]] = {}  # photos are many, their folders few
+    for given in map(os.fsdecode, inputs):
+        by_folder.setdefault(os.path.dirname(os.path.abspath(given)), []).append(given)
+    for folder, found in by_folder.items():
+        if not (same_file(folder, path) or _lies_in(folder, path)):
+            continue
+        for given in filter(os.path.exists, found):
+            raise OutputExistsError(
+                f"{name}: holds {display_name(given)}, which this command reads: name another "
+                "folder to write"
+            )
+
+
+_HINT = ", or replace it with --overwrite"
+
+
+def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None, hint: str) -> None:
     """Refuses to replace an existing file that isn't ours."""
     status = _status(path)
     if status is None:
@@ -189,14 +257,9 @@ def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None) -> 
     found = mark_of(path)
     if found is None or kind not in (None, found):
         what = "did not write it" if found is None else f"wrote something else into it ({found})"
-        raise OutputExistsError(
-            f"{name}: exists, and this program {what}: name another file, or replace it with "
-            "--overwrite"
-        )
+        raise OutputExistsError(f"{name}: exists, and this program {what}: name another file{hint}")
     if not status.st_mode & 0o222:
-        raise OutputExistsError(
-            f"{name}: is write-protected: name another file, or replace it with --overwrite"
-        )
+        raise OutputExistsError(f"{name}: is write-protected: name another file{hint}")
 
 
 def _check_creatable(folder: Path, name: str) -> None:
@@ -302,7 +365,7 @@ def _errors_named(path: str | os.PathLike, temporary: Path | None = None) -> Ite
         if error.filename is not None and os.fspath(error.filename) != str(temporary):
             raise
         if error.errno is None:  # a library's own, which has nothing but its text
-            raise OSError(f"{path}: {error}") from error
+            raise OSError(errno.EIO, str(error), str(path)) from error
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -336,8 +399,28 @@ def _write_to_stream(path: str | os.PathLike) -> Iterator[Path]:
             shutil.copyfileobj(source, sink)
 
 
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file of a user holds.
+
+    Raises:
+        RegionDHError: it isn't there, can't be read, or is no JSON in UTF-8.
+    """
+    name = display_name(path)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputNotFoundError(f"{name}: no such file") from None
+    except OSError as error:
+        raise RegionDHError(f"{name}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RegionDHError(f"{name}: not JSON ({error})") from None
+
+
 def write_json(path: str | os.PathLike, values: Any, format: str | None = None) -> None:
-    """Writes JSON, complete or not at all.
+    """Writes JSON, complete or not at all: ASCII, with everything else escaped.
+
+    A byte of a file name that is no UTF-8 is a lone surrogate in it, ``\\udce9`` for 0xe9, as
+    ``os.fsdecode`` makes it: what ``json.loads`` returns is the name of the file again.
 
     Args:
         path: the file.

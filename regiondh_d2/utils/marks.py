@@ -14,8 +14,8 @@ HTML                         ``<meta name="generator">``
 folder                       a file ``.regiondh``
 ============================ ===================================================================
 
-Files and folders of version 0.1 have no mark and are known by their form, as far as that is
-certain: code files and index folders by their ``format``, others by what they hold.
+Metrics are known by their form, an object of numbers under the names of metrics, which leaves no
+place for a mark. So are files and folders of version 0.1, as far as that is certain.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "FOLDER_MARK",
     "GENERATOR",
     "MARK",
+    "WEIGHTS_FORMAT",
     "figure_mark",
     "mark_folder",
     "mark_of",
@@ -47,6 +48,9 @@ GENERATOR = f'<meta name="generator" content="{MARK}">'
 
 FOLDER_MARK = ".regiondh"
 """Name of the file that marks a folder."""
+
+WEIGHTS_FORMAT = "regiondh-weights"
+"""The value of ``format`` in a file of weights."""
 
 _PREFIX = "regiondh-"  # of the value of ``format``
 _END = 4096  # bytes that are looked at, at either end of a file
@@ -77,7 +81,7 @@ _OLD_PAGE = re.compile(
     rb'<meta http-equiv="Content-Security-Policy"\s.{0,400}?<title>',
     re.DOTALL,
 )
-_OLD_METRIC = re.compile(r"(?:MAP|WMAP|ACG|NDCG|P)(?:_min|_all)?@\d+|.*/MAP_all|MAP_all")
+_METRIC = re.compile(r"(?:.*/)?(?:MAP_all|(?:MAP|WMAP|ACG|NDCG|P)(?:_min|_all)?@\d+)")
 # The keys that all JSON files of a kind have: answers, costs, measurements, results, comparisons.
 _OLD_KEYS = (
     {"file_name", "bits", "searched", "answers"},
@@ -184,7 +188,8 @@ def _folder_mark(path: Path) -> str | None:
         return "index"
     if _is_scenes(path):
         return "scenes"
-    if _is_scenes(path / "scenes") and set(os.listdir(path)) <= _DEMO_NAMES:
+    names = {name for name in os.listdir(path) if not name.startswith(".")}
+    if _is_scenes(path / "scenes") and names <= _DEMO_NAMES:
         return "demo"
     return None
 
@@ -217,11 +222,13 @@ def _file_mark(path: Path) -> str | None:
 def _hdf5_mark(path: Path) -> str | None:
     import h5py
 
-    # Any program may have written it and still hold it; nothing is changed here.
-    with suppress(Exception), h5py.File(path, "r", locking=False) as file:
-        kind = file.attrs.get_id("format").dtype.kind
-        # Text of fixed length alone: HDF5 follows damaged references blindly.
-        if kind == "S":
+    # Without a lock where another program holds one; a file that is open in this process can't be
+    # opened again with another setting. Any program may have written it: HDF5 raises anything.
+    for locking in (None, False):
+        with suppress(Exception), h5py.File(path, "r", locking=locking) as file:
+            # Text of fixed length alone: HDF5 follows damaged references blindly.
+            if file.attrs.get_id("format").dtype.kind != "S":
+                return None
             value = file.attrs["format"]
             return _format_of({"format": value if isinstance(value, str) else value.decode()})
     return None
@@ -252,7 +259,7 @@ def _is_old_json(path: Path) -> bool:
     if _format_of(values) or any(keys <= values.keys() for keys in _OLD_KEYS):
         return True
     numbers = all(type(value) in (int, float) for value in values.values())
-    return numbers and any(_OLD_METRIC.fullmatch(name) for name in values)
+    return numbers and any(_METRIC.fullmatch(name) for name in values)
 
 
 def _is_old_grid(head: bytes) -> bool:

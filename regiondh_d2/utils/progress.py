@@ -38,5 +38,8 @@ class Progress:
         if self._report is None or now - since < self._every:
             return
         self._last = now
+        if done == 0:  # nothing tells yet how long the rest takes
+            self._report(f"0 of {self._total} {self._what}")
+            return
         left = (now - self._start) / done * (self._total - done)
         self._report(f"{done} of {self._total} {self._what}, {left / 60:.1f} min left")

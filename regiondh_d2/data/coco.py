@@ -1,0 +1,468 @@
+"""Strict reader of detection datasets in COCO's JSON format.
+
+Detectron2's own reader hands on boxes that are no boxes (NaN, text, negative sides), which then
+train without a word or stop the training with another reason, and turns a defective file into a
+traceback. Here every defect is one line that names the file, the image and the field.
+
+:func:`.catalog.adopt` gives datasets that Detectron2's ``register_coco_instances`` registered to
+this reader, so that they are checked in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import builtin
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from ..utils.display import display_name
+from ..utils.errors import InputNotFoundError, RegionDHError
+from .annotations import ClippedBoxes, Folder, decode_text, fit_box, tell_notes
+
+__all__ = ["COCOFormatError", "COCOSource", "coco_source"]
+
+_REGISTRAR = "detectron2.data.datasets.coco"  # the module of Detectron2's registration
+# COCO's own files have a handful of boxes without a side, and nobody is asked to edit them.
+_PUBLISHED = frozenset(
+    name for splits in builtin._PREDEFINED_SPLITS_COCO.values() for name in splits
+)
+
+
+class COCOFormatError(RegionDHError):
+    """A COCO file is defective; the message is one line that says what to correct."""
+
+
+@dataclass(frozen=True)
+class COCOSource:
+    """A dataset in COCO format; the first three fields are `catalog.register_coco`'s.
+
+    Attributes:
+        published: whether the file is one that everybody has as it is: objects with a defect are
+            left out and counted in a note.
+    """
+
+    name: str
+    json_file: str
+    images: str
+    published: bool = False
+
+    def load(self, problems: list[str] | None = None, notes: list[str] | None = None) -> list[dict]:
+        """Read images, boxes and classes; the metadata learns the classes.
+
+        Args:
+            problems: None raises at the first defect; a list receives a line for each instead, and
+                the defective object or image is left out.
+            notes: receives a line on what is sound but worth knowing; None logs it.
+
+        Returns:
+            One dict an image, by ascending id, as Detectron2's ``load_coco_json`` returns them:
+            `file_name`, `image_id`, `height`, `width` and `annotations`, each with `bbox` (4
+            numbers, pixels, XYWH_ABS, clipped to the image), `bbox_mode`, `category_id`, `iscrowd`
+            (0 or 1), `area` (pixels) and, where the file has them, `segmentation` and `keypoints`.
+            An id that is written as text of digits becomes the number.
+
+        Raises:
+            InputNotFoundError: the file does not exist.
+            COCOFormatError: any other defect.
+        """
+        path = PathManager.get_local_path(self.json_file)
+        shown = display_name(self.json_file)
+
+        def report(message: str) -> None:
+            error = COCOFormatError(f"{shown}: {message}")
+            if problems is None:
+                raise error
+            problems.append(str(error))
+
+        try:
+            content = _read_json(path)
+        except FileNotFoundError:
+            message = f"{shown}: no such file (see datasets/README.md)"
+            if problems is None:
+                raise InputNotFoundError(message) from None
+            problems.append(message)
+            return []
+        except RegionDHError as error:
+            report(str(error))
+            return []
+        reader = _Reader(content, Folder(self.images), report, self.published)
+        records = reader.read()
+        self._learn_classes(reader, report)
+        lines = [*reader.notes, *reader.clipped.notes()]
+        tell_notes((f"{shown}: {line}" for line in lines), notes, __name__)
+        return records
+
+    def _learn_classes(self, reader: _Reader, report: Callable[[str], None]) -> None:
+        if not reader.class_names:
+            return
+        metadata = MetadataCatalog.get(self.name)
+        for key, value in (
+            ("thing_classes", reader.class_names),
+            ("thing_dataset_id_to_contiguous_id", reader.position_of),
+        ):
+            known = metadata.get(key)
+            if known is None:
+                metadata.set(**{key: value})
+            elif type(value)(known) != value:
+                report(
+                    f"categories are {reader.class_names} with ids {list(reader.position_of)}, but"
+                    f" the dataset {self.name!r} is registered with {key} {known}: correct one"
+                )
+                return
+
+
+def coco_source(name: str) -> COCOSource | None:
+    """A source over the files of a dataset that Detectron2's own function registered, or None."""
+    if name not in DatasetCatalog.list():
+        return None
+    if getattr(DatasetCatalog[name], "__module__", None) != _REGISTRAR:
+        return None
+    metadata = MetadataCatalog.get(name)
+    json_file, images = metadata.get("json_file"), metadata.get("image_root")
+    if json_file is None or images is None or metadata.get("evaluator_type") != "coco":
+        return None
+    return COCOSource(name, os.fspath(json_file), os.fspath(images), name in _PUBLISHED)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _read_json(path: str) -> Any:
+    data = Path(path).read_bytes()
+    if not data.strip():
+        raise RegionDHError("the file is empty: export it again")
+    text = decode_text(data)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RegionDHError(
+            f"not complete JSON (line {error.lineno}, column {error.colno}: {error.msg}): export"
+            " it again"
+        ) from None
+    except (RecursionError, ValueError):  # the latter: a number of thousands of digits
+        raise RegionDHError("not COCO format: export it again") from None
+
+
+def _show(value: Any) -> str:
+    return display_name(reprlib.repr(value))
+
+
+def _id(value: Any) -> int | str | None:
+    """An id as a number, where it is one or the text of one, else as text; None if it is no id."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if not isinstance(value, str) or not value.strip():
+        return None
+    number = len(value) <= 18 and value.isascii() and value.isdigit() and str(int(value)) == value
+    return int(value) if number else value
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < 1 << 53  # a larger one is no float
+
+
+class _Defect(RegionDHError):
+    """What is wrong with a field."""
+
+
+class _Reader:
+    """Reads the content of one file.
+
+    Attributes:
+        class_names: the names of the categories by ascending id.
+        position_of: category ids to positions among the classes.
+        clipped: boxes that reach beyond their images.
+        notes: what else is worth knowing.
+    """
+
+    def __init__(
+        self, content: Any, folder: Folder, report: Callable[[str], None], published: bool
+    ):
+        self._content = content
+        self._folder = folder
+        self._report = report
+        self._published = published
+        self._left_out: list[str] = []
+        self._spoiled_categories: set[int | str] = set()
+        self.class_names: list[str] = []
+        self.position_of: dict[int, int] = {}
+        self.clipped = ClippedBoxes()
+        self.notes: list[str] = []
+
+    def read(self) -> list[dict]:
+        """The dicts, without `annotations` that are defective."""
+        lists = self._lists()
+        if lists is None:
+            return []
+        images, annotations, categories = lists
+        self._read_categories(categories)
+        records, spoiled = self._read_images(images)
+        used = self._read_annotations(annotations, records, spoiled)
+        self._note_unused(categories, used)
+        if self._left_out:
+            self.notes.append(
+                f"{len(self._left_out)} objects with a defect are left out; first"
+                f" {self._left_out[0]}"
+            )
+        return [records[i] for i in sorted(records, key=lambda i: (isinstance(i, str), i))]
+
+    def _lists(self) -> tuple[list, list, list] | None:
+        if not isinstance(self._content, dict):
+            self._report(
+                f"not COCO format: expected an object with images, annotations and categories, got"
+                f" {_show(self._content)}"
+            )
+            return None
+        lists = []
+        for key in ("images", "annotations", "categories"):
+            value = self._content.get(key)
+            if key not in self._content:
+                self._report(f"{key} is missing: COCO format has images, annotations, categories")
+            elif not isinstance(value, list):
+                self._report(f"{key} must be a list, got {_show(value)}")
+            elif key != "annotations" and not value:
+                self._report(f"{key} is an empty list: a dataset needs some")
+            else:
+                lists.append(value)
+        return tuple(lists) if len(lists) == 3 else None
+
+    def _read_categories(self, categories: list) -> None:
+        names: dict[int, str] = {}
+        for index, category in enumerate(categories):
+            where, number = f"categories[{index}]", None
+            try:
+                _check_object(category)
+                name = category.get("name")
+                if isinstance(name, str):
+                    where += f" ({display_name(name)})"
+                number = _id(_field(category, "id"))
+                if not isinstance(number, int):
+                    number = None
+                    raise _Defect(f"id must be a whole number, got {_show(category['id'])}")
+                if number in names:
+                    other, number = display_name(names[number]), None
+                    raise _Defect(f"id {category['id']} is that of {other}, too: number them anew")
+                if not isinstance(name, str) or not name.strip():
+                    raise _Defect(f"name must be text, got {_show(name)}")
+                if name in names.values():
+                    raise _Defect("name is that of another category, too: rename or join them")
+                names[number] = name
+            except _Defect as defect:
+                if number is not None:
+                    self._spoiled_categories.add(number)
+                self._report(f"{where}: {defect}")
+        self.class_names = [names[number] for number in sorted(names)]
+        self.position_of = {number: place for place, number in enumerate(sorted(names))}
+
+    def _read_images(self, images: list) -> tuple[dict[int | str, dict], set[int | str]]:
+        """The records by id, and the ids of images with a defect."""
+        records: dict[int | str, dict] = {}
+        spoiled: set[int | str] = set()
+        id_of: dict[str, int | str] = {}  # of the files so far
+        for index, image in enumerate(images):
+            where, number = f"images[{index}]", None
+            try:
+                _check_object(image)
+                name = image.get("file_name")
+                if isinstance(name, str):
+                    where += f" ({display_name(name)})"
+                number = _id(_field(image, "id"))
+                if number is None:
+                    raise _Defect(f"id must be a number or text, got {_show(image['id'])}")
+                if number in records:
+                    other = display_name(records[number]["file_name"])
+                    raise _Defect(f"id {_show(number)} is that of {other}, too: number them anew")
+                if not isinstance(_field(image, "file_name"), str) or not name.strip():
+                    raise _Defect(f"file_name must be text, got {_show(name)}")
+                width, height = (_side(image, key) for key in ("width", "height"))
+                path = self._folder.find(name) or self._folder.find_tail(name)
+                if path is None:
+                    raise _Defect(
+                        f"file_name: there is no such image in {display_name(self._folder.path)}:"
+                        " add it, drop the entry, or name the right folder"
+                    )
+                other = id_of.setdefault(os.path.normpath(path), number)
+                if other != number:
+                    raise _Defect(
+                        f"file_name: the same file is that of image id {_show(other)}, too: drop"
+                        " one of them"
+                    )
+            except _Defect as defect:
+                if number is not None:
+                    spoiled.add(number)
+                self._report(f"{where}: {defect}")
+                continue
+            records[number] = {
+                "file_name": path,
+                "height": height,
+                "width": width,
+                "image_id": number,
+                "annotations": [],
+            }
+        return records, spoiled
+
+    def _read_annotations(
+        self, annotations: list, records: dict[int | str, dict], spoiled: set
+    ) -> set[int]:
+        """Put the annotations into their records; returns the positions of the classes in use."""
+        seen: set[int | str] = set()
+        used: set[int] = set()
+        for index, annotation in enumerate(annotations):
+            where = f"annotations[{index}]"
+            try:
+                _check_object(annotation)
+                number = _id(_field(annotation, "id"))
+                if number is not None:
+                    where += f" (id {_show(number)})"
+                image_id = _id(annotation.get("image_id"))
+                record = records.get(image_id)
+                if record is not None:
+                    where += f" of image {display_name(record['file_name'])}"
+                if number is None:
+                    raise _Defect(f"id must be a number or text, got {_show(annotation['id'])}")
+                if number in seen:
+                    raise _Defect("id is that of another annotation, too: number them anew")
+                seen.add(number)
+                _field(annotation, "image_id")
+                if record is None:
+                    if image_id in spoiled:
+                        continue  # what is wrong with the image is told already
+                    raise _Defect(
+                        f"image_id {_show(annotation['image_id'])} is that of no image in images"
+                    )
+                if _id(annotation.get("category_id")) in self._spoiled_categories:
+                    continue  # likewise
+                read, clipped = self._read_object(annotation, record)
+            except _Defect as defect:
+                if self._published:
+                    self._left_out.append(f"{where}: {defect}")
+                else:
+                    # A missing id hides the image.
+                    known = records.get(_id(_get(annotation, "image_id")))
+                    if known is not None and " of image " not in where:
+                        where += f" of image {display_name(known['file_name'])}"
+                    self._report(f"{where}: {defect}")
+                continue
+            record["annotations"].append(read)
+            used.add(read["category_id"])
+            if clipped:
+                self.clipped.add(where)
+        return used
+
+    def _read_object(self, annotation: dict, record: dict) -> tuple[dict, bool]:
+        category = _field(annotation, "category_id")
+        if _id(category) not in self.position_of:
+            known = ", ".join(map(str, self.position_of))
+            raise _Defect(f"category_id {_show(category)} is that of no category; known: {known}")
+        box, clipped = _read_box(_field(annotation, "bbox"), record["width"], record["height"])
+        crowd = annotation.get("iscrowd") or 0
+        if crowd not in (0, 1) or isinstance(crowd, str):
+            raise _Defect(f"iscrowd must be 0 or 1, got {_show(crowd)}")
+        if annotation.get("ignore") or 0:
+            raise _Defect("ignore isn't supported: delete the object, or set iscrowd to 1")
+        area = annotation.get("area")
+        if area is None:
+            area = box[2] * box[3]
+        elif not _is_number(area) or not math.isfinite(area) or area < 0:
+            raise _Defect(f"area must be a number of pixels, got {_show(area)}")
+        read = {
+            "iscrowd": int(crowd),
+            "bbox": box,
+            "category_id": self.position_of[_id(category)],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "area": area,
+        }
+        segmentation = _segmentation(annotation.get("segmentation"))
+        if segmentation:
+            read["segmentation"] = segmentation
+        keypoints = annotation.get("keypoints")
+        if keypoints:
+            if not isinstance(keypoints, list) or not all(map(_is_number, keypoints)):
+                raise _Defect(f"keypoints must be numbers, got {_show(keypoints)}")
+            # As Detectron2 does: COCO has pixel indices, which become the pixels' centres.
+            read["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
+        return read, clipped
+
+    def _note_unused(self, categories: list, used: set[int]) -> None:
+        """A note on a heading of the others, which some tools write as category 0."""
+        for category in categories:
+            position = self.position_of.get(_id(_get(category, "id")))
+            heading = _get(category, "supercategory") == "none"
+            if position is not None and heading and position not in used and not self._published:
+                self.notes.append(
+                    f"category {category['id']} ({display_name(category['name'])}) has no object;"
+                    " it is a class all the same: delete it if it is only the others' heading"
+                )
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _check_object(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise _Defect(f"expected an object with fields, got {_show(value)}")
+
+
+def _field(value: dict, key: str) -> Any:
+    if key not in value:
+        raise _Defect(f"{key} is missing")
+    return value[key]
+
+
+def _side(image: dict, key: str) -> int:
+    side = _field(image, key)
+    if not _is_number(side) or not math.isfinite(side) or side != int(side) or side <= 0:
+        raise _Defect(f"{key} must be a number of pixels above 0, got {_show(side)}")
+    return int(side)
+
+
+def _read_box(box: Any, width: int, height: int) -> tuple[list[float], bool]:
+    """The box as x, y, width and height inside the image, and whether it was clipped."""
+    if not isinstance(box, list) or len(box) != 4:
+        raise _Defect(f"bbox must be four numbers x, y, width, height, got {_show(box)}")
+    if not all(map(_is_number, box)):
+        raise _Defect(f"bbox must be numbers, got {_show(box)}: write them without quotes")
+    x, y, w, h = box
+    if not all(map(math.isfinite, box)):
+        raise _Defect(f"bbox {_show(box)} has a number that is not finite: correct it")
+    if w <= 0 or h <= 0:
+        raise _Defect(
+            f"bbox {_show(box)} has a width or height that is not above 0: bbox is x, y, width,"
+            " height"
+        )
+    try:
+        inside, clipped = fit_box((x, y, x + w, y + h), width, height)
+    except RegionDHError as error:
+        raise _Defect(f"bbox {_show(box)} {error}") from None
+    if not clipped:
+        return list(box), False
+    return [inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]], True
+
+
+def _segmentation(value: Any) -> list | dict | None:
+    """Polygons of at least three points, or a mask; None for what is neither."""
+    if isinstance(value, dict) and "counts" in value and "size" in value:
+        if isinstance(value["counts"], list):
+            return mask_util.frPyObjects(value, *value["size"])
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [p for p in value if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]
+    return None

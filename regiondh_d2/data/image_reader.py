@@ -1,0 +1,531 @@
+"""The one way from an image file to pixels, for training, evaluation, extraction, search, drawing.
+
+What it does, which is part of the settings of a code file as ``IMAGE_READER``:
+
+* Pixels are those of the first frame, as a person sees them: turned once as the EXIF orientation
+  says (or as the container of AVIF and HEIC files does).
+* Transparency is put on white: an alpha channel, a transparent color, a palette's.
+* Greys of 16 and 12 bits are scaled to 8; all else is converted to RGB by Pillow. 32-bit pixels are
+  refused, since their range isn't known.
+* A JPEG of more pixels than ``MODEL.REGION_DH.MAX_PIXELS`` is decoded at a half, a quarter or an
+  eighth of its size, the first that is small enough. Other formats are refused.
+* What doesn't decide about pixels doesn't matter, such as broken EXIF data or much text.
+
+Formats are known by content, and only those of :data:`~.image_formats.PILLOW_FORMATS`, and HEIF
+where pi-heif is installed, are tried, so that no file starts another program. Nothing that is
+global in Pillow is changed; several threads may read at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from struct import error as StructError
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+
+from ..config import DEFAULT_MAX_PIXELS
+from ..utils.display import display_name
+from ..utils.errors import RegionDHError
+from .image_formats import HEIF_HINT, PILLOW_FORMATS, SIGNATURE_BYTES, can_read_heif, is_heif
+
+__all__ = [
+    "ImagePixels",
+    "ImageSize",
+    "UnreadableImage",
+    "on_white",
+    "pixels_changed_since_v1",
+    "read_image",
+    "read_image_size",
+    "read_rgb",
+]
+
+Source = str | os.PathLike | bytes | BinaryIO
+T = TypeVar("T")
+
+# How to turn an image of each EXIF orientation, and the orientations that swap width and height.
+_ORIENTATION = 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+_SMALL = 1 << 16  # bytes of text
+_JPEG_SCALES = (1, 2, 4, 8)  # by which libjpeg decodes at a reduced size
+
+
+class UnreadableImage(RegionDHError):
+    """An image that cannot be read.
+
+    Attributes:
+        file_name: which.
+        reason: why, in half a line.
+    """
+
+    def __init__(self, file_name: str, reason: str):
+        super().__init__(file_name, reason)
+        self.file_name = file_name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{display_name(self.file_name)}: {self.reason}"
+
+
+class _Reason(RegionDHError):
+    """Why an image is unreadable, in our words."""
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Sizes of an upright image in pixels.
+
+    Attributes:
+        height, width: of the image in the file.
+        read_height, read_width: of the pixels that are read: smaller for a JPEG above the limit.
+        orientation: what EXIF data says, 1 to 8; 1 where it says nothing.
+    """
+
+    height: int
+    width: int
+    read_height: int
+    read_width: int
+    orientation: int = 1
+
+
+@dataclass(frozen=True)
+class ImagePixels:
+    """An upright image.
+
+    Attributes:
+        pixels: (H, W, C) as the format asked for; uint8 but for YUV.
+        size: its sizes.
+    """
+
+    pixels: np.ndarray
+    size: ImageSize
+
+
+def read_image(
+    source: Source, image_format: str = "RGB", max_pixels: int = DEFAULT_MAX_PIXELS
+) -> ImagePixels:
+    """Read an image.
+
+    Args:
+        source: path, content, or an open file.
+        image_format: as ``INPUT.FORMAT``: "RGB", "BGR", "L" or "YUV-BT.601".
+        max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
+
+    Raises:
+        UnreadableImage: it can't be read, whatever the reason.
+    """
+    image, size = _read(source, max_pixels, _decode)
+    return ImagePixels(convert_PIL_to_numpy(image, image_format), size)
+
+
+def read_rgb(source: Source, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Image.Image, ImageSize]:
+    """As :func:`read_image`, an RGB image of Pillow's and its sizes."""
+    return _read(source, max_pixels, _decode)
+
+
+def read_image_size(source: Source, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageSize:
+    """Sizes of an image, from its header.
+
+    Rarely others than those of the image that is read later, such as where a PNG's orientation
+    stands behind its pixels.
+
+    Raises:
+        UnreadableImage: the header can't be read, or announces too many pixels.
+    """
+    return _read(source, max_pixels, _measure)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image of Pillow's as the reader makes those of files: 8-bit RGB, transparency on white."""
+    return _to_rgb(image, None)
+
+
+def pixels_changed_since_v1(path: str | os.PathLike) -> bool:
+    """Whether version 0.1 of this package read other pixels of a file than :func:`read_image` does.
+
+    The header tells of nearly all files that it did not. Only an image that may be transparent, or
+    a grey one of more than 8 bits, is decoded and compared.
+
+    Returns:
+        False also for a file that can't be read now.
+    """
+    try:
+        return _read(path, DEFAULT_MAX_PIXELS, _differs_from_version_1)
+    except UnreadableImage:
+        return False
+
+
+# From a source to Pillow's image
+
+
+def _read(source: Source, max_pixels: int, function: Callable[[BinaryIO, int], T]) -> T:
+    """What a function makes of the file; any exception becomes an :class:`UnreadableImage`."""
+    name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the image"
+    try:
+        if max_pixels < 1:
+            raise _Reason(f"MODEL.REGION_DH.MAX_PIXELS {max_pixels}: set it to 1 or more")
+        with _without_warnings, _open_file(source) as file:
+            try:
+                return function(file, max_pixels)
+            except _Reason:
+                raise
+            except Exception:
+                file.seek(0)
+                bare = _without_metadata(file.read())
+                if bare is None:
+                    raise
+                return function(io.BytesIO(bare), max_pixels)
+    except Exception as error:
+        raise UnreadableImage(name, _describe(error)) from error
+
+
+@contextmanager
+def _open_file(source: Source) -> Iterator[BinaryIO]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+    elif isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            yield file if file.seekable() else io.BytesIO(file.read())
+    else:
+        yield source if source.seekable() else io.BytesIO(source.read())
+
+
+@cache
+def _factories() -> tuple[tuple[Callable, Callable | None], ...]:
+    """What opens each format, and what tells by its first bytes whether it may be one."""
+    Image.init()
+    known = {name: Image.OPEN[name] for name in PILLOW_FORMATS if name in Image.OPEN}
+    # Pillow's own goes on to look for further pictures behind the first, and stumbles over what is
+    # wrong in that directory.
+    known["JPEG"] = (JpegImagePlugin.JpegImageFile, known["JPEG"][1])
+    return tuple(known.values())
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """The image with its header read.
+
+    Not by ``Image.open``, which refuses large images by a limit that all of the process shares.
+    """
+    file.seek(0)
+    head = file.read(SIGNATURE_BYTES)
+    if not head:
+        raise _Reason("the file is empty")
+    if is_heif(head):
+        return _open_heif(file)
+    for factory, accept in _factories():
+        if accept is None or accept(head[:16]) is True:
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, KeyError, EOFError, StructError):
+                continue
+    raise UnidentifiedImageError
+
+
+def _open_heif(file: BinaryIO) -> Image.Image:
+    try:
+        if not can_read_heif():
+            raise ImportError
+        from pi_heif import HeifImageFile
+    except ImportError:
+        raise _Reason(f"a HEIC image, {HEIF_HINT}") from None
+    file.seek(0)
+    return HeifImageFile(file, "")
+
+
+def _decode(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, ImageSize]:
+    """The pixels, upright and in RGB, and the sizes."""
+    image = _open(file)
+    told = _orientation(image) if image.format == "TIFF" else 1  # loaded, it is turned
+    width, height = image.size
+    reduced = _reduce(image, max_pixels)
+    rgb = _to_rgb(image, file)
+    orientation = _orientation(image)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    if not reduced:
+        width, height = rgb.size
+    elif orientation in _SIDEWAYS:
+        width, height = height, width
+    told = image.info.get("original_orientation") or max(told, orientation)  # HEIC files' own
+    return rgb, ImageSize(height, width, rgb.height, rgb.width, told)
+
+
+def _measure(file: BinaryIO, max_pixels: int) -> ImageSize:
+    image = _open(file)
+    width, height = image.size
+    _reduce(image, max_pixels)
+    read_width, read_height = image.size
+    # Asked for what the header of a PNG lacks, Pillow reads all pixels.
+    asks = image.format != "PNG" or "exif" in image.info
+    orientation = _orientation(image) if asks else 1
+    if orientation in _SIDEWAYS and image.format != "TIFF":  # whose sizes are turned already
+        width, height, read_width, read_height = height, width, read_height, read_width
+    orientation = image.info.get("original_orientation") or orientation
+    return ImageSize(height, width, read_height, read_width, orientation)
+
+
+def _reduce(image: Image.Image, max_pixels: int) -> bool:
+    """Has a JPEG above the limit decoded at a smaller size, which ``size`` is then; or refuses."""
+    width, height = image.size
+    if width * height <= max_pixels:
+        return False
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        for scale in _JPEG_SCALES[1:]:
+            if -(-width // scale) * -(-height // scale) <= max_pixels:
+                image.draft(None, (max(1, width // scale), max(1, height // scale)))
+                if image.width * image.height <= max_pixels:
+                    return True
+                break
+    raise _Reason(
+        f"too many pixels: {width} x {height} are more than MODEL.REGION_DH.MAX_PIXELS "
+        f"{max_pixels}: raise it, or make the image smaller"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF data says nothing about the pixels
+        return 1
+    return value if value in _TURNS else 1
+
+
+# From Pillow's modes to RGB
+
+
+def _to_rgb(image: Image.Image, file: BinaryIO | None) -> Image.Image:
+    """Loads an image; 8-bit RGB on white."""
+    rawmode = _rawmode(image)
+    image.load()
+    key = image.info.get("transparency")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Pillow opens 16-bit PGM files, and older ones PNG files, as 32-bit integers.
+        color, alpha = _grey_to_8_bits(image, rawmode), _alpha_of_key(image, file, rawmode, key)
+    elif image.mode in ("I", "F"):
+        raise _Reason(
+            "signed or 32-bit pixels, whose range is not known: save it with 8 bits a channel"
+        )
+    elif image.mode in ("1", "L", "RGB"):
+        color, alpha = image, _alpha_of_key(image, file, rawmode, key)
+    else:
+        color = image
+        if image.mode == "La":  # multiplied by its alpha
+            color = image.convert("LA")
+        if color.mode in ("LA", "PA", "RGBa") or (color.mode == "P" and key is not None):
+            color = color.convert("RGBA")
+        alpha = color.getchannel("A") if color.mode == "RGBA" else None
+    color = color.convert("RGB")
+    if alpha is None:
+        return color
+    white = Image.new("RGB", color.size, "white")
+    white.paste(color, mask=alpha)
+    return white
+
+
+def _rawmode(image: Image.Image) -> str:
+    """How pixels lie in the file, in Pillow's words; known until they are loaded."""
+    tile = getattr(image, "tile", None)  # an image that was never a file has none
+    arguments = tile[0][3] if tile else ""
+    if isinstance(arguments, str):
+        return arguments
+    return str(arguments[0]) if arguments else ""
+
+
+def _grey_to_8_bits(image: Image.Image, rawmode: str) -> Image.Image:
+    """Greys of 16 or 12 bits: Pillow's own conversion cuts off all that is above 255."""
+    shift, inverted = _grey_rule(image, rawmode)
+    grey = (np.asarray(image).astype(np.int64) >> shift).astype(np.uint8)
+    return Image.fromarray(255 - grey if inverted else grey)
+
+
+def _grey_rule(image: Image.Image, rawmode: str) -> tuple[int, bool]:
+    """By how many bits to shift a grey of more than 8, and whether 0 is white."""
+    inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0  # which Pillow leaves to us
+    return 4 if rawmode == "I;12" else 8, inverted
+
+
+def _alpha_of_key(
+    image: Image.Image, file: BinaryIO | None, rawmode: str, key: int | tuple[int, ...] | None
+) -> Image.Image | None:
+    """Alpha of an image in which one grey or color stands for transparent, or None."""
+    if key is None:
+        return None
+    pixels = np.asarray(image)
+    key = np.array(key)
+    if rawmode == "RGB;16B":
+        # Pillow reads the high bytes alone; for this once we let it read the low ones.
+        again = _open(file)
+        again.tile = [(*again.tile[0][:3], "RGB;16L")]
+        again.load()
+        pixels = pixels.astype(np.uint16) << 8 | np.asarray(again)
+    elif image.mode == "L":  # greys of few bits are spread to 8, the key is not
+        key = key * {"L;2": 85, "L;4": 17}.get(rawmode, 1) & 255
+    elif image.mode == "RGB":
+        key = key & 255
+    elif image.mode == "1":
+        key = key != 0
+    differs = pixels != key
+    if differs.ndim == 3:
+        differs = differs.any(axis=-1)
+    return Image.fromarray(differs.astype(np.uint8) * np.uint8(255))
+
+
+def _differs_from_version_1(file: BinaryIO, max_pixels: int) -> bool:
+    image = _open(file)
+    grey = image.mode.startswith("I;16") and _grey_rule(image, _rawmode(image)) != (8, False)
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    if not (grey or has_alpha) or image.format == "HEIF":  # of which version 0.1 read none
+        return False
+    now, _ = _decode(file, max_pixels)
+    image = _open(file)
+    image.load()
+    orientation = _orientation(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    before = image.convert("RGB")
+    if orientation in _TURNS:
+        before = before.transpose(_TURNS[orientation])
+    return not np.array_equal(np.asarray(now), np.asarray(before))
+
+
+# What doesn't decide about pixels
+
+
+def _without_metadata(data: bytes) -> bytes | None:
+    """A PNG or JPEG with no more than what pixels and their orientation need; None if that is
+    nothing new, or another format.
+
+    Pillow refuses a PNG for much text, and either for a damaged profile, note or date.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        parts = [data[:8], *filter(_is_needed_chunk, _png_chunks(data))]
+    elif data.startswith(b"\xff\xd8\xff"):
+        parts = [data[:2], *filter(_is_needed_segment, _jpeg_segments(data))]
+    else:
+        return None
+    bare = b"".join(parts)
+    return bare if len(bare) < len(data) else None
+
+
+def _png_chunks(data: bytes) -> Iterator[bytes]:
+    position = 8
+    while position < len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        yield data[position:end]
+        position = end
+
+
+def _jpeg_segments(data: bytes) -> Iterator[bytes]:
+    """The segments before the pixels, then all the rest."""
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position : position + 2] != b"\xff\xda":
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        yield data[position:end]
+        position = end
+    yield data[position:]
+
+
+def _is_needed_segment(segment: bytes) -> bool:
+    marker, content = segment[:2], segment[4:]
+    if marker == b"\xff\xe1":
+        return content.startswith((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"))
+    # These two decide about colors, if they are whole.
+    if marker == b"\xff\xe0":
+        return content.startswith(b"JFIF\0") and len(content) >= 14
+    if marker == b"\xff\xee":
+        return content.startswith(b"Adobe") and len(content) >= 12
+    return not (b"\xff\xe0" <= marker <= b"\xff\xef" or marker == b"\xff\xfe")
+
+
+def _is_needed_chunk(chunk: bytes) -> bool:
+    kind, content = chunk[4:8], chunk[8:-4]
+    # A lower-case first letter says that a reader may do without it.
+    if not kind[:1].islower() or kind == b"tRNS":
+        return True
+    tells_orientation = kind == b"eXIf" or (
+        len(content) <= _SMALL and _tells_orientation(kind, content)
+    )
+    return tells_orientation and zlib.crc32(kind + content) == int.from_bytes(chunk[-4:], "big")
+
+
+def _tells_orientation(kind: bytes, content: bytes) -> bool:
+    """Whether a text says what a camera does, and is small, also once it is decompressed."""
+    name, _, text = content.partition(b"\0")
+    if name == b"XML:com.adobe.xmp":
+        return kind == b"iTXt" and text[:1] == b"\0"  # not compressed
+    if name != b"Raw profile type exif" or kind not in (b"tEXt", b"zTXt"):
+        return False
+    if kind == b"tEXt":
+        return True
+    decompressor = zlib.decompressobj()
+    try:
+        decompressor.decompress(text[1:], _SMALL)
+    except zlib.error:
+        return False
+    return not decompressor.unconsumed_tail
+
+
+class _Quiet:
+    """Turns warnings off while at least one thread is in it.
+
+    ``warnings.catch_warnings`` alone would leave them off for good where two threads overlap.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+
+
+# Of Pillow's decoders: much of what they warn of is of no use on a terminal.
+_without_warnings = _Quiet()
+
+
+def _describe(error: Exception) -> str:
+    text = display_name(" ".join(str(error).split()))
+    if isinstance(error, _Reason):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format, or damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels ({text})"
+    if isinstance(error, MemoryError):
+        return "not enough memory for its pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"damaged or incomplete ({text or type(error).__name__})"

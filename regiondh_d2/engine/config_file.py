@@ -1,0 +1,183 @@
+"""Reading config files and overrides: a mistake in them is one line with file, key and value."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..utils.display import display_name
+from ..utils.errors import InputNotFoundError, RegionDHError
+from .config_rules import flat_items, legal_values
+
+__all__ = ["merge_config_file", "merge_overrides"]
+
+_BASE = "_BASE_"
+_GROUP = "a group of keys"  # in place of a value
+_URL = ("https://", "http://")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A config file, and the values in it as they are written, by dotted key."""
+
+    path: str
+    values: dict[str, str]
+
+
+def merge_config_file(cfg: CfgNode, path: str) -> None:
+    """Put the values of a config file and of its ``_BASE_`` files into a config, in place.
+
+    Raises:
+        RegionDHError: a file is missing, unreadable or no config, names itself as its base, or has
+            a key or a value that isn't known.
+    """
+    sources = _read(path, "config file", ())
+    groups = {
+        ".".join(k.split(".")[:n]) for k, _ in flat_items(cfg) for n in range(1, k.count(".") + 1)
+    }
+    for source in sources:
+        for key in groups & source.values.keys():
+            if source.values[key] != _GROUP:
+                raise RegionDHError(f"{display_name(source.path)}: {_wrong(cfg, key, '')}")
+    try:
+        cfg.merge_from_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # of Detectron2's, fvcore's, yacs' and yaml's checks
+        reason = " ".join(str(error).split()) or type(error).__name__
+        found = re.search(r"config key: ([\w.]+)", reason)
+        if found is None:
+            raise RegionDHError(f"{display_name(path)}: no config: {reason}") from error
+        key = found[1]
+        # The last file that has the key decides.
+        source = next((s for s in reversed(sources) if key in s.values), sources[-1])
+        raise RegionDHError(
+            f"{display_name(source.path)}: {_wrong(cfg, key, source.values.get(key, ''))}"
+        ) from error
+
+
+def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Put KEY VALUE pairs into a config, in place.
+
+    Raises:
+        RegionDHError: a key isn't known or a value has another type; or the pairs are incomplete.
+    """
+    if len(opts) % 2:
+        raise RegionDHError(f"overrides come in pairs KEY VALUE; the last one is alone: {opts[-1]}")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        known = dict(flat_items(cfg))
+        if key not in known and not cfg.key_is_deprecated(key):
+            raise RegionDHError(_wrong(cfg, key, value))
+        try:
+            cfg.merge_from_list([key, value])
+        except Exception as error:  # of yacs' checks
+            raise RegionDHError(_wrong(cfg, key, value)) from error
+
+
+def _wrong(cfg: CfgNode, key: str, value: object) -> str:
+    """The line on a key that isn't known, or on a value of another type."""
+    known = dict(flat_items(cfg))
+    if key in known:
+        hint = f" (write {value}.0)" if isinstance(known[key], float) and _is_whole(value) else ""
+        shown = value if isinstance(value, str) else repr(value)
+        return f"{key} is {shown}: it takes {legal_values(key)}{hint}"
+    below = [k for k in known if k.startswith(f"{key}.")]
+    if below:
+        return f"{key} is a group of keys; name one of them, such as {below[0]}"
+    # Its last part may stand in another group; else it may be a typo.
+    elsewhere = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"Non-existent config key: {key}{f'; did you mean {near[0]}?' if near else ''}"
+
+
+def _is_whole(value: object) -> bool:
+    try:
+        return isinstance(ast.literal_eval(str(value)), int)
+    except (ValueError, SyntaxError, TypeError):
+        return False
+
+
+def _read(path: str, what: str, below: tuple[str, ...]) -> list[_Source]:
+    """A file after its bases; ``below`` are the files that led to it, each the base of the one
+    before."""
+    shown = display_name(path)
+    if not os.path.isfile(path):
+        kind = "is a folder" if os.path.isdir(path) else f"no such {what}"
+        raise InputNotFoundError(f"{shown}: {kind}{_named_by(below)}")
+    if os.path.realpath(path) in map(os.path.realpath, below):
+        raise RegionDHError(f"{shown}: {_BASE} leads in a circle{_named_by(below)}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            root = yaml.compose(file, yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise RegionDHError(f"{shown}: no config, not UTF-8 text ({error.reason})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise RegionDHError(f"{shown}{line}: no valid YAML: {' '.join(problem.split())}") from error
+    if not isinstance(root, yaml.MappingNode):
+        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "text", type(None): "nothing"}
+        raise RegionDHError(
+            f"{shown}: no config: it holds {kinds[type(root)]} instead of KEY: VALUE lines"
+            f"{_named_by(below)}"
+        )
+    sources = []
+    for base in _bases(root, shown):
+        if base.startswith("~"):
+            base = os.path.expanduser(base)
+        if base.startswith(_URL):
+            continue
+        # From the folder of the file, as Detectron2 takes it; an absolute path stays.
+        sources += _read(os.path.join(os.path.dirname(path), base), "base config", (*below, path))
+    return [*sources, _Source(path, dict(_values(root, shown)))]
+
+
+def _named_by(below: tuple[str, ...]) -> str:
+    return f", which {_BASE} of {display_name(below[-1])} names" if below else ""
+
+
+def _bases(root: yaml.MappingNode, shown: str) -> list[str]:
+    for key, value in root.value:
+        if key.value != _BASE:
+            continue
+        nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(node, yaml.ScalarNode) and node.value for node in nodes):
+            raise RegionDHError(
+                f"{shown}: {_BASE} takes the path of a config file, or a list of them"
+            )
+        return [node.value for node in nodes]
+    return []
+
+
+def _values(node: yaml.MappingNode, shown: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    seen = set()
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise RegionDHError(f"{shown}, line {key.start_mark.line + 1}: a key must be text")
+        name = f"{prefix}{key.value}"
+        if name in seen:
+            raise RegionDHError(
+                f"{shown}, line {key.start_mark.line + 1}: {name} stands twice; leave one"
+            )
+        seen.add(name)
+        if isinstance(value, yaml.MappingNode):
+            yield name, _GROUP
+            yield from _values(value, shown, f"{name}.")
+        elif isinstance(value, yaml.SequenceNode):
+            inner = ", ".join(getattr(n, "value", "") for n in value.value if _is_scalar(n))
+            yield name, f"[{inner}]"
+        else:
+            yield name, value.value
+
+
+def _is_scalar(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode)

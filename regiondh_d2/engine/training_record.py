@@ -1,0 +1,232 @@
+"""What a network was trained with, kept in its checkpoints.
+
+A checkpoint says which settings, starting weights and images its network comes from, so that a
+training that goes on from it, or a result that is filed for it, can be compared with them. The
+record is part of the checkpoint, not a file beside it, so that the two can't part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+
+from ..checkpoint import read_weights
+from ..config import add_regiondh_config, changed_settings, training_settings
+from ..data.catalog import load_dataset
+
+__all__ = [
+    "Training",
+    "TrainingRecorder",
+    "changes_on_resume",
+    "data_checksum",
+    "last_checkpoint",
+    "phrase",
+    "recorded_training",
+]
+
+KEY = "training"  # in checkpoints
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that decides about a trained network.
+
+    Attributes:
+        settings: see :func:`..config.training_settings`.
+        weights: ``MODEL.WEIGHTS``.
+        weights_sha256: of the content of that file, as hex digits; "" if it is no file of this
+            machine: a name with ``://`` stands for the same weights everywhere.
+        data_sha256: :func:`data_checksum` of each dataset in ``DATASETS.TRAIN``.
+        earlier: what it was trained with before, where a resumed training changed any of that.
+    """
+
+    settings: str
+    weights: str
+    weights_sha256: str
+    data_sha256: dict[str, str]
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, cfg: CfgNode, checksum: Callable[[str], str] | None = None) -> Training:
+        """What a training by a config would be made with now.
+
+        Args:
+            cfg: the config.
+            checksum: :func:`data_checksum`; None leaves images and weights out.
+        """
+        names = [name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog.list()]
+        return cls(
+            settings=training_settings(cfg),
+            weights=cfg.MODEL.WEIGHTS,
+            weights_sha256=_file_sha256(cfg.MODEL.WEIGHTS) if checksum else "",
+            data_sha256={name: checksum(name) for name in names} if checksum else {},
+        )
+
+    @property
+    def settings_sha256(self) -> str:
+        """sha256 over the settings that aren't defaults: newer keys leave it as it is."""
+        cfg = get_cfg()
+        add_regiondh_config(cfg)
+        chosen = changed_settings(training_settings(cfg), self.settings, training_settings)
+        lines = [f"{key} {value}" for key, (_, value) in chosen.items()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def sha256(self) -> str:
+        """sha256 over all of it, as far as it can be known now."""
+        facts = (self.settings_sha256, self.weights_sha256 or self.weights, self.data_sha256)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def changes(self, now: Training) -> list[str]:
+        """How another training differs from this one, a phrase each; empty if not at all."""
+        found = [
+            f"{key} {old}, which is now {new}"
+            for key, (old, new) in changed_settings(
+                self.settings, now.settings, training_settings
+            ).items()
+        ]
+        if self.weights_sha256 and now.weights_sha256:
+            if self.weights_sha256 != now.weights_sha256:
+                found.append(f"another content of MODEL.WEIGHTS {now.weights}")
+        elif self.weights != now.weights:
+            found.append(f"MODEL.WEIGHTS {self.weights}, which is now {now.weights}")
+        for name in sorted(self.data_sha256.keys() & now.data_sha256.keys()):
+            if self.data_sha256[name] != now.data_sha256[name]:
+                found.append(f"other images or objects of {name}")
+        return found
+
+
+class TrainingRecorder:
+    """Puts the :class:`Training` into the checkpoints of a trainer: one of their checkpointables.
+
+    Checkpoints of version 0.1 have none; a training that goes on from one says so from then on.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self._cfg = cfg.clone()
+        self._loaded: Training | None = None
+        self._training: Training | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"version": VERSION, **asdict(self._training)} if self._training else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loaded = _training_of(state)
+
+    def begin(self, resumed: bool) -> None:
+        """Note what is trained with from now on; call it when the checkpoint has been loaded.
+
+        Args:
+            resumed: whether the network is that of an earlier training.
+        """
+        if not comm.is_main_process():  # which alone saves checkpoints
+            return
+        now = Training.of(self._cfg, data_checksum)
+        if resumed:
+            before = self._loaded
+            # MODEL.WEIGHTS isn't read again.
+            start = before or Training("", "", "", {}, [])
+            now = Training(
+                now.settings, start.weights, start.weights_sha256, now.data_sha256, start.earlier
+            )
+            if before is None or before.changes(now):
+                part = asdict(start)
+                earlier = part.pop("earlier")
+                now = Training(**{**asdict(now), "earlier": [*earlier, part]})
+        self._training = now
+
+
+def last_checkpoint(folder: str | os.PathLike) -> Path | None:
+    """The checkpoint that a training in a folder would go on from; None if there is none."""
+    tag = Path(folder) / "last_checkpoint"
+    if not tag.is_file():
+        return None
+    return tag.with_name(tag.read_text(errors="replace").strip())
+
+
+def recorded_training(checkpoint: str | os.PathLike) -> Training | None:
+    """What the network of a checkpoint was trained with; None if it doesn't say (version 0.1).
+
+    Raises:
+        OSError: there is no such file.
+        WeightsError: it is damaged.
+    """
+    content = read_weights(checkpoint)
+    return _training_of(content.get(KEY)) if isinstance(content, dict) else None
+
+
+def changes_on_resume(cfg: CfgNode) -> list[str]:
+    """How a config differs from what the network in its ``OUTPUT_DIR`` was trained with.
+
+    A checkpoint of version 0.1 doesn't say it. Then the folder's ``config.yaml`` is taken, which
+    is that of the last start there. The starting weights aren't compared, since they aren't read
+    again.
+
+    Raises:
+        WeightsError, OSError: the checkpoint can't be read.
+    """
+    checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
+    if checkpoint is None or not checkpoint.is_file():
+        return []
+    before, settings = recorded_training(checkpoint), ""
+    if before is not None:
+        settings = before.settings
+    elif os.path.isfile(file := os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
+        old = get_cfg()
+        add_regiondh_config(old)
+        try:
+            old.merge_from_file(file)
+        except (ValueError, KeyError, AttributeError, AssertionError, yaml.YAMLError):
+            return [f"a {file} that can't be compared"]
+        settings = training_settings(old)
+    if not settings:
+        return []
+    now = Training.of(cfg)
+    return Training(settings, now.weights, "", {}).changes(now)
+
+
+def data_checksum(dataset: str) -> str:
+    """sha256 over names and sizes of the images and over the annotations of a dataset.
+
+    Raises:
+        OSError: an image isn't there.
+    """
+    digest = hashlib.sha256()
+    for record in load_dataset(dataset):
+        path = str(record.get("file_name", ""))
+        size = os.path.getsize(path) if path and "://" not in path else None
+        annotations = record.get("annotations", ())
+        boxes = [(a.get("category_id"), *a.get("bbox", ())) for a in annotations]
+        labels = record.get("image_labels", ())
+        line = (os.path.basename(path), size, boxes, list(labels))
+        digest.update(repr(line).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _training_of(state: dict[str, Any] | None) -> Training | None:
+    if not state:
+        return None
+    return Training(**{key: state[key] for key in Training.__dataclass_fields__})
+
+
+def _file_sha256(path: str) -> str:
+    if "://" in path or not os.path.isfile(path):
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def phrase(changes: Sequence[str]) -> str:
+    """The first of some changes, and how many more there are."""
+    more = f" ({len(changes) - 1} more)" if len(changes) > 1 else ""
+    return f"{changes[0]}{more}"

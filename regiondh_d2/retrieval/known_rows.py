@@ -1,0 +1,439 @@
+"""Which rows of earlier extractions belong to which images now.
+
+An image keeps its row while its file is as it was encoded: at the same place, of the same size and
+time of modification. Such a file is not read. Where one of them differs, its sha256 decides: a row
+of the same content is kept, moved from a file that has gone, or copied, and any other content is to
+be encoded. Images of a dataset are known by their id instead of their place, and never take the row
+of another id.
+
+Version 0.1 stored neither size nor time nor content. A row of it is kept if the photo is not newer
+than the code file, and it takes what is known of the photo from then on.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from ..data.photo_files import PhotoScan, is_below
+from ..structures.codes import (
+    UNKNOWN,
+    CodeFileError,
+    CodeSet,
+    join_code_sets,
+    join_path,
+    take_rows,
+)
+from ..utils.progress import Progress
+from .images import ImageEntry
+from .photo_state import file_sha256, root_problem
+
+__all__ = ["Folders", "KnownRows", "MergedRows", "Source"]
+
+SHA256_BYTES = 32
+# Formats whose pixels were never read otherwise: they have neither transparency nor 16 bits.
+_ALWAYS_READ_ALIKE = (".jpg", ".jpeg", ".jpe", ".jfif")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of codes that an earlier run left.
+
+    Attributes:
+        code_set: its codes.
+        written_ns: when it was written: no photo was encoded later.
+        is_part: whether it is a part of an unfinished output.
+        other_pixels: whether images were read otherwise than now, see ``pixels_changed``.
+    """
+
+    code_set: CodeSet
+    written_ns: int
+    is_part: bool = False
+    other_pixels: bool = False
+
+
+class Folders:
+    """What a run looks at, and what is known of photos that it did not find."""
+
+    def __init__(self, scan: PhotoScan):
+        self._scan = scan
+        seen = {photo.root for photo in scan.images}
+        self.missing = [os.path.realpath(os.path.abspath(name)) for name in scan.missing]
+        self.empty = [root for root in scan.roots if root not in seen]
+        self._seen = [root for root in scan.roots if root in seen]
+        self._named = {photo.path for photo in scan.images} | set(self.missing)
+        self._second_names = {path for path, _ in scan.links if scan.could_see(path)}
+
+    def root_of(self, path: str) -> str:
+        """The given folder that a path lies in, else the folder of the file."""
+        roots = (*self._seen, *self.empty)
+        return next((r for r in roots if is_below(path, r)), os.path.dirname(path))
+
+    def is_known_gone(self, path: str) -> bool:
+        """Whether a photo of this run's folders has gone, so that its row may be pruned.
+
+        Not if it may only be out of sight: in a folder that can't be read, that is missing or
+        without any photo.
+        """
+        if self.is_out_of_sight(path) or not _has_gone(path):
+            return False
+        return path in self._named or any(is_below(path, root) for root in self._seen)
+
+    def is_out_of_sight(self, path: str) -> bool:
+        """Whether nothing can be known of a photo."""
+        closed = (*self.missing, *self.empty)
+        if any(path != folder and is_below(path, folder) for folder in closed):
+            return True
+        return not self._scan.could_see(path)
+
+    def is_second_name(self, path: str) -> bool:
+        """Whether a file has another name, by which the run found it, or would have."""
+        while path not in self._second_names:
+            path, last = os.path.dirname(path), path
+            if path == last:
+                return False
+        return True
+
+
+def _has_gone(path: str) -> bool:
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class MergedRows:
+    """What :meth:`KnownRows.merge` made.
+
+    Attributes:
+        code_set: the rows of the output.
+        changed: whether they differ from what the output holds, but for their order.
+        gone: number of rows that stay though their photos have gone.
+        pruned: number of rows that were removed for that.
+    """
+
+    code_set: CodeSet
+    changed: bool
+    gone: int
+    pruned: int
+
+
+class KnownRows:
+    """The rows of an output and of its parts, and the images that they are of."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        images: Sequence[ImageEntry],
+        *,
+        folders: Folders | None = None,
+        verify: bool = False,
+        pixels_changed: Callable[[str], bool] = lambda path: False,
+        report: Callable[[str], None] | None = None,
+    ):
+        """
+        Args:
+            sources: the output and its parts; the parts last.
+            images: what is to be coded. No id twice.
+            folders: where the images come from, or None for those of a dataset.
+            verify: whether files are read even if their sizes and times are as they were.
+            pixels_changed: whether a file's pixels are read otherwise now than by the release of
+                sources with ``other_pixels``.
+            report: takes lines of progress.
+        """
+        self._images = images
+        self._folders = folders
+        self._verify = verify
+        self._pixels_changed = cache(pixels_changed)
+        self._hashes: dict[str, bytes] = {}
+        self._real_folder = cache(os.path.realpath)
+        self._rows = join_code_sets([s.code_set for s in sources]) if sources else None
+        counts = [len(source.code_set) for source in sources]
+
+        def of_rows(name: str, dtype: type) -> np.ndarray:
+            values = np.array([getattr(source, name) for source in sources], dtype)
+            return np.repeat(values, np.array(counts, np.int64))
+
+        self._written = of_rows("written_ns", np.int64)
+        self._in_part = of_rows("is_part", bool)
+        self._other_pixels = of_rows("other_pixels", bool)
+        self._taken: set[int] = set()  # rows that moved to another file name
+
+        self._keys: list[str] = []
+        if self._rows is not None:
+            names = zip(self._rows.image_ids, self._rows.file_names, strict=True)
+            self._keys = [self._key(image_id, name) for image_id, name in names]
+        self._image_keys = [self._key(image.image_id, image.file_name) for image in images]
+        self._row_of: list[int | None] = [None] * len(images)
+        if self._rows is not None:
+            progress = Progress(report, "photos compared with their codes", len(images))
+            self._match_places(progress)
+            if folders is not None:
+                self._match_contents()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def is_in_output(self, index: int) -> bool:
+        """Whether an image has a row that needn't be coded, and is none of the parts'.
+
+        So it depends on nothing but the output and the images which of them are coded together.
+        """
+        row = self._row_of[index]
+        return row is not None and not self._in_part[row]
+
+    def is_known(self, index: int) -> bool:
+        """Whether an image has a row."""
+        return self._row_of[index] is not None
+
+    def _key(self, image_id: str, file_name: str) -> str:
+        """What an image is known by: its id in a dataset, or the real place of its file."""
+        if self._folders is None:
+            return image_id
+        folder, name = os.path.split(file_name)
+        return os.path.join(self._real_folder(folder), name)
+
+    def _match_places(self, progress: Progress) -> None:
+        rows_of: dict[str, list[int]] = {}
+        for row, key in enumerate(self._keys):
+            rows_of.setdefault(key, []).append(row)
+        for index, (image, key) in enumerate(zip(self._images, self._image_keys, strict=True)):
+            rows = rows_of.get(key, ())
+            self._row_of[index] = next((r for r in rows if self._is_as_encoded(r, image)), None)
+            progress.step()
+
+    def _is_as_encoded(self, row: int, image: ImageEntry) -> bool:
+        if self._other_pixels[row] and self._pixels_changed(image.file_name):
+            return False
+        size, time = int(self._rows.size[row]), int(self._rows.mtime_ns[row])
+        if image.size == UNKNOWN:  # a file of a dataset that is not there
+            return True
+        if size == UNKNOWN:
+            return image.mtime_ns <= (self._written[row] if time == UNKNOWN else time)
+        known = self._content(row)
+        if (size, time) == (image.size, image.mtime_ns):
+            # Also where nothing can be compared, so that it can be the next time.
+            return not self._verify or self._hash(image) == known or not known
+        return bool(known) and size == image.size and self._hash(image) == known
+
+    def _content(self, row: int) -> bytes:
+        """The sha256 of the file of a row, b"" where unknown."""
+        contents = self._rows.content_sha256
+        return b"" if contents is None or not contents[row].any() else contents[row].tobytes()
+
+    def _hash(self, image: ImageEntry) -> bytes:
+        """The sha256 of a file, b"" if it can't be read."""
+        if image.file_name not in self._hashes:
+            try:
+                self._hashes[image.file_name] = file_sha256(image.file_name)
+            except OSError:
+                self._hashes[image.file_name] = b""
+        return self._hashes[image.file_name]
+
+    def _match_contents(self) -> None:
+        """Rows of other places for images that have none: of the same content."""
+        left = [index for index, row in enumerate(self._row_of) if row is None]
+        rows_of: dict[bytes, list[int]] = {}
+        sizes = set()
+        for row in range(len(self._keys)):
+            if left and (known := self._content(row)):
+                rows_of.setdefault(known, []).append(row)
+                sizes.add(int(self._rows.size[row]))
+        kept = {row for row in self._row_of if row is not None}
+        present = set(self._image_keys)
+        for index in left:
+            image = self._images[index]
+            # A file of a size that no row has is not read.
+            rows = rows_of.get(self._hash(image), ()) if image.size in sizes else ()
+            rows = [row for row in rows if self._is_readable_alike(row, image)]
+            movable = [
+                row
+                for row in rows
+                if row not in self._taken
+                and row not in kept
+                and self._keys[row] not in present
+                and self._has_moved(row, image)
+            ]
+            copies = [row for row in rows if not self._in_part[row]]
+            name = os.path.basename(image.file_name)
+            same_name = [r for r in movable if os.path.basename(self._keys[r]) == name]
+            row = next(iter((*same_name, *movable, *copies)), None)
+            self._row_of[index] = row
+            if row in movable:
+                self._taken.add(row)
+
+    def _is_readable_alike(self, row: int, image: ImageEntry) -> bool:
+        return not (self._other_pixels[row] and self._pixels_changed(image.file_name))
+
+    def _has_moved(self, row: int, image: ImageEntry) -> bool:
+        """Whether the file of a row isn't where it was, and not only out of sight."""
+        name = self._rows.file_names[row]
+        if self._folders.is_out_of_sight(name):
+            return False
+        if not _has_gone(name):
+            # Such as on a file system that does not tell "A.jpg" from "a.jpg".
+            return os.path.samefile(name, image.file_name)
+        root = self._rows.roots[self._rows.root_index[row]]
+        problem = root_problem(root) if root else ""
+        return not problem or not os.path.lexists(root)
+
+    def merge(
+        self, new: CodeSet | None, failed: Iterable[int], *, prune: bool = False
+    ) -> MergedRows:
+        """The rows of the output: those of other images, then those of the images in their order.
+
+        Args:
+            new: the rows that were coded now; they go before known ones.
+            failed: positions of images that have no row because they can't be read. If they had one
+                of an earlier content, it stays, with that content's size and time.
+            prune: whether rows of photos that have gone are left out.
+
+        Raises:
+            CodeFileError: an image has no row.
+        """
+        known = len(self._keys)
+        joined = join_code_sets([s for s in (self._rows, new) if s is not None])
+        row_of = list(self._row_of)
+        fresh = {image_id: known + i for i, image_id in enumerate(new.image_ids)} if new else {}
+        failed = set(failed)
+        indexes = [index for index in range(len(self._images)) if index not in failed]
+        for index in indexes:
+            row_of[index] = fresh.get(self._images[index].image_id, row_of[index])
+        lost = [self._images[i].image_id for i in indexes if row_of[i] is None]
+        if lost:
+            raise CodeFileError(
+                f"{len(lost)} images (first: {lost[0]}) lost their codes, because files of the "
+                "parts folder have gone meanwhile: code them with --resume"
+            )
+
+        others, gone, pruned = self._other_rows({self._image_keys[i] for i in indexes}, prune)
+        rows = [*others, *(row_of[index] for index in indexes)]
+        taken = take_rows(joined, rows)
+        merged = self._with_places_of_others(taken, others)
+        merged = self._with_images(merged, len(others), indexes, fresh.keys())
+        output = np.flatnonzero(~self._in_part)
+        changed = (
+            any(row >= known or self._in_part[row] for row in rows)
+            or sorted(rows) != output.tolist()
+            or not _same_files(merged, taken)
+        )
+        return MergedRows(merged, changed, gone, pruned)
+
+    def _other_rows(self, keys: set[str], prune: bool) -> tuple[list[int], int, int]:
+        """The rows of no image, once each; and how many of them have gone, or were pruned."""
+        others, gone, pruned = [], 0, 0
+        seen = set(keys)
+        for row, key in enumerate(self._keys):
+            if row in self._taken or key in seen:
+                continue
+            seen.add(key)
+            if self._folders is not None:
+                name = self._rows.file_names[row]
+                if self._folders.is_second_name(name):
+                    continue
+                if self._folders.is_known_gone(name):
+                    if prune:
+                        pruned += 1
+                        continue
+                    gone += 1
+            others.append(row)
+        return others, gone, pruned
+
+    def _with_places_of_others(self, merged: CodeSet, others: Sequence[int]) -> CodeSet:
+        """What is known of photos of version 0.1 that this run does not look at, and their root.
+
+        What can't be known is made such that the photo is encoded again when it is looked at: no
+        size, and the latest time at which the file that was encoded can have been written.
+        """
+        if self._folders is None:
+            return merged
+        size, mtime_ns = merged.size.copy(), merged.mtime_ns.copy()
+        roots = [merged.roots[i] for i in merged.root_index]
+        for position, row in enumerate(others):
+            name = merged.file_names[position]
+            if not roots[position] and os.path.isabs(name):
+                roots[position] = self._folders.root_of(name)
+            if self._other_pixels[row] and self._may_be_read_otherwise(name):
+                size[position], mtime_ns[position] = UNKNOWN, 0
+            elif size[position] == mtime_ns[position] == UNKNOWN:
+                found = _status(name)
+                if found is not None and found.st_mtime_ns <= self._written[row]:
+                    size[position], mtime_ns[position] = found.st_size, found.st_mtime_ns
+                else:
+                    mtime_ns[position] = self._written[row]
+        return replace(_with_roots(merged, roots), size=size, mtime_ns=mtime_ns)
+
+    def _may_be_read_otherwise(self, name: str) -> bool:
+        if name.lower().endswith(_ALWAYS_READ_ALIKE):
+            return False
+        return _has_gone(name) or self._pixels_changed(name)
+
+    def _with_images(
+        self, merged: CodeSet, start: int, indexes: Sequence[int], fresh: Iterable[str]
+    ) -> CodeSet:
+        """Gives the rows from ``start`` on the names, sizes, times and labels of their images."""
+        ids, names = list(merged.image_ids), list(merged.file_names)
+        roots = [merged.roots[i] for i in merged.root_index]
+        size, mtime_ns = merged.size.copy(), merged.mtime_ns.copy()
+        contents = merged.content_sha256
+        contents = (
+            np.zeros((len(merged), SHA256_BYTES), np.uint8) if contents is None else contents.copy()
+        )
+        labels = None if merged.labels is None else merged.labels.copy()
+        for position, index in enumerate(indexes, start):
+            image = self._images[index]
+            place = join_path(image.root, image.relative_path) if image.root else image.file_name
+            # A row at its own place keeps its root: the folder that was given first.
+            if names[position] != place or not roots[position]:
+                names[position], roots[position] = place, image.root
+            ids[position] = image.image_id
+            if image.image_id in fresh:  # what was read is what counts
+                continue
+            if image.size != UNKNOWN:
+                size[position], mtime_ns[position] = image.size, image.mtime_ns
+            if found := self._hashes.get(image.file_name):
+                contents[position] = np.frombuffer(found, np.uint8)
+            if labels is not None and image.labels is not None:
+                labels[position] = 0
+                labels[position, list(image.labels)] = 1
+        return replace(
+            _with_roots(replace(merged, image_ids=ids, file_names=names), roots),
+            size=size,
+            mtime_ns=mtime_ns,
+            content_sha256=contents if contents.any() else None,
+            labels=labels,
+        )
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _with_roots(code_set: CodeSet, roots: Sequence[str]) -> CodeSet:
+    """The code set with a root for each row, in ascending order of their first rows."""
+    distinct = list(dict.fromkeys(roots)) or [""]
+    position = {root: i for i, root in enumerate(distinct)}
+    index = np.array([position[root] for root in roots], np.int64)
+    return replace(code_set, roots=distinct, root_index=index)
+
+
+def _same_files(a: CodeSet, b: CodeSet) -> bool:
+    """Whether two code sets of the same rows say the same of their images' files and labels."""
+    arrays = ("size", "mtime_ns", "content_sha256", "labels")
+    return (
+        list(a.image_ids) == list(b.image_ids)
+        and list(a.file_names) == list(b.file_names)
+        and a.relative_paths == b.relative_paths
+        and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays)
+    )

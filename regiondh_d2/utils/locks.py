@@ -1,0 +1,65 @@
+"""Files that another program uses, and locks that keep a second run of ours out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import filelock
+
+from .display import display_name
+from .errors import RegionDHError
+
+__all__ = ["FileInUseError", "hold_lock", "is_busy", "refuse_if_busy"]
+
+_BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EBUSY, errno.ETXTBSY, errno.EDEADLK}
+_WINDOWS_BUSY = {32, 33}  # sharing violation, lock violation
+
+
+class FileInUseError(RegionDHError):
+    """A file or folder that another program uses now."""
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether an error says that another program uses a file, and not that something is wrong."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in _BUSY or getattr(error, "winerror", None) in _WINDOWS_BUSY
+
+
+def refuse_if_busy(path: str | os.PathLike, error: BaseException) -> None:
+    """Tells that a file is in use where this is what an error means; otherwise does nothing.
+
+    Raises:
+        FileInUseError: the file is in use.
+    """
+    if is_busy(error):
+        raise FileInUseError(
+            f"{display_name(path)}: in use by another program; wait until it ends or close it"
+        ) from error
+
+
+@contextmanager
+def hold_lock(path: str | os.PathLike, what: str | os.PathLike) -> Iterator[None]:
+    """Holds a lock while the block runs. The system opens the lock of a process that is killed.
+
+    Args:
+        path: the lock's file; it stays.
+        what: the file or folder that is locked, for the message.
+
+    Raises:
+        FileInUseError: another process, or this one elsewhere, holds the lock.
+    """
+    lock = filelock.FileLock(path, is_singleton=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise FileInUseError(
+            f"{display_name(what)}: in use by another program that writes it; wait until it ends"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

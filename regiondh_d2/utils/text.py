@@ -1,0 +1,224 @@
+r"""Text in pictures, whatever its letters are: names of files and of classes come from everywhere.
+
+A letter is drawn in the first font that has it: Pillow's own, DejaVu Sans (which comes with
+matplotlib: Latin, Greek, Cyrillic, Arabic, Hebrew, symbols), then the fonts of this machine, those
+for Chinese, Japanese, Korean and emoji first. A letter that no font has is shown by its number,
+such as ``\u4e16``, never as an empty box. To have such letters drawn, install a font, such as
+Debian's ``fonts-noto-cjk`` and ``fonts-noto-color-emoji``, or put its file into ``~/.fonts``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .display import display_name
+
+__all__ = ["draw_text", "drawable", "fit_text", "font_families", "text_width", "wrap_text"]
+
+# Fonts that have most letters of their kind, the likeliest first, by the names of their files.
+_WIDE = re.compile(
+    r"noto\w*sans\w*cjk|sourcehan|notosans(sc|tc|jp|kr|hk)|pingfang|hiragino|applesdgothic|applegothic"
+    r"|msyh|msgothic|yugoth|meiryo|malgun|simsun|wqy|wenquanyi|droidsansfallback|ipaex|ipag|nanum"
+    r"|unbatang|arial ?unicode|segoeui|seguiemj|emoji|symbola|notosans|freesans|unifont|dejavu",
+    re.IGNORECASE,
+)
+_FILES = (".ttf", ".otf", ".ttc", ".otc")
+# Fonts of coloured bitmaps, as for emoji, have one size or a few, and are scaled to another.
+_BITMAP_SIZES = (109, 136, 128, 160, 96, 64)
+_UNSEEN = "\u200d\ufe0f"  # what display_name keeps and what has no shape of its own
+_MISSING = "\U0010ffff"  # in no font: what it looks like is what a missing letter looks like
+
+
+@dataclass(frozen=True)
+class _Font:
+    """A font of a size: as it is, or one of another size with ``scale``."""
+
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    scale: float = 1.0
+
+    def width(self, text: str) -> float:
+        return self.font.getlength(text) * self.scale
+
+    def draw(self, picture: Image.Image, at: tuple[float, float], text: str, colour, size) -> None:
+        draw = ImageDraw.Draw(picture)
+        if self.scale == 1:
+            draw.text(at, text, colour, self.font, anchor="ls", embedded_color=True)
+            return
+        left, top, right, bottom = self.font.getbbox(text, anchor="ls")
+        glyphs = Image.new("RGBA", (max(1, round(right)), max(1, round(bottom - top))))
+        ImageDraw.Draw(glyphs).text(
+            (0, -top), text, (*colour, 255), self.font, anchor="ls", embedded_color=True
+        )
+        small = (
+            max(1, round(glyphs.width * self.scale)),
+            max(1, round(glyphs.height * self.scale)),
+        )
+        glyphs = glyphs.resize(small, Image.Resampling.LANCZOS)
+        place = (round(at[0]), round(at[1] + top * self.scale))
+        picture.paste(glyphs, place, glyphs)
+
+
+@lru_cache(maxsize=256)
+def _font(source: str, size: int) -> _Font | None:
+    """A font file in a size; "" is Pillow's own font. None of a file that can't be used."""
+    if not source:
+        return _Font(ImageFont.load_default(size))
+    for used in (size, *_BITMAP_SIZES):
+        try:
+            return _Font(ImageFont.truetype(source, used), size / used)
+        except OSError:  # damaged, or of bitmaps and not of this size
+            continue
+    return None
+
+
+@lru_cache(maxsize=1)
+def _fonts() -> Sequence[str]:
+    """Font files of this machine, after Pillow's own; those that have the most letters first."""
+    from matplotlib import font_manager, get_data_path  # here, because this import takes a second
+
+    own = os.path.join(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    found = {path for path in font_manager.findSystemFonts() if path.lower().endswith(_FILES)}
+    return ("", own, *sorted(found - {own}, key=_likeliness))
+
+
+def _likeliness(path: str) -> tuple:
+    name = os.path.basename(path).lower()
+    wide = _WIDE.search(name.replace("-", "").replace("_", ""))
+    plain = not re.search("bold|italic|oblique|black|thin|light|mono|serif", name)
+    return (wide is None, not plain, path)
+
+
+@lru_cache(maxsize=4096)
+def _source(letter: str) -> str | None:
+    """The font that has a letter; None if none has."""
+    if letter.isspace() or _has("", letter):  # without looking for fonts
+        return ""
+    return next((source for source in _fonts() if source and _has(source, letter)), None)
+
+
+def _has(source: str, letter: str) -> bool:
+    found = _font(source, 16)
+    if found is None:
+        return False
+    try:
+        return _shape(source, letter) != _shape(source, _MISSING)
+    except (OSError, ValueError):  # a damaged font
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _shape(source: str, letter: str) -> tuple:
+    found = _font(source, 16)
+    font = found.font
+    if isinstance(font, ImageFont.FreeTypeFont):
+        # Without rules that put a circle under an accent that stands alone.
+        font = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
+    mask = font.getmask(letter, "L" if found.scale == 1 else "RGBA")
+    return mask.size, hash(tuple(mask))
+
+
+def drawable(text: str) -> str:
+    r"""Text as it can be drawn on this machine, in a line: :func:`.display.display_name`, and
+    letters that no font has by their number (``\u4e16``)."""
+    text = unicodedata.normalize("NFC", display_name(text))
+    return "".join(
+        letter
+        if letter in _UNSEEN or _source(letter) is not None
+        else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
+def _runs(text: str, size: int) -> Iterator[tuple[str, _Font]]:
+    """A drawable text in parts of one font each."""
+    seen = "".join(letter for letter in text if letter not in _UNSEEN)
+    for source, letters in groupby(seen, _source):
+        yield "".join(letters), _font(source, size)
+
+
+def text_width(text: str, size: int) -> float:
+    """Pixels that a line of :func:`drawable` text takes."""
+    return sum(font.width(part) for part, font in _runs(text, size))
+
+
+def draw_text(
+    picture: Image.Image, at: tuple[float, float], text: str, size: int, colour: Sequence[int]
+) -> float:
+    """Draws a line.
+
+    Args:
+        picture: RGB, drawn on.
+        at: left and top of the line.
+        text: of any letters, see :func:`drawable`.
+        size: of the letters, in pixels.
+        colour: RGB.
+
+    Returns:
+        Where it ends, in pixels from the left of the picture.
+    """
+    x, baseline = at[0], at[1] + _ascent(size)
+    for part, font in _runs(drawable(text), size):
+        font.draw(picture, (x, baseline), part, tuple(colour), size)
+        x += font.width(part)
+    return x
+
+
+@lru_cache(maxsize=64)
+def _ascent(size: int) -> int:
+    return -round(_font("", size).font.getbbox("A", anchor="ls")[1]) + round(size * 0.24)
+
+
+def fit_text(text: str, size: int, width: float, keep_end: bool = False) -> str:
+    """Drawable text of at most ``width`` pixels, shortened by "..." where it is longer.
+
+    Args:
+        text: of any letters.
+        size: of the letters, in pixels.
+        width: in pixels.
+        keep_end: shorten in the middle: of a file name the end tells as much as the start.
+    """
+    text = drawable(text)
+    if text_width(text, size) <= width:
+        return text
+
+    def shortened(kept: int) -> str:
+        end = kept // 2 if keep_end else 0
+        return f"{text[: kept - end]}...{text[len(text) - end :]}"
+
+    # The most letters that fit; the first is kept in any case.
+    kept = bisect_right(
+        range(1, len(text)), width, key=lambda kept: text_width(shortened(kept), size)
+    )
+    return shortened(max(1, kept))
+
+
+def wrap_text(text: str, size: int, width: float) -> list[str]:
+    """Drawable text as lines of at most ``width`` pixels, broken anywhere: names have no spaces."""
+    lines = [""]
+    for letter in drawable(text):
+        if lines[-1] and text_width(lines[-1] + letter, size) > width:
+            lines.append("")
+        lines[-1] += letter
+    return lines
+
+
+def font_families(text: str) -> list[str]:
+    """Families for matplotlib that together have the letters of a :func:`drawable` text."""
+    from matplotlib import font_manager
+
+    families = ["DejaVu Sans"]
+    for source in dict.fromkeys(_source(letter) for letter in text if letter not in _UNSEEN):
+        if source:
+            font_manager.fontManager.addfont(source)
+            name = font_manager.FontProperties(fname=source).get_name()
+            families += [name] * (name not in families)
+    return families

@@ -1,0 +1,87 @@
+"""Extraction with a model whose code is a few pixels, and files that others have open."""
+
+import contextlib
+import subprocess
+import sys
+
+import torch
+from detectron2.structures import Boxes, Instances
+
+from regiondh_d2.data.photo_files import find_photos
+from regiondh_d2.retrieval.extract import CodeExtractor, images_to_code, known_files
+from regiondh_d2.retrieval.images import ImageLoader
+
+ATTRIBUTES = {
+    "dataset": "",
+    "config": "some.yaml",
+    "class_names": ["a", "b", "c"],
+    "count_difficult": True,
+    "model_fingerprint": "f" * 64,
+    "settings": "INPUT.FORMAT 'RGB'\ninstances True",
+}
+BITS = 16
+RUN_OPTIONS = ("resume", "skip_bad", "moves", "verify", "prune")
+
+
+def code_of(image):
+    """The code of an input (3, H, W): whether pixels of the first row are bright."""
+    return image[0, 0, :BITS] > 127
+
+
+def fake_model(inputs):
+    """Codes and, for every image, one detection whose box is the image's size."""
+    assert len({tuple(-(-side // 32) for side in x["image"].shape[1:]) for x in inputs}) == 1
+    outputs = []
+    for given in inputs:
+        code = code_of(given["image"])
+        size = (given["height"], given["width"])
+        instances = Instances(size)
+        instances.pred_boxes = Boxes([[0.0, 0.0, size[1], size[0]]])
+        instances.scores = torch.tensor([0.5])
+        instances.pred_classes = torch.tensor([1])
+        instances.pred_codes = ~code[None]
+        outputs.append(
+            {
+                "image_code": code,
+                "image_activation": code * 1.0,
+                "image_feature": given["image"][0, 0, :5] / 255,
+                "instances": instances,
+            }
+        )
+    return outputs
+
+
+def make_extractor(model=fake_model, save_every=0.0, report=lambda line: None, **changes):
+    options = {"size_divisibility": 32, "batch_size": 2, "save_every": save_every}
+    options |= {name: changes.pop(name) for name in list(changes) if name not in ATTRIBUTES}
+    loader = options.pop("loader", ImageLoader(min_size=0, max_size=0, image_format="RGB"))
+    return CodeExtractor(model, loader, ATTRIBUTES | changes, report=report, **options)
+
+
+def extract_folder(folder, output, **options):
+    """Codes of a folder, or of several; the run's own options, and the rest the extractor's."""
+    run = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
+    inputs = folder if isinstance(folder, list) else [folder]
+    scan = find_photos(inputs, options.pop("exclude", ()))
+    known = known_files(output, run.get("moves", ())) if output.is_file() else {}
+    images, _ = images_to_code(scan, inputs, known)
+    return make_extractor(**options).extract(images, output, scan=scan, **run)
+
+
+HOLD = """
+import sys, h5py
+file = h5py.File(sys.argv[1], sys.argv[2])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_open(path, mode):
+    """Another program that has the file open."""
+    command = [sys.executable, "-c", HOLD, str(path), mode]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.stdin.close()

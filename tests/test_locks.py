@@ -1,0 +1,70 @@
+"""Locks, and files that other programs use."""
+
+import errno
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.locks import FileInUseError, hold_lock, is_busy, refuse_if_busy
+
+HOLD = """
+import sys
+from regiondh_d2.utils.locks import hold_lock
+with hold_lock(sys.argv[1], "what"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_keeps_others_out_until_its_holder_ends(tmp_path):
+    path = tmp_path / ".lock"
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert child.stdout.readline().strip() == b"held"
+        with (
+            pytest.raises(FileInUseError, match=r"^a\\nb: in use by another program"),
+            hold_lock(path, "a\nb"),
+        ):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+    with hold_lock(path, "what"):
+        pass
+
+
+def test_a_lock_keeps_other_threads_out(tmp_path):
+    found = []
+
+    def work():
+        try:
+            with hold_lock(tmp_path / ".lock", "what"):
+                found.append("held")
+        except FileInUseError:
+            found.append("refused")
+
+    with hold_lock(tmp_path / ".lock", "what"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    work()
+    assert found == ["refused", "held"]
+
+
+def test_errors_of_files_in_use():
+    for number in (errno.EAGAIN, errno.EBUSY, errno.ETXTBSY):
+        with pytest.raises(RegionDHError, match=r"^a\.h5: in use by another program"):
+            refuse_if_busy("a.h5", OSError(number, "text"))
+    windows = OSError(errno.EACCES, "text")
+    windows.winerror = 32
+    assert is_busy(windows)
+    for error in (FileNotFoundError(2, "x"), PermissionError(13, "x"), OSError("x"), ValueError()):
+        assert not is_busy(error)
+        refuse_if_busy("a.h5", error)
