@@ -170,3 +170,12 @@ def test_weights_have_the_names_of_the_network(make_model):
     model = make_model()
     names = list(model.state_dict())
     assert list(CachedNetwork(model).model.state_dict()) == names
+
+
+def test_the_model_still_takes_images_afterwards(make_model, make_inputs):
+    model = make_model().eval()
+    inputs = make_inputs((96, 128))
+    with torch.no_grad():
+        expected = model(inputs)[0]["image_activation"]
+        CachedNetwork(model).eval()(tables_of(model, inputs))
+        assert torch.equal(model(inputs)[0]["image_activation"], expected)

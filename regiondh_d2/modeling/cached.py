@@ -8,7 +8,8 @@ network on such tables; the heads themselves don't know.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from detectron2.structures import Boxes
@@ -94,12 +95,10 @@ class CachedNetwork(nn.Module):
     def __init__(self, model: RegionDH):
         """
         Args:
-            model: a ``RegionDH`` or ``ImageHash`` whose box head is a :class:`PooledBoxHead`. From
-                now on its heads read tables.
+            model: a ``RegionDH`` or ``ImageHash`` whose box head is a :class:`PooledBoxHead`.
         """
         super().__init__()
         self.model = model
-        model.roi_heads.region_reader = TableReader(model.roi_heads.box_head.fc)
 
     def forward(self, batched_inputs: list[dict]):
         """As ``model.forward``; the losses of the frozen RPN are 0.
@@ -109,6 +108,21 @@ class CachedNetwork(nn.Module):
                 ``region_outputs`` (R, D), and ``proposals`` and ``instances`` whose boxes are
                 :class:`CachedBoxes`.
         """
+        with self._reading_tables():
+            return self._forward(batched_inputs)
+
+    @contextmanager
+    def _reading_tables(self) -> Iterator[None]:
+        """Has the heads read tables meanwhile; the model itself stays one that takes images."""
+        heads = self.model.roi_heads
+        reader = heads.region_reader
+        heads.region_reader = TableReader(heads.box_head.fc)
+        try:
+            yield
+        finally:
+            heads.region_reader = reader
+
+    def _forward(self, batched_inputs: list[dict]):
         device = self.model.device
         features = {
             name: [x[key].to(device) for x in batched_inputs]
