@@ -23,12 +23,12 @@ def test_the_config_chooses(cfg):
 
 def test_a_trainer_that_reads_no_cache_refuses_one(cfg, make_model):
     with pytest.raises(ValueError, match="FEATURE_CACHE is set, which only CachedHeadsTrainer"):
-        RegionDHTrainer.build_network(cfg, make_model())
+        RegionDHTrainer.wrap_model(cfg, make_model())
 
 
 def test_the_model_trains_in_a_network_and_comes_out_of_it(cfg, make_model):
     model = make_model()
-    network = CachedHeadsTrainer.build_network(cfg, model)
+    network = CachedHeadsTrainer.wrap_model(cfg, model)
     assert isinstance(network, CachedNetwork)
     assert CachedHeadsTrainer.model_of(network) is model
     assert CachedHeadsTrainer.model_of(model) is model

@@ -19,7 +19,7 @@ class CachedHeadsTrainer(RegionDHTrainer):
     """
 
     @classmethod
-    def build_network(cls, cfg, model: nn.Module) -> nn.Module:
+    def wrap_model(cls, cfg, model: nn.Module) -> nn.Module:
         """The model on cached regions; the part that they stand for is frozen.
 
         Raises:

@@ -40,11 +40,13 @@ from ..checkpoint import (
     model_fingerprint,
     read_weights,
 )
+from ..config import code_settings
 from ..data.catalog import adopt
 from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
+from .network import build_network
 from .training_record import KEY, TrainingRecorder
 
 __all__ = ["RegionDHTrainer", "build_optimizer", "freeze_parts"]
@@ -278,7 +280,7 @@ class RegionDHTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         freeze_parts(cfg, model)  # whatever optimizer a subclass builds
         optimizer = self.build_optimizer(cfg, model)
-        network = self.build_network(cfg, model)
+        network = self.wrap_model(cfg, model)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         # No broadcast of buffers: it would hang an evaluation in which ranks have unlike shares.
         with warnings.catch_warnings():
@@ -293,11 +295,22 @@ class RegionDHTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @classmethod
+    def build_model(cls, cfg):
+        """As in the base class.
+
+        Raises:
+            RegionDHError: the network can't be built, see :func:`.network.build_network`.
+        """
+        model = build_network(cfg)
+        logging.getLogger(__name__).info(f"Model:\n{model}")
+        return model
+
+    @classmethod
     def build_optimizer(cls, cfg, model):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_network(cls, cfg, model: nn.Module) -> nn.Module:
+    def wrap_model(cls, cfg, model: nn.Module) -> nn.Module:
         """What a model trains as: itself, unless a subclass puts it into something else.
 
         Raises:
@@ -312,7 +325,7 @@ class RegionDHTrainer(DefaultTrainer):
 
     @classmethod
     def model_of(cls, network: nn.Module) -> nn.Module:
-        """The model in what :meth:`build_network` made, or in ``DistributedDataParallel``."""
+        """The model in what :meth:`wrap_model` made, or in ``DistributedDataParallel``."""
         distributed = isinstance(network, nn.parallel.DistributedDataParallel)
         return network.module if distributed else network
 
@@ -451,6 +464,7 @@ class RegionDHTrainer(DefaultTrainer):
             database_codes=node.DATABASE_CODES or None,
             bits=cfg.MODEL.REGION_DH.BITS_IMAGE or cfg.MODEL.REGION_DH.BITS,
             config_name=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+            settings=code_settings(cfg, activations=True, features=False, instances=True),
             instance_min_score=node.INSTANCE_MIN_SCORE,
             exclude_self=node.EXCLUDE_SELF,
         )
@@ -464,7 +478,7 @@ class RegionDHTrainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """As :meth:`DefaultTrainer.test`; code files carry the fingerprint of the model."""
-        model = cls.build_network(cfg, cls.model_of(model))
+        model = cls.wrap_model(cfg, cls.model_of(model))
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):

@@ -158,6 +158,8 @@ class ImageHash(RegionDH):
     the latent layer reads: DLBHC's second stage compares it.
     """
 
+    needs_of_heads = ("losses", "WholeImageHeads")
+
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`RegionDH.forward`; the losses are those of the image."""
         if not self.training:

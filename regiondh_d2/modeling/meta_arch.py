@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.proposal_generator.rrpn import RRPN
 
 from ..utils.errors import RegionDHError
 from .hashing import ImageCodes, binarize
@@ -85,6 +86,9 @@ class RegionDH(GeneralizedRCNN):
     and ``image_probabilities`` (their sigmoid).
     """
 
+    # A method that its ROI heads must have, and those that do.
+    needs_of_heads = ("forward_hash", "RegionDHROIHeads")
+
     @configurable
     def __init__(self, *, loss_weights: LossWeights, **kwargs):
         """
@@ -95,6 +99,7 @@ class RegionDH(GeneralizedRCNN):
         """
         super().__init__(**kwargs)
         self.loss_weights = loss_weights
+        _refuse_other_parts(self)
 
     @classmethod
     def from_config(cls, cfg):
@@ -113,6 +118,11 @@ class RegionDH(GeneralizedRCNN):
         """As :class:`GeneralizedRCNN`; losses are weighted, outputs at test are the class's."""
         if not self.training:
             return self.inference(batched_inputs)
+        if self.proposal_generator is None:
+            raise RegionDHError(
+                "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, and Region-DH trains its "
+                "RPN: take RPN"
+            )
         return self.weigh(super().forward(batched_inputs))
 
     def head_losses(self, features, proposals, sizes, targets) -> dict[str, torch.Tensor]:
@@ -171,6 +181,24 @@ def per_image(codes: ImageCodes) -> list[dict]:
         }
         for code, activation, scores in zip(binarize(codes.activations), *codes, strict=True)
     ]
+
+
+def _refuse_other_parts(model: RegionDH) -> None:
+    """Refuses parts that make no codes or other boxes than the heads take."""
+    heads, generator = model.roi_heads, model.proposal_generator
+    needed, known = model.needs_of_heads
+    if not hasattr(heads, needed):
+        raise RegionDHError(
+            f"MODEL.ROI_HEADS.NAME {type(heads).__name__} makes no codes for "
+            f"MODEL.META_ARCHITECTURE {type(model).__name__}: take {known}"
+        )
+    anchors = getattr(generator, "anchor_generator", None)
+    if isinstance(generator, RRPN) or getattr(anchors, "box_dim", 4) != 4:
+        raise RegionDHError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME {type(generator).__name__} with "
+            f"MODEL.ANCHOR_GENERATOR.NAME {type(anchors).__name__} proposes rotated boxes, and "
+            "Region-DH takes upright ones: take RPN and DefaultAnchorGenerator"
+        )
 
 
 def _refuse_double_weights(cfg) -> None:
