@@ -67,7 +67,7 @@ def test_operations(make_model, image):
     for part, module in (("backbone", model.backbone), ("RPN", model.proposal_generator)):
         assert counts[part] == count_convolutions(module, lambda: model([image]))
 
-    _, _, (proposals,) = model._propose([image])
+    _, (proposals,), _ = model.propose([image])
     regions, width, bits, classes, fused = len(proposals), 32, 12, 3, 8
     assert regions > fused
     h1, h2 = regions * width * bits, classes * bits * bits + bits * classes
