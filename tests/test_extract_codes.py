@@ -157,7 +157,7 @@ def test_a_failure_of_two_processes_is_one_line(random_network, arguments, tmp_p
     _, err = process.communicate()
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if "error" in line]
-    assert line.startswith(f"error: {tmp_path / 'absent.pth'}: no such file")
+    assert line.startswith(f"error: MODEL.WEIGHTS: {tmp_path / 'absent.pth'}: no such file")
     assert "Traceback" not in err
 
 
@@ -309,7 +309,7 @@ def test_weights_without_hash_layers(tool, random_network, arguments, one_image,
     assert tool.main(arguments([one_image], tmp_path / "codes.h5", opts=opts)) == 1
     error = errors_of(capsys)[-1]
     assert "hash" in error
-    assert "name the checkpoint of a trained model" in error
+    assert "must be a checkpoint of this config's trained network" in error
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_weights_without_hash_layers(tool, random_network, arguments, one_image,
     [
         (["absent"], "absent: no such file or folder"),
         (["."], "no images in ."),
-        (["--dataset", "absent"], "Dataset 'absent' is not registered"),
+        (["--dataset", "absent"], "'absent', which isn't registered; known:"),
         (["--dataset", "voc_2007_retrieval_train_val"], "VOC2007"),
     ],
 )

@@ -132,7 +132,7 @@ def test_json_of_others(text, tmp_path):
 def test_grids_of_version_0_1(tmp_path):
     """Without a mark: known by their size, which few other pictures have, and by their chunks."""
     for rows, columns in ((1, 2), (1, 11), (6, 6), (3, 1)):
-        size = GridLayout().size(rows, columns)
+        size = GridLayout(text=54).size(rows, columns)
         Image.new("RGB", size).save(tmp_path / "grid.png")
         assert mark_of(tmp_path / "grid.png") == "picture", size
         Image.new("RGB", (size[0] + 1, size[1])).save(tmp_path / "other.png")

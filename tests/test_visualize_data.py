@@ -162,7 +162,8 @@ def test_training_from_end_to_end(tool, scenes, tmp_path, capsys):
 
 def test_an_unknown_dataset_is_named(tool, tmp_path, capsys):
     assert tool.main(["--dataset", "nothing", "--output-dir", str(tmp_path / "pictures")]) == 1
-    assert "'nothing' isn't registered; known: regiondh_voc_2007_train," in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "'nothing', which isn't registered; known: regiondh_voc_2007_train," in line
     assert list(tmp_path.iterdir()) == []
 
 
