@@ -21,7 +21,7 @@ demo: setup  ## generate scenes, train, code, evaluate, report and draw, into ou
 	$(PY) $(if $(value PHOTOS),tools/search_photos.py -- "$${PHOTOS_FOLDER}",tools/demo.py)
 
 test: setup  ## run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 lint: setup  ## check style and format
 	$(PY) -m ruff check .

@@ -107,6 +107,16 @@ _HEADS = (
 )
 # What only says how often a training is saved and how its codes are stored.
 _SAVING = ("SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE", "TEST.RETRIEVAL.*")
+# Of the settings of a code file, what decides about detections alone or only about a training.
+_NOT_OF_IMAGE_CODES = (
+    "*LOSS*",
+    "MODEL.REGION_DH.LATENT_INIT_*",
+    "MODEL.REGION_DH.OBJECTIVE",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "TEST.RETRIEVAL.INSTANCE_MIN_SCORE",
+)
 
 _NOT_OF_CODES = (*_PLACES, *_EVALUATION, *_TRAINING)
 _NOT_OF_FEATURES = (*_NOT_OF_CODES, *_HEADS)
@@ -289,6 +299,21 @@ def changed_settings(
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }
+
+
+def changes_of_image_codes(old: str, new: str) -> list[str]:
+    """How two texts of :func:`code_settings` differ in what decides about image codes, a phrase
+    each; none where one of them is empty, which tells nothing.
+    """
+    if not (old and new):
+        return []
+    return [
+        f"{key} {a} and {b}"
+        for key, (a, b) in changed_settings(old, new).items()
+        # Options of what else is stored have no dot.
+        if ("." in key or key == "IMAGE_READER")
+        and not any(fnmatchcase(key, pattern) for pattern in _NOT_OF_IMAGE_CODES)
+    ]
 
 
 @cache

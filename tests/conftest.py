@@ -1,12 +1,18 @@
 """Shared fixtures: a small Region-DH network on the CPU, and inputs for it."""
 
 import importlib.util
+import os
 import resource
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+# One thread a process, also in those that tests start: there is a process for each core, and the
+# threads of PyTorch that wait for work would keep the others from it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model

@@ -67,7 +67,7 @@ def test_operations(make_model, image):
     for part, module in (("backbone", model.backbone), ("RPN", model.proposal_generator)):
         assert counts[part] == count_convolutions(module, lambda: model([image]))
 
-    _, _, (proposals,) = model._propose([image])
+    _, (proposals,), _ = model.propose([image])
     regions, width, bits, classes, fused = len(proposals), 32, 12, 3, 8
     assert regions > fused
     h1, h2 = regions * width * bits, classes * bits * bits + bits * classes
@@ -222,7 +222,7 @@ def test_a_photo_needs_trained_weights(tool, tmp_path, capsys):
     arguments = ["--config-file", CONFIG, "--tasks", "flop", *photo]
     weights = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     assert tool.main([*arguments, *weights]) == 1
-    assert "model.pth: no such file; name a trained model" in capsys.readouterr().err
+    assert "model.pth: no such file; name a checkpoint" in capsys.readouterr().err
     model = tool.build_model(build_cfg(CONFIG, ["MODEL.DEVICE", "cpu"]))
     RegionDHCheckpointer(model, str(tmp_path)).save("model")
     assert tool.main([*arguments, *weights]) == 0

@@ -96,7 +96,6 @@ def test_an_option_with_several_values_adds_up(parser):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--topk", "2", "--topk", "3"], "--topk is given twice"),
         (["--top", "2"], "--top: no such option; did you mean --topk?"),
         (["--config_file", "c"], "--config_file: no such option; did you mean --config-file?"),
         (["topk", "2"], "topk: not expected here; did you mean --topk?"),
@@ -243,6 +242,8 @@ def test_training_takes_what_detectron2_takes(load_tool):
     theirs = default_argument_parser()
     for words in ([], ["--config-file", "c", "--resume", "--num-gpus", "2", "SEED", "3"]):
         expected = vars(theirs.parse_args(words))
-        assert expected.items() <= vars(ours.parse_args(words)).items()
+        expected["dist_url"] = None  # a free port
+        found = vars(ours.parse_args(words))
+        assert {name: found[name] for name in expected} == expected
     # Its own takes this for an override.
     assert ours.parse_args(["--config-file", "c", "SEED", "3", "--resume"]).resume

@@ -4,7 +4,6 @@ and IAH: its two kinds of codes against their definitions."""
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from regiondh_d2.checkpoint import RegionDHCheckpointer
@@ -70,7 +69,8 @@ def test_losses_are_those_of_each_method(make_hash, make_inputs):
     heads = ssdh.roi_heads
     losses = ssdh(inputs)
     assert list(losses) == [*LOSSES, "loss_similarity_image"]
-    _, codes = ssdh._code(inputs)
+    features, _, sizes = ssdh.propose(inputs)
+    _, codes = ssdh.roi_heads(features, sizes)
     a = codes.activations
     e1, e2 = -((a - 0.5) ** 2).mean(), ((a.mean(dim=1) - 0.5) ** 2).mean()
     labels = torch.zeros(2, CLASSES)
@@ -96,26 +96,6 @@ def test_a_step_trains_every_layer(make_hash, make_inputs):
     sum(model(make_inputs((64, 96), (80, 64))).values()).backward()
     lacking = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert lacking == []
-
-
-@pytest.mark.parametrize("outputs", [False, True])
-def test_cached_tables_give_the_same(make_hash, outputs):
-    model = make_hash()
-    head = model.roi_heads.box_head
-    tables = [torch.rand(rows, head.pooled_dim).half() for rows in (3, 1)]
-    inputs = []
-    for table in tables:
-        truth = Instances((64, 64), gt_classes=torch.tensor([0] * (len(table) - 1) or [2]))
-        nothing = Instances((64, 64))
-        inputs.append({"region_features": table, "instances": truth, "proposals": nothing})
-        if outputs:
-            inputs[-1]["region_outputs"] = head.fc(table.float()).detach().half()
-    wanted = model.roi_heads.image_hash.eval()(
-        head.fc(torch.stack([t[-1] for t in tables]).float())
-    )
-    for out, activation in zip(model.eval()(inputs), wanted.activations, strict=True):
-        torch.testing.assert_close(out["image_activation"], activation, atol=1e-3, rtol=1e-3)
-    assert all(loss.isfinite() for loss in model.train()(inputs).values())
 
 
 def test_weights_of_a_detector_fit(make_hash, make_model, tmp_path):
@@ -158,7 +138,7 @@ IAH = (
 def regions_by_hand(model, inputs):
     """The class probabilities and features of the fused proposals, image by image."""
     heads, k = model.roi_heads, model.roi_heads.fusion_num_rois
-    _, features, proposals = model._propose(inputs)
+    features, proposals, _ = model.propose(inputs)
     found = []
     for i, p in enumerate(proposals):
         maps = [features[name][i : i + 1] for name in heads.box_in_features]
@@ -171,7 +151,7 @@ def regions_by_hand(model, inputs):
 def test_image_codes_of_iah_are_of_the_mean_outer_product(make_model, make_inputs):
     model = make_model(*IAH).eval()
     inputs = make_inputs((64, 96), (80, 64))
-    _, codes = model.roi_heads.forward_hash(*model._propose(inputs)[1:])
+    _, codes = model.roi_heads.forward_hash(*model.propose(inputs)[:2])
     for (p, x), activations in zip(regions_by_hand(model, inputs), codes.activations, strict=True):
         outer = sum(torch.outer(p_i, x_i) for p_i, x_i in zip(p, x, strict=True)) / len(p)
         wanted = model.roi_heads.image_hash(outer.flatten()[None]).activations[0]
@@ -183,7 +163,7 @@ def test_a_detection_of_iah_carries_the_code_of_its_class(make_model, make_input
     model = make_model(*IAH, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0).eval()
     inputs = make_inputs((64, 96), (80, 64))
     model.roi_heads.box_predictor.cls_score.weight *= 100.0  # so that regions differ in class
-    instances, _ = model.roi_heads.forward_hash(*model._propose(inputs)[1:])
+    instances, _ = model.roi_heads.forward_hash(*model.propose(inputs)[:2])
     latent = model.roi_heads.instance_hash.linear
     for found, (p, x) in zip(instances, regions_by_hand(model, inputs), strict=True):
         means = [(p[:, [c]] * x).sum(dim=0) / p[:, c].sum() for c in range(CLASSES)]

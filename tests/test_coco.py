@@ -161,6 +161,14 @@ FIRST = r"annotations\[0\] \(id 1\) of image \S*a\.jpg: "
         (partial(annotation, row=0, category_id=[3]), FIRST + r"category_id \[3\] is that of no"),
         (partial(annotation, row=0, iscrowd=2), FIRST + "iscrowd must be 0 or 1"),
         (partial(annotation, row=0, ignore=1), FIRST + "ignore isn't supported"),
+        (
+            partial(annotation, row=0, segmentation={"counts": [1], "size": [40]}),
+            FIRST + "segmentation .* is no mask",
+        ),
+        (
+            partial(annotation, row=0, segmentation={"counts": [-1], "size": [40, 60]}),
+            FIRST + "segmentation .* is no mask",
+        ),
         (partial(annotation, row=0, area="600"), FIRST + "area must be a number"),
         (partial(annotation, row=0, area=math.nan), FIRST + "area must be a number"),
         (
@@ -188,6 +196,10 @@ FIRST = r"annotations\[0\] \(id 1\) of image \S*a\.jpg: "
         (partial(category, row=1, id="cat"), r"categories\[1\] \(cat\): id must be a whole"),
         (partial(category, row=1, name="dog"), r"categories\[1\] \(dog\): name is that of anoth"),
         (partial(category, row=1, name=None), r"categories\[1\]: name must be text"),
+        (
+            partial(category, row=1, name="c\ud83d"),
+            r"categories\[1\] \(c\S+\): name .* half a letter",
+        ),
     ],
 )
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "detectron2"])
@@ -275,6 +287,8 @@ TOOLS = {
     "backslash": partial(image, row=1, file_name="..\\images\\b.jpg"),
     "a path of Windows": partial(image, row=1, file_name="D:\\set\\b.jpg"),
     "a folder in front": partial(image, row=1, file_name="images/b.jpg"),
+    "an address": partial(image, row=1, file_name="https://host/set/%62.jpg?download=1"),
+    "an address of a folder": partial(image, row=1, file_name="/data/local-files/?d=set/b.jpg"),
     "large letters": partial(image, row=1, file_name="B.JPG"),
     "no area": partial(annotation, row=0, area=None),
     "more fields": lambda c: c.update(info={}, licenses=[], type="instances"),
@@ -392,11 +406,12 @@ def test_boxes_beyond_the_image_are_clipped_and_counted(write, content):
     assert boxes == [[0, 3, 18, 37], [50, 3, 10.04, 8], [0, 0, 60, 40]]
 
 
-def test_a_heading_is_a_class_and_told(write, content):
-    content["categories"].append({"id": 0, "name": "pets", "supercategory": "none"})
+@pytest.mark.parametrize(("name", "heading"), [("pets", "none"), ("_background_", None)])
+def test_a_heading_is_a_class_and_told(write, content, name, heading):
+    content["categories"].append({"id": 0, "name": name, "supercategory": heading})
     write()
     (note,) = check_dataset("t_coco").notes
-    assert "category 0 (pets) has no object; it is a class all the same" in note
+    assert f"category 0 ({name}) has no object; it is a class all the same" in note
 
 
 def test_files_that_everybody_has_lose_their_bad_objects_alone(content, folder):

@@ -64,6 +64,14 @@ WRONG = [
     ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "-0.5"),
     ("MODEL.RPN.NMS_THRESH", "7.0"),
     ("MODEL.RPN.POST_NMS_TOPK_TEST", "0"),
+    ("MODEL.RPN.CONV_DIMS", "[0]"),
+    ("MODEL.RPN.IOU_LABELS", "[0, 1]"),
+    ("MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0,)"),
+    ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l2"),
+    ("MODEL.ROI_HEADS.IOU_LABELS", "[0]"),
+    ("MODEL.ROI_HEADS.IOU_LABELS", "[0, 2]"),
+    ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "iou"),
+    ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(0.0, 0.0, 0.0, 0.0)"),
     ("MODEL.ROI_BOX_HEAD.FC_DIM", "0"),
     ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAline"),
     ("INPUT.FORMAT", "RBG"),
@@ -89,6 +97,8 @@ WRONG = [
     ("SOLVER.BASE_LR", "0.0"),
     ("SOLVER.BASE_LR", "-0.01"),
     ("SOLVER.BASE_LR", "1"),
+    ("SOLVER.BASE_LR_END", "-0.1"),
+    ("SOLVER.NUM_DECAYS", "0"),
     ("SOLVER.MOMENTUM", "1.5"),
     ("SOLVER.STEPS", "('a',)"),
     ("SOLVER.STEPS", "1000"),
@@ -184,6 +194,29 @@ def test_a_range_of_sizes_has_two_ends():
     opts = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN"]
     build_cfg(opts=[*opts, "(64, 128)"])
     assert "takes two sizes" in refused(opts=[*opts, "(64,)"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "what"),
+    [
+        ("relative_range", "(3.0, 3.0)", "shares"),
+        ("relative", "(0.5, 1.5)", "shares"),
+        ("absolute", "(50.0, 50.0)", "pixels"),
+        ("absolute_range", "(0.9, 0.9)", "pixels"),
+    ],
+)
+def test_a_crop_has_a_size_of_its_kind(kind, size, what):
+    opts = ["INPUT.CROP.TYPE", kind, "INPUT.CROP.SIZE", size]
+    build_cfg(opts=opts)  # nothing is cropped
+    assert f"it takes {what}, a list of 2" in refused(opts=[*opts, "INPUT.CROP.ENABLED", "True"])
+    build_cfg(opts=["INPUT.CROP.ENABLED", "True"])
+
+
+@pytest.mark.parametrize("part", ["TRAIN", "TEST"])
+def test_loaded_proposals_are_of_each_dataset(part):
+    opts = ["MODEL.LOAD_PROPOSALS", "True", f"DATASETS.{part}", "('zoo',)"]
+    assert f"DATASETS.PROPOSAL_FILES_{part} is ()" in refused(opts=opts)
+    build_cfg(opts=[*opts, f"DATASETS.PROPOSAL_FILES_{part}", "('zoo.pkl',)"])
 
 
 # --- Keys ----------------------------------------------------------------------------------------

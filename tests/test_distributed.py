@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from regiondh_d2.data import SCENE_CLASSES, generate_scenes, register_retrieval_dataset
 from regiondh_d2.data.scenes import register_scenes
 from regiondh_d2.data.voc import register_voc
-from regiondh_d2.engine import RegionDHTrainer, build_cfg, feature_cache
+from regiondh_d2.engine import CachedHeadsTrainer, RegionDHTrainer, build_cfg, feature_cache
 from regiondh_d2.engine.command import run_workers
 from regiondh_d2.engine.feature_cache import FeatureCache
 
@@ -97,7 +97,7 @@ def train_on_cached_features(cfg):
     compute, computed = feature_cache._view, []
     feature_cache.PART = 1
     feature_cache._view = lambda *args: computed.append(1) or compute(*args)
-    trainer = RegionDHTrainer(cfg)
+    trainer = CachedHeadsTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     return len(computed)

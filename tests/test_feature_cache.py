@@ -14,6 +14,7 @@ from regiondh_d2.data import generate_scenes
 from regiondh_d2.data.scenes import register_scenes
 from regiondh_d2.engine import feature_cache
 from regiondh_d2.engine.feature_cache import CachedRegions, FeatureCache
+from regiondh_d2.modeling.cached import CachedNetwork
 from regiondh_d2.utils.errors import RegionDHError
 
 PREFIX = "feature_cache_test_"
@@ -319,7 +320,7 @@ def test_every_parameter_that_trains_on_cached_features_gets_a_gradient(
     assert not any(p.requires_grad for p in model.backbone.parameters())
     assert not any(p.requires_grad for p in model.roi_heads.box_head.conv_head.parameters())
     with EventStorage():
-        sum(model(list(cache.dataset(NAME, mirrored=False))).values()).backward()
+        sum(CachedNetwork(model)(list(cache.dataset(NAME, mirrored=False))).values()).backward()
     trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     assert [n for n, grad in trained.items() if grad is None] == []
     assert any(n.startswith("roi_heads.box_head.fc") for n in trained)
@@ -353,7 +354,7 @@ def test_a_frozen_box_head_runs_once_and_losses_stay(cfg, model, scenes, monkeyp
             fc.register_forward_hook(lambda *_: calls.append(1)),  # noqa: B023
         ):
             torch.manual_seed(0)
-            losses.append(model.train()(inputs))
+            losses.append(CachedNetwork(model).train()(inputs))
         assert bool(calls) != bool(keys)
     for x in batch:
         wanted = fc(x["region_features"].float())

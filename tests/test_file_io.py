@@ -181,12 +181,17 @@ def test_folders(tmp_path):
     Path("full/deep/photo.jpg").write_bytes(b"")
     os.mkdir("empty")
     mark_folder("ours", "demo")
-    for path in ("empty", "new/deep", "ours"):
+    os.mkdir("litter")
+    for name in (".DS_Store", "Thumbs.db", "._a"):
+        Path("litter", name).write_text("")
+    for path in ("empty", "new/deep", "ours", "litter"):
         check_output_folder(path, kind="demo")
     assert "did not write: name another" in refused(check_output_folder, "full")
     assert "did not write" in refused(check_output_folder, "ours", kind="index")
     check_output_folder("full", overwrite=True)
     assert "is a file" in refused(check_output_folder, "photo.jpg", overwrite=True)
+    os.mkdir("litter/.git")
+    assert "did not write" in refused(check_output_folder, "litter")
     for given in ("full/deep/photo.jpg", "full/deep", "full", "there/full/deep/photo.jpg"):
         for what in ("inputs", "photos"):
             if what == "photos" and not given.endswith("jpg"):

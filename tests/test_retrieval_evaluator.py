@@ -14,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
+from regiondh_d2.config import code_settings
 from regiondh_d2.evaluation import (
     RetrievalEvaluator,
     RoleFilter,
@@ -21,7 +22,7 @@ from regiondh_d2.evaluation import (
     evaluate_ranking,
 )
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
-from regiondh_d2.structures.codes import CodeFileError
+from regiondh_d2.structures.codes import CodeFileError, check_comparable
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 CLASSES = ["cat", "dog", "horse"]
@@ -218,6 +219,30 @@ def test_a_database_file_of_other_images_is_refused_before_the_coding(dataset, t
         RetrievalEvaluator(
             dataset.name, database_codes=tmp_path / "moved.h5", count_difficult=False
         )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [["INPUT.MIN_SIZE_TEST", 128], ["MODEL.TIMM.OUTPUT_STRIDE", 8]],
+    ids=["size", "stride"],
+)
+def test_a_database_coded_with_other_settings_is_refused(dataset, tmp_path, tiny_cfg, changed):
+    settings = code_settings(tiny_cfg)
+    feed(RetrievalEvaluator(dataset.name, output_dir=tmp_path, settings=settings), dataset)
+    path = tmp_path / dataset.name / "database.h5"
+    assert read_codes(path).settings == settings
+    # Neither detections nor how it was trained matter, nor what else is stored.
+    other = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5, "MODEL.REGION_DH.LATENT_INIT_STD", 0.1]
+    tiny_cfg.merge_from_list(other)
+    alike = code_settings(tiny_cfg, instances=False)
+    assert RetrievalEvaluator(dataset.name, database_codes=path, settings=alike)
+    assert RetrievalEvaluator(dataset.name, database_codes=path)
+    tiny_cfg.merge_from_list(changed)
+    with pytest.raises(CodeFileError, match=rf"database\.h5 was coded with .*{changed[0]} \d+ and"):
+        RetrievalEvaluator(dataset.name, database_codes=path, settings=code_settings(tiny_cfg))
+    query = replace(read_codes(path), settings=code_settings(tiny_cfg))
+    (note,) = [n for n in check_comparable(query, read_codes(path)) if "settings" in n]
+    assert changed[0] in note
 
 
 def test_a_coded_database_needs_all_queries_and_no_other_image(dataset, tmp_path, caplog):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -18,7 +17,7 @@ from regiondh_d2.modeling.hashing import (
     multi_label_logistic_loss,
 )
 from regiondh_d2.modeling.objectives import build_objective
-from regiondh_d2.modeling.roi_heads import CACHED_REGIONS, multi_hot_labels
+from regiondh_d2.modeling.roi_heads import multi_hot_labels
 
 SIZE = (96, 128)
 LOSSES = {
@@ -487,50 +486,6 @@ def test_autocast_keeps_codes_and_hash_losses_in_float32(make_heads):
     assert all(x.dtype == torch.float32 for x in codes)
     assert all(v.dtype == torch.float32 for k, v in losses.items() if "hash" in k or "image" in k)
     sum(losses.values()).backward()
-
-
-# --- Cached regions ------------------------------------------------------------------------------
-
-
-def with_cache(heads, features, proposals, targets):
-    """The same inputs with region features computed beforehand: proposals, objects, whole image."""
-    tables, cached_proposals, cached_targets = [], [], []
-    pooler = ROIPooler(4, (1 / 16,), 2, "ROIAlignV2")
-    for i, (p, t) in enumerate(zip(proposals, targets, strict=True)):
-        whole = torch.tensor([[0.0, 0.0, SIZE[1], SIZE[0]]])
-        boxes = torch.cat([p.proposal_boxes.tensor, t.gt_boxes.tensor, whole])
-        with torch.no_grad():
-            pooled = pooler([features["stage4"][i : i + 1]], [Boxes(boxes)])
-            tables.append(heads.box_head.pool(pooled))
-        p, t = Instances(SIZE, **p.get_fields()), Instances(SIZE, **t.get_fields())
-        p.region_index = torch.arange(len(p))
-        t.region_index = torch.arange(len(p), len(p) + len(t))
-        cached_proposals.append(p)
-        cached_targets.append(t)
-    return {CACHED_REGIONS: tables}, cached_proposals, cached_targets
-
-
-@pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
-@pytest.mark.parametrize("rois", ["topk", "sampled"])
-def test_cached_regions_give_the_same_losses_and_codes(make_heads, whole, rois):
-    heads = make_heads("WHOLE_IMAGE", whole, "FUSION_ROIS", rois, training=True)
-    features = make_features(3)
-    proposals, targets = make_proposals(20, 0, 6), make_targets(2, 1, 0)
-    cached = with_cache(heads, features, proposals, targets)
-    _, expected = train(heads, features, proposals, targets)
-    _, losses = train(heads, *cached)
-    assert set(losses) == LOSSES
-    for key, value in expected.items():
-        torch.testing.assert_close(losses[key], value, rtol=1e-4, atol=1e-5)
-    heads.eval()
-    for detect in (True, False):
-        with torch.no_grad():
-            instances, codes = heads.forward_hash(features, proposals, detect)
-            found, cached_codes = heads.forward_hash(*cached[:2], detect)
-        torch.testing.assert_close(cached_codes.activations, codes.activations)
-        for one, other in zip(found or [], instances or [], strict=True):
-            torch.testing.assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor)
-            assert torch.equal(one.pred_codes, other.pred_codes)
 
 
 # --- Options that are refused --------------------------------------------------------------------

@@ -204,19 +204,70 @@ def test_a_document_is_filled_where_it_says_so(tmp_path):
     assert "| b | 8 | +0.250 (-0.100 to +1.000) | +0.500 (" in filled
     assert filled.endswith(" |\n\n<!-- end -->\nafter <!-- end -->\n")
     assert fill_document(filled, rows, tmp_path) == filled
-    table = fill_document(text.format("table: set a b"), rows, tmp_path)
-    assert markdown_table(rows, tmp_path, "set") in table
     assert "| b | 8 |" not in fill_document(text.format("differences: set a 16"), rows, tmp_path)
     with pytest.raises(ValueError, match="must name a row: <!-- differences: set 8 -->"):
         fill_document(text.format("differences: set 8"), rows, tmp_path)
     for row in rows:
         row.runs()[0].result_file(tmp_path).write_text(json.dumps(RESULT))
+    table = fill_document(text.format("table: set a b"), rows, tmp_path)
+    assert markdown_table(rows, tmp_path, "set") in table
     ordered = fill_document(text.format("table: set b a 8"), rows, tmp_path)
     assert ordered.index("| B | `b` | 8 |") < ordered.index("| A | `a` | 8 |")
     assert "| B |" not in fill_document(text.format("table: set b 16"), rows, tmp_path)
-    assert fill_document("no place", rows, tmp_path) == "no place"
     with pytest.raises(ValueError, match="unknown rows: c"):
         fill_document(text.format("table: set c"), rows, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no place", "no place for a table"),
+        ("<!-- table: other a -->\nold\n<!-- end -->", "of dataset 'other'; .* results of: set"),
+        ("<!-- table: set a -->\nkept", "no <!-- end --> after <!-- table: set a"),
+        (
+            "<!-- table: set a -->\nkept\n<!-- differences: set a -->\nold\n<!-- end -->",
+            "no <!-- end --> after <!-- table: set a",
+        ),
+    ],
+)
+def test_a_document_that_would_lose_text_is_refused(tmp_path, text, told):
+    (row,) = read_table(write_table(tmp_path, a={"title": "A"}))
+    row.runs()[0].result_file(tmp_path).write_text(json.dumps(RESULT))
+    with pytest.raises(RegionDHError, match=told):
+        fill_document(text, [row], tmp_path)
+
+
+def test_a_result_at_another_cut_off_is_not_called_damaged(load_tool, tmp_path):
+    (row,) = read_table(write_table(tmp_path, a={"title": "A"}))
+    metrics = {name.replace("@1000", "@5"): 0.5 for name in SHOWN + BOUNDS}
+    file = row.runs()[0].result_file(tmp_path)
+    file.write_text(json.dumps({**RESULT, "metrics": {"set": metrics}}))
+    with pytest.raises(RegionDHError, match="measured at TEST.RETRIEVAL.TOPK 5, and tables show"):
+        markdown_table([row], tmp_path, "set")
+    plots = load_tool("plot_experiments")
+    with pytest.raises(RegionDHError, match="measured at TEST.RETRIEVAL.TOPK 5"):
+        plots.metrics_against_bits([row], tmp_path, "set", "MAP@1000")
+    assert plots.metrics_against_bits([row], tmp_path, "set", "MAP@5") == {"A": {8: 0.5}}
+
+
+def test_a_folder_in_place_of_a_result_is_told(tmp_path):
+    (row,) = read_table(write_table(tmp_path, a={"title": "A"}))
+    row.runs()[0].result_file(tmp_path).mkdir()
+    with pytest.raises(RegionDHError, match="a_8_seed0.json is no file: move it away"):
+        row.runs()[0].result(tmp_path)
+
+
+def test_a_summary_of_nothing_is_told(load_tool, tmp_path, capsys):
+    tool = load_tool("run_experiments")
+    table = write_table(tmp_path, a={"title": "A"})
+    arguments = ["--table", str(table), "--results", str(tmp_path), "--summary"]
+    with pytest.raises(RegionDHError, match="of dataset 'set'; there are results of: none"):
+        tool.main(tool.build_parser().parse_args([*arguments, "set"]))
+    read_table(table)[0].runs()[0].result_file(tmp_path).write_text(json.dumps(RESULT))
+    with pytest.raises(RegionDHError, match="of dataset 'sett'; there are results of: set"):
+        tool.main(tool.build_parser().parse_args([*arguments, "sett"]))
+    tool.main(tool.build_parser().parse_args([*arguments, "set"]))
+    assert "| A | `a` | 8 |" in capsys.readouterr().out
 
 
 TOPK = 10
@@ -628,7 +679,7 @@ def test_a_network_of_another_training_is_refused(scenes, tmp_path, change):
         (["DATASETS.TEST", "('nowhere',)"], "DATASETS.TEST has 'nowhere', which isn't registered"),
         (["DATASETS.TEST", "()"], "must each name a dataset"),
         (["DATASETS.TEST", f"('{PREFIX}regiondh_scenes_queries',)"], "is no retrieval dataset"),
-        (["SOLVER.BASE_RATE", 1], "Non-existent key: SOLVER.BASE_RATE"),
+        (["SOLVER.BASE_RATE", 1], "Non-existent config key: SOLVER.BASE_RATE"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "MODEL.WEIGHTS nowhere.pth: no such file"),
     ],
 )
@@ -659,6 +710,44 @@ def test_a_result_of_another_config_is_refused(scenes, tmp_path):
     with pytest.raises(RegionDHError, match="the result of a_8_seed0 was trained with other"):
         run.check_result(tmp_path / "output", result)
     run.check_result(tmp_path / "output", RESULT)
+
+
+@pytest.mark.parametrize("changed", ["weights", "image", "label"])
+def test_a_result_of_other_weights_or_data_is_refused(scenes, tmp_path, changed):
+    weights = tmp_path / "start.pth"
+    weights.write_bytes(b"one")
+    run = row_of(tmp_path, [*scenes, "MODEL.WEIGHTS", str(weights)]).runs()[0]
+    _, training = run.check(tmp_path / "output")
+    result = {
+        **RESULT,
+        "settings_sha256": training.settings_sha256,
+        "weights_sha256": training.weights_sha256,
+        "data_sha256": training.data_sha256,
+    }
+    run.check_result(tmp_path / "output", result)
+    if changed == "weights":
+        weights.write_bytes(b"two")
+        told = f"another content of MODEL.WEIGHTS {weights}"
+    elif changed == "image":
+        for image in (tmp_path / "scenes/JPEGImages").iterdir():
+            image.write_bytes(image.read_bytes() + b"0")
+        told = f"other images or objects of {PREFIX}regiondh_scenes_"
+    else:
+        for file in (tmp_path / "scenes/Annotations").iterdir():
+            file.write_text(re.sub("<xmax>.*?</xmax>", "<xmax>190</xmax>", file.read_text()))
+        told = f"other images or objects of {PREFIX}regiondh_scenes_"
+    with pytest.raises(RegionDHError, match=told):
+        run.check_result(tmp_path / "output", result)
+    # Results that came without images and weights stay.
+    weights.unlink()
+    shutil.rmtree(tmp_path / "scenes")
+    run.check_result(tmp_path / "output", result)
+
+
+def test_half_a_line_of_metrics_costs_nothing(tmp_path):
+    lines = ['{"bbox/AP50": 1.0}', '{"bbox/AP50": 2.0', '{"bbox/AP50": 3.0, "bbox/AP": 4.0}', "{"]
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    assert experiments._box_ap(tmp_path, ["set"]) == {"bbox/AP50": 3.0, "bbox/AP": 4.0}
 
 
 def test_all_rows_are_checked_before_any_is_trained(load_tool, scenes, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_the_commands_that_are_printed_do_the_same(tool, steps, place, monkeypat
     codes, index, picture = (f"out put/{name}" for name in ("photos.h5", "index", "answers.png"))
     assert steps == [
         ["extract_codes", *network, "--resume", "--skip-bad", "--input", "mine", "--output", codes],
-        ["build_index", "--output", index, "--", codes],
+        ["build_index", codes, "--output", index],
         ["search", *network, "--index", index, "--within", "mine"]
         + ["--query", "chosen 'one'.jpg", "--save", picture],
     ]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from regiondh_d2.engine.training_record import (
     phrase,
     recorded_training,
 )
+from regiondh_d2.utils.errors import RegionDHError
 
 PREFIX = "training_record_test_"
 NAME = f"{PREFIX}regiondh_scenes_database"
@@ -170,6 +172,14 @@ def test_a_training_resumed_otherwise_remembers_its_first_part(cfg, tmp_path):
     assert third == found
 
 
+@pytest.mark.parametrize("name", ["", "../other/model_final.pth"])
+def test_a_name_of_the_last_checkpoint_that_is_none_is_told(cfg, name):
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text(name)
+    with pytest.raises(RegionDHError, match="last_checkpoint holds .* not the name of a checkp"):
+        last_checkpoint(cfg.OUTPUT_DIR)
+
+
 def test_a_training_resumed_from_version_0_1_says_so(cfg, tmp_path):
     old = tmp_path / "old.pth"
     torch.save({"model": torch.nn.Linear(1, 1).state_dict(), "iteration": 3}, old)
@@ -206,5 +216,5 @@ def test_a_config_file_that_cannot_be_read_is_named(cfg):
 
 def test_images_elsewhere_have_no_size(monkeypatch):
     given = [{"file_name": "s3://bucket/a.jpg", "annotations": [{"iscrowd": 1}]}, {}]
-    monkeypatch.setattr(training_record.DatasetCatalog, "get", lambda _: given)
+    monkeypatch.setattr(training_record, "load_dataset", lambda _: given)
     assert len(data_checksum("any")) == 64

@@ -132,6 +132,17 @@ def test_defective_annotation(tmp_path, xml, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "difficult"),
+    [("True", True), ("true", True), (" 1 ", True), ("False", False), ("", False), ("\n ", False)],
+)
+def test_difficult_as_tools_write_it(tmp_path, written, difficult):
+    extra = f"<difficult>{written}</difficult>"
+    root = write_tree(tmp_path, {"a": image_xml(object_xml(extra=extra))})
+    (record,) = load_voc(root, "train", CLASSES)
+    assert record["annotations"][0]["difficult"] is difficult
+
+
 def test_missing_files_are_named(tmp_path):
     root = write_tree(tmp_path, {"a": image_xml(), "b": image_xml()})
     (root / "JPEGImages/a.jpg").unlink()
@@ -254,6 +265,7 @@ def test_annotations_of_any_encoding(tmp_path, encoding, declared):
     ("head", "message"),
     [
         (b'<?xml version="1.0" encoding="x-none"?>', r"a\.xml: its encoding 'x-none' isn't known"),
+        (b'<?xml version="1.0" encoding="undefined"?>', r"a\.xml: its encoding 'undefined' isn't"),
         (b'<?xml version="1.0" encoding="utf-8"?>\xe9', r"a\.xml: byte 38 isn't text in utf-8"),
     ],
 )
@@ -280,6 +292,8 @@ def named(filename):
         ("a", "C:\\set\\photos\\p.jpg", "p.jpg"),
         ("a", "/home/me/p.jpg", "p.jpg"),
         ("a", "day1/p.jpg", "day1/p.jpg"),
+        ("a", "my%20photo.jpg", "my photo.jpg"),
+        ("a", "my%20photo.jpg", "my%20photo.jpg"),
         ("day1/a", "a.jpg", "day1/a.jpg"),
         ("day1/a", "gone.jpg", "day1/a.Jpeg"),
         ("my photo (1)", "my photo (1).jpg", "my photo (1).jpg"),
@@ -305,7 +319,18 @@ def test_the_folder_of_the_id_comes_before_the_name_alone(tmp_path):
     assert files == [str(root / "JPEGImages/a.jpg"), str(root / "JPEGImages/day1/a.jpg")]
 
 
-@pytest.mark.parametrize("line", ['"my photo"', "my photo.jpg", "my photo ", '"my photo.JPG"'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"my photo"',
+        "my photo.jpg",
+        "my photo ",
+        '"my photo.JPG"',
+        "JPEGImages/my photo.jpg",
+        "/home/me/VOC2007/JPEGImages/my photo.jpg",
+        "..\\Annotations\\my photo.xml",
+    ],
+)
 def test_lines_as_tools_write_them(tmp_path, line):
     root = write_tree(tmp_path, {"my photo": image_xml()})
     (root / "ImageSets/Main/train.txt").write_text(f"{line}\n")

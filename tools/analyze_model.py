@@ -11,7 +11,6 @@ import sys
 
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import torch
-from detectron2.modeling import build_model
 
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
@@ -22,6 +21,7 @@ from regiondh_d2.engine.command import (
     run_command,
 )
 from regiondh_d2.engine.defaults import config_inputs
+from regiondh_d2.engine.network import build_network
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.retrieval.extract import ImageLoader
 from regiondh_d2.utils.arguments import CommandParser
@@ -72,7 +72,7 @@ def load(cfg, image: str | None) -> tuple[torch.nn.Module, dict]:
     height = cfg.INPUT.MIN_SIZE_TEST or UNSCALED
     width = min(round(height * ASPECT), cfg.INPUT.MAX_SIZE_TEST or height * 2)
     noise = torch.randint(256, (3, height, width), dtype=torch.uint8)
-    return build_model(cfg).eval(), {"image": noise, "height": height, "width": width}
+    return build_network(cfg).eval(), {"image": noise, "height": height, "width": width}
 
 
 def format_table(numbers: dict[str, dict[str, float]]) -> str:

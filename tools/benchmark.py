@@ -13,12 +13,12 @@ from collections.abc import Callable
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import numpy as np
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.engine.defaults import build_cfg, config_inputs
+from regiondh_d2.engine.network import build_network
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.retrieval.hamming_index import create_index
@@ -272,7 +272,7 @@ def benchmark_training(args: argparse.Namespace) -> dict:
     """
     import_user_code(args.imports)
     cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
-    model = build_model(cfg).train()
+    model = build_network(cfg).train()
     generator = torch.Generator().manual_seed(0)
     steps = []
     for _ in range(1 + args.repeat):

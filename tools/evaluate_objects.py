@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.config import code_settings
 from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
@@ -97,6 +98,7 @@ class ObjectCoder:
             "instance_min_score": cfg.TEST.RETRIEVAL.INSTANCE_MIN_SCORE,
             "count_difficult": count_difficult,
             "model_fingerprint": model_fingerprint(self._model),
+            "settings": code_settings(cfg),
         }
 
     def code(self, records: list[dict]) -> tuple[CodeSet, InstanceCodes]:

@@ -19,7 +19,7 @@ from regiondh_d2.engine.command import (
     positive_int,
     run_command,
 )
-from regiondh_d2.engine.experiments import Row, picked_rows, read_table
+from regiondh_d2.engine.experiments import Row, picked_rows, read_table, require_metrics
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
 from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.retrieval.plots import (
@@ -108,6 +108,8 @@ def metrics_against_bits(
         for run in row.runs():
             result = run.result(results)
             if result and dataset in result["metrics"]:
+                topk = int(name.partition("@")[2])
+                require_metrics(result["metrics"][dataset], topk, run.result_file(results))
                 seeds = found.setdefault(row.title, {}).setdefault(run.bits, [])
                 seeds.append(result["metrics"][dataset][name])
     return {

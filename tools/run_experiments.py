@@ -25,6 +25,7 @@ from regiondh_d2.engine.experiments import (
     picked_rows,
     read_differences,
     read_table,
+    require_results,
 )
 from regiondh_d2.engine.training_record import data_checksum
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def summarize(args: argparse.Namespace, rows, picked) -> None:
+    require_results(rows, args.results, args.summary)
     print(markdown_table(picked, args.results, args.summary))
     if not args.against:
         return
@@ -135,7 +137,7 @@ def main(args: argparse.Namespace) -> None:
             if result is None:
                 run.check(args.output, checksum)
             else:
-                run.check_result(args.output, result)
+                run.check_result(args.output, result, checksum)
         except RegionDHError as error:
             raise RegionDHError(f"{args.table}: {error}") from error
     start = time.perf_counter()

@@ -5,7 +5,7 @@ import argparse
 import sys
 
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
-from regiondh_d2.engine import RegionDHTrainer, setup_cfg
+from regiondh_d2.engine import setup_cfg, trainer_class
 from regiondh_d2.engine.command import (
     load_trained_model,
     positive_int,
@@ -60,10 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args):
     """What every process does."""
     cfg = setup_cfg(args)
+    kind = trainer_class(cfg)
     if args.eval_only:
-        model = load_trained_model(cfg, resume=args.resume, build=RegionDHTrainer.build_model)
-        return RegionDHTrainer.test(cfg, model)
-    trainer = RegionDHTrainer(cfg)
+        model = load_trained_model(cfg, resume=args.resume, build=kind.build_model)
+        return kind.test(cfg, model)
+    trainer = kind(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

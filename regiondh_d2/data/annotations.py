@@ -9,6 +9,7 @@ import math
 import os
 import re
 import unicodedata
+import urllib.parse
 from collections.abc import Iterable, Sequence
 
 from detectron2.utils.logger import log_first_n
@@ -64,13 +65,13 @@ def decode_text(data: bytes) -> str:
             encoding = "utf-8"
     try:
         return data.decode(encoding)
-    except LookupError:
-        raise RegionDHError(
-            f"its encoding {encoding!r} isn't known: save it again as UTF-8"
-        ) from None
     except UnicodeDecodeError as error:
         raise RegionDHError(
             f"byte {error.start} isn't text in {encoding}: save it again as UTF-8"
+        ) from None
+    except (LookupError, UnicodeError):  # the latter of Python's own "undefined"
+        raise RegionDHError(
+            f"its encoding {encoding!r} isn't known: save it again as UTF-8"
         ) from None
 
 
@@ -96,13 +97,17 @@ class Folder:
     def find_tail(self, name: str) -> str | None:
         r"""The file that a path of another machine means.
 
-        ``D:\set\day1\1.jpg`` is ``day1/1.jpg`` here, or else ``1.jpg``.
+        ``D:\set\day1\1.jpg`` is ``day1/1.jpg`` here, or else ``1.jpg``. So is an address that a
+        tool in the browser wrote, where no file has its letters: ``my%20photo.jpg`` is
+        ``my photo.jpg``, and ``/data/local-files/?d=day1/1.jpg`` the same as above.
         """
-        parts = name.replace("\\", "/").split("/")
-        for first in range(len(parts)):
-            found = self.find("/".join(parts[first:])) if parts[first:] else None
-            if found is not None:
-                return found
+        address = name.rpartition("?d=")[2] if "?d=" in name else name.partition("?")[0]
+        for form in dict.fromkeys((name, urllib.parse.unquote(address))):
+            parts = form.replace("\\", "/").split("/")
+            for first in range(len(parts)):
+                found = self.find("/".join(parts[first:]))
+                if found is not None:
+                    return found
         return None
 
     def _split(self, name: str) -> tuple[str, str]:

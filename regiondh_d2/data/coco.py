@@ -172,6 +172,15 @@ def _id(value: Any) -> int | str | None:
     return int(value) if number else value
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: JSON can hold one half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
@@ -261,6 +270,8 @@ class _Reader:
                     raise _Defect(f"id {category['id']} is that of {other}, too: number them anew")
                 if not isinstance(name, str) or not name.strip():
                     raise _Defect(f"name must be text, got {_show(name)}")
+                if not _is_unicode(name):
+                    raise _Defect(f"name {_show(name)} has half a letter: write it again")
                 if name in names.values():
                     raise _Defect("name is that of another category, too: rename or join them")
                 names[number] = name
@@ -404,7 +415,11 @@ class _Reader:
         """A note on a heading of the others, which some tools write as category 0."""
         for category in categories:
             position = self.position_of.get(_id(_get(category, "id")))
-            heading = _get(category, "supercategory") == "none"
+            # Roboflow's, and that of LabelMe's converter.
+            heading = (
+                _get(category, "supercategory") == "none"
+                or _get(category, "name") == "_background_"
+            )
             if position is not None and heading and position not in used and not self._published:
                 self.notes.append(
                     f"category {category['id']} ({display_name(category['name'])}) has no object;"
@@ -461,7 +476,12 @@ def _segmentation(value: Any) -> list | dict | None:
     """Polygons of at least three points, or a mask; None for what is neither."""
     if isinstance(value, dict) and "counts" in value and "size" in value:
         if isinstance(value["counts"], list):
-            return mask_util.frPyObjects(value, *value["size"])
+            try:
+                return mask_util.frPyObjects(value, *value["size"])
+            except (TypeError, ValueError, OverflowError):
+                raise _Defect(
+                    f"segmentation {_show(value)} is no mask: export it again, or delete the field"
+                ) from None
         return value
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [p for p in value if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]

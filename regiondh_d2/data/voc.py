@@ -37,6 +37,9 @@ VOC_CLASSES = (
     "train", "tvmonitor",
 )  # fmt: skip
 
+# VOC's own numbers, and what tools write that keep it as a truth value.
+_DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
+
 
 class VOCFormatError(RegionDHError):
     """A VOC folder, list or annotation is defective; the message is one line with the mend."""
@@ -58,8 +61,9 @@ def load_voc(
     r"""Read images and boxes in VOC layout.
 
     Lists and annotations may be in any encoding that they name or that a byte order mark tells. An
-    id may hold blanks and folders (``day1/my photo``); a line of a list may also quote it, give it
-    the image's ending or write ``\`` for ``/``. The image of an id is the file that its
+    id may hold blanks and folders (``day1/my photo``); a line of a list may also quote it, write
+    ``\`` for ``/``, or name the file of the image or of the annotation
+    (``VOC2007/JPEGImages/1.jpg``). The image of an id is the file that its
     ``<filename>`` names, if it exists, or else the one of the id with any ending of an image.
 
     Args:
@@ -246,8 +250,9 @@ def _id_of_line(line: str, annotations: Folder) -> str | None:
     """
     unquoted = line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line
     forms = [line, unquoted, unquoted.replace("\\", "/")]
+    forms.append(re.sub(r"^(.*/)?(JPEGImages|Annotations)/", "", forms[-1]))
     stem, ending = os.path.splitext(forms[-1])
-    if ending.lower() in IMAGE_ENDINGS:
+    if ending.lower() in (*IMAGE_ENDINGS, ".xml"):
         forms.append(stem)
     for form in dict.fromkeys(forms):
         if annotations.find_stem(form, (".xml",)) is not None:
@@ -406,12 +411,13 @@ def _read_object(
         box, clipped = fit_box((xmin - 1, ymin - 1, xmax, ymax), width, height)
     except RegionDHError as error:
         raise RegionDHError(f"{shown} {error}") from None
-    difficult = (element.findtext("difficult") or "0").strip()
-    if difficult not in ("0", "1"):
-        raise RegionDHError(f"<difficult> must be 0 or 1, got {difficult!r}")
+    written = (element.findtext("difficult") or "").strip()
+    difficult = _DIFFICULT.get(written.lower())
+    if difficult is None:
+        raise RegionDHError(f"<difficult> must be 0 or 1, got {display_name(written)!r}")
     return {
         "bbox": list(box),
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": class_ids[class_name],
-        "difficult": difficult == "1",
+        "difficult": difficult,
     }, clipped

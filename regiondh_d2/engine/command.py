@@ -16,7 +16,6 @@ from datetime import timedelta
 
 import torch
 from detectron2.engine import launch
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -32,6 +31,7 @@ from ..utils.arguments import DEBUG_VARIABLE
 from ..utils.display import display_name, tolerate_any_text
 from ..utils.errors import RegionDHError
 from .allocation import keep_freed_memory
+from .network import build_network
 from .user_code import import_user_code
 
 __all__ = [
@@ -325,7 +325,7 @@ def _work(worker: Callable[..., None], args: tuple) -> None:
 
 
 def load_trained_model(
-    cfg, *, resume: bool = False, build: Callable[..., nn.Module] = build_model
+    cfg, *, resume: bool = False, build: Callable[..., nn.Module] = build_network
 ) -> nn.Module:
     """The model of a config with the weights of ``MODEL.WEIGHTS``, in evaluation mode.
 

@@ -112,6 +112,17 @@ _NAMES = several(text(empty=False))
 _DATASETS = Rule('a list of names, such as ("zoo_retrieval",)', _NAMES.holds)
 _SIZE = whole(1)
 _SIZE_OR_AS_IT_IS = Rule("a size in pixels, or 0 to leave images as they are", whole(0).holds)
+_IOU_LABEL = one_of(-1, 0, 1)
+_BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
+_BOX_WEIGHTS = Rule(
+    "a list of 4 numbers above 0, or of 5 for rotated boxes",
+    lambda v: any(several(number(above=0.0), n).holds(v) for n in (4, 5)),
+)
+
+
+def _is_channels(value: Any) -> bool:
+    return _is_whole(value) and (value == -1 or value > 0)
+
 
 _HASH, _RETRIEVAL = "MODEL.REGION_DH.", "TEST.RETRIEVAL."
 
@@ -156,6 +167,12 @@ RULES: dict[str, Rule] = {
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": several(several(number(above=0.0), least=1), least=1),
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": whole(0),
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": whole(1),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
+    "MODEL.RPN.CONV_DIMS": several(
+        Rule("a whole number of channels, or -1 for those of the features", _is_channels), least=1
+    ),
+    "MODEL.RPN.IOU_LABELS": several(_IOU_LABEL, 3),
     "MODEL.RPN.POSITIVE_FRACTION": _SHARE,
     "MODEL.RPN.IOU_THRESHOLDS": several(_SHARE, 2),
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": whole(1),
@@ -166,9 +183,12 @@ RULES: dict[str, Rule] = {
     "MODEL.ROI_HEADS.NUM_CLASSES": whole(1),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": whole(1),
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
+    "MODEL.ROI_HEADS.IOU_LABELS": several(_IOU_LABEL, 2),
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": several(_SHARE, 1),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _SHARE,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": whole(1),
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": whole(0),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of(
@@ -198,6 +218,8 @@ RULES: dict[str, Rule] = {
     "SOLVER.IMS_PER_BATCH": whole(1),
     "SOLVER.MAX_ITER": whole(1),
     "SOLVER.BASE_LR": number(above=0.0),
+    "SOLVER.BASE_LR_END": _WEIGHT,
+    "SOLVER.NUM_DECAYS": whole(1),
     "SOLVER.MOMENTUM": _SHARE,
     "SOLVER.WEIGHT_DECAY": _WEIGHT,
     "SOLVER.WEIGHT_DECAY_NORM": _WEIGHT,
@@ -286,6 +308,22 @@ def check_values(cfg: CfgNode) -> None:
             f"INPUT.MIN_SIZE_TRAIN is {values['INPUT.MIN_SIZE_TRAIN']}: with "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING range it takes two sizes, the least and the largest"
         )
+    if values["INPUT.CROP.ENABLED"]:
+        relative = values["INPUT.CROP.TYPE"].startswith("relative")
+        rule = several(number(most=1.0, above=0.0) if relative else whole(1), 2)
+        if not rule.holds(values["INPUT.CROP.SIZE"]):
+            raise RegionDHError(
+                f"INPUT.CROP.SIZE is {values['INPUT.CROP.SIZE']}: with INPUT.CROP.TYPE "
+                f"{values['INPUT.CROP.TYPE']} it takes {'shares' if relative else 'pixels'}, "
+                f"{rule.words}"
+            )
+    for part in ("TRAIN", "TEST") if values["MODEL.LOAD_PROPOSALS"] else ():
+        names, files = f"DATASETS.{part}", f"DATASETS.PROPOSAL_FILES_{part}"
+        if len(values[names]) != len(values[files]):
+            raise RegionDHError(
+                f"{files} is {values[files]}: with MODEL.LOAD_PROPOSALS it takes a file for each "
+                f"of {names}, {values[names]}"
+            )
     for key, neutral in _WITHOUT_CACHE.items():
         if values[_CACHE] and values[key] not in neutral:
             raise RegionDHError(

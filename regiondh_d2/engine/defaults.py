@@ -38,6 +38,7 @@ from ..utils.file_io import refuse_inputs, same_file
 from ..zoo import FOLDER, SHIPPED
 from .config_file import merge_config_file, merge_overrides
 from .config_rules import check_values
+from .network import makes_codes
 from .training_record import changes_on_resume
 
 __all__ = [
@@ -174,12 +175,30 @@ def check_datasets(cfg: CfgNode) -> None:
     """Compare the datasets of a config with its network, as far as that needs no reading.
 
     Raises:
-        ValueError: a dataset isn't registered, or has more classes than ``NUM_CLASSES``.
+        RegionDHError: a dataset isn't registered, has more classes than ``NUM_CLASSES``, or needs
+            codes, which the network doesn't make; or a coded database has no use.
     """
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             require_dataset(name, f"DATASETS.{key} has")
             check_num_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    retrieval = [
+        name
+        for name in cfg.DATASETS.TEST
+        if MetadataCatalog.get(name).get("evaluator_type", None) == "regiondh_retrieval"
+    ]
+    if cfg.TEST.RETRIEVAL.DATABASE_CODES and cfg.DATASETS.TEST and not retrieval:
+        raise RegionDHError(
+            f"TEST.RETRIEVAL.DATABASE_CODES is {cfg.TEST.RETRIEVAL.DATABASE_CODES!r}, and no "
+            f"retrieval dataset is in DATASETS.TEST {cfg.DATASETS.TEST}: name one, or set it to ''"
+        )
+    for name in retrieval:
+        if not makes_codes(cfg):
+            raise RegionDHError(
+                f"DATASETS.TEST has {name!r}, which is measured by image codes, and "
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} makes none: take RegionDH, "
+                "or test on a detection dataset"
+            )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from typing import Any
 import numpy as np
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..checkpoint import read_weights, state_fingerprint
+from ..data.check import is_present
 from ..evaluation.retrieval_evaluator import rank_code_sets
 from ..retrieval.code_store import read_codes
 from ..structures.codes import CodeSet
@@ -41,7 +43,14 @@ from ..utils.errors import InputNotFoundError, RegionDHError
 from ..utils.file_io import replace_when_complete, write_json
 from .command import CommandError
 from .defaults import build_cfg, check_datasets
-from .training_record import Training, data_checksum, last_checkpoint, phrase, recorded_training
+from .training_record import (
+    Training,
+    data_checksum,
+    file_sha256,
+    last_checkpoint,
+    phrase,
+    recorded_training,
+)
 
 __all__ = [
     "Row",
@@ -55,6 +64,8 @@ __all__ = [
     "picked_rows",
     "read_differences",
     "read_table",
+    "require_metrics",
+    "require_results",
 ]
 
 TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
@@ -114,6 +125,8 @@ class Run:
         """
         file = self.result_file(results)
         if not file.is_file():
+            if os.path.lexists(file):
+                raise RegionDHError(f"{file} is no file: move it away, since the result goes there")
             return None
         result = _read_json(file)
         missing = [k for k in ("metrics", "box_ap", "minutes") if k not in _dict(result)]
@@ -123,6 +136,12 @@ class Run:
                 f"{file} is damaged (no {missing[0] if missing else 'metrics'}): restore it, or "
                 "delete it to train again"
             )
+        minutes, boxes = result["minutes"], result["box_ap"]
+        if not _is_number(minutes) or not all(map(_is_number, _dict(boxes).values())):
+            raise RegionDHError(
+                f"{file} is damaged (minutes {minutes!r}, box_ap {boxes!r}): restore it, or delete "
+                "it to train again"
+            )
         self._check_command(result.get("command"), file)
         return result
 
@@ -130,9 +149,14 @@ class Run:
         """Refuses a result that was trained by other options than the row has now."""
         if not isinstance(command, str) or not command:
             return
-        theirs = shlex.split(command)
+        try:
+            theirs = shlex.split(command)
+        except ValueError as error:
+            raise RegionDHError(
+                f"{file} is damaged (command: {error}): restore it, or delete it to train again"
+            ) from error
         # The folder of outputs is the user's choice: theirs is that of the command's OUTPUT_DIR.
-        ours = self.command(Path(theirs[-1]).parent)
+        ours = self.command(Path(theirs[-1] if theirs else "").parent)
         if theirs == ours:
             return
         old, new = (dict(zip(c[1::2], c[2::2], strict=False)) for c in (theirs, ours))
@@ -250,8 +274,16 @@ class Run:
     def command(self, output: Path) -> list[str]:
         return ["tools/train_net.py", "--config-file", self.row.config, *self.options(output)]
 
-    def check_result(self, output: Path, result: dict) -> None:
-        """Refuses a result of this run whose row's config has changed since.
+    def check_result(
+        self, output: Path, result: dict, checksum: Callable[[str], str] = data_checksum
+    ) -> None:
+        """Refuses a result of this run whose row's config, weights or data have changed since.
+
+        What isn't here, such as the images of results that came with the table, isn't compared.
+
+        Args:
+            output, checksum: as of :meth:`check`.
+            result: of :meth:`result`.
 
         Raises:
             RegionDHError: what the row would be trained with now isn't what the result was.
@@ -260,11 +292,25 @@ class Run:
         if recorded is None:  # of version 0.1
             return
         cfg = build_cfg(self.row.config, self.options(output))
+        mend = "undo the change, or delete the result to train again"
         if Training.of(cfg, None).settings_sha256 != recorded:
             raise RegionDHError(
                 f"the result of {self.name} was trained with other settings than its row and "
-                f"{self.row.config} have now: undo the change, or delete the result to train again"
+                f"{self.row.config} have now: {mend}"
             )
+        weights = file_sha256(cfg.MODEL.WEIGHTS)
+        if weights and weights != (result.get("weights_sha256") or weights):
+            raise RegionDHError(
+                f"the result of {self.name} was trained from another content of MODEL.WEIGHTS "
+                f"{cfg.MODEL.WEIGHTS}: {mend}"
+            )
+        for name, before in _dict(result.get("data_sha256")).items():
+            if name not in DatasetCatalog.list() or not is_present(name):
+                continue
+            if checksum(name) != before:
+                raise RegionDHError(
+                    f"the result of {self.name} is of other images or objects of {name}: {mend}"
+                )
 
     def check(
         self, output: Path, checksum: Callable[[str], str] = data_checksum
@@ -342,7 +388,7 @@ class Run:
             "seed": self.seed,
             "command": shlex.join(command),
             "metrics": {n: _metrics(folder, n) for n in cfg.DATASETS.TEST},
-            "box_ap": _box_ap(folder, cfg.DATASETS.TEST),
+            "box_ap": _box_ap(folder, cfg.DATASETS.TEST) if cfg.TEST.RETRIEVAL.BOX_AP else {},
             "minutes": round(sum(minutes.parts), 1),
             "parts": len(minutes.parts),
             "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
@@ -432,6 +478,10 @@ def _check_measured(cfg: CfgNode) -> None:
 
 def _dict(value: Any) -> dict:
     return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class _TableLoader(yaml.SafeLoader):
@@ -566,8 +616,10 @@ def _metrics(folder: Path, dataset: str) -> dict[str, float]:
 def _box_ap(folder: Path, datasets: Sequence[str]) -> dict[str, float]:
     """Box AP on the queries of the first dataset; empty for networks without boxes."""
     # A line holds the scalars that were new at its time.
-    lines = (folder / "metrics.json").read_text().splitlines()
-    last = {key: value for line in lines for key, value in json.loads(line).items()}
+    last: dict[str, float] = {}
+    for line in (folder / "metrics.json").read_text(errors="replace").splitlines():
+        with suppress(ValueError):  # a part that was killed may leave half a line
+            last |= _dict(json.loads(line))
     prefix = f"{datasets[0]}/" if len(datasets) > 1 else ""
     return {key: last[prefix + key] for key in BOX_AP if prefix + key in last}
 
@@ -650,8 +702,14 @@ def read_differences(file: Path) -> list[dict]:
         ValueError: the file is damaged.
     """
     found = _read_json(file)
-    needed = {"against", "bits", "metric", "difference", "low", "high"}
-    if not isinstance(found, list) or not all(needed <= set(_dict(d)) for d in found):
+    numbers = ("bits", "difference", "low", "high")
+
+    def is_sound(entry: Any) -> bool:
+        texts = [_dict(entry).get(key) for key in ("against", "metric")]
+        values = [_dict(entry).get(key) for key in numbers]
+        return all(isinstance(x, str) for x in texts) and all(map(_is_number, values))
+
+    if not isinstance(found, list) or not all(map(is_sound, found)):
         raise RegionDHError(f"{file} is damaged (no differences): restore it, or delete it")
     return found
 
@@ -756,7 +814,7 @@ def markdown_table(rows: Sequence[Row], results: Path, dataset: str, topk: int =
             found = {run: run.result(results) for run in runs}
             found = {run: r for run, r in found.items() if r and dataset in r["metrics"]}
             for run, result in found.items():
-                _check_has_metrics(result["metrics"][dataset], topk, run.result_file(results))
+                require_metrics(result["metrics"][dataset], topk, run.result_file(results))
                 if result.get("audit"):
                     marked.setdefault(str(result["audit"]), []).append(f"`{run.name}`")
             if found:
@@ -765,12 +823,22 @@ def markdown_table(rows: Sequence[Row], results: Path, dataset: str, topk: int =
     return "\n".join([*lines, *notes]) + "\n"
 
 
-def _check_has_metrics(metrics: dict, topk: int, file: Path) -> None:
+def require_metrics(metrics: dict, topk: int, file: Path) -> None:
+    """Checks that what was measured on a dataset has all that tables and plots show.
+
+    Raises:
+        RegionDHError: it was measured at another cut-off, or its ``file`` is damaged.
+    """
     ends = ("pessimistic", "optimistic")
     needed = [f"{m}@{topk}" for m in SHOWN] + [f"MAP_min@{topk}-{end}" for end in ends]
     for name in needed:
-        value = metrics.get(name)
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(metrics.get(name)):
+            others = [key.partition("@")[2] for key in metrics if re.fullmatch(r"MAP@\d+", key)]
+            if others and str(topk) not in others:
+                raise RegionDHError(
+                    f"{file} was measured at TEST.RETRIEVAL.TOPK {', '.join(others)}, and tables "
+                    f"show {topk}: set that in the row's opts to have it in a table"
+                )
             raise RegionDHError(
                 f"{file} is damaged (no {name}): restore it, or delete it to train again"
             )
@@ -818,6 +886,37 @@ def markdown_differences(found: Sequence[dict], names: Sequence[str] = ()) -> st
     return "\n".join(lines) + "\n"
 
 
+def require_results(rows: Sequence[Row], results: Path, dataset: str) -> None:
+    """Checks that a table of a dataset would hold something.
+
+    Raises:
+        RegionDHError: no run of any row was measured on it; the text has what there is.
+    """
+    found = [run.result(results) for row in rows for run in row.runs()]
+    known = sorted({name for result in found if result for name in result["metrics"]})
+    if dataset not in known:
+        raise RegionDHError(
+            f"no result in {results} is of dataset {dataset!r}; there are results of: "
+            f"{', '.join(known) or 'none'}"
+        )
+
+
+def _check_places(text: str) -> None:
+    """Refuses a document of which :func:`fill_document` would replace too much, or nothing."""
+    begin = None
+    for mark in re.finditer(r"<!-- *(?:(end)|(?:table|differences)\b).*?-->", text):
+        if not mark[1] and begin:
+            raise RegionDHError(f"the document has no <!-- end --> after {begin}")
+        begin = None if mark[1] else mark[0]
+    if begin:
+        raise RegionDHError(f"the document has no <!-- end --> after {begin}")
+    if not BLOCK.search(text):
+        raise RegionDHError(
+            "the document has no place for a table: write <!-- table: DATASET ROW... --> on a line "
+            "and <!-- end --> below it"
+        )
+
+
 def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
     """Put the tables of what is done in the places that a document has for them.
 
@@ -826,9 +925,10 @@ def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
     ``<!-- end -->``. No row means all; a number among them keeps runs of so many bits alone.
 
     Raises:
-        ValueError: a row has no such name, or a place for differences has no reference.
+        RegionDHError: there is no place, or one without an end; or a place has a row or a dataset
+            that no result has, or differences without a reference.
     """
-
+    _check_places(text)
     by_name = {row.name: row for row in rows}
 
     def filled(block: re.Match) -> str:
@@ -839,6 +939,7 @@ def fill_document(text: str, rows: Sequence[Row], results: Path) -> str:
         if unknown:
             raise RegionDHError(f"the document asks for unknown rows: {', '.join(unknown)}")
         if block["what"] == "table":
+            require_results(rows, results, block["dataset"])
             picked = [by_name[name] for name in names or by_name]
             if bits:
                 picked = [dataclasses.replace(row, bits=tuple(bits)) for row in picked]

@@ -42,7 +42,8 @@ from ..config import changed_settings, feature_settings
 from ..data.catalog import load_dataset
 from ..data.training import StrictMapper
 from ..modeling.box_heads import PooledBoxHead
-from ..modeling.roi_heads import with_whole_image_box
+from ..modeling.cached import CachedBoxes
+from ..modeling.roi_heads import whole_image_box
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.progress import Progress
@@ -60,7 +61,7 @@ class CachedRegions(Dataset):
     """A map dataset over the views of a cache file, in the form that ``RegionDH`` takes.
 
     Each item is the image's dataset dict without its annotations, with ``region_features`` (R, D)
-    float16, ``proposals`` and ``instances``; the latter two carry ``region_index``. After
+    float16, ``proposals`` and ``instances``, whose boxes are :class:`CachedBoxes`. After
     :meth:`precompute` there is ``region_outputs`` (R, F) float16, too.
     """
 
@@ -105,15 +106,14 @@ class CachedRegions(Dataset):
         boxes = torch.from_numpy(t["boxes"][first:last])
         num_proposals, whole_image = int(t["num_proposals"][view]), int(last - first) - 1
         size = tuple(int(v) for v in t["image_size"][view])
-        proposals = Instances(size, proposal_boxes=Boxes(boxes[:num_proposals]))
+        boxes = CachedBoxes(boxes, torch.arange(len(boxes)))
+        proposals = Instances(size, proposal_boxes=boxes[:num_proposals])
         proposals.objectness_logits = torch.from_numpy(
             t["objectness"][first : first + num_proposals]
         )
-        proposals.region_index = torch.arange(num_proposals)
         truth = slice(num_proposals, whole_image)
-        instances = Instances(size, gt_boxes=Boxes(boxes[truth]))
+        instances = Instances(size, gt_boxes=boxes[truth])
         instances.gt_classes = torch.from_numpy(t["gt_class"][first:last][truth].astype(np.int64))
-        instances.region_index = torch.arange(num_proposals, whole_image)
         inputs = {
             **record,
             "region_features": torch.from_numpy(t["features"][first:last]),
@@ -425,17 +425,17 @@ def _view(model, inputs: dict) -> dict[str, np.ndarray]:
     else:
         proposals = model.proposal_generator(images, features, None)[0][0]
     truth = inputs["instances"].to(model.device)
-    boxes = torch.cat([proposals.proposal_boxes.tensor, truth.gt_boxes.tensor])
-    boxes = with_whole_image_box(boxes, proposals.image_size)
+    whole = whole_image_box(proposals.image_size, model.device)
+    boxes = Boxes.cat([proposals.proposal_boxes, truth.gt_boxes, whole])
     heads = model.roi_heads
-    pooled = heads.box_pooler([features[f] for f in heads.box_in_features], [Boxes(boxes)])
-    objectness = boxes.new_zeros(len(boxes))
+    pooled = heads.box_pooler([features[f] for f in heads.box_in_features], [boxes])
+    objectness = boxes.tensor.new_zeros(len(boxes))
     objectness[: len(proposals)] = proposals.objectness_logits
     classes = torch.full((len(boxes),), -1, dtype=torch.int16)
     classes[len(proposals) : -1] = truth.gt_classes.cpu().to(torch.int16)
     return {
         "features": heads.box_head.pool(pooled).cpu().numpy().astype(np.float16),
-        "boxes": boxes.cpu().numpy(),
+        "boxes": boxes.tensor.cpu().numpy(),
         "objectness": objectness.cpu().numpy(),
         "gt_class": classes.numpy(),
         "num_proposals": np.array([len(proposals)]),

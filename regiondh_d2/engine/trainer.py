@@ -40,12 +40,13 @@ from ..checkpoint import (
     model_fingerprint,
     read_weights,
 )
+from ..config import code_settings
 from ..data.catalog import adopt
 from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
-from .feature_cache import FeatureCache
+from .network import build_network
 from .training_record import KEY, TrainingRecorder
 
 __all__ = ["RegionDHTrainer", "build_optimizer", "freeze_parts"]
@@ -279,25 +280,54 @@ class RegionDHTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         freeze_parts(cfg, model)  # whatever optimizer a subclass builds
         optimizer = self.build_optimizer(cfg, model)
-        if cfg.MODEL.REGION_DH.FEATURE_CACHE:
-            # After the optimizer is built, so that checkpoints fit a training from images, too.
-            FeatureCache(cfg).freeze(model)
+        network = self.wrap_model(cfg, model)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         # No broadcast of buffers: it would hang an evaluation in which ranks have unlike shares.
         with warnings.catch_warnings():
             # The newest PyTorch has another name for it, which older ones don't know.
             warnings.simplefilter("ignore", FutureWarning)
-            model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+            network = create_ddp_model(network, broadcast_buffers=False, device_ids=devices)
         trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer(model, self.build_train_loader(cfg), optimizer)
+        self._trainer = trainer(network, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = FiniteCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.add_checkpointable(KEY, self._recorder)
         self.register_hooks(self.build_hooks())
 
     @classmethod
+    def build_model(cls, cfg):
+        """As in the base class.
+
+        Raises:
+            RegionDHError: the network can't be built, see :func:`.network.build_network`.
+        """
+        model = build_network(cfg)
+        logging.getLogger(__name__).info(f"Model:\n{model}")
+        return model
+
+    @classmethod
     def build_optimizer(cls, cfg, model):
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def wrap_model(cls, cfg, model: nn.Module) -> nn.Module:
+        """What a model trains as: itself, unless a subclass puts it into something else.
+
+        Raises:
+            RegionDHError: ``MODEL.REGION_DH.FEATURE_CACHE`` is set, which this class doesn't read.
+        """
+        if cfg.MODEL.REGION_DH.FEATURE_CACHE:
+            raise RegionDHError(
+                "MODEL.REGION_DH.FEATURE_CACHE is set, which only CachedHeadsTrainer reads: use "
+                "regiondh_d2.engine.trainer_class(cfg), or tools/train_net.py"
+            )
+        return model
+
+    @classmethod
+    def model_of(cls, network: nn.Module) -> nn.Module:
+        """The model in what :meth:`wrap_model` made, or in ``DistributedDataParallel``."""
+        distributed = isinstance(network, nn.parallel.DistributedDataParallel)
+        return network.module if distributed else network
 
     def resume_or_load(self, resume=True):
         """As :meth:`DefaultTrainer.resume_or_load`.
@@ -317,11 +347,6 @@ class RegionDHTrainer(DefaultTrainer):
         super().resume_or_load(resume)
         self._may_go_on = resume
         self._recorder.begin(resumed)
-        if self.cfg.MODEL.REGION_DH.FEATURE_CACHE:
-            cache, model = FeatureCache(self.cfg), _unwrap(self.model)
-            for name in self.cfg.DATASETS.TRAIN:
-                cache.ensure(model, name, mirrored=cache.mirrored)
-            self._trainer.reset_data_loader(lambda: cache.train_loader(model))
 
     def load_state_dict(self, state_dict):
         """As in the base class.
@@ -392,8 +417,6 @@ class RegionDHTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        if cfg.MODEL.REGION_DH.FEATURE_CACHE:
-            return FeatureCache(cfg).test_loader(dataset_name)
         adopt(dataset_name)
         mapper = StrictMapper(cfg, is_train=False)
         if not _reads_queries_alone(cfg, dataset_name):
@@ -441,6 +464,7 @@ class RegionDHTrainer(DefaultTrainer):
             database_codes=node.DATABASE_CODES or None,
             bits=cfg.MODEL.REGION_DH.BITS_IMAGE or cfg.MODEL.REGION_DH.BITS,
             config_name=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+            settings=code_settings(cfg, activations=True, features=False, instances=True),
             instance_min_score=node.INSTANCE_MIN_SCORE,
             exclude_self=node.EXCLUDE_SELF,
         )
@@ -454,18 +478,14 @@ class RegionDHTrainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """As :meth:`DefaultTrainer.test`; code files carry the fingerprint of the model."""
-        module = _unwrap(model)
-        if cfg.MODEL.REGION_DH.FEATURE_CACHE:
-            cache = FeatureCache(cfg)
-            for name in cfg.DATASETS.TEST:
-                cache.ensure(module, name, mirrored=False)
+        model = cls.wrap_model(cfg, cls.model_of(model))
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         retrieval = [found for e in evaluators for found in _retrieval_evaluators(e)]
         if retrieval:
-            fingerprint = model_fingerprint(module)
+            fingerprint = model_fingerprint(cls.model_of(model))
             for evaluator in retrieval:
                 evaluator.set_model(fingerprint)
         return super().test(cfg, model, evaluators)
@@ -491,10 +511,6 @@ def _retrieval_evaluators(evaluator: DatasetEvaluator) -> Iterator[RetrievalEval
     elif isinstance(evaluator, DatasetEvaluators):
         for part in evaluator._evaluators:
             yield from _retrieval_evaluators(part)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _refuse_impossible(cfg) -> None:

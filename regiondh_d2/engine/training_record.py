@@ -22,12 +22,15 @@ from detectron2.utils import comm
 from ..checkpoint import read_weights
 from ..config import add_regiondh_config, changed_settings, training_settings
 from ..data.catalog import load_dataset
+from ..utils.display import display_name
+from ..utils.errors import RegionDHError
 
 __all__ = [
     "Training",
     "TrainingRecorder",
     "changes_on_resume",
     "data_checksum",
+    "file_sha256",
     "last_checkpoint",
     "phrase",
     "recorded_training",
@@ -68,7 +71,7 @@ class Training:
         return cls(
             settings=training_settings(cfg),
             weights=cfg.MODEL.WEIGHTS,
-            weights_sha256=_file_sha256(cfg.MODEL.WEIGHTS) if checksum else "",
+            weights_sha256=file_sha256(cfg.MODEL.WEIGHTS) if checksum else "",
             data_sha256={name: checksum(name) for name in names} if checksum else {},
         )
 
@@ -151,7 +154,14 @@ def last_checkpoint(folder: str | os.PathLike) -> Path | None:
     tag = Path(folder) / "last_checkpoint"
     if not tag.is_file():
         return None
-    return tag.with_name(tag.read_text(errors="replace").strip())
+    name = tag.read_text(errors="replace").strip()
+    try:
+        return tag.with_name(name)
+    except ValueError:  # empty after a crash, or a path
+        raise RegionDHError(
+            f"{tag} holds {display_name(name)!r}, not the name of a checkpoint beside it: write "
+            "that of the newest one into it, or delete it to train anew"
+        ) from None
 
 
 def recorded_training(checkpoint: str | os.PathLike) -> Training | None:
@@ -219,7 +229,8 @@ def _training_of(state: dict[str, Any] | None) -> Training | None:
     return Training(**{key: state[key] for key in Training.__dataclass_fields__})
 
 
-def _file_sha256(path: str) -> str:
+def file_sha256(path: str) -> str:
+    """sha256 of a file's content, as hex digits; "" if it is no file of this machine."""
     if "://" in path or not os.path.isfile(path):
         return ""
     with open(path, "rb") as file:

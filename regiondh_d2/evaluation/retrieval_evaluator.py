@@ -21,6 +21,7 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
+from ..config import changes_of_image_codes
 from ..data.catalog import load_dataset
 from ..retrieval.code_store import read_codes, write_codes
 from ..structures.codes import (
@@ -88,6 +89,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         bits: int | None = None,
         config_name: str = "",
         model_fingerprint: str = "",
+        settings: str = "",
         instance_min_score: float = 0.3,
         exclude_self: bool = False,
         distributed: bool = True,
@@ -103,6 +105,8 @@ class RetrievalEvaluator(DatasetEvaluator):
                 coding them again. Then only queries need to be processed.
             bits: code length of the model, if known, which ``database_codes`` must have.
             config_name, model_fingerprint: written into the code files.
+            settings: :func:`..config.code_settings` of the model, which ``database_codes`` must
+                have, as far as it decides about image codes; "" if unknown. Written, too.
             instance_min_score: detections below this score are not stored.
             exclude_self: whether a query that is in the database is left out of its own ranking.
             distributed: collect records from all ranks; False if only this rank evaluates.
@@ -117,6 +121,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         self._topk = topk
         self._count_difficult = count_difficult
         self._output_dir = None if output_dir is None else Path(output_dir) / dataset_name
+        self._settings = settings
         self._database = None
         if database_codes is not None:
             if self._output_dir is not None:
@@ -150,6 +155,13 @@ class RetrievalEvaluator(DatasetEvaluator):
             raise CodeFileError(
                 f"{name} has codes of {codes.bits} bits, and the model makes {bits}: extract the "
                 "database's codes with this model"
+            )
+        changes = changes_of_image_codes(codes.settings, self._settings)
+        if changes:
+            raise CodeFileError(
+                f"{name} was coded with other settings than the queries would be: {changes[0]}: "
+                "extract the database's codes with this config, or set "
+                "TEST.RETRIEVAL.DATABASE_CODES to ''"
             )
         if self._dataset_name not in DatasetCatalog.list():
             return
@@ -238,6 +250,7 @@ class RetrievalEvaluator(DatasetEvaluator):
                 config=self._config_name,
                 count_difficult=self._count_difficult,
                 model_fingerprint=self._model_fingerprint,
+                settings=self._settings,
             )
             self._records.append(_Record(image_id, file_name, given["role"], codes))
 

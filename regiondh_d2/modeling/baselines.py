@@ -21,7 +21,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import nn
 
 from ..utils.errors import RegionDHError
@@ -37,13 +37,12 @@ from .hashing import (
 from .meta_arch import RegionDH, per_image
 from .objectives import build_objective, triplet_loss
 from .roi_heads import (
-    CACHED_OUTPUTS,
-    CACHED_REGIONS,
     IMAGE_LOSSES,
     RegionDHROIHeads,
+    RegionReader,
     choices,
     multi_hot_labels,
-    with_whole_image_box,
+    whole_image_box,
 )
 
 __all__ = ["IAHROIHeads", "ImageHash", "WholeImageHeads"]
@@ -86,6 +85,7 @@ class WholeImageHeads(nn.Module):
         self.box_in_features = box_in_features
         self.box_pooler = box_pooler
         self.box_head = box_head
+        self.region_reader = RegionReader(box_in_features, box_pooler, box_head)
         self.image_hash = image_hash
         self.image_objective = image_objective
         self.image_loss = IMAGE_LOSSES[image_loss]
@@ -125,22 +125,15 @@ class WholeImageHeads(nn.Module):
     ) -> tuple[torch.Tensor, ImageCodes]:
         """
         Args:
-            features: feature maps by name, or cached tables whose last row is the whole image.
+            features: what ``region_reader`` reads, such as feature maps by name.
             image_sizes: (height, width) of each image without its padding.
 
         Returns:
             What the latent layer reads, float32 (B, D), and the codes.
         """
-        if CACHED_OUTPUTS in features:
-            x = torch.stack([table[-1] for table in features[CACHED_OUTPUTS]])
-        elif CACHED_REGIONS in features:
-            x = torch.stack([table[-1] for table in features[CACHED_REGIONS]])
-            x = self.box_head.fc(x.float())
-        else:
-            maps = [features[name] for name in self.box_in_features]
-            nothing = maps[0].new_zeros(0, 4)
-            boxes = [Boxes(with_whole_image_box(nothing, size)) for size in image_sizes]
-            x = self.box_head(self.box_pooler(maps, boxes))
+        device = self.image_hash.classifier.weight.device
+        boxes = [whole_image_box(size, device) for size in image_sizes]
+        _, x = self.region_reader(features, boxes)
         x = x.float()
         return x, self.image_hash(x)
 
@@ -165,33 +158,41 @@ class ImageHash(RegionDH):
     the latent layer reads: DLBHC's second stage compares it.
     """
 
+    needs_of_heads = ("losses", "WholeImageHeads")
+
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`RegionDH.forward`; the losses are those of the image."""
         if not self.training:
             return self.inference(batched_inputs)
-        _, codes = self._code(batched_inputs)
+        features, proposals, sizes = self.propose(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
-        return self.loss_weights.apply_image(self.roi_heads.losses(codes, targets))
+        return self.weigh(self.head_losses(features, proposals, sizes, targets))
+
+    def head_losses(self, features, proposals, sizes, targets) -> dict[str, torch.Tensor]:
+        _, codes = self.roi_heads(features, sizes)
+        return self.roi_heads.losses(codes, targets)
+
+    def weigh(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.loss_weights.apply_image(losses)
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess: bool = True):
         """As :meth:`RegionDH.inference`, without instances.
 
         Raises:
-            ValueError: instances are asked for.
+            RegionDHError: instances are asked for.
         """
         if detected_instances is not None or not do_postprocess:
             raise RegionDHError("ImageHash has no codes of objects; use RegionDH")
-        features, codes = self._code(batched_inputs)
-        outputs = per_image(codes)
-        for output, feature in zip(outputs, features, strict=True):
-            output["image_feature"] = feature
-        return outputs
+        return self.describe(*self.propose(batched_inputs), batched_inputs)
 
     code_images = inference
 
-    def _code(self, batched_inputs) -> tuple[torch.Tensor, ImageCodes]:
-        image_sizes, features, _ = self._propose(batched_inputs)
-        return self.roi_heads(features, image_sizes)
+    def describe(self, features, proposals, sizes, batched_inputs) -> list[dict]:
+        image_features, codes = self.roi_heads(features, sizes)
+        return [
+            {**code, "image_feature": feature}
+            for code, feature in zip(per_image(codes), image_features, strict=True)
+        ]
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -5,15 +5,12 @@ from dataclasses import dataclass, fields
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.proposal_generator.rrpn import RRPN
 
 from ..utils.errors import RegionDHError
 from .hashing import ImageCodes, binarize
-from .roi_heads import CACHED_OUTPUTS, CACHED_REGIONS
 
 __all__ = ["LossWeights", "RegionDH", "per_image"]
-
-# Keys of cached tables in the inputs, by their names among the features.
-CACHED_INPUTS = {CACHED_REGIONS: "region_features", CACHED_OUTPUTS: "region_outputs"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,9 @@ class RegionDH(GeneralizedRCNN):
     and ``image_probabilities`` (their sigmoid).
     """
 
+    # A method that its ROI heads must have, and those that do.
+    needs_of_heads = ("forward_hash", "RegionDHROIHeads")
+
     @configurable
     def __init__(self, *, loss_weights: LossWeights, **kwargs):
         """
@@ -99,6 +99,7 @@ class RegionDH(GeneralizedRCNN):
         """
         super().__init__(**kwargs)
         self.loss_weights = loss_weights
+        _refuse_other_parts(self)
 
     @classmethod
     def from_config(cls, cfg):
@@ -117,19 +118,21 @@ class RegionDH(GeneralizedRCNN):
         """As :class:`GeneralizedRCNN`; losses are weighted, outputs at test are the class's."""
         if not self.training:
             return self.inference(batched_inputs)
-        if "region_features" in batched_inputs[0]:
-            losses = self._losses_from_cache(batched_inputs)
-        else:
-            losses = super().forward(batched_inputs)
-        return self.loss_weights.apply(losses)
+        if self.proposal_generator is None:
+            raise RegionDHError(
+                "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, and Region-DH trains its "
+                "RPN: take RPN"
+            )
+        return self.weigh(super().forward(batched_inputs))
 
-    def _losses_from_cache(self, batched_inputs) -> dict[str, torch.Tensor]:
-        """Losses of the heads on cached regions; those of the frozen RPN are 0."""
-        _, features, proposals = self._propose(batched_inputs)
-        targets = [x["instances"].to(self.device) for x in batched_inputs]
-        _, losses = self.roi_heads(None, features, proposals, targets)
-        zero = losses["loss_cls"].detach() * 0.0
-        return {**losses, "loss_rpn_cls": zero, "loss_rpn_loc": zero}
+    def head_losses(self, features, proposals, sizes, targets) -> dict[str, torch.Tensor]:
+        """The unweighted losses of the heads alone, of what :meth:`propose` gives and of the ground
+        truth of each image."""
+        return self.roi_heads(None, features, proposals, targets)[1]
+
+    def weigh(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The losses of training, of the unweighted ones of the RPN and of the heads."""
+        return self.loss_weights.apply(losses)
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess: bool = True):
         """As :meth:`GeneralizedRCNN.inference`, with image codes where ``do_postprocess`` is True.
@@ -138,37 +141,33 @@ class RegionDH(GeneralizedRCNN):
         """
         if detected_instances is not None:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
-        image_sizes, features, proposals = self._propose(batched_inputs)
+        features, proposals, sizes = self.propose(batched_inputs)
+        if do_postprocess:
+            return self.describe(features, proposals, sizes, batched_inputs)
+        return self.roi_heads.forward_hash(features, proposals, detect=True)[0]
+
+    def describe(self, features, proposals, sizes, batched_inputs) -> list[dict]:
+        """The outputs of :meth:`inference`, of what :meth:`propose` gives."""
         instances, codes = self.roi_heads.forward_hash(features, proposals, detect=True)
-        if not do_postprocess:
-            return instances
-        results = GeneralizedRCNN._postprocess(instances, batched_inputs, image_sizes)
+        results = GeneralizedRCNN._postprocess(instances, batched_inputs, sizes)
         for result, code in zip(results, per_image(codes), strict=True):
             result.update(code)
         return results
 
     def code_images(self, batched_inputs: list[dict]) -> list[dict]:
         """Image codes alone: the dicts of :meth:`inference` without ``instances``, in less time."""
-        _, features, proposals = self._propose(batched_inputs)
+        features, proposals, _ = self.propose(batched_inputs)
         return per_image(self.roi_heads.forward_hash(features, proposals, detect=False)[1])
 
-    def _propose(self, batched_inputs):
-        """Image sizes, features by name and proposals: computed, or cached in the inputs."""
-        if "region_features" in batched_inputs[0]:
-            proposals = [x["proposals"].to(self.device) for x in batched_inputs]
-            features = {
-                name: [x[key].to(self.device) for x in batched_inputs]
-                for name, key in CACHED_INPUTS.items()
-                if key in batched_inputs[0]
-            }
-            return [p.image_size for p in proposals], features, proposals
+    def propose(self, batched_inputs):
+        """Feature maps by name, proposals of each image and image sizes (height, width)."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if self.proposal_generator is not None:
             proposals, _ = self.proposal_generator(images, features, None)
         else:  # as in GeneralizedRCNN, precomputed ones come with the inputs, if any are needed
             proposals = [x["proposals"].to(self.device) for x in batched_inputs if "proposals" in x]
-        return images.image_sizes, features, proposals
+        return features, proposals, images.image_sizes
 
 
 def per_image(codes: ImageCodes) -> list[dict]:
@@ -182,6 +181,24 @@ def per_image(codes: ImageCodes) -> list[dict]:
         }
         for code, activation, scores in zip(binarize(codes.activations), *codes, strict=True)
     ]
+
+
+def _refuse_other_parts(model: RegionDH) -> None:
+    """Refuses parts that make no codes or other boxes than the heads take."""
+    heads, generator = model.roi_heads, model.proposal_generator
+    needed, known = model.needs_of_heads
+    if not hasattr(heads, needed):
+        raise RegionDHError(
+            f"MODEL.ROI_HEADS.NAME {type(heads).__name__} makes no codes for "
+            f"MODEL.META_ARCHITECTURE {type(model).__name__}: take {known}"
+        )
+    anchors = getattr(generator, "anchor_generator", None)
+    if isinstance(generator, RRPN) or getattr(anchors, "box_dim", 4) != 4:
+        raise RegionDHError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME {type(generator).__name__} with "
+            f"MODEL.ANCHOR_GENERATOR.NAME {type(anchors).__name__} proposes rotated boxes, and "
+            "Region-DH takes upright ones: take RPN and DefaultAnchorGenerator"
+        )
 
 
 def _refuse_double_weights(cfg) -> None:

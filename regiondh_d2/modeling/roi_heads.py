@@ -27,16 +27,11 @@ from .hashing import (
 )
 from .objectives import build_objective
 
-__all__ = ["CACHED_OUTPUTS", "CACHED_REGIONS", "RegionDHOutputLayers", "RegionDHROIHeads"]
+__all__ = ["RegionDHOutputLayers", "RegionDHROIHeads", "RegionReader"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
 CLASSIFIER_INPUTS = FUSION_INPUTS = ("h1", "box_features")
-# Key of cached region features among the feature maps: per image a table (R, D), its last row the
-# whole image; proposals and ground truth then carry `region_index`, their rows in it. Beside it,
-# where the box head's fully connected layers are frozen, what they make of each row.
-CACHED_REGIONS = "cached_regions"
-CACHED_OUTPUTS = "cached_outputs"
 IMAGE_LOSSES = {"logistic": multi_label_logistic_loss, "softmax": multi_label_softmax_loss}
 
 
@@ -104,13 +99,53 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
         return instances, [rows[index] for rows, index in zip(finite, kept, strict=True)]
 
 
+class RegionReader:
+    """Reads regions of feature maps: pooling, then the box head.
+
+    Where the features of regions are known already, another reader takes its place; see
+    :mod:`.cached`.
+    """
+
+    def __init__(self, in_features: list[str], pooler: nn.Module, head: nn.Module):
+        """
+        Args:
+            in_features: names of the feature maps to pool from.
+            pooler: from feature maps and boxes to (R, C, H, W), Detectron2's ``ROIPooler``.
+            head: from (R, C, H, W) to region features.
+        """
+        self._in_features = in_features
+        self._pooler = pooler
+        self._head = head
+
+    def __call__(
+        self, features: dict[str, torch.Tensor], boxes: list[Boxes]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            features: feature maps of B images by name.
+            boxes: regions in pixels of the padded images: one or more lists of B images, joined.
+
+        Returns:
+            Of all R regions, one image after the other: what the fully connected layers of a
+            :class:`PooledBoxHead` read, (R, P) (of another head what it reads itself), and the
+            region features, (R, D).
+        """
+        maps = [features[name] for name in self._in_features]
+        lists = [boxes[i : i + len(maps[0])] for i in range(0, len(boxes), len(maps[0]))]
+        pooled = torch.cat([self._pooler(maps, part) for part in lists])
+        if isinstance(self._head, PooledBoxHead):
+            pooled = self._head.pool(pooled)
+            return pooled, self._head.fc(pooled)
+        return pooled, self._head(pooled).flatten(1)
+
+
 @dataclass
-class _Regions:
-    """Head outputs for regions, all images one after the other."""
+class RegionOutputs:
+    """What the heads say of regions, one image after the other."""
 
     pooled: torch.Tensor  # (R, ...), what the box head or its fully connected layers read
-    features: torch.Tensor  # (R, D)
-    activations: torch.Tensor  # (R, K1) float32
+    features: torch.Tensor  # (R, D), fc7
+    activations: torch.Tensor  # (R, K1) float32, H1
     scores: torch.Tensor  # (R, C + 1) logits
 
     @property
@@ -118,12 +153,12 @@ class _Regions:
         """(R, C) float32, without the background, Detectron2's last column."""
         return self.scores.float().softmax(dim=1)[:, :-1]
 
-    def split(self, counts: list[int]) -> list["_Regions"]:
+    def split(self, counts: list[int]) -> list["RegionOutputs"]:
         parts = (getattr(self, f.name).split(counts) for f in fields(self))
-        return [_Regions(*part) for part in zip(*parts, strict=True)]
+        return [RegionOutputs(*part) for part in zip(*parts, strict=True)]
 
-    def rows(self, index) -> "_Regions":
-        return _Regions(*(getattr(self, f.name)[index] for f in fields(self)))
+    def select(self, index) -> "RegionOutputs":
+        return RegionOutputs(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -175,6 +210,7 @@ class RegionDHROIHeads(StandardROIHeads):
                 raise RegionDHError(choices(key, value, known))
         if fusion_num_rois < 0:
             raise RegionDHError(f"MODEL.REGION_DH.FUSION_NUM_ROIS: {fusion_num_rois} is below 0")
+        self.region_reader = RegionReader(self.box_in_features, self.box_pooler, self.box_head)
         self.instance_hash = instance_hash
         self.image_hash = image_hash
         self.image_objective = image_objective
@@ -250,13 +286,12 @@ class RegionDHROIHeads(StandardROIHeads):
         return sampled, self._losses(features, sampled, fused, labels)
 
     def _losses(self, features, sampled, fused, labels) -> dict[str, torch.Tensor]:
-        fused = [self._region_rows(p).rows(self._fused_index(len(p))) for p in fused]
-        rows = [_Rows.of(p) for p in sampled]
-        counts = [len(x) for x in (*rows, *fused)]
-        regions = self._regions(features, [*rows, *fused])
-        num_sampled = sum(counts[: len(rows)])
-        detection = regions.rows(slice(num_sampled))
-        fused = regions.split(counts)[len(rows) :]
+        fused = [self._fusable_boxes(p)[self._fused_index(len(p))] for p in fused]
+        boxes = [p.proposal_boxes for p in sampled]
+        counts = [len(b) for b in (*boxes, *fused)]
+        regions = self._regions(features, [*boxes, *fused])
+        detection = regions.select(slice(sum(counts[: len(boxes)])))
+        fused = regions.split(counts)[len(boxes) :]
 
         deltas = self.box_predictor.bbox_pred(detection.features)
         losses = self.box_predictor.losses((detection.scores, deltas), sampled)
@@ -264,7 +299,7 @@ class RegionDHROIHeads(StandardROIHeads):
         losses["loss_hash_instance_balance"] = bit_balance_loss(detection.activations)
         return losses | self._image_losses(fused, labels)
 
-    def _image_losses(self, fused: list[_Regions], labels) -> dict[str, torch.Tensor]:
+    def _image_losses(self, fused: list[RegionOutputs], labels) -> dict[str, torch.Tensor]:
         codes = self._fuse(fused)
         return {
             "loss_hash_image_binary": forcing_binary_loss(codes.activations),
@@ -289,70 +324,59 @@ class RegionDHROIHeads(StandardROIHeads):
             detection), or None without ``detect``; and the codes of all images, also of those
             without any detection or proposal.
         """
-        rows = [self._region_rows(p) for p in proposals]
+        boxes = [self._fusable_boxes(p) for p in proposals]
         fused = [self._fused_index(len(p)) for p in proposals]
         if not detect:
-            rows = [r.rows(index) for r, index in zip(rows, fused, strict=True)]
-            regions = self._regions(features, rows)
-            return None, self._fuse(regions.split([len(r) for r in rows]))
-        images = self._regions(features, rows).split([len(r) for r in rows])
-        fused = [r.rows(index) for r, index in zip(images, fused, strict=True)]
+            boxes = [b[index] for b, index in zip(boxes, fused, strict=True)]
+            regions = self._regions(features, boxes)
+            return None, self._fuse(regions.split([len(b) for b in boxes]))
+        images = self._regions(features, boxes).split([len(b) for b in boxes])
+        fused = [r.select(index) for r, index in zip(images, fused, strict=True)]
         codes = self._fuse(fused)
 
-        images = [r.rows(slice(len(p))) for r, p in zip(images, proposals, strict=True)]
+        images = [r.select(slice(len(p))) for r, p in zip(images, proposals, strict=True)]
         scores = torch.cat([r.scores for r in images])
         deltas = self.box_predictor.bbox_pred(torch.cat([r.features for r in images]))
         instances, kept = self.box_predictor.inference((scores, deltas), proposals)
         for found, index, r, f in zip(instances, kept, images, fused, strict=True):
-            found.pred_codes = self._detection_codes(found, r.rows(index), f)
+            found.pred_codes = self._detection_codes(found, r.select(index), f)
         return instances, codes
 
-    def _detection_codes(self, found: Instances, regions: _Regions, fused: _Regions):
+    def _detection_codes(self, found: Instances, regions: RegionOutputs, fused: RegionOutputs):
         """Codes (R, K1) of the R detections of an image, from the regions behind them."""
         del found, fused
         return binarize(regions.activations)
 
     def forward_with_given_boxes(self, features, instances: list[Instances]) -> list[Instances]:
         """Add ``pred_codes`` to instances with known ``pred_boxes``."""
-        rows = [_Rows(x.pred_boxes.tensor) for x in instances]
-        activations = self._regions(features, rows).activations
-        for found, a in zip(instances, activations.split([len(r) for r in rows]), strict=True):
+        boxes = [x.pred_boxes for x in instances]
+        activations = self._regions(features, boxes).activations
+        for found, a in zip(instances, activations.split([len(b) for b in boxes]), strict=True):
             found.pred_codes = binarize(a)
         return instances
 
-    def _region_rows(self, proposals: Instances) -> "_Rows":
+    def _fusable_boxes(self, proposals: Instances) -> Boxes:
         """The proposals of an image, then a whole-image region where the option asks for it."""
-        rows = _Rows.of(proposals)
-        return rows if self.whole_image == "none" else rows.with_whole_image(proposals.image_size)
+        boxes = proposals.proposal_boxes
+        if self.whole_image == "none":
+            return boxes
+        return type(boxes).cat([boxes, whole_image_box(proposals.image_size, boxes.device)])
 
     def _fused_index(self, num_proposals: int) -> list[int]:
-        """Which of :meth:`_region_rows` are fused."""
+        """Which of :meth:`_fusable_boxes` are fused."""
         fused = num_proposals
         if self.fusion_rois == "topk":
             fused = min(fused, self.fusion_num_rois)
         return [*range(fused), *([] if self.whole_image == "none" else [num_proposals])]
 
-    def _regions(self, features, rows: list["_Rows"]) -> _Regions:
-        """Run the box head and H1 on regions, given as one or more lists of B images on end."""
-        if CACHED_REGIONS in features:
-            pooled = _gather(features[CACHED_REGIONS], rows)
-            if CACHED_OUTPUTS in features:
-                x = _gather(features[CACHED_OUTPUTS], rows)
-            else:
-                x = self.box_head.fc(pooled)
-        else:
-            maps = [features[f] for f in self.box_in_features]
-            groups = [rows[i : i + len(maps[0])] for i in range(0, len(rows), len(maps[0]))]
-            pooled = torch.cat([self.box_pooler(maps, [Boxes(r.boxes) for r in g]) for g in groups])
-            if isinstance(self.box_head, PooledBoxHead):
-                pooled = self.box_head.pool(pooled)
-                x = self.box_head.fc(pooled)
-            else:
-                x = self.box_head(pooled).flatten(1)
+    def _regions(self, features, boxes: list[Boxes]) -> RegionOutputs:
+        """Run the box head and H1 on regions, given as one or more lists of B images, joined."""
+        pooled, x = self.region_reader(features, boxes)
         activations = self.instance_hash(x)
-        return _Regions(pooled, x, activations, self.box_predictor.class_scores(x, activations))
+        scores = self.box_predictor.class_scores(x, activations)
+        return RegionOutputs(pooled, x, activations, scores)
 
-    def _fuse(self, images: list[_Regions]) -> ImageCodes:
+    def _fuse(self, images: list[RegionOutputs]) -> ImageCodes:
         """Fuse the regions of each image and hash the result."""
         fused = []
         for regions in images:
@@ -367,32 +391,6 @@ class RegionDHROIHeads(StandardROIHeads):
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 
-@dataclass
-class _Rows:
-    """Regions of one image: boxes and, with cached features, their rows in the image's table."""
-
-    boxes: torch.Tensor  # (R, 4)
-    index: torch.Tensor | None = None  # (R,) int64
-
-    @classmethod
-    def of(cls, proposals: Instances) -> "_Rows":
-        index = proposals.region_index if proposals.has("region_index") else None
-        return cls(proposals.proposal_boxes.tensor, index)
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def rows(self, keep) -> "_Rows":
-        return _Rows(self.boxes[keep], None if self.index is None else self.index[keep])
-
-    def with_whole_image(self, image_size: tuple[int, int]) -> "_Rows":
-        """Append a region that covers the unpadded image; a table's last row is its cached row."""
-        boxes = with_whole_image_box(self.boxes, image_size)
-        if self.index is None:
-            return _Rows(boxes)
-        return _Rows(boxes, torch.cat([self.index, self.index.new_tensor([-1])]))
-
-
 def multi_hot_labels(targets: list[Instances], num_classes: int) -> torch.Tensor:
     """Labels (B, C) of images, float32, from the ``gt_classes`` of their objects."""
     labels = torch.zeros(len(targets), num_classes, device=targets[0].gt_classes.device)
@@ -401,20 +399,14 @@ def multi_hot_labels(targets: list[Instances], num_classes: int) -> torch.Tensor
     return labels
 
 
-def _gather(tables: list[torch.Tensor], rows: list[_Rows]) -> torch.Tensor:
-    """Rows of the tables (R, D) of B images, for one or more lists of B images on end; float32."""
-    tables = tables * (len(rows) // len(tables))
-    return torch.cat([t[r.index] for t, r in zip(tables, rows, strict=True)]).float()
-
-
-def with_whole_image_box(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Boxes (R, 4) with one more, last, that covers an image of size (height, width)."""
+def whole_image_box(image_size: tuple[int, int], device: torch.device) -> Boxes:
+    """One box that covers an image of size (height, width) without its padding."""
     height, width = image_size
-    return torch.cat([boxes, boxes.new_tensor([[0.0, 0.0, width, height]])])
+    return Boxes(torch.tensor([[0.0, 0.0, width, height]], device=device))
 
 
 def _refuse_other_heads(cfg) -> None:
-    """The losses and the cached features are those of boxes alone."""
+    """The losses are those of boxes alone."""
     for node, key in (
         (cfg.MODEL, "MASK_ON"),
         (cfg.MODEL, "KEYPOINT_ON"),

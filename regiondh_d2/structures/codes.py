@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import changes_of_image_codes
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from .packed import check_packed, pack_codes
@@ -469,6 +470,12 @@ def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
         raise CodeFileError(
             f"the queries were coded by model {query.model_fingerprint[:12]} and the database by "
             f"{database.model_fingerprint[:12]}: code both with the same model"
+        )
+    changes = changes_of_image_codes(query.settings, database.settings)
+    if changes:
+        notes.append(
+            f"the queries and the database were coded with different settings: {changes[0]}"
+            f"{f' ({len(changes) - 1} more)' if len(changes) > 1 else ''}"
         )
     if query.count_difficult != database.count_difficult:
         notes.append("only one side counts difficult objects as labels")

@@ -95,7 +95,7 @@ class CommandParser(argparse.ArgumentParser):
     - ``--`` ends the options and overrides: what follows is files, or what else the command takes.
     - Options are written out in full. An unknown one is an error that names the nearest.
     - An empty value is an error, but as that of an override (``MODEL.WEIGHTS ""``).
-    - An option with one value can't be given twice; one with several values adds them up.
+    - Of an option with one value the last counts; one with several values adds them up.
     - An error is one line on standard error, and exit status 2.
     - ``--debug`` shows the traceback of any error, see :func:`..engine.command.run_command`.
     """
@@ -149,7 +149,6 @@ class CommandParser(argparse.ArgumentParser):
         """Options as ``--option=value``, then other arguments; and the overrides."""
         rest = deque(words)
         options, others, overrides = [], [], []
-        given = set()
         while rest:
             word = rest.popleft()
             name, equals, value = word.partition("=")
@@ -158,7 +157,6 @@ class CommandParser(argparse.ArgumentParser):
                 others.extend(rest)
                 break
             if action is not None:
-                self._check_repetition(action, name, given)
                 options.extend([word] if equals else self._with_values(word, action, rest))
             elif word.startswith("-") and word != "-":
                 self._refuse(name)
@@ -196,12 +194,6 @@ class CommandParser(argparse.ArgumentParser):
         if not rest or self._is_option(rest[0]) or rest[0] in _config_keys():
             self.error(f"{key} has no value: config overrides are pairs KEY VALUE")
         return rest.popleft()
-
-    def _check_repetition(self, action: argparse.Action, name: str, given: set) -> None:
-        if isinstance(action, _Store) and action.nargs not in _SEVERAL:
-            if action in given:
-                self.error(f"{name} is given twice")
-            given.add(action)
 
     def _is_option(self, word: str) -> bool:
         return word.startswith("--") or word.split("=")[0] in self._option_string_actions

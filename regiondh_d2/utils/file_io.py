@@ -150,7 +150,7 @@ def check_output_folder(
         raise OutputExistsError(f"{name}: is a file; name a folder to write")
     if os.path.isdir(path):
         _refuse_held(path, name, [*inputs, *map(os.path.realpath, inputs), *photos])
-    if os.path.isdir(path) and os.listdir(path) and not overwrite:
+    if os.path.isdir(path) and not overwrite and not _is_empty(path):
         found = mark_of(path)
         if found is None or kind not in (None, found):
             hint = "" if overwrite is None else ", or write into it with --overwrite"
@@ -158,6 +158,15 @@ def check_output_folder(
                 f"{name}: holds files that this command did not write: name another folder{hint}"
             )
     _check_creatable(Path(os.path.realpath(path)), name)
+
+
+def _is_empty(path: str | os.PathLike) -> bool:
+    """Whether a folder holds nothing but what file managers and storage systems leave anywhere."""
+    names = map(str.lower, os.listdir(os.fsdecode(path)))
+    return all(name in _LITTER or name.startswith("._") for name in names)
+
+
+_LITTER = {".ds_store", "thumbs.db", "desktop.ini", "@eadir"}
 
 
 def refuse_inputs(

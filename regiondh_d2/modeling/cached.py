@@ -1,0 +1,139 @@
+"""The same heads on cached regions: rows of a table stand where a network would pool and compute.
+
+Where the backbone, the RPN and the pooling are frozen, what they make of an image never changes. It
+is computed once (``engine/feature_cache.py``) and kept as a *table* an image: proposals, ground
+truth and, last, the whole image, a row each. :class:`CachedNetwork` trains and tests the heads of a
+network on such tables; the heads themselves don't know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from detectron2.structures import Boxes
+from torch import nn
+
+from .meta_arch import RegionDH
+from .roi_heads import RegionReader
+
+__all__ = ["CachedBoxes", "CachedNetwork", "TableReader"]
+
+# Names of the tables among the features, and the keys of an image's dict that hold them.
+POOLED, OUTPUTS = "pooled", "outputs"
+_KEYS = {POOLED: "region_features", OUTPUTS: "region_outputs"}
+
+
+class CachedBoxes(Boxes):
+    """Boxes that know their rows in the table of their image.
+
+    Attributes:
+        index: int64 (R,).
+    """
+
+    def __init__(self, tensor: torch.Tensor, index: torch.Tensor):
+        super().__init__(tensor)
+        self.index = index
+
+    def clone(self) -> CachedBoxes:
+        return CachedBoxes(self.tensor.clone(), self.index.clone())
+
+    def to(self, device: torch.device) -> CachedBoxes:
+        return CachedBoxes(self.tensor.to(device), self.index.to(device))
+
+    def __getitem__(self, item) -> CachedBoxes:
+        if isinstance(item, int):
+            item = [item]
+        return CachedBoxes(self.tensor[item], self.index[item])
+
+    @classmethod
+    def cat(cls, boxes_list: Sequence[Boxes]) -> CachedBoxes:
+        rows = torch.cat([_rows(boxes) for boxes in boxes_list])
+        return cls(torch.cat([boxes.tensor for boxes in boxes_list]), rows)
+
+
+def _rows(boxes: Boxes) -> torch.Tensor:
+    """Rows of boxes in their table; boxes that know none are the whole image, the last row."""
+    if isinstance(boxes, CachedBoxes):
+        return boxes.index
+    return torch.full((len(boxes),), -1, device=boxes.device)
+
+
+class TableReader(RegionReader):
+    """Looks regions up where a :class:`RegionReader` pools them."""
+
+    def __init__(self, fc: nn.Module):
+        """
+        Args:
+            fc: the fully connected layers of the box head, from (R, P) to (R, D).
+        """
+        self._fc = fc
+
+    def __call__(self, features, boxes: list[Boxes]) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`RegionReader.__call__`.
+
+        Args:
+            features: ``pooled``, the tables (R, P) of B images, and, if the fully connected layers
+                are frozen, ``outputs``, the tables (R, D) of what they make of it.
+            boxes: one or more lists of B images, joined.
+        """
+        pooled = _look_up(features[POOLED], boxes)
+        if OUTPUTS in features:
+            return pooled, _look_up(features[OUTPUTS], boxes)
+        return pooled, self._fc(pooled)
+
+
+def _look_up(tables: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+    tables = tables * (len(boxes) // len(tables))
+    return torch.cat([t[_rows(b)] for t, b in zip(tables, boxes, strict=True)]).float()
+
+
+class CachedNetwork(nn.Module):
+    """A network that takes cached regions in place of images, and gives what it always gives."""
+
+    def __init__(self, model: RegionDH):
+        """
+        Args:
+            model: a ``RegionDH`` or ``ImageHash`` whose box head is a :class:`PooledBoxHead`.
+        """
+        super().__init__()
+        self.model = model
+
+    def forward(self, batched_inputs: list[dict]):
+        """As ``model.forward``; the losses of the frozen RPN are 0.
+
+        Args:
+            batched_inputs: a dict an image, with ``region_features`` (R, P), where they are known
+                ``region_outputs`` (R, D), and ``proposals`` and ``instances`` whose boxes are
+                :class:`CachedBoxes`.
+        """
+        with self._reading_tables():
+            return self._forward(batched_inputs)
+
+    @contextmanager
+    def _reading_tables(self) -> Iterator[None]:
+        """Has the heads read tables meanwhile; the model itself stays one that takes images."""
+        heads = self.model.roi_heads
+        reader = heads.region_reader
+        heads.region_reader = TableReader(heads.box_head.fc)
+        try:
+            yield
+        finally:
+            heads.region_reader = reader
+
+    def _forward(self, batched_inputs: list[dict]):
+        device = self.model.device
+        features = {
+            name: [x[key].to(device) for x in batched_inputs]
+            for name, key in _KEYS.items()
+            if key in batched_inputs[0]
+        }
+        proposals = [x["proposals"].to(device) for x in batched_inputs]
+        sizes = [p.image_size for p in proposals]
+        if not self.training:
+            return self.model.describe(features, proposals, sizes, batched_inputs)
+        targets = [x["instances"].to(device) for x in batched_inputs]
+        losses = self.model.head_losses(features, proposals, sizes, targets)
+        zero = losses["loss_cls_image"].detach() * 0.0
+        return self.model.weigh({"loss_rpn_cls": zero, "loss_rpn_loc": zero, **losses})
