@@ -158,6 +158,17 @@ def test_words_that_are_meant_as_keys():
         assert not is_config_key(word), word
 
 
+def test_empty_values(capsys, parser, plain):
+    """What an unset variable of a shell leaves: as a folder it would be the working directory."""
+    for words in (["--input", ""], ["--input="], ["--input", "a.jpg", ""]):
+        assert "argument --input: the value is empty" in refused(capsys, parser, *words)
+    assert "the value is empty" in refused(capsys, plain, "")
+    assert parser.parse_args(["--input", "a.jpg", "MODEL.WEIGHTS", ""]).opts == [
+        "MODEL.WEIGHTS",
+        "",
+    ]
+
+
 def test_a_file_with_a_dash_is_shown_how(capsys, plain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("-a.h5").touch()

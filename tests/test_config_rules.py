@@ -112,6 +112,7 @@ WRONG = [
     ("OUTPUT_DIR", ""),
     ("SEED", "1.5"),
     ("SEED", "None"),
+    ("SEED", "4294967296"),
 ]
 
 

@@ -144,6 +144,15 @@ def test_a_failure_is_one_line(main, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == ["error: no.yaml: no such config file"]
 
 
+def test_a_seed_that_is_too_large(main, tmp_path, monkeypatch, capsys):
+    """It was a traceback after the scenes had been drawn."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["--seed", "4294967296"]) == 1
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if "no CUDA device" not in x]
+    assert error.startswith("error: SEED is 4294967296: ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_table_has_a_line_for_each_reference():
     names = [f"{p}{m}@50" for p in ("", "untrained/", "color_histogram/") for m in METRICS]
     result = DemoResult(dict.fromkeys(names, 0.25), 50, Path("x.png"), Path("x.html"))

@@ -243,7 +243,8 @@ def test_the_reason_for_a_grey_tile():
 
 def test_names_of_picture_formats():
     assert [picture_format(f"a.{e}") for e in ("png", "JPG", "webp")] == ["PNG", "JPEG", "WEBP"]
-    for name in ("a", "a.txt", "a.psd", ".png"):  # Pillow reads PSD, and writes none
+    # Pillow reads PSD and HDF5 and writes none, and XBM has no colours.
+    for name in ("a", "a.txt", "a.psd", ".png", "a.h5", "a.grib", "a.xbm"):
         with pytest.raises(RegionDHError, match=r"is no image format; use \.png"):
             picture_format(name)
 

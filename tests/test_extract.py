@@ -490,6 +490,35 @@ def test_earlier_work_is_not_replaced_unasked(folder, tmp_path):
         extract_folder(folder, folder, resume=True)
 
 
+@pytest.mark.parametrize("how", ["complete", "refused", "killed"])
+def test_files_of_others_in_the_parts_folder_stay(folder, tmp_path, how):
+    """Its name is made of the output's, and anything may be there already."""
+    parts = tmp_path / "codes.h5.parts"
+    parts.mkdir()
+    (parts / "mine.txt").write_text("mine")
+    if how == "refused":
+        with pytest.raises(RuntimeError, match="no more"):
+            extract_folder(folder, tmp_path / "codes.h5", model=refuse)
+        assert os.listdir(parts) == ["mine.txt"]
+    if how == "killed":
+        with pytest.raises(KeyboardInterrupt):
+            extract_folder(folder, tmp_path / "codes.h5", model=fail_after(1))
+        (parts / ".part-of-a-killed-run.h5.1.tmp").touch()
+    assert extract_folder(folder, tmp_path / "codes.h5", resume=True).rows == 12
+    assert os.listdir(parts) == ["mine.txt"]
+
+
+def test_a_parts_folder_that_is_a_link(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "codes.h5.parts").symlink_to(tmp_path / "elsewhere")
+    assert extract_folder(folder, tmp_path / "codes.h5").rows == 12
+    assert not os.listdir(tmp_path / "elsewhere")
+
+
+def refuse(inputs):
+    raise RuntimeError("no more")
+
+
 def test_one_run_at_a_time(folder, tmp_path):
     (tmp_path / "codes.h5.parts").mkdir()
     with open(tmp_path / "codes.h5.parts" / "lock", "w") as file:

@@ -448,6 +448,9 @@ def test_no_write_permission(tool, arguments, one_image, tmp_path, capsys):
         ["--input", "a", "--output", "o.h5", "--batch-size", "0"],
         ["--input", "a", "--output", "o.h5", "MODEL.DEVICE"],
         ["--input", "a", "--output", "o.h5", "--num-gpus", "none"],
+        ["--input", "a", "--output", "o.h5", "--save-every", "-1"],
+        ["--input", "a", "--output", "o.h5", "--save-every", "nan"],
+        ["--input", "a", "--output", "o.h5", "--save-every", "inf"],
     ],
 )
 def test_wrong_arguments_exit_2(tool, wrong):

@@ -14,6 +14,7 @@ from regiondh_d2.utils.file_io import (
     check_output_folder,
     mark_folder,
     read_json,
+    refuse_inputs,
     replace_when_complete,
     same_file,
     write_json,
@@ -64,6 +65,43 @@ def test_an_input_is_never_replaced(path, overwrite, what, tmp_path):
         options = {what: [given], "overwrite": overwrite}
         assert f"{path}: is " in refused(check_output_file, path, **options)
     assert Path("photo.jpg").read_bytes() == b"photo"
+
+
+@pytest.mark.parametrize("path", ["photo.jpg/", "photo.jpg//", "photo.jpg/.", "soft.jpg/"])
+@pytest.mark.parametrize("what", ["inputs", "photos"])
+def test_a_name_of_a_folder_where_a_file_is(path, what):
+    """The system finds nothing there; what would be written is the file."""
+    for overwrite in (False, True, None):
+        options = {what: ["photo.jpg"], "overwrite": overwrite}
+        assert refused(check_output_file, path, **options).startswith(f"{path}: is ")
+    with pytest.raises(OutputExistsError):
+        refuse_inputs(path, **{what: ["photo.jpg"]})
+    assert refused(check_output_file, path, overwrite=True) == (
+        f"{path}: is a folder; name a file to write"
+    )
+
+
+@pytest.mark.parametrize("path", ["new/", "new/.", "new/.."])
+def test_a_new_file_with_the_name_of_a_folder(path):
+    refused(check_output_file, path)
+
+
+def test_long_names(tmp_path):
+    """The longest possible name is written, and a longer one is told at once."""
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    name = "é" * (longest // 2 - 5) + ".json"
+    write_json(name, {"a": 1})
+    name = "a" * (longest - 5) + ".json"
+    check_output_file(name)
+    write_json(name, {"a": 1})
+    assert read_json(name) == {"a": 1}
+    for path in (f"a{name}", f"a{name}/b.json"):
+        for overwrite in (False, True):
+            with pytest.raises(OSError, match="too long") as error:
+                check_output_file(path, overwrite=overwrite)
+            assert f"a{name}" in error.value.filename
+    with pytest.raises(OSError, match="too long"):
+        check_output_folder(f"a{name}")
 
 
 def test_not_even_if_it_carries_our_mark():

@@ -244,6 +244,11 @@ def test_an_index_folder(world, capsys):
         refused(world, capsys, "build_index", "codes.h5", "--output", output, "--engine", "numpy")
     shutil.copy("codes.h5", "index/codes.h5")
     refused(world, capsys, "build_index", "index/codes.h5", "--output", "index")
+    os.remove("index/codes.h5")
+    # In an index it would be a stranger, with which the index can't be built anew.
+    refused(world, capsys, "build_index", "index", "--output", "index/sub", "--engine", "numpy")
+    os.symlink("index", "link")
+    assert world.run("build_index", "index", "--output", "link/", "--engine", "numpy") == 0
 
 
 def test_the_demo_in_a_folder_of_others(world, capsys):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pictures import pixels_of, save
 from regiondh_d2.data import image_formats, photo_files
-from regiondh_d2.data.photo_files import find_photos, is_system_file
+from regiondh_d2.data.photo_files import find_photos, is_system_file, lies_in_any
 from regiondh_d2.retrieval.images import dataset_images, find_images
 from regiondh_d2.utils.marks import mark_folder, picture_mark
 
@@ -251,6 +251,14 @@ def test_the_outermost_given_folder_is_the_root(tmp_path):
         assert not scan.links
     (photo,) = find_photos([file]).images
     assert (photo.root, photo.relative_path) == (str(sub), "2.png")
+
+
+def test_folders_that_a_path_lies_in():
+    folders = {"/a/b", "/c"}
+    for path in ("/a/b", "/a/b/c/d", "/c/x", "/a", "/a/bc", "/", "/d/c", "a/b", ""):
+        expected = any(path == f or path.startswith(f + "/") for f in folders)
+        assert lies_in_any(path, folders) == expected, path
+    assert lies_in_any("/d", {"/"})
 
 
 def test_a_dead_link_is_said_and_what_is_behind_it_unknown(tmp_path):

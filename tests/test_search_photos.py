@@ -191,6 +191,7 @@ def test_what_would_fail_later_is_told_first(tool, steps, place, capsys, argumen
     assert len(error) == 1
     assert error[0].startswith("error: ")
     assert message in error[0]
+    assert "--overwrite" not in error[0]  # which this command does not have
     assert steps == []
     assert contents() == before
 

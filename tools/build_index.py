@@ -28,7 +28,7 @@ from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name, print_line
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import check_output_folder
+from regiondh_d2.utils.file_io import check_output_folder, same_file
 from regiondh_d2.zoo import network_name
 
 
@@ -116,7 +116,7 @@ def without_gone(items: CodeSet, source: str) -> CodeSet:
 def build(args: argparse.Namespace, options: dict[str, int]) -> None:
     start = time.perf_counter()
     # An index may be built anew from itself, generation beside generation.
-    source = [] if os.path.isdir(args.codes) else [args.codes]
+    source = [] if same_file(args.codes, args.output) else [args.codes]
     check_output_folder(args.output, inputs=source, overwrite=True)
     check_index_output(args.output)  # which knows what may be in an index folder
     items = move_roots(read_items(args.codes), args.root)

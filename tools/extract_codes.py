@@ -2,6 +2,7 @@
 """Code images: a dataset, or files and folders, into one code file; resumable when interrupted."""
 
 import argparse
+import math
 import os
 import sys
 
@@ -35,6 +36,14 @@ from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
+
+
+def seconds(text: str) -> float:
+    """An argument type: a time of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
+    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--save-every",
-        type=float,
+        type=seconds,
         default=30.0,
         metavar="SECONDS",
         help="the most that an interruption can lose (default: %(default)g)",

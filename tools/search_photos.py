@@ -74,7 +74,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         ImageLoader(build_cfg(str(CONFIG)))(str(args.query))
     check_output(args.output, args.photos)
     check_index_output(args.output / "index")
-    check_output_file(args.output / "answers.png", inputs=[args.query], kind="picture")
+    picture = args.output / "answers.png"
+    check_output_file(picture, inputs=[args.query], overwrite=None, kind="picture")
     mark_folder(args.output, "photos")  # so that its pictures are never taken for photos
 
 

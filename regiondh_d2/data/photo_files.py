@@ -18,9 +18,10 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cached_property
 
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
@@ -106,8 +107,11 @@ class PhotoScan:
         False in folders that can't be listed, and behind links that lead nowhere, such as to a disk
         that is not there: nothing is known of photos in them.
         """
-        closed = [*self.unreadable_folders, *(p for p, why in self.links if why == _NOWHERE)]
-        return not any(is_below(path, folder) for folder in closed)
+        return not lies_in_any(path, self._closed)
+
+    @cached_property
+    def _closed(self) -> set[str]:
+        return {*self.unreadable_folders, *(p for p, why in self.links if why == _NOWHERE)}
 
     def summary(self) -> list[str]:
         """What was left out, in at most two lines; none if nothing was."""
@@ -159,6 +163,15 @@ def is_system_file(name: str) -> bool:
 def is_below(path: str, folder: str) -> bool:
     """Whether a path is a folder or lies in it, by the text of both, which must be absolute."""
     return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+def lies_in_any(path: str, folders: Collection[str]) -> bool:
+    """As :func:`is_below`, of any of a set of folders, which may be as many as the photos."""
+    while path not in folders:
+        path, last = os.path.dirname(path), path
+        if path == last:
+            return False
+    return True
 
 
 def find_photos(

@@ -214,6 +214,7 @@ RULES: dict[str, Rule] = {
         "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
     ),
     "DATALOADER.REPEAT_THRESHOLD": _WEIGHT,
+    "SEED": whole(-1, 2**31 - 1),  # what NumPy takes, and a process more or less
     "SOLVER.IMS_PER_BATCH": whole(1),
     "SOLVER.MAX_ITER": whole(1),
     "SOLVER.BASE_LR": number(above=0.0),

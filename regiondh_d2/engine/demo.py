@@ -94,12 +94,12 @@ def run_demo(
     """
     output = Path(output).expanduser()
     started = time.perf_counter()
-    cfg = build_cfg(os.fspath(config_file))
+    cfg = build_cfg(os.fspath(config_file), ["SEED", str(seed)])
     check_output_folder(
         output, inputs=config_inputs(os.fspath(config_file)), overwrite=overwrite, kind="demo"
     )
     dataset = register_scenes(output / "scenes", PREFIX)
-    _adapt(cfg, output / "training", dataset, iterations, seed)
+    _adapt(cfg, output / "training", dataset, iterations)
     check_datasets(cfg)
     report(f"scenes: {images} to search in, {queries} to search with ({output / 'scenes'})")
     generate_scenes(output / "scenes", num_database=images, num_queries=queries, seed=seed)
@@ -165,12 +165,11 @@ def format_table(result: DemoResult) -> str:
     return "\n".join(lines)
 
 
-def _adapt(cfg: CfgNode, folder: Path, dataset: str, iterations: int | None, seed: int) -> None:
+def _adapt(cfg: CfgNode, folder: Path, dataset: str, iterations: int | None) -> None:
     """Point a config at the demo's datasets and folder, in place."""
     cfg.DATASETS.TRAIN = (f"{PREFIX}regiondh_scenes_database",)
     cfg.DATASETS.TEST = (dataset,)
     cfg.OUTPUT_DIR = str(folder)
-    cfg.SEED = seed
     if iterations is not None:
         if iterations < 1:
             raise RegionDHError(f"training needs at least one iteration, got {iterations}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -438,10 +439,12 @@ def picture_format(path: str | os.PathLike) -> str:
     """
     ending = Path(path).suffix.lower()
     found = Image.registered_extensions().get(ending)
-    if found not in Image.SAVE:
+    try:  # some formats have a writer that writes nothing, or no picture in colour
+        Image.new("RGB", (8, 8)).save(BytesIO(), found or "")
+    except (KeyError, OSError, ValueError):
         raise RegionDHError(
             f"{display_name(path)}: {ending or 'no ending'!r} is no image format; use .png"
-        )
+        ) from None
     return found
 
 

@@ -20,7 +20,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -572,7 +572,7 @@ class _Parts:
                 yield
             finally:
                 if not self.paths():
-                    shutil.rmtree(self._folder, ignore_errors=True)
+                    self._leave()
 
     def paths(self) -> list[Path]:
         return sorted(self._folder.glob("part-*.h5"))
@@ -601,7 +601,16 @@ class _Parts:
             backup.unlink()
 
     def remove(self) -> None:
-        shutil.rmtree(self._folder)
+        for path in self.paths():
+            path.unlink()
+
+    def _leave(self) -> None:
+        """Removes the folder with what a run wrote into it; it stays if it holds anything else."""
+        with suppress(OSError):
+            for path in self._folder.iterdir():
+                if path.name == "lock" or path.name.lstrip(".").startswith(("part-", "merged.h5")):
+                    path.unlink()
+            self._folder.rmdir()
 
 
 def _backup(output: Path) -> Path:

@@ -20,7 +20,7 @@ from functools import cache
 
 import numpy as np
 
-from ..data.photo_files import PhotoScan, is_below
+from ..data.photo_files import PhotoScan, is_below, lies_in_any
 from ..structures.codes import (
     UNKNOWN,
     CodeFileError,
@@ -65,6 +65,7 @@ class Folders:
         seen = {photo.root for photo in scan.images}
         self.missing = [os.path.realpath(os.path.abspath(name)) for name in scan.missing]
         self.empty = [root for root in scan.roots if root not in seen]
+        self._away = {*self.missing, *self.empty}
         self._seen = [root for root in scan.roots if root in seen]
         self._named = {photo.path for photo in scan.images} | set(self.missing)
         self._second_names = {path for path, _ in scan.links if scan.could_see(path)}
@@ -86,18 +87,11 @@ class Folders:
 
     def is_out_of_sight(self, path: str) -> bool:
         """Whether nothing can be known of a photo."""
-        closed = (*self.missing, *self.empty)
-        if any(path != folder and is_below(path, folder) for folder in closed):
-            return True
-        return not self._scan.could_see(path)
+        return lies_in_any(os.path.dirname(path), self._away) or not self._scan.could_see(path)
 
     def is_second_name(self, path: str) -> bool:
         """Whether a file has another name, by which the run found it, or would have."""
-        while path not in self._second_names:
-            path, last = os.path.dirname(path), path
-            if path == last:
-                return False
-        return True
+        return lies_in_any(path, self._second_names)
 
 
 def _has_gone(path: str) -> bool:

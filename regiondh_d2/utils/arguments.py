@@ -94,6 +94,7 @@ class CommandParser(argparse.ArgumentParser):
     - The value of an option may begin with one dash; ``--opt=VALUE`` takes any value.
     - ``--`` ends the options and overrides: what follows is files, or what else the command takes.
     - Options are written out in full. An unknown one is an error that names the nearest.
+    - An empty value is an error, but as that of an override (``MODEL.WEIGHTS ""``).
     - Of an option with one value the last counts; one with several values adds them up.
     - An error is one line on standard error, and exit status 2.
     - ``--debug`` shows the traceback of any error, see :func:`..engine.command.run_command`.
@@ -131,6 +132,15 @@ class CommandParser(argparse.ArgumentParser):
         if extras:
             self._refuse(extras[0])
         return namespace, extras
+
+    def _get_values(self, action, arg_strings):
+        """As argparse; an empty text, as an unset variable of a shell leaves, is no value.
+
+        As a folder it would be the working directory.
+        """
+        if "" in arg_strings:
+            raise argparse.ArgumentError(action, "the value is empty")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {display_name(message)} (see {self.prog} --help)\n")

@@ -15,6 +15,7 @@ import stat
 import sys
 import tempfile
 import unicodedata
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,9 +109,9 @@ def check_output_file(
             raise RegionDHError(f"{name}: two outputs have this name; give each its own")
     target = os.path.realpath(path)
     _checked.pop(target, None)
-    if os.path.isdir(path):
+    if os.path.isdir(target) or os.path.basename(path) in ("", os.curdir):
         raise OutputExistsError(f"{name}: is a folder; name a file to write")
-    if os.path.lexists(path) and not overwrite:
+    if _is_there(path) and not overwrite:
         _check_replaceable(path, name, kind, "" if overwrite is None else _HINT)
     _check_creatable(Path(target).parent, name)
     if not overwrite:
@@ -184,7 +185,7 @@ def refuse_inputs(
     Raises:
         OutputExistsError: it is one.
     """
-    status = _status(path)
+    status = _status(os.path.realpath(path))  # what is replaced: "a.jpg/" would be a.jpg, too
     own = None if status is None else (status.st_dev, status.st_ino)
     above = {(s.st_dev, s.st_ino) for s in map(_status, _folders_above(path)) if s is not None}
     for given in inputs:
@@ -265,7 +266,7 @@ def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None, hin
 def _check_creatable(folder: Path, name: str) -> None:
     """Refuses an output below a file, or where we may not write."""
     for existing in (folder, *folder.parents):
-        if os.path.lexists(existing):
+        if _is_there(existing):
             break
     if not existing.is_dir():
         raise RegionDHError(f"{name}: {display_name(existing)} is no folder; name another output")
@@ -273,6 +274,15 @@ def _check_creatable(folder: Path, name: str) -> None:
         raise RegionDHError(
             f"{name}: no permission to write into {display_name(existing)}; name another output"
         )
+
+
+def _is_there(path: str | os.PathLike) -> bool:
+    """As ``os.path.lexists``; but a name that no file can have, such as a long one, is an error."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    return True
 
 
 def _status(path: str | os.PathLike) -> os.stat_result | None:
@@ -344,7 +354,8 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
             return
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        # No longer than the longest name that a file can have.
+        temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
         with _errors_named(path, temporary):
             try:
                 yield temporary
