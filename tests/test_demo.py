@@ -73,7 +73,9 @@ def test_metrics_of_the_network_and_both_references(finished):
     names = {f"{metric}@5{order}" for metric in METRICS for order in TIE_ORDERS}
     names |= {"num_queries", "num_database", "num_queries_without_relevant"}
     references = {f"{p}/{n}" for p in ("untrained", "color_histogram") for n in names}
-    assert set(metrics) == names | references | {"bbox/AP", "bbox/AP50", "bbox/AP75"}
+    others = {"bbox/AP", "bbox/AP50", "bbox/AP75"}
+    others |= {"num_queries_in_database", "untrained/num_queries_in_database"}
+    assert set(metrics) == names | references | others
     assert all(isinstance(value, (int, float)) for value in metrics.values())
 
     query, database = (read_codes(folder / "demo" / f"{s}.h5") for s in ("query", "database"))

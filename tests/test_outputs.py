@@ -278,6 +278,10 @@ def test_the_demo_checks_everything_before_it_deletes(world, capsys):
     Path("old/scenes/mine.txt").write_text("mine")
     line = refused(world, capsys, "demo", "--output", "old", "--config-file", "base.yaml")
     assert "old/scenes: " in line
+    # Also after a demo of this process in another folder.
+    shutil.copytree("old", "older")
+    line = refused(world, capsys, "demo", "--output", "older", "--config-file", "base.yaml")
+    assert "older/scenes: " in line
 
 
 def test_pictures_of_a_dataset(world, scenes, capsys):

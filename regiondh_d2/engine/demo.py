@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import get_event_storage
@@ -98,6 +100,7 @@ def run_demo(
     check_output_folder(
         output, inputs=config_inputs(os.fspath(config_file)), overwrite=overwrite, kind="demo"
     )
+    _forget_datasets()
     dataset = register_scenes(output / "scenes", PREFIX)
     _adapt(cfg, output / "training", dataset, iterations)
     check_datasets(cfg)
@@ -163,6 +166,13 @@ def format_table(result: DemoResult) -> str:
         values = "".join(f"{result.metrics[name]:12.3f}" for name in names)
         lines.append(f"{title:24}{values}")
     return "\n".join(lines)
+
+
+def _forget_datasets() -> None:
+    """The names of an earlier demo of this process, which may be in another folder, are free."""
+    for name in filter(re.compile(f"{PREFIX}(regiondh_)?scenes_").match, DatasetCatalog.list()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def _adapt(cfg: CfgNode, folder: Path, dataset: str, iterations: int | None) -> None:
