@@ -223,7 +223,7 @@ def test_a_photo_needs_trained_weights(tool, tmp_path, capsys):
     weights = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     assert tool.main([*arguments, *weights]) == 1
     assert "model.pth: no such file; name a checkpoint" in capsys.readouterr().err
-    model = tool.build_model(build_cfg(CONFIG, ["MODEL.DEVICE", "cpu"]))
+    model = tool.build_network(build_cfg(CONFIG, ["MODEL.DEVICE", "cpu"]))
     RegionDHCheckpointer(model, str(tmp_path)).save("model")
     assert tool.main([*arguments, *weights]) == 0
     assert "input 64 x " in capsys.readouterr().out

@@ -355,7 +355,7 @@ def test_only_an_index_is_replaced(tool, codes_file, tmp_path, capsys):
         (generation, "holds files but no index"),
         (site, "index.json that isn't an index's"),
         (mixed, "holds notes.txt beside an index"),
-        (codes_file, "an output never replaces an input"),
+        (codes_file, "is a file; name a folder"),
         (site / "index.json", "is a file; name a folder"),
         (photos / "items.h5" / "index", "items.h5 is no folder"),
     ):

@@ -152,7 +152,8 @@ def test_a_config_trains_resumes_and_codes(name, make_dataset, tmp_path):
     image = detection_utils.read_image(records[0]["file_name"], cfg.INPUT.FORMAT)
     image = torch.from_numpy(image.transpose(2, 0, 1).copy())
     with torch.no_grad():
-        (output,) = trainer.model.eval()([{"image": image, "height": SIZE[1], "width": SIZE[0]}])
+        model = trainer.model_of(trainer.model).eval()
+        (output,) = model([{"image": image, "height": SIZE[1], "width": SIZE[0]}])
     if cfg.MODEL.META_ARCHITECTURE != "ImageHash":
         assert output["instances"].image_size == SIZE[::-1]
     if cfg.MODEL.META_ARCHITECTURE in ("RegionDH", "ImageHash"):

@@ -28,8 +28,12 @@ def workspace(tmp_path, monkeypatch):
     Path("table.yaml").write_text(yaml.safe_dump({"defaults": defaults, "rows": rows}))
     for row in read_table("table.yaml"):
         for run in row.runs():
-            values = {f"{m}@5": 0.01 * run.bits + 0.2 * run.seed for m in ("MAP", "MAP_min", "ACG")}
-            run.result_file(tmp_path).write_text(json.dumps({"metrics": {"set": values}}))
+            names = [f"{m}@5" for m in ("MAP", "MAP_min", "NDCG", "ACG")]
+            names += ["MAP_min@5-pessimistic", "MAP_min@5-optimistic"]
+            values = dict.fromkeys(names, 0.01 * run.bits + 0.2 * run.seed)
+            run.result_file(tmp_path).write_text(
+                json.dumps({"metrics": {"set": values}, "box_ap": {}, "minutes": 1.0})
+            )
     rng = np.random.default_rng(0)
     labels = np.eye(2, dtype=np.uint8)[[0, 1, 0, 1, 0, 1]]
     names = [f"{i}.jpg" for i in range(6)]
