@@ -20,6 +20,7 @@ __all__ = [
     "changed_settings",
     "code_settings",
     "feature_settings",
+    "flat_items",
     "max_pixels",
     "parse_settings",
     "training_settings",
@@ -327,7 +328,7 @@ def _default_settings(kind: Callable[[CN], str]) -> dict[str, str]:
 def _settings(cfg: CN, exceptions: Sequence[str], options: dict[str, Any]) -> str:
     keys = {
         key: _same_as_from_yaml(value)
-        for key, value in _flatten(cfg)
+        for key, value in flat_items(cfg)
         if not any(fnmatchcase(key, pattern) for pattern in exceptions)
     }
     keys = {"IMAGE_READER": _IMAGE_READER, **keys, **options}
@@ -350,9 +351,10 @@ def _same_as_from_yaml(value: Any) -> Any:
     return tuple(_same_as_from_yaml(tuple(x) if isinstance(x, list) else x) for x in value)
 
 
-def _flatten(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_items(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config, dotted, and its value."""
     for key, value in node.items():
         if isinstance(value, CN):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flat_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -3,13 +3,12 @@
 :mod:`.checkpoint` resolves the names.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
 
 from .utils.errors import RegionDHError
-from .utils.file_io import replace_when_complete
+from .utils.file_io import file_sha256, replace_when_complete
 
 __all__ = ["FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
 
@@ -37,7 +36,7 @@ def shipped_weights(name: str) -> str:
         raise RegionDHError(
             f"{path} is missing: install the package again, or clone it with its data"
         )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_sha256(path).hex()
     if found != SHIPPED[name]:
         raise RegionDHError(
             f"{path} is damaged: its sha256 is {found}, not {SHIPPED[name]}; get it again"
@@ -66,4 +65,4 @@ def halve(checkpoint: str, output: str) -> str:
     model = {name: t.half() if t.dim() > 1 else t for name, t in model.items()}
     with replace_when_complete(output) as partial:
         torch.save({"model": model}, partial)
-    return hashlib.sha256(Path(output).read_bytes()).hexdigest()
+    return file_sha256(output).hex()

@@ -13,12 +13,11 @@ from regiondh_d2.retrieval.photo_state import (
     PhotoCheck,
     PhotoState,
     describe_away,
-    file_sha256,
     prune,
     root_problem,
 )
 from regiondh_d2.structures.codes import CodeSet
-from regiondh_d2.utils.file_io import mark_folder
+from regiondh_d2.utils.file_io import file_sha256, mark_folder
 from regiondh_d2.utils.marks import picture_mark
 
 THERE, GONE, CHANGED, AWAY = (

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import yaml
 from detectron2.config import CfgNode
 
+from ..config import flat_items
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
-from .config_rules import flat_items, legal_values
+from .config_rules import legal_values
 
 __all__ = ["merge_config_file", "merge_overrides"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import add_regiondh_config
+from ..config import add_regiondh_config, flat_items
 from ..modeling.hashing import FUSION_NORMS
 from ..modeling.objectives import HASH_OBJECTIVE_REGISTRY
 from ..modeling.roi_heads import (
@@ -27,7 +27,7 @@ from ..modeling.roi_heads import (
 )
 from ..utils.errors import RegionDHError
 
-__all__ = ["RULES", "Rule", "check_values", "default_values", "flat_items", "legal_values"]
+__all__ = ["RULES", "Rule", "check_values", "default_values", "legal_values"]
 
 
 @dataclass(frozen=True)
@@ -257,15 +257,6 @@ _WITHOUT_CACHE = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
     "MODEL.LOAD_PROPOSALS": (False,),
 }
-
-
-def flat_items(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config, dotted, and its value."""
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from flat_items(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @cache

@@ -46,10 +46,10 @@ from .defaults import build_cfg, check_datasets
 from .training_record import (
     Training,
     data_checksum,
-    file_sha256,
     last_checkpoint,
     phrase,
     recorded_training,
+    weights_sha256,
 )
 
 __all__ = [
@@ -298,7 +298,7 @@ class Run:
                 f"the result of {self.name} was trained with other settings than its row and "
                 f"{self.row.config} have now: {mend}"
             )
-        weights = file_sha256(cfg.MODEL.WEIGHTS)
+        weights = weights_sha256(cfg.MODEL.WEIGHTS)
         if weights and weights != (result.get("weights_sha256") or weights):
             raise RegionDHError(
                 f"the result of {self.name} was trained from another content of MODEL.WEIGHTS "

@@ -15,7 +15,6 @@ from ..checkpoint import model_fingerprint
 from ..config import code_settings, parse_settings
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import IndexFolder, read_index_folder
-from ..retrieval.photo_state import file_sha256
 from ..retrieval.search import (
     Box,
     Query,
@@ -27,6 +26,7 @@ from ..retrieval.search import (
 )
 from ..structures.packed import pack_codes
 from ..utils.errors import RegionDHError
+from ..utils.file_io import file_sha256
 from .command import load_trained_model
 from .defaults import build_cfg
 

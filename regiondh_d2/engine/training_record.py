@@ -24,16 +24,17 @@ from ..config import add_regiondh_config, changed_settings, training_settings
 from ..data.catalog import load_dataset
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from ..utils.file_io import file_sha256
 
 __all__ = [
     "Training",
     "TrainingRecorder",
     "changes_on_resume",
     "data_checksum",
-    "file_sha256",
     "last_checkpoint",
     "phrase",
     "recorded_training",
+    "weights_sha256",
 ]
 
 KEY = "training"  # in checkpoints
@@ -71,7 +72,7 @@ class Training:
         return cls(
             settings=training_settings(cfg),
             weights=cfg.MODEL.WEIGHTS,
-            weights_sha256=file_sha256(cfg.MODEL.WEIGHTS) if checksum else "",
+            weights_sha256=weights_sha256(cfg.MODEL.WEIGHTS) if checksum else "",
             data_sha256={name: checksum(name) for name in names} if checksum else {},
         )
 
@@ -229,12 +230,9 @@ def _training_of(state: dict[str, Any] | None) -> Training | None:
     return Training(**{key: state[key] for key in Training.__dataclass_fields__})
 
 
-def file_sha256(path: str) -> str:
-    """sha256 of a file's content, as hex digits; "" if it is no file of this machine."""
-    if "://" in path or not os.path.isfile(path):
-        return ""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def weights_sha256(path: str) -> str:
+    """sha256 of a file of weights, as hex digits; "" if it is no file of this machine."""
+    return "" if "://" in path or not os.path.isfile(path) else file_sha256(path).hex()
 
 
 def phrase(changes: Sequence[str]) -> str:

@@ -46,14 +46,14 @@ from ..structures.codes import (
 )
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, OutputExistsError, RegionDHError
-from ..utils.file_io import replace_when_complete
+from ..utils.file_io import file_sha256, replace_when_complete
 from ..utils.locks import hold_lock
 from ..utils.progress import Progress
 from .code_store import read_codes, write_codes
 from .images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
 from .index_folder import move_roots
 from .known_rows import Folders, KnownRows, Source
-from .photo_state import file_sha256, root_problem
+from .photo_state import root_problem
 
 __all__ = [
     "CodeExtractor",

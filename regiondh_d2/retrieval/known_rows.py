@@ -29,9 +29,10 @@ from ..structures.codes import (
     join_path,
     take_rows,
 )
+from ..utils.file_io import file_sha256
 from ..utils.progress import Progress
 from .images import ImageEntry
-from .photo_state import file_sha256, root_problem
+from .photo_state import root_problem
 
 __all__ = ["Folders", "KnownRows", "MergedRows", "Source"]
 

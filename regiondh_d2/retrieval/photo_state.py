@@ -11,7 +11,6 @@ that all their images lie in stands for one.
 from __future__ import annotations
 
 import enum
-import hashlib
 import os
 import stat
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from functools import cached_property
 from ..data.photo_files import is_system_file
 from ..structures.codes import UNKNOWN, CodeSet, take_rows
 from ..utils.display import display_name
-from ..utils.file_io import carries_mark
+from ..utils.file_io import carries_mark, file_sha256
 from ..utils.marks import FOLDER_MARK
 
 __all__ = [
@@ -29,12 +28,9 @@ __all__ = [
     "PhotoState",
     "Pruned",
     "describe_away",
-    "file_sha256",
     "prune",
     "root_problem",
 ]
-
-_CHUNK = 1 << 20
 
 
 class PhotoState(enum.Enum):
@@ -46,19 +42,6 @@ class PhotoState(enum.Enum):
     AWAY = "away"
     OWN = "own"
     """A picture or in a folder that this package wrote, such as the answers of a search."""
-
-
-def file_sha256(path: str | os.PathLike) -> bytes:
-    """The sha256 of a file's bytes.
-
-    Raises:
-        OSError: it can't be read.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.digest()
 
 
 def root_problem(root: str) -> str:

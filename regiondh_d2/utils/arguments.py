@@ -31,23 +31,13 @@ _SEVERAL = ("+", "*")
 
 @lru_cache
 def _config_keys() -> frozenset[str]:
-    from detectron2.config import CfgNode, get_cfg  # here, because this import takes seconds
+    from detectron2.config import get_cfg  # here, because this import takes seconds
 
-    from ..config import add_regiondh_config
+    from ..config import add_regiondh_config, flat_items
 
     cfg = get_cfg()
     add_regiondh_config(cfg)
-    keys = set()
-
-    def collect(node: CfgNode, prefix: str) -> None:
-        for name, value in node.items():
-            if isinstance(value, CfgNode):
-                collect(value, f"{prefix}{name}.")
-            else:
-                keys.add(prefix + name)
-
-    collect(cfg, "")
-    return frozenset(keys)
+    return frozenset(key for key, _ in flat_items(cfg))
 
 
 def is_config_key(word: str) -> bool:

@@ -8,6 +8,7 @@ folder is replaced if it carries this package's mark (:mod:`.marks`), or with ``
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ __all__ = [
     "carries_mark",
     "check_output_file",
     "check_output_folder",
+    "file_sha256",
     "mark_folder",
     "refuse_inputs",
     "read_json",
@@ -425,6 +427,16 @@ def read_json(path: str | os.PathLike) -> Any:
         raise RegionDHError(f"{name}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise RegionDHError(f"{name}: not JSON ({error})") from None
+
+
+def file_sha256(path: str | os.PathLike) -> bytes:
+    """The sha256 of a file's bytes.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def write_json(path: str | os.PathLike, values: Any, format: str | None = None) -> None:
