@@ -27,7 +27,7 @@ lint: setup  ## check style and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: setup  ## mend style and format in place
+format: setup  ## fix style and format in place
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

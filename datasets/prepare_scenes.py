@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from regiondh_d2.data.scenes import generate_scenes
+from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.engine.command import positive_int, run_command
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line

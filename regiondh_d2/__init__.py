@@ -12,7 +12,7 @@ with warnings.catch_warnings():
     # What of it is deprecated is for their authors to know.
     for kind in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", kind)
-    from . import checkpoint, data, modeling, zoo  # noqa: F401  (registration is the point of it)
+    from . import checkpoint, data, modeling  # noqa: F401  (registration is the point of it)
     from .config import add_regiondh_config
 
 __version__ = "0.1.0"

@@ -16,6 +16,7 @@ from detectron2.config import get_cfg
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "RENAMED_KEYS",
     "add_regiondh_config",
     "changed_settings",
     "code_settings",
@@ -32,6 +33,10 @@ DEFAULT_MAX_PIXELS = 178_956_970
 # What data/image_reader.py makes of a file; to be raised when that changes. Version 0.1's, which
 # its code files don't name, is 1.
 _IMAGE_READER = 2
+
+# Keys of version 0.1 by their names then. Config files, KEY VALUE pairs and texts of settings may
+# still have these.
+RENAMED_KEYS = {"MODEL.TIMM.HEAD_CONV_DIM": "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM"}
 
 # Three places ask whether two configs mean the same: code files (do these settings give the same
 # rows?), feature caches (the same features?) and checkpoints (the same training?). For each all
@@ -129,6 +134,9 @@ def add_regiondh_config(cfg: CN) -> None:
     _add_region_dh(cfg)
     _add_timm(cfg)
     _add_retrieval(cfg)
+    for old, new in RENAMED_KEYS.items():
+        if not cfg.key_is_renamed(old):
+            cfg.register_renamed_key(old, new)
 
 
 def _add_region_dh(cfg: CN) -> None:
@@ -138,6 +146,10 @@ def _add_region_dh(cfg: CN) -> None:
     node.BITS = 48
     node.BITS_INSTANCE = 0  # K1, one code per region (H1)
     node.BITS_IMAGE = 0  # K2, one code per image (H2)
+
+    # The light box head ("LightBoxHead"): one 1x1 convolution (0: none) before average pooling.
+    # 1280 is the width of EfficientNet-Lite0's conv_head, whose ImageNet weights then fit.
+    node.LIGHT_HEAD_CONV_DIM = 0
 
     # Initial weights of the two latent layers: a normal distribution of this standard deviation
     # (the paper: 0.005), and a constant bias.
@@ -163,19 +175,19 @@ def _add_region_dh(cfg: CN) -> None:
     # "feature" (its box-head features beside the fusion matrix), or "pooled" (what the box head's
     # fully connected layers read of it; LightBoxHead, Res5BoxHead and VGGBoxHead only).
     node.WHOLE_IMAGE = "none"
-    # True standardises what H2 reads, each dimension by its running mean and variance.
+    # True standardizes what H2 reads, each dimension by its running mean and variance.
     node.NORMALIZE_FUSED = False
     # False stops the gradient of the image branch at the fusion.
     node.FUSION_GRADIENT = True
 
     # The image classification loss: "logistic" (one binary problem per class, summed over classes)
-    # or "softmax" (cross entropy with the normalised multi-label vector).
+    # or "softmax" (cross entropy with the normalized multi-label vector).
     node.IMAGE_LOSS = "logistic"
 
     # Beyond the paper: what LOSS_WEIGHTS.SIMILARITY weights, an objective for the codes of images
-    # given their labels (see modeling/objectives.py). "cosine": the inner products of codes are
+    # given their labels (see modeling/losses.py). "cosine": the inner products of codes are
     # drawn to the cosines of label vectors. Other methods': "isdh", "dmssph" (reconstructed),
-    # "dpsh", "triplet" (IAH's), "csq" or "orthohash"; the last two draw a centre per class from
+    # "dpsh", "triplet" (IAH's), "csq" or "orthohash"; the last two draw a center per class from
     # SEED, 0 if that is -1.
     node.OBJECTIVE = "cosine"
 
@@ -215,7 +227,7 @@ def _add_timm(cfg: CN) -> None:
     cfg.MODEL.TIMM = node = CN()
     # Any timm model that supports `features_only`.
     node.NAME = "tf_efficientnet_lite0"
-    # Which of its feature levels to return, as in timm's `out_indices`; "stage<i>" names level i.
+    # Which of its stages to return, as in timm's `out_indices`; "stage<i>" names stage i.
     node.OUT_INDICES = [4]
     # 32, 16 or 8 where the model supports dilation; 0 keeps the model's own.
     node.OUTPUT_STRIDE = 16
@@ -224,10 +236,6 @@ def _add_timm(cfg: CN) -> None:
     node.SIZE_DIVISIBILITY = 32
     # Batch norm as fixed affine layers, as Detectron2 does for small batches.
     node.FREEZE_BN = True
-
-    # The light box head ("LightBoxHead"): one 1x1 convolution (0: none) before average pooling.
-    # 1280 is the width of EfficientNet-Lite0's conv_head, whose ImageNet weights then fit.
-    node.HEAD_CONV_DIM = 0
 
 
 def _add_retrieval(cfg: CN) -> None:
@@ -341,7 +349,7 @@ def _values(text: str) -> dict[str, str]:
         if value.startswith("(["):  # older texts
             with suppress(ValueError, SyntaxError):
                 values[key] = repr(_same_as_from_yaml(ast.literal_eval(value)))
-    return values
+    return {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
 
 
 def _same_as_from_yaml(value: Any) -> Any:

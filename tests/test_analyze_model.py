@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from regiondh_d2.checkpoint import RegionDHCheckpointer
-from regiondh_d2.data.scenes import generate_scenes
+from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.engine import analysis, build_cfg
 from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
 

@@ -51,7 +51,7 @@ def test_codes_are_those_of_the_whole_image(make_hash, make_inputs, num_fc):
     inputs = make_inputs((64, 96), (80, 64))
     outputs = model(inputs)
     for x in inputs:
-        (alone,) = model.code_images([x])
+        (alone,) = model.encode_images([x])
         feature, wanted = activations_by_hand(model, x["image"])
         torch.testing.assert_close(alone["image_activation"], wanted[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(alone["image_feature"], feature[0], atol=1e-5, rtol=1e-5)

@@ -80,7 +80,8 @@ def test_the_convolution_is_the_head_of_the_timm_classifier():
 
 
 def test_from_config(tiny_cfg):
-    tiny_cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.TIMM.HEAD_CONV_DIM", 9])
+    tiny_cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.NUM_FC", 1])
+    tiny_cfg.merge_from_list(["MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM", 9])
     head = build_box_head(tiny_cfg, ShapeSpec(channels=6, height=4, width=4))
     assert isinstance(head, LightBoxHead)
     assert (head.pooled_dim, head.output_shape.channels) == (9, 32)

@@ -254,8 +254,8 @@ def write_coco(folder):
     for name, size in SIZES.items():
         picture = scenery(name, size)
         save(picture, folder / f"coco/images/{name}.jpg")
-        grey = np.asarray(picture.convert("L")).astype(np.uint16) * 200 + 77
-        save(Image.fromarray(grey), folder / f"coco16/images/{name}.png")
+        gray = np.asarray(picture.convert("L")).astype(np.uint16) * 200 + 77
+        save(Image.fromarray(gray), folder / f"coco16/images/{name}.png")
         exif = Image.Exif()
         exif[ORIENTATION] = {"000012": 3, "000017": 6}.get(name, 1)
         save(picture, folder / f"cocoexif/images/{name}.jpg", exif=exif)
@@ -424,7 +424,7 @@ def colors_of(path):
 
 # --- Folders of photos ---------------------------------------------------------------------------
 
-GREY = (203, 207, 212)  # of the tile in place of a picture that is missing
+GRAY = (203, 207, 212)  # of the tile in place of a picture that is missing
 
 
 def test_a_deleted_photo_is_no_answer_and_stops_no_picture(
@@ -433,14 +433,14 @@ def test_a_deleted_photo_is_no_answer_and_stops_no_picture(
     query = other_picture(tmp_path / "query.jpg")
     first = search_photos(photos, "--query", query)
     assert (first.status, len(first.answers)) == (0, 3)
-    assert GREY not in colors_of("output/photos/answers.png")
+    assert GRAY not in colors_of("output/photos/answers.png")
     Path(first.answers[0][1]).unlink()
 
     index = tmp_path / "output/photos/index"
     words = ["--config-file", small_network, "--index", index, "--query", query]
     shown = run("search", *words, "--no-file-check", "--save", "grid.png")
     assert (shown.status, answers_of(shown.out)) == (0, first.answers)
-    assert GREY in colors_of("grid.png")
+    assert GRAY in colors_of("grid.png")
     left_out = run("search", *words)
     assert answers_of(left_out.out) == first.answers[1:]
     (line,) = left_out.err
@@ -635,8 +635,8 @@ def test_transparency_is_put_on_white(run, drawings, name, on_white):
     assert len(distance) == 10
     assert [file for file in distance if distance[file] <= NEAR] == [name, on_white]
     with Image.open("grid.png") as picture:
-        grey = np.asarray(picture.convert("L"))
-    assert (grey < 20).mean() < 0.2  # five black tiles would be more
+        gray = np.asarray(picture.convert("L"))
+    assert (gray < 20).mean() < 0.2  # five black tiles would be more
 
 
 def test_a_postscript_file_named_jpg_starts_no_program(

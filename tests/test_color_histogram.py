@@ -1,4 +1,4 @@
-"""The colour-histogram reference: NumPy's histogram as oracle, and codes that make sense."""
+"""The color-histogram reference: NumPy's histogram as oracle, and codes that make sense."""
 
 import sys
 
@@ -65,11 +65,11 @@ def test_codes_have_the_right_width_and_padding(bits):
     np.testing.assert_allclose(bools.mean(axis=0), 0.5, atol=0.02)
 
 
-def test_codes_repeat_and_keep_neighbours():
+def test_codes_repeat_and_keep_neighbors():
     rng = np.random.default_rng(1)
-    centres = rng.random((8, 64))
+    centers = rng.random((8, 64))
     groups = np.repeat(np.arange(8), 20)
-    features = (centres[groups] + 0.02 * rng.random((160, 64))).astype(np.float32)
+    features = (centers[groups] + 0.02 * rng.random((160, 64))).astype(np.float32)
     (codes,) = itq_codes(features, features, bits=16)
     np.testing.assert_array_equal(codes, itq_codes(features, features, bits=16)[0])
     distance = np.bitwise_count(codes[:, None] ^ codes[None]).sum(axis=2)

@@ -16,7 +16,7 @@ from torch import nn
 
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.checkpoint import RegionDHCheckpointer, convert_weights, read_zoo_pickle
-from regiondh_d2.conversion import (
+from regiondh_d2.checkpoint.conversion import (
     LAYOUTS,
     WeightsError,
     detectron2_zoo_to_ours,

@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from regiondh_d2 import checkpoint
-from regiondh_d2.conversion import torchvision_to_detectron2
+from regiondh_d2.checkpoint.conversion import ConvertedWeights, torchvision_to_detectron2
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_file_is_written_with_full_names(tool, source, tmp_path, capsys):
 
 
 def test_a_source_is_converted(tool, tmp_path, monkeypatch):
-    weights = checkpoint.ConvertedWeights({"a": torch.ones(2)}, [])
+    weights = ConvertedWeights({"a": torch.ones(2)}, [])
     monkeypatch.setitem(checkpoint.SOURCES, "test/tiny", lambda: weights)
     assert tool.main(["regiondh://test/tiny", str(tmp_path / "w.pth")]) == 0
     assert torch.load(tmp_path / "w.pth")["model"]["a"].tolist() == [1, 1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from regiondh_d2.data.scenes import generate_scenes
+from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.data.voc import load_voc
 from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes

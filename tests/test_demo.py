@@ -94,7 +94,7 @@ def test_shows_progress_the_table_and_where_the_pictures_lie(finished):
     for title, prefix in (
         ("Region-DH", ""),
         ("untrained network", "untrained/"),
-        ("colour histogram, ITQ", "color_histogram/"),
+        ("color histogram, ITQ", "color_histogram/"),
     ):
         expected = [metrics[f"{prefix}{m}@5"] for m in ("MAP", "MAP_min", "NDCG", "ACG")]
         assert table[title] == [f"{value:.3f}" for value in expected]
@@ -160,6 +160,6 @@ def test_table_has_a_line_for_each_reference():
     result = DemoResult(dict.fromkeys(names, 0.25), 50, Path("x.png"), Path("x.html"))
     lines = format_table(result).splitlines()
     assert [line[:24].strip() for line in lines] == [
-        "", "colour histogram, ITQ", "untrained network", "Region-DH"
+        "", "color histogram, ITQ", "untrained network", "Region-DH"
     ]  # fmt: skip
     assert lines[0].split() == ["MAP@50", "MAP_min@50", "NDCG@50", "ACG@50"]

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from regiondh_d2.data import SCENE_CLASSES, generate_scenes, register_retrieval_dataset
-from regiondh_d2.data.scenes import register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.data.voc import register_voc
 from regiondh_d2.engine import CachedHeadsTrainer, RegionDHTrainer, build_cfg, feature_cache
 from regiondh_d2.engine.command import run_workers

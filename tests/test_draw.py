@@ -1,4 +1,4 @@
-"""Retrieval grids: the right neighbours, the right colours in the right places."""
+"""Retrieval grids: the right neighbors, the right colors in the right places."""
 
 import os
 
@@ -6,31 +6,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiondh_d2.retrieval.draw import (
+from regiondh_d2.retrieval.images import UnreadableImage
+from regiondh_d2.structures.codes import CodeFileError, CodeSet
+from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.visualization.draw import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     RED,
     AbsentPicture,
     GridLayout,
     Tile,
     draw_grid,
     fit_image,
-    nearest,
     picture_format,
     retrieval_rows,
     save_image,
+    top_by_distance_then_row,
     why_absent,
 )
-from regiondh_d2.retrieval.images import UnreadableImage
-from regiondh_d2.structures.codes import CodeFileError, CodeSet
-from regiondh_d2.structures.packed import pack_codes
-from regiondh_d2.utils.errors import RegionDHError
 
 LAYOUT = GridLayout(box=(60, 40))
 
 
-def colour(value):
+def color(value):
     return Image.new("RGB", (60, 40), value)
 
 
@@ -50,7 +50,7 @@ def code_set(codes, labels, files, **more):
 def files(tmp_path):
     paths = [str(tmp_path / f"{i}.png") for i in range(4)]
     for i, path in enumerate(paths):
-        colour((0, 0, 60 * i)).save(path)
+        color((0, 0, 60 * i)).save(path)
     return paths
 
 
@@ -69,7 +69,7 @@ def sides(files):
 def test_nearest_agrees_with_counting_bits_and_breaks_ties_by_row():
     rng = np.random.default_rng(0)
     query, database = rng.random((7, 12)) < 0.5, rng.random((40, 12)) < 0.5
-    rows, distances = nearest(pack_codes(query), pack_codes(database), 9)
+    rows, distances = top_by_distance_then_row(pack_codes(query), pack_codes(database), 9)
     assert rows.shape == distances.shape == (7, 9)
     for q, found, at in zip(query, rows, distances, strict=True):
         ranked = sorted((int((q != d).sum()), i) for i, d in enumerate(database))[:9]
@@ -78,7 +78,7 @@ def test_nearest_agrees_with_counting_bits_and_breaks_ties_by_row():
 
 def test_nearest_of_a_small_database():
     codes = np.array([[3], [1]], np.uint8)
-    rows, distances = nearest(codes[:1], codes, 5)
+    rows, distances = top_by_distance_then_row(codes[:1], codes, 5)
     assert rows.tolist() == [[0, 1]]
     assert distances.tolist() == [[0, 1]]
 
@@ -87,7 +87,9 @@ def test_nearest_without_excluded_rows():
     rng = np.random.default_rng(1)
     query, database = rng.random((6, 5)) < 0.5, rng.random((30, 5)) < 0.5
     out = rng.random((6, 30)) < 0.2
-    rows, distances = nearest(pack_codes(query), pack_codes(database), 8, np.argwhere(out))
+    rows, distances = top_by_distance_then_row(
+        pack_codes(query), pack_codes(database), 8, np.argwhere(out)
+    )
     for q, (found, at) in enumerate(zip(rows, distances, strict=True)):
         ranked = sorted((int((query[q] != d).sum()), i) for i, d in enumerate(database))
         ranked = [pair for pair in ranked if not out[q, pair[1]]][:8]
@@ -109,10 +111,10 @@ def test_rows_carry_rank_relevance_and_names(sides, files):
     assert results[2].names == [("dog", False)]
 
 
-def test_unknown_labels_are_grey(sides):
+def test_unknown_labels_are_gray(sides):
     query, database = sides
     query.labels = None
-    assert [t.frame for t in retrieval_rows(query, database, [0], 2)[0]] == [BLUE, GREY, GREY]
+    assert [t.frame for t in retrieval_rows(query, database, [0], 2)[0]] == [BLUE, GRAY, GRAY]
     database.labels = None
     assert retrieval_rows(query, database, [0], 2)[0][1].names == []
 
@@ -126,9 +128,9 @@ def test_codes_of_two_models_are_refused(sides):
 
 def test_pixels_of_frames_and_images():
     rows = [
-        [Tile(colour((1, 2, 3)), frame=BLUE), Tile(colour((9, 9, 9)), frame=GREEN)],
-        [Tile(colour((4, 5, 6)), frame=BLUE)],
-        [Tile(colour((7, 8, 9)), frame=BLUE), Tile(colour((7, 7, 7)), "x", [("y", True)], RED)],
+        [Tile(color((1, 2, 3)), frame=BLUE), Tile(color((9, 9, 9)), frame=GREEN)],
+        [Tile(color((4, 5, 6)), frame=BLUE)],
+        [Tile(color((7, 8, 9)), frame=BLUE), Tile(color((7, 7, 7)), "x", [("y", True)], RED)],
     ]
     picture = draw_grid(rows, "title", LAYOUT)
     assert picture.mode == "RGB"
@@ -176,7 +178,7 @@ def test_photographs_stand_upright(tmp_path):
 
 def test_text_stays_inside_its_tile():
     names = [(f"class number {i}", i % 2 == 0) for i in range(30)]
-    tile = Tile(colour((0, 0, 0)), "a caption that is far too long for a tile", names, GREEN)
+    tile = Tile(color((0, 0, 0)), "a caption that is far too long for a tile", names, GREEN)
     picture = np.asarray(draw_grid([[tile]], layout=LAYOUT))
     left, top = LAYOUT.corner(0, 0)
     width, height = LAYOUT.tile
@@ -189,14 +191,14 @@ def test_text_stays_inside_its_tile():
 def test_tiles_carry_the_names_of_their_files(tmp_path):
     """Any name: its last part, escaped, in a line that its tile holds."""
     path = tmp_path / "a.png"
-    colour((0, 0, 0)).save(path)
+    color((0, 0, 0)).save(path)
     undecodable = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\n\x1b[31m.png")
     for tile, name in (
         (Tile(path), str(path)),
         (Tile(undecodable), undecodable),
         (Tile(AbsentPicture("x/y.png", "gone")), "x/y.png"),
-        (Tile(colour((0, 0, 0)), file_name="x/\u4e16.png"), "x/\u4e16.png"),
-        (Tile(colour((0, 0, 0))), ""),
+        (Tile(color((0, 0, 0)), file_name="x/\u4e16.png"), "x/\u4e16.png"),
+        (Tile(color((0, 0, 0))), ""),
     ):
         assert tile.name == name
         picture = np.asarray(draw_grid([[tile]], layout=LAYOUT))
@@ -205,21 +207,21 @@ def test_tiles_carry_the_names_of_their_files(tmp_path):
         assert (line < 255).any() == bool(name)
 
 
-def grey_share(picture, row, column):
-    """How much of a tile's box is the grey of an image that is absent."""
+def gray_share(picture, row, column):
+    """How much of a tile's box is the gray of an image that is absent."""
     left, top = (at + LAYOUT.frame for at in LAYOUT.corner(row, column))
     box = np.asarray(picture)[top : top + LAYOUT.box[1], left : left + LAYOUT.box[0]]
     return (box == (203, 207, 212)).all(axis=2).mean()
 
 
-def test_an_image_that_cannot_be_drawn_is_a_grey_tile(tmp_path):
+def test_an_image_that_cannot_be_drawn_is_a_gray_tile(tmp_path):
     """Whatever is wrong with it, the others are drawn, and the tile has name and reason."""
     bomb = tmp_path / "a folder.png"
     bomb.mkdir()
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no image")
     good = tmp_path / "good.png"
-    colour((1, 2, 3)).save(good)
+    color((1, 2, 3)).save(good)
     (tmp_path / "half.png").write_bytes(good.read_bytes()[:50])
     undecodable = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\n\x1b[31m.png")
     bad = [tmp_path / "gone.png", bomb, *(tmp_path / n for n in ("empty.png", "text.jpg"))]
@@ -227,12 +229,12 @@ def test_an_image_that_cannot_be_drawn_is_a_grey_tile(tmp_path):
     picture = draw_grid([[Tile(good), *map(Tile, bad)]], layout=LAYOUT)
     left, top = LAYOUT.corner(0, 0)
     assert picture.getpixel((left + 20, top + 20)) == (1, 2, 3)
-    assert grey_share(picture, 0, 0) == 0
+    assert gray_share(picture, 0, 0) == 0
     for column in range(1, len(bad) + 1):
-        assert 0.5 < grey_share(picture, 0, column) < 0.99, bad[column - 1]
+        assert 0.5 < gray_share(picture, 0, column) < 0.99, bad[column - 1]
 
 
-def test_the_reason_for_a_grey_tile():
+def test_the_reason_for_a_gray_tile():
     assert why_absent(FileNotFoundError(2, "No such file or directory", "x")) == (
         "No such file or directory"
     )
@@ -243,7 +245,7 @@ def test_the_reason_for_a_grey_tile():
 
 def test_names_of_picture_formats():
     assert [picture_format(f"a.{e}") for e in ("png", "JPG", "webp")] == ["PNG", "JPEG", "WEBP"]
-    # Pillow reads PSD and HDF5 and writes none, and XBM has no colours.
+    # Pillow reads PSD and HDF5 and writes none, and XBM has no colors.
     for name in ("a", "a.txt", "a.psd", ".png", "a.h5", "a.grib", "a.xbm"):
         with pytest.raises(RegionDHError, match=r"is no image format; use \.png"):
             picture_format(name)
@@ -256,11 +258,11 @@ def test_nothing_to_draw():
 
 
 def test_saved_complete_or_not_at_all(tmp_path):
-    save_image(colour(RED), tmp_path / "new" / "grid.png")
+    save_image(color(RED), tmp_path / "new" / "grid.png")
     with Image.open(tmp_path / "new" / "grid.png") as image:
         assert image.size == (60, 40)
     with pytest.raises(ValueError, match=r"grid\.xyz.*use \.png"):
-        save_image(colour(RED), tmp_path / "grid.xyz")
+        save_image(color(RED), tmp_path / "grid.xyz")
 
     class Broken:
         def save(self, path, format, **options):

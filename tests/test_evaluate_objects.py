@@ -37,9 +37,9 @@ def database(random_network, tmp_path_factory, load_tool):
 
 
 @pytest.fixture
-def coder(tool, random_network, database):
+def encoder(tool, random_network, database):
     cfg = build_cfg(random_network.config, random_network.opts)
-    return tool.ObjectCoder(cfg, QUERIES, True)
+    return tool.ObjectEncoder(cfg, QUERIES, True)
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def error_of(capsys):
 
 
 def test_objects_are_coded_as_the_model_codes_their_boxes(
-    tool, coder, random_network, tmp_path, load_tool
+    tool, encoder, random_network, tmp_path, load_tool
 ):
     """Against a forward pass for each object, and the code file of the same images."""
-    query, objects = coder.code(tool.load_records(QUERIES))
+    query, objects = encoder.encode(tool.load_records(QUERIES))
     cfg = build_cfg(random_network.config, random_network.opts)
     model, load = load_trained_model(cfg), ImageLoader(cfg)
     row = 0
@@ -98,12 +98,12 @@ def test_objects_are_coded_as_the_model_codes_their_boxes(
         np.testing.assert_array_equal(getattr(query.instances, name), expected)
 
 
-def test_the_numbers(tool, coder, database, arguments, tmp_path, capsys):
+def test_the_numbers(tool, encoder, database, arguments, tmp_path, capsys):
     out = tmp_path / "objects.json"
     assert tool.main(arguments("--json", str(out))) == 0
     printed = capsys.readouterr()
     assert "warning" not in printed.err
-    coded = coder.code(tool.load_records(QUERIES))
+    coded = encoder.encode(tool.load_records(QUERIES))
     metrics = json.loads(out.read_text())
     assert metrics == evaluate_object_queries(*coded, read_codes(database)).metrics
     lines = printed.out.splitlines()
@@ -127,24 +127,24 @@ def test_crowds_are_no_objects_and_boxes_are_converted(tool):
     assert len(tool.annotated_objects(record, (30, 40))) == 0
 
 
-def test_an_image_with_a_crowd_alone(tool, coder):
+def test_an_image_with_a_crowd_alone(tool, encoder):
     """Its image is coded, and it has no object."""
     records = tool.load_records(QUERIES)
     crowd = [{**annotation, "iscrowd": 1} for annotation in records[0]["annotations"]]
-    query, objects = coder.code([{**records[0], "annotations": crowd}, *records[1:]])
+    query, objects = encoder.encode([{**records[0], "annotations": crowd}, *records[1:]])
     assert len(query) == 3
     assert set(objects.image_index) == {1, 2}
 
 
 def test_failures_are_one_line_before_the_coding(tool, database, arguments, tmp_path, capsys):
     out = tmp_path / "out.json"
-    unlabelled, other = str(tmp_path / "unlabelled.h5"), str(tmp_path / "other.h5")
+    unlabeled, other = str(tmp_path / "unlabeled.h5"), str(tmp_path / "other.h5")
     codes = read_codes(database)
-    write_codes(unlabelled, replace(codes, labels=None))
+    write_codes(unlabeled, replace(codes, labels=None))
     write_codes(other, replace(codes, model_fingerprint="e" * 64))
     for options, opts, message in (
         (["--database", "absent.h5"], (), "absent.h5"),
-        (["--database", unlabelled], (), "no labels in the database codes"),
+        (["--database", unlabeled], (), "no labels in the database codes"),
         (["--database", other], (), "and the database by eeeeeeeeeeee: code both with the same"),
         ([], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN codes no objects"),
         (["--dataset", "absent"], (), "absent"),

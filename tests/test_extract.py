@@ -117,11 +117,11 @@ def test_codes_are_those_of_each_image_alone(folder, tmp_path, make_model):
 def test_image_codes_alone(folder, tmp_path, make_model):
     loader = ImageLoader(min_size=64, max_size=96, image_format="RGB")
     model = make_model().eval()
-    for name in ("inference", "code_images"):
+    for name in ("inference", "encode_images"):
         make_extractor(getattr(model, name), loader=loader).extract(
             find_images([folder]), tmp_path / f"{name}.h5"
         )
-    both, alone = (read_codes(tmp_path / f"{name}.h5") for name in ("inference", "code_images"))
+    both, alone = (read_codes(tmp_path / f"{name}.h5") for name in ("inference", "encode_images"))
     np.testing.assert_array_equal(both.codes, alone.codes)
     assert alone.instances is None
 
@@ -177,7 +177,7 @@ def test_bad_images_are_left_out_if_asked(with_bad, tmp_path):
 
 
 def test_bad_images_cost_no_codes(with_bad, tmp_path):
-    """Everything else is coded and waits until the images are mended, or are to be left out."""
+    """Everything else is coded and waits until the images are fixed, or are to be left out."""
     output = tmp_path / "codes.h5"
     result = extract_folder(with_bad, output)
     assert (result.coded, result.rows, result.complete) == (12, 0, False)
@@ -421,7 +421,7 @@ def test_a_damaged_part_is_coded_again(folder, tmp_path):
     part = sorted((tmp_path / "codes.h5.parts").glob("part-*"))[0]
     part.write_bytes(part.read_bytes()[:100])
     lines = []
-    result = extract_folder(folder, output, resume=True, report=lines.append)
+    result = extract_folder(folder, output, resume=True, log=lines.append)
     assert result.coded == 8
     assert f"{part} is damaged: its images are coded again" in lines
     extract_folder(folder, tmp_path / "undisturbed.h5")
@@ -572,7 +572,7 @@ def test_a_full_disk_costs_only_what_is_not_saved(folder, tmp_path, full_disk):
 def test_progress_tells_the_time_left(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(extract, "Progress", functools.partial(Progress, every=0.0))
     lines = []
-    extract_folder(folder, tmp_path / "codes.h5", report=lines.append)
+    extract_folder(folder, tmp_path / "codes.h5", log=lines.append)
     assert lines[11] == "12 of 12 image headers read, 0.0 min left"
     assert lines[12].startswith("2 of 12 images coded, ")
     assert lines[-1] == "12 of 12 images coded, 0.0 min left"

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 from regiondh_d2.data import generate_scenes
-from regiondh_d2.data.scenes import register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine import feature_cache
 from regiondh_d2.engine.feature_cache import CachedRegions, FeatureCache
 from regiondh_d2.modeling.cached import CachedNetwork

@@ -409,7 +409,7 @@ def test_ivf_trains_on_a_file_without_fitting_lists(ivf, tmp_path):
 
 
 def test_self_recall():
-    """Against counting by hand, on codes without clusters, where most neighbours are lost."""
+    """Against counting by hand, on codes without clusters, where most neighbors are lost."""
     codes = pack_codes(np.random.default_rng(0).random((500, 64)) < 0.5)
     index = create_index(64, nlist=8, nprobe=1)
     index.add(codes)

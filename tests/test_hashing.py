@@ -318,7 +318,7 @@ def test_half_precision_inputs_are_widened():
     assert LatentLayer(6, 2)(a).dtype == torch.float32
 
 
-def test_normalised_image_head_standardises_each_input():
+def test_normalized_image_head_standardizes_each_input():
     """In training by the batch, at test by the running statistics."""
     head = ImageHashHead(3, 4, 2, normalize=True, init_std=1.0)
     x = rand(6, 3) * torch.tensor([1.0, 100.0, 0.01]) + 5.0
@@ -350,7 +350,7 @@ def test_images_one_at_a_time_give_the_statistics_of_all():
     torch.testing.assert_close((head.norm.running_mean, head.norm.running_var), before)
 
 
-def test_one_image_updates_the_statistics_and_is_standardised_by_them():
+def test_one_image_updates_the_statistics_and_is_standardized_by_them():
     head = ImageHashHead(2, 4, 3, normalize=True, init_std=1.0)
     x = torch.tensor([[30.0, -2.0]], requires_grad=True)
     # By hand, with the momentum 0.1, from mean 0 and variance 1.

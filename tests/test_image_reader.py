@@ -34,13 +34,13 @@ from regiondh_d2.data.image_reader import (
     read_rgb,
 )
 from regiondh_d2.retrieval.color_histogram import color_histogram, color_histograms
-from regiondh_d2.retrieval.draw import draw_boxes, fit_image
 from regiondh_d2.retrieval.images import ImageLoader
+from regiondh_d2.visualization.draw import draw_boxes, fit_image
 
 DATA = Path(__file__).parent / "data"
 HEIGHT, WIDTH = 12, 16
 COLOR = pixels_of("color", HEIGHT, WIDTH)
-GREY = COLOR[..., 0]
+GRAY = COLOR[..., 0]
 ALPHA = pixels_of("alpha", HEIGHT, WIDTH)[..., 0]
 DEEP = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 341
 
@@ -51,8 +51,8 @@ def over_white(color, alpha):
     return np.rint(color * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
-def rgb(grey):
-    return np.repeat(np.asarray(grey)[..., None], 3, axis=2).astype(np.uint8)
+def rgb(gray):
+    return np.repeat(np.asarray(gray)[..., None], 3, axis=2).astype(np.uint8)
 
 
 def encode(image, image_format, **options):
@@ -103,11 +103,11 @@ def tiff(order, pixels, **tags):
 # Transparency
 
 
-KEY = GREY[3, 5]
-KEY_ALPHA = np.where(GREY == KEY, 0, 255)
+KEY = GRAY[3, 5]
+KEY_ALPHA = np.where(GRAY == KEY, 0, 255)
 COLOR_KEY = tuple(int(v) for v in COLOR[3, 5])
 COLOR_KEY_ALPHA = np.where((COLOR == COLOR_KEY).all(-1), 0, 255)
-FEW = {depth: GREY.astype(int) >> (8 - depth) for depth in (1, 2, 4)}
+FEW = {depth: GRAY.astype(int) >> (8 - depth) for depth in (1, 2, 4)}
 # Two colors of 16 bits that differ in the low byte alone; one is transparent.
 DEEP_RGB = np.broadcast_to(np.array([[[0x1234, 0x5678, 0x9ABC]]]), (HEIGHT, WIDTH, 3)).copy()
 DEEP_RGB[:, ::2, 1] += 1
@@ -115,7 +115,7 @@ PALETTE = Image.fromarray(COLOR).quantize(8)
 PALETTE_ALPHA = bytes([0, 60, 255, 100])  # the colors that it doesn't name are opaque
 
 
-def few_grey(depth):
+def few_gray(depth):
     return rgb(FEW[depth] * 255 // (2**depth - 1))
 
 
@@ -130,16 +130,16 @@ TRANSPARENT = {
         over_white(COLOR, ALPHA),
     ),
     "LA": (
-        encode(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "png"),
-        over_white(rgb(GREY), ALPHA),
+        encode(Image.fromarray(np.dstack([GRAY, ALPHA]), "LA"), "png"),
+        over_white(rgb(GRAY), ALPHA),
     ),
     "RGBA of 16 bits": (
         png(16, 6, (np.dstack([COLOR, ALPHA]).astype(">u2") * 257).reshape(HEIGHT, -1).view("u1")),
         over_white(COLOR, ALPHA),
     ),
     "LA of 16 bits": (
-        png(16, 4, (np.dstack([GREY, ALPHA]).astype(">u2") * 257).reshape(HEIGHT, -1).view("u1")),
-        over_white(rgb(GREY), ALPHA),
+        png(16, 4, (np.dstack([GRAY, ALPHA]).astype(">u2") * 257).reshape(HEIGHT, -1).view("u1")),
+        over_white(rgb(GRAY), ALPHA),
     ),
     "WebP": (
         encode(Image.fromarray(np.dstack([COLOR, ALPHA])), "webp", lossless=True, exact=True),
@@ -158,18 +158,18 @@ TRANSPARENT = {
         encode(PALETTE, "gif", transparency=3, save_all=True, append_images=[PALETTE.rotate(180)]),
         over_white(np.asarray(PALETTE.convert("RGB")), np.where(np.asarray(PALETTE) == 3, 0, 255)),
     ),
-    "grey with a transparent one": (
-        png(8, 0, GREY, (b"tRNS", struct.pack(">H", KEY))),
-        over_white(rgb(GREY), KEY_ALPHA),
+    "gray with a transparent one": (
+        png(8, 0, GRAY, (b"tRNS", struct.pack(">H", KEY))),
+        over_white(rgb(GRAY), KEY_ALPHA),
     ),
     **{
-        f"grey of {depth} bits with a transparent one": (
+        f"gray of {depth} bits with a transparent one": (
             png(depth, 0, pack_bits(FEW[depth], depth), (b"tRNS", struct.pack(">H", 1))),
-            over_white(few_grey(depth), np.where(FEW[depth] == 1, 0, 255)),
+            over_white(few_gray(depth), np.where(FEW[depth] == 1, 0, 255)),
         )
         for depth in (1, 2, 4)
     },
-    "grey of 16 bits with a transparent one": (
+    "gray of 16 bits with a transparent one": (
         png(16, 0, DEEP.astype(">u2").view("u1"), (b"tRNS", struct.pack(">H", DEEP[3, 5]))),
         over_white(rgb(DEEP >> 8), np.where(DEEP[3, 5] == DEEP, 0, 255)),
     ),
@@ -184,9 +184,9 @@ TRANSPARENT = {
         ),
         over_white((DEEP_RGB >> 8).astype(np.uint8), np.where(DEEP_RGB[..., 1] == 0x5678, 0, 255)),
     ),
-    "TIFF of grey and alpha": (
-        tiff(*("II", np.dstack([GREY, ALPHA]).tobytes()), t258=(8, 8), t262=1, t277=2, t338=2),
-        over_white(rgb(GREY), ALPHA),
+    "TIFF of gray and alpha": (
+        tiff(*("II", np.dstack([GRAY, ALPHA]).tobytes()), t258=(8, 8), t262=1, t277=2, t338=2),
+        over_white(rgb(GRAY), ALPHA),
     ),
     "RGBA TIFF": (
         encode(Image.fromarray(np.dstack([COLOR, ALPHA])), "tiff"),
@@ -201,9 +201,9 @@ def test_transparency_is_put_on_white(name):
     np.testing.assert_array_equal(read_image(data).pixels, expected)
 
 
-def test_premultiplied_grey():
-    """Stored is the product of grey and alpha; what is seen is that and the white left by alpha."""
-    product = (GREY.astype(int) * ALPHA + 127) // 255
+def test_premultiplied_gray():
+    """Stored is the product of gray and alpha; what is seen is that and the white left by alpha."""
+    product = (GRAY.astype(int) * ALPHA + 127) // 255
     pixels = np.dstack([product, ALPHA]).astype(np.uint8).tobytes()
     data = tiff("MM", pixels, t258=(8, 8), t262=1, t277=2, t338=1)
     seen = read_image(data).pixels.astype(int)
@@ -221,9 +221,9 @@ def test_images_in_memory_are_put_on_white(mode):
         image, expected = image.convert(mode), over_white(COLOR, np.where(ALPHA < 128, 0, 255))
     elif mode in ("LA", "La"):
         image = Image.fromarray(
-            np.dstack([GREY, np.where(ALPHA < 128, 0, 255).astype(np.uint8)]), "LA"
+            np.dstack([GRAY, np.where(ALPHA < 128, 0, 255).astype(np.uint8)]), "LA"
         )
-        image, expected = image.convert(mode), over_white(rgb(GREY), np.where(ALPHA < 128, 0, 255))
+        image, expected = image.convert(mode), over_white(rgb(GRAY), np.where(ALPHA < 128, 0, 255))
     elif mode == "PA":
         image = PALETTE.convert("PA")
         image.putalpha(Image.fromarray(ALPHA))
@@ -237,14 +237,14 @@ def test_images_in_memory_are_put_on_white(mode):
     np.testing.assert_array_equal(np.asarray(fit_image(image, (WIDTH, HEIGHT))), expected)
 
 
-# Greys of more than 8 bits, and the other modes
+# Grays of more than 8 bits, and the other modes
 
 
 BITS_12 = DEEP >> 4
 PACKED_12 = np.packbits(
     ((BITS_12[..., None] >> np.arange(12)[::-1]) & 1).astype(np.uint8).reshape(HEIGHT, -1), axis=1
 )
-DEEP_GREY = {
+DEEP_GRAY = {
     "PNG": (png(16, 0, DEEP.astype(">u2").view("u1")), DEEP >> 8),
     "PGM": (encode(Image.fromarray(DEEP), "ppm"), DEEP >> 8),
     "JPEG 2000": (encode(Image.fromarray(DEEP), "jpeg2000"), DEEP >> 8),
@@ -259,9 +259,9 @@ DEEP_GREY = {
 }
 
 
-@pytest.mark.parametrize("name", DEEP_GREY)
-def test_deep_greys_are_scaled(name):
-    data, expected = DEEP_GREY[name]
+@pytest.mark.parametrize("name", DEEP_GRAY)
+def test_deep_grays_are_scaled(name):
+    data, expected = DEEP_GRAY[name]
     np.testing.assert_array_equal(read_image(data).pixels, rgb(expected))
 
 
@@ -279,7 +279,7 @@ OTHERS = {
     ),
     "bilevel": encode(Image.fromarray(COLOR).convert("1"), "png"),
     "palette": encode(PALETTE, "png"),
-    "grey": encode(Image.fromarray(GREY), "jpeg"),
+    "gray": encode(Image.fromarray(GRAY), "jpeg"),
     "progressive JPEG": encode(Image.fromarray(COLOR), "jpeg", progressive=True),
     "AVIF": encode(Image.fromarray(COLOR), "avif"),
     "WebP": encode(Image.fromarray(COLOR), "webp"),
@@ -417,7 +417,7 @@ def write(path, data):
 
 ODD = {
     **{name: data for name, (data, _) in TRANSPARENT.items()},
-    **{name: data for name, (data, _) in DEEP_GREY.items()},
+    **{name: data for name, (data, _) in DEEP_GRAY.items()},
     "turned": encode(Image.fromarray(COLOR), "png", exif=exif_of(6)),
     "turned TIFF": encode(Image.fromarray(COLOR), "tiff", exif=exif_of(8)),
     "CMYK": OTHERS["CMYK"],
@@ -453,7 +453,7 @@ def test_every_way_to_read_gives_the_same_pixels(tmp_path, name):
 
 # Where white was the transparent color, nothing changes.
 CHANGED = {*TRANSPARENT, "TIFF in which 0 is white", "TIFF of 12 bits"} - {
-    "grey of 1 bits with a transparent one"
+    "gray of 1 bits with a transparent one"
 }
 
 
@@ -642,13 +642,13 @@ def test_a_png_is_sound_whatever_is_said_about_it(name, place):
 def test_what_is_dropped_is_no_part_of_the_pixels():
     """Beside too much text, transparency and orientation still count."""
     data = png(
-        *(8, 0, GREY),
+        *(8, 0, GRAY),
         (b"tRNS", struct.pack(">H", KEY)),
         *MUCH_TEXT["a megabyte of text"],
         (b"eXIf", exif_of(6).tobytes().removeprefix(b"Exif\0\0")),
     )
     np.testing.assert_array_equal(
-        read_image(data).pixels, turned(over_white(rgb(GREY), KEY_ALPHA), 6)
+        read_image(data).pixels, turned(over_white(rgb(GRAY), KEY_ALPHA), 6)
     )
 
 

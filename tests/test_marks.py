@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from regiondh_d2.checkpoint import write_weights
-from regiondh_d2.conversion import ConvertedWeights
-from regiondh_d2.data.scenes import generate_scenes
+from regiondh_d2.checkpoint.conversion import ConvertedWeights
+from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.retrieval.code_store import write_codes
-from regiondh_d2.retrieval.draw import GridLayout, save_image
-from regiondh_d2.retrieval.plots import save_figure
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.file_io import carries_mark, write_json
 from regiondh_d2.utils.marks import mark_folder, mark_of
+from regiondh_d2.visualization.draw import GridLayout, save_image
+from regiondh_d2.visualization.plots import save_figure
 
 
 def noise(width=160, height=120):
@@ -136,9 +136,9 @@ def test_grids_of_version_0_1(tmp_path):
         Image.new("RGB", size).save(tmp_path / "grid.png")
         assert mark_of(tmp_path / "grid.png") == "picture", size
         Image.new("RGB", (size[0] + 1, size[1])).save(tmp_path / "other.png")
-        Image.new("L", size).save(tmp_path / "grey.png")
+        Image.new("L", size).save(tmp_path / "gray.png")
         Image.new("RGB", size).save(tmp_path / "scan.png", dpi=(300, 300))
-        for name in ("other", "grey", "scan"):
+        for name in ("other", "gray", "scan"):
             assert mark_of(tmp_path / f"{name}.png") is None
 
 
@@ -200,7 +200,7 @@ def test_folders(tmp_path):
         ("photos/a.png", None),
     ],
 )
-def test_artefacts_of_version_0_1(name, mark):
+def test_artifacts_of_version_0_1(name, mark):
     assert mark_of(Path(__file__).parent / "data/v0_1" / name) == mark
 
 

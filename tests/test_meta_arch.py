@@ -253,7 +253,7 @@ def test_codes_alone(model, make_inputs):
     results = model(inputs)
     # Neither box decoding nor NMS is needed.
     model.roi_heads.box_predictor.inference = None
-    for alone, result in zip(model.code_images(inputs), results, strict=True):
+    for alone, result in zip(model.encode_images(inputs), results, strict=True):
         assert set(alone) == CODE_KEYS
         torch.testing.assert_close(alone["image_activation"], result["image_activation"])
         assert torch.equal(alone["image_code"], result["image_code"])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiondh_d2.data.visualize import draw_record
-from regiondh_d2.retrieval.draw import draw_grid, save_image, search_tiles
 from regiondh_d2.retrieval.images import UnreadableImage
-from regiondh_d2.retrieval.plots import figure_svg, plot_precision_at, save_figure
 from regiondh_d2.retrieval.search import Answer, SearchResult
 from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.visualization.dataset_pictures import draw_record
+from regiondh_d2.visualization.draw import draw_grid, save_image, search_tiles
+from regiondh_d2.visualization.plots import figure_svg, plot_precision_at, save_figure
 
 # A name and how it is shown.
 NAMES = [

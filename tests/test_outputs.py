@@ -13,7 +13,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from regiondh_d2.data.scenes import register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine import build_cfg, setup_cfg
 from regiondh_d2.engine.defaults import check_training_outputs, config_inputs, dataset_inputs
 from regiondh_d2.evaluation import RetrievalEvaluator

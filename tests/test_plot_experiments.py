@@ -21,7 +21,7 @@ CURVES = ("precision_recall", "precision_at_k")
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    """Two rows of 8 and 16 bits, the first with code files of 8; images of one colour."""
+    """Two rows of 8 and 16 bits, the first with code files of 8; images of one color."""
     monkeypatch.chdir(tmp_path)
     rows = {"a": {"title": "A"}, "b": {"title": "B", "seeds": [0]}}
     defaults = {"config": "c.yaml", "bits": [8, 16], "seeds": [0, 1]}

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from regiondh_d2.evaluation.curves import DistanceCounts, RadiusCurve, bit_statistics
-from regiondh_d2.retrieval import plots
-from regiondh_d2.retrieval.draw import GREEN, RED, GridLayout
 from regiondh_d2.structures.codes import CodeFileError, CodeSet
 from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.visualization import plots
+from regiondh_d2.visualization.draw import GREEN, RED, GridLayout
 
 
 def code_set(codes, labels=None, class_names=("cat", "dog", "sofa"), files=None):
@@ -61,7 +61,7 @@ def test_a_metric_against_bits_in_ascending_order():
     assert figure.axes[0].get_ylabel() == "ACG@1000"
 
 
-def test_methods_are_told_apart_without_colour():
+def test_methods_are_told_apart_without_color():
     values = np.array([1.0])
     drawn = plots.plot_precision_at({str(i): values for i in range(12)}).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 12
@@ -155,7 +155,7 @@ def test_the_map_shows_images_of_one_class():
     assert legend(figure) == ["cat", "dog"]
 
 
-def test_rare_classes_share_a_colour(monkeypatch):
+def test_rare_classes_share_a_color(monkeypatch):
     monkeypatch.setattr(plots, "MAP_CLASSES", 1)
     labels = [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]]
     shown = lines(plots.plot_code_map(code_set(np.eye(4), labels)))
@@ -186,7 +186,7 @@ def test_several_methods_answer_the_same_queries(tmp_path):
         left, top = layout.corner(row, column)
         middle = left + layout.frame + layout.box[0] // 2
         strip = [picture.getpixel((middle, top + y)) for y in range(layout.frame + layout.box[1])]
-        return next(colour for colour in strip if colour != (255, 255, 255))
+        return next(color for color in strip if color != (255, 255, 255))
 
     # Query 1 (dog) by A: items 2, 1; by B: 0, 1. Query 0 (cat) by A: 0, 1; by B: 2, 1.
     expected = [[RED, GREEN], [RED, GREEN], [GREEN, RED], [RED, RED]]

@@ -98,9 +98,9 @@ def test_random_codes_are_fair_and_seeded(sets):
 def test_principal_components_are_those_of_numpy(sets):
     _, database = feature_codes(*sets, 4, "pca")
     features = sets[1].features.astype(np.float64)
-    centred = features - features.mean(axis=0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:4]
-    projections = centred @ axes.T
+    centered = features - features.mean(axis=0)
+    axes = np.linalg.svd(centered, full_matrices=False)[2][:4]
+    projections = centered @ axes.T
     bits = bits_of(database)
     for bit, projection in zip(bits.T, projections.T, strict=True):
         clear = np.abs(projection) > 1e-3  # the sign of an axis is free

@@ -76,7 +76,7 @@ def tool(load_tool):
 
 
 def code_set(rng, count, role, folder, classes=CLASSES):
-    """Codes that follow labels, and an image of one colour for each."""
+    """Codes that follow labels, and an image of one color for each."""
     labels = rng.random((count, len(classes))) < 0.3
     labels[0], labels[-1] = False, True  # the first can't be measured
     planes = np.random.default_rng(7).normal(size=(len(classes), BITS))
@@ -97,7 +97,7 @@ def code_set(rng, count, role, folder, classes=CLASSES):
 
 
 def write_files(folder):
-    """Code files, and their images in colours that tell them apart."""
+    """Code files, and their images in colors that tell them apart."""
     images = folder / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -206,7 +206,7 @@ def test_wrong_answers_are_counted_by_what_they_show(page, ranking):
     assert page.table("alone")[CLASSES[class_id]][-1] == expected != ""
 
 
-def colour(source):
+def color(source):
     head, data = source.split(",")
     assert head == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
@@ -228,12 +228,12 @@ def test_worst_and_best_queries_as_pictures(page, ranking):
         )
         assert title in page.text
         assert strip[0]["kind"] == "query"
-        assert colour(strip[0]["source"]) == pytest.approx([2 * row, 255 - 2 * row, 0], abs=4)
+        assert color(strip[0]["source"]) == pytest.approx([2 * row, 255 - 2 * row, 0], abs=4)
         answers = np.argsort(distances[row], kind="stable")[:6]
         for item, shown in zip(answers, strip[1:], strict=True):
             assert shown["kind"] == ("hit" if related[item] else "miss")
             assert shown["text"].startswith(f"distance {distances[row, item]}\n")
-            assert colour(shown["source"]) == pytest.approx([2 * item, 255 - 2 * item, 0], abs=4)
+            assert color(shown["source"]) == pytest.approx([2 * item, 255 - 2 * item, 0], abs=4)
             names = {CLASSES[i] for i in np.flatnonzero(database.labels[item])}
             assert shown["text"].split()[2] == f"database{item}.png"
             words = " ".join(shown["text"].split()[3:])
@@ -356,7 +356,7 @@ def test_a_few_codes_of_one_bit(tool, files, queries, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None}, "database.h5: extract the codes from a labelled dataset"),
+        ({"labels": None}, "database.h5: extract the codes from a labeled dataset"),
         ({"model_fingerprint": "e" * 64}, "code both with the same model"),
         ({"labels": np.zeros((IMAGES, 4))}, "nothing to measure"),
     ],

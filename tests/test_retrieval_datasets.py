@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from regiondh_d2.data.builtin import COCO_RETRIEVAL, VOC_RETRIEVAL
 from regiondh_d2.data.check import is_present
+from regiondh_d2.data.datasets.builtin import COCO_RETRIEVAL, VOC_RETRIEVAL
 from regiondh_d2.data.retrieval import register_retrieval_dataset
 from regiondh_d2.evaluation import COCOBoxEvaluator, RoleFilter
 

@@ -16,7 +16,7 @@ from regiondh_d2.modeling.hashing import (
     label_similarity_loss,
     multi_label_logistic_loss,
 )
-from regiondh_d2.modeling.objectives import build_objective
+from regiondh_d2.modeling.losses import build_loss
 from regiondh_d2.modeling.roi_heads import multi_hot_labels
 
 SIZE = (96, 128)
@@ -452,7 +452,7 @@ def test_image_loss_option(make_heads):
 def test_the_objective_is_a_choice(make_heads, name):
     heads = make_heads("OBJECTIVE", name, training=True)
     losses = train(heads, make_features(2), make_proposals(20, 6), make_targets(2, 1))[1]
-    expected = build_objective(name, bits=heads.image_hash.latent.bits, num_classes=3)
+    expected = build_loss(name, bits=heads.image_hash.latent.bits, num_classes=3)
     assert heads.image_objective.state_dict().keys() == expected.state_dict().keys()
     assert losses["loss_similarity_image"].isfinite()
 

@@ -20,7 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.data import generate_scenes
-from regiondh_d2.data.scenes import register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine import build_cfg, experiments
 from regiondh_d2.engine.command import CommandError
 from regiondh_d2.engine.experiments import (

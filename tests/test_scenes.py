@@ -8,8 +8,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from regiondh_d2.data import scenes
-from regiondh_d2.data.scenes import SCENE_CLASSES, generate_scenes, register_scenes
+from regiondh_d2.data.datasets import scenes
+from regiondh_d2.data.datasets.scenes import SCENE_CLASSES, generate_scenes, register_scenes
 from regiondh_d2.data.voc import load_voc
 
 
@@ -119,16 +119,16 @@ def test_masks_are_tight_and_distinct_from_a_box(name):
 
 
 def test_boxes_are_the_visible_extent(monkeypatch):
-    """Paint every object in one flat colour each: the box must be that colour's extent."""
-    colours = {}
+    """Paint every object in one flat color each: the box must be that color's extent."""
+    colors = {}
 
     def paint(canvas, mask, rng):
-        colour = np.float32(colorsys.hsv_to_rgb(len(colours) / 6, 1, 1)) * 255
-        colours[len(colours)] = colour
-        canvas[mask > 0.5] = colour
+        color = np.float32(colorsys.hsv_to_rgb(len(colors) / 6, 1, 1)) * 255
+        colors[len(colors)] = color
+        canvas[mask > 0.5] = color
 
     class Still:
-        """A generator without sensor noise, so that colours stay exact."""
+        """A generator without sensor noise, so that colors stay exact."""
 
         def __init__(self, seed):
             self._rng = np.random.default_rng(seed)
@@ -143,20 +143,20 @@ def test_boxes_are_the_visible_extent(monkeypatch):
     monkeypatch.setattr(scenes, "_background", lambda w, h, rng: np.zeros((h, w, 3), np.float32))
     hidden = 0
     for seed in range(40):
-        colours.clear()
+        colors.clear()
         image, objects = scenes._draw_scene(192, 144, Still(seed))
         pixels = np.asarray(image)
-        assert len(objects) == len(colours)
-        for (_, box, difficult), colour in zip(objects, colours.values(), strict=True):
-            rows, columns = np.nonzero((pixels == colour.astype(np.uint8)).all(axis=2))
+        assert len(objects) == len(colors)
+        for (_, box, difficult), color in zip(objects, colors.values(), strict=True):
+            rows, columns = np.nonzero((pixels == color.astype(np.uint8)).all(axis=2))
             extent = (columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1)
             assert box == extent
             hidden += difficult
     assert hidden > 0
 
 
-def test_colour_does_not_tell_the_class(root):
-    """Mean colours inside boxes: same-class pairs are no closer than others."""
+def test_color_does_not_tell_the_class(root):
+    """Mean colors inside boxes: same-class pairs are no closer than others."""
     features, labels = [], []
     for record in load_voc(root, "database", SCENE_CLASSES):
         with Image.open(record["file_name"]) as image:

@@ -14,16 +14,6 @@ from regiondh_d2.config import DEFAULT_MAX_PIXELS
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.retrieval.draw import (
-    BLUE,
-    BOX_COLOURS,
-    GREEN,
-    GREY,
-    RED,
-    draw_boxes,
-    draw_grid,
-    search_tiles,
-)
 from regiondh_d2.retrieval.extract import ImageLoader, UnreadableImage
 from regiondh_d2.retrieval.hamming_index import IndexFileError
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
@@ -38,6 +28,16 @@ from regiondh_d2.retrieval.search import (
 )
 from regiondh_d2.structures.codes import CodeSet, InstanceCodes
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
+from regiondh_d2.visualization.draw import (
+    BLUE,
+    BOX_COLORS,
+    GRAY,
+    GREEN,
+    RED,
+    draw_boxes,
+    draw_grid,
+    search_tiles,
+)
 
 BITS, INSTANCE_BITS = 20, 12
 CLASSES = ["cat", "dog", "sofa"]
@@ -240,7 +240,7 @@ def test_what_a_rerank_lacks(folder, tmp_path):
         (folder, image, "activations", "rerank by activations: the query has none"),
         (folder, replace(image, feature=features[0]), "features", "extract its codes with --feat"),
         (rich, image, "features", "the model gives none for the query"),
-        (folder, image, "colour", "'colour' isn't one of activations, features"),
+        (folder, image, "color", "'color' isn't one of activations, features"),
     ):
         with pytest.raises(ValueError, match=message):
             search_index(where, query, 9, None, 20, by)
@@ -424,7 +424,7 @@ def pictures(tmp_path):
     return write_index_folder(tmp_path / "index", items, engine="numpy")
 
 
-def test_tiles_of_labelled_images(pictures):
+def test_tiles_of_labeled_images(pictures):
     query = Query(pictures.items.file_names[0], pictures.items.codes[:1])
     tiles = search_tiles(search_index(pictures, query, 4))
     assert [tile.caption for tile in tiles] == ["query", *(f"distance {i}" for i in range(4))]
@@ -443,17 +443,17 @@ def test_tiles_of_objects_have_boxes_and_neutral_frames(pictures, tmp_path):
         replace(BOX, box=(60, 20, 110, 80)),
     )
     tiles = search_tiles(search_index(pictures, Query(name, codes, objects), 2))
-    assert [tile.frame for tile in tiles] == [BLUE, GREY, GREY]
+    assert [tile.frame for tile in tiles] == [BLUE, GRAY, GRAY]
     assert [tile.names for tile in tiles] == [
         [("cow", False)],
         *[[("cat", False), ("sofa", False)]] * 2,
     ]
     for tile in tiles:
-        assert tile.image.getpixel((10, 30)) == BOX_COLOURS[0]
-        assert tile.image.getpixel((110, 30)) == BOX_COLOURS[1]
+        assert tile.image.getpixel((10, 30)) == BOX_COLORS[0]
+        assert tile.image.getpixel((110, 30)) == BOX_COLORS[1]
         assert tile.image.getpixel((30, 30)) == (0, 0, 0)
     picture = np.asarray(draw_grid([tiles]))
-    assert not (picture == RED).all(axis=2).any()  # no legend of colours that aren't used
+    assert not (picture == RED).all(axis=2).any()  # no legend of colors that aren't used
     assert not (picture == GREEN).all(axis=2).any()
 
 
@@ -463,7 +463,7 @@ def test_tiles_of_images_that_lack_objects(pictures):
     result = SearchResult(answer.file_name, (BOX, BOX), None, None, 8, 8, (answer,))
     _, tile = search_tiles(result)
     assert tile.names == [("sofa", False)]
-    assert tile.image.getpixel((110, 30)) == BOX_COLOURS[1]
+    assert tile.image.getpixel((110, 30)) == BOX_COLORS[1]
 
 
 def test_boxes_are_drawn_on_the_upright_image(tmp_path):
@@ -472,7 +472,7 @@ def test_boxes_are_drawn_on_the_upright_image(tmp_path):
     Image.new("RGB", (120, 60)).save(tmp_path / "turned.png", exif=exif)
     image = draw_boxes(tmp_path / "turned.png", [None, (5, 70, 50, 110)])
     assert image.size == (60, 120)
-    assert image.getpixel((5, 90)) == BOX_COLOURS[1]
+    assert image.getpixel((5, 90)) == BOX_COLORS[1]
 
 
 # Coding queries with a small network
@@ -528,7 +528,7 @@ def test_an_indexed_image_and_its_detections_find_themselves(searcher, photo):
     ]
     result = searcher.search(photo)
     assert [(answer.distance, answer.row) for answer in result.answers] == [(0, 0)]
-    query = searcher.code(photo)
+    query = searcher.encode(photo)
     np.testing.assert_array_equal(query.codes, pack_codes(query.activation[None] > 0.5))
     assert searcher.search(photo, rerank=5).answers[0].fine_distance == pytest.approx(
         (np.minimum(query.activation, 1 - query.activation) ** 2).sum(), rel=1e-6
@@ -552,17 +552,17 @@ def test_an_indexed_image_and_its_detections_find_themselves(searcher, photo):
 def test_boxes_reach_the_network_in_its_pixels(searcher, photo):
     """The photo is 180 x 120 pixels, and 90 x 60 for the network."""
     seen = pooled_boxes(searcher)
-    query = searcher.code(photo, [(20, 40, 120, 90), (0, 0, 180, 120)])
+    query = searcher.encode(photo, [(20, 40, 120, 90), (0, 0, 180, 120)])
     (boxes,) = seen
     assert boxes.tolist() == [[10.0, 20.0, 60.0, 45.0], [0.0, 0.0, 90.0, 60.0]]
     assert [one.box for one in query.objects] == [(20, 40, 120, 90), (0, 0, 180, 120)]
     assert query.codes.shape == (2, 2)
     for row, box in zip(query.codes, [(20, 40, 120, 90), (0, 0, 180, 120)], strict=True):
-        np.testing.assert_array_equal(searcher.code(photo, box).codes[0], row)
+        np.testing.assert_array_equal(searcher.encode(photo, box).codes[0], row)
 
 
 def test_what_of_a_box_is_outside_the_image_is_cut_off(searcher, photo):
-    query = searcher.code(photo, [(-10, 40, 500, 90.5), (30, -5, 60, 500)])
+    query = searcher.encode(photo, [(-10, 40, 500, 90.5), (30, -5, 60, 500)])
     assert [one.box for one in query.objects] == [(0, 40, 180, 90.5), (30, 0, 60, 120)]
 
 
@@ -595,9 +595,9 @@ def test_wrong_detections_and_images(searcher, photo, tmp_path):
 
 def test_classes_that_the_model_sees(searcher, photo):
     """Those of a probability of at least 0.5, the most probable first."""
-    real = searcher._model.code_images
+    real = searcher._model.encode_images
 
-    def code_images(inputs, probabilities):
+    def encode_images(inputs, probabilities):
         (output,) = real(inputs)
         return [{**output, "image_probabilities": torch.tensor(probabilities)}]
 
@@ -606,20 +606,20 @@ def test_classes_that_the_model_sees(searcher, photo):
         ([0.7, 0.7, 0.7], ("cat", "dog", "sofa")),
         ([0.1, 0.2, 0.3], ()),
     ):
-        searcher._model.code_images = lambda inputs, p=probabilities: code_images(inputs, p)
-        query = searcher.code(photo)
+        searcher._model.encode_images = lambda inputs, p=probabilities: encode_images(inputs, p)
+        query = searcher.encode(photo)
         assert query.classes == seen
         assert query.feature is None
         results = searcher.search_by_class(photo, 3)
         assert results == search_by_class(searcher.folder, query, 3)
         assert [result.class_name for result in results] == list(seen)
-    assert searcher.code(photo, box=(1, 2, 30, 40)).classes == ()
+    assert searcher.encode(photo, box=(1, 2, 30, 40)).classes == ()
 
 
 def test_features_of_models_that_give_them(searcher, photo):
-    real, feature = searcher._model.code_images, torch.tensor([1.0, 2.0])
-    searcher._model.code_images = lambda inputs: [{**real(inputs)[0], "image_feature": feature}]
-    np.testing.assert_array_equal(searcher.code(photo).feature, [1, 2])
+    real, feature = searcher._model.encode_images, torch.tensor([1.0, 2.0])
+    searcher._model.encode_images = lambda inputs: [{**real(inputs)[0], "image_feature": feature}]
+    np.testing.assert_array_equal(searcher.encode(photo).feature, [1, 2])
     items = replace(searcher.folder.items, features=np.array([[4, 6]], np.float16))
     searcher.folder = replace(searcher.folder, items=items)
     (answer,) = searcher.search(photo, rerank=1, rerank_by="features").answers
@@ -798,7 +798,7 @@ def test_queries_are_read_as_the_indexed_images_were(random_network, workspace):
     limited.max_pixels = 5000
     assert not torch.equal(limited(name)["image"], ImageLoader(cfg)(name)["image"])
     expected = searcher._model.inference([limited(name)])[0]["image_code"]
-    assert np.array_equal(unpack_codes(searcher.code(name).codes, len(expected))[0], expected)
+    assert np.array_equal(unpack_codes(searcher.encode(name).codes, len(expected))[0], expected)
 
 
 def test_another_model_is_refused(tool, random_network, workspace, arguments, tmp_path, capsys):
@@ -845,7 +845,7 @@ def test_failures_are_one_line(tool, arguments, tmp_path, monkeypatch, capsys, o
         (["--box", "a,b,c,d"], "--box: invalid box value: 'a,b,c,d'"),
         (["--instance", "0"], "--instance: 0"),
         (["--topk", "0"], "--topk: 0"),
-        (["--rerank", "5", "--rerank-by", "colour"], "invalid choice: 'colour'"),
+        (["--rerank", "5", "--rerank-by", "color"], "invalid choice: 'color'"),
         (["--rerank-by", "activations"], "give --rerank N, too"),
         (["--group-by-class", "--instance", "1"], "--group-by-class is for whole images"),
         (["--group-by-class", "--box", "1,2,3,4"], "--group-by-class is for whole images"),

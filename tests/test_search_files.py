@@ -542,9 +542,9 @@ def test_command_deleted_and_edited_photos(run, place, random_network, tmp_path)
     assert line.startswith("warning: 2 photos have gone or changed since they were encoded")
     status, names, values, printed = run("--no-file-check", "--save", str(place / "grid.png"))
     assert (status, names, printed.err) == (0, before, "")
-    with Image.open(place / "grid.png") as image:  # with grey tiles for the two
-        colours = {colour for _, colour in image.getcolors(1 << 24)}
-    assert (203, 207, 212) in colours
+    with Image.open(place / "grid.png") as image:  # with gray tiles for the two
+        colors = {color for _, color in image.getcolors(1 << 24)}
+    assert (203, 207, 212) in colors
 
 
 def test_command_a_renamed_root(run, place):

@@ -116,7 +116,7 @@ def test_parts_of_different_fonts_stand_side_by_side(machine, tmp_path):
 
 
 def test_a_font_of_one_size_is_scaled(machine, tmp_path, monkeypatch):
-    """As coloured emoji are, which have bitmaps alone."""
+    """As colored emoji are, which have bitmaps alone."""
     path = make_font(tmp_path / "emoji.ttf", "\U0001f9ff", "E")
     real = text.ImageFont.truetype
 

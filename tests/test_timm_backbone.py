@@ -10,7 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 
-from regiondh_d2.conversion import efficientnet_lite_to_timm
+from regiondh_d2.checkpoint.conversion import efficientnet_lite_to_timm
 from regiondh_d2.modeling.backbone.timm import TimmBackbone, TimmFPN
 
 LITE = "tf_efficientnet_lite0"
@@ -229,7 +229,8 @@ def test_imagenet_weights_give_the_classifiers_features(freeze_bn, tiny_cfg, tmp
     net.load_state_dict(efficientnet_lite_to_timm(torch.load(file, weights_only=True)), strict=True)
 
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    tiny_cfg.merge_from_list(["MODEL.TIMM.OUTPUT_STRIDE", 0, "MODEL.TIMM.HEAD_CONV_DIM", 1280])
+    tiny_cfg.merge_from_list(["MODEL.TIMM.OUTPUT_STRIDE", 0])
+    tiny_cfg.merge_from_list(["MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM", 1280])
     tiny_cfg.merge_from_list(["MODEL.TIMM.FREEZE_BN", freeze_bn, "MODEL.BACKBONE.FREEZE_AT", 0])
     model = build_model(tiny_cfg).eval()
     DetectionCheckpointer(model).load("regiondh://imagenet/tf_efficientnet_lite0")

@@ -160,7 +160,7 @@ def test_two_processes_train_and_evaluate(workspace):
 def test_own_datasets_are_evaluated_in_two_processes_and_nothing_is_trained(workspace):
     """What a script of one's own with --eval-only and --num-gpus did not do."""
     (workspace / "my_zoo.py").write_text(
-        "from regiondh_d2.data.scenes import register_scenes\n"
+        "from regiondh_d2.data.datasets.scenes import register_scenes\n"
         f"register_scenes({str(workspace / 'scenes')!r}, 'zoo_')\n"
     )
     output = workspace / "zoo"

@@ -17,7 +17,7 @@ from torch import nn
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.checkpoint import RegionDHCheckpointer, WeightsError, model_fingerprint
 from regiondh_d2.data import generate_scenes
-from regiondh_d2.data.scenes import register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine import RegionDHTrainer, build_cfg, defaults, setup_cfg
 from regiondh_d2.engine.defaults import asked_of
 from regiondh_d2.engine.trainer import (

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from regiondh_d2.config import training_settings
 from regiondh_d2.data import generate_scenes
-from regiondh_d2.data.scenes import register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine import training_record
 from regiondh_d2.engine.trainer import FiniteCheckpointer
 from regiondh_d2.engine.training_record import (

@@ -53,10 +53,10 @@ def test_a_file_a_module_and_a_module_in_a_package(tmp_path, seen):
     write("t_uc_package/__init__.py", "")
     write("t_uc_package/inner.py", "from . import other\n" + SEEN)
     write("t_uc_package/other.py", "")
-    write("elsewhere/my-zoo.py", "import t_uc_neighbour\n" + SEEN)
-    write("elsewhere/t_uc_neighbour.py")
+    write("elsewhere/my-zoo.py", "import t_uc_neighbor\n" + SEEN)
+    write("elsewhere/t_uc_neighbor.py")
     import_user_code(["t_uc_file.py", "t_uc_module", "t_uc_package.inner", "elsewhere/my-zoo.py"])
-    expected = ["t_uc_file.py", "t_uc_module.py", "inner.py", "t_uc_neighbour.py", "my-zoo.py"]
+    expected = ["t_uc_file.py", "t_uc_module.py", "inner.py", "t_uc_neighbor.py", "my-zoo.py"]
     assert seen() == expected
     # Once each, however they are named.
     import_user_code([str(tmp_path / "t_uc_file.py"), "./t_uc_module.py", "t_uc_package.inner"])

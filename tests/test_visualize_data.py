@@ -9,10 +9,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from regiondh_d2.data import visualize
-from regiondh_d2.data.scenes import generate_scenes, register_scenes
+from regiondh_d2.data.datasets.scenes import generate_scenes, register_scenes
 from regiondh_d2.data.training import UnreadableImageError
-from regiondh_d2.data.visualize import draw_record, draw_training_input
+from regiondh_d2.visualization import dataset_pictures
+from regiondh_d2.visualization.dataset_pictures import draw_record, draw_training_input
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml")
@@ -20,8 +20,8 @@ BOX = (200, 100, 500, 400)  # in an image of 640 x 480, which is drawn at its ow
 
 
 @pytest.fixture
-def grey(tmp_path):
-    path = tmp_path / "grey.png"
+def gray(tmp_path):
+    path = tmp_path / "gray.png"
     Image.new("RGB", (640, 480), (128, 128, 128)).save(path)
     return str(path)
 
@@ -33,7 +33,7 @@ def make_record(file_name, **annotation):
 
 
 def drawn_on_edges(picture):
-    """What share of the box's left, right and lower edge, below its text, is not grey."""
+    """What share of the box's left, right and lower edge, below its text, is not gray."""
     pixels = np.asarray(picture).astype(int)
     pixels = pixels[len(pixels) - 480 :]
     changed = (abs(pixels - 128) > 40).any(axis=2)
@@ -46,17 +46,17 @@ def drawn_on_edges(picture):
     return [edge.mean() for edge in edges]
 
 
-def test_boxes_are_where_they_are_and_dashed_where_difficult(grey):
-    assert drawn_on_edges(draw_record(make_record(grey), ["cat", "dog"])) == [1.0] * 3
+def test_boxes_are_where_they_are_and_dashed_where_difficult(gray):
+    assert drawn_on_edges(draw_record(make_record(gray), ["cat", "dog"])) == [1.0] * 3
     for mark in ("difficult", "iscrowd"):
-        dashed = drawn_on_edges(draw_record(make_record(grey, **{mark: 1}), ["cat", "dog"]))
+        dashed = drawn_on_edges(draw_record(make_record(gray, **{mark: 1}), ["cat", "dog"]))
         assert all(0.3 < share < 0.95 for share in dashed)
 
 
-def test_what_is_written(grey, monkeypatch):
+def test_what_is_written(gray, monkeypatch):
     """The line above, and the texts of the boxes, are those of the record."""
     written = []
-    draw_text = visualize.Visualizer.draw_text
+    draw_text = dataset_pictures.Visualizer.draw_text
 
     def spy(self, text, *args, **kwargs):
         written.append(text)
@@ -66,18 +66,18 @@ def test_what_is_written(grey, monkeypatch):
         written.append(text)
         return picture
 
-    monkeypatch.setattr(visualize.Visualizer, "draw_text", spy)
-    monkeypatch.setattr(visualize, "_put_above", note)
+    monkeypatch.setattr(dataset_pictures.Visualizer, "draw_text", spy)
+    monkeypatch.setattr(dataset_pictures, "_put_above", note)
     names = ["cat", "dog"]
-    record = make_record(grey, difficult=True) | {"image_labels": [0, 1], "difficult_labels": [1]}
+    record = make_record(gray, difficult=True) | {"image_labels": [0, 1], "difficult_labels": [1]}
     draw_record(record | {"role": "query"}, names)
-    assert written == ["dog, difficult", "query   grey.png   cat, dog (difficult)"]
+    assert written == ["dog, difficult", "query   gray.png   cat, dog (difficult)"]
     written.clear()
-    draw_record(make_record(grey, iscrowd=1), [])
-    assert written == ["1, crowd", "grey.png   1"]
+    draw_record(make_record(gray, iscrowd=1), [])
+    assert written == ["1, crowd", "gray.png   1"]
     written.clear()
-    draw_record({"file_name": grey}, names)
-    assert written == ["grey.png   no labels"]
+    draw_record({"file_name": gray}, names)
+    assert written == ["gray.png   no labels"]
 
 
 def test_small_images_are_enlarged_and_long_lines_fit(tmp_path):
@@ -96,10 +96,10 @@ def test_small_images_are_enlarged_and_long_lines_fit(tmp_path):
     assert line.shape[1] - 15 < ink[-1] < line.shape[1] - 5  # the text, then its margin
 
 
-def test_an_image_that_cannot_be_read_is_named(grey):
-    Path(grey).write_bytes(b"no image")
-    with pytest.raises(UnreadableImageError, match=r"grey\.png: cannot be read"):
-        draw_record(make_record(grey), [])
+def test_an_image_that_cannot_be_read_is_named(gray):
+    Path(gray).write_bytes(b"no image")
+    with pytest.raises(UnreadableImageError, match=r"gray\.png: cannot be read"):
+        draw_record(make_record(gray), [])
 
 
 def test_training_inputs_in_their_channel_order():

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 from detectron2.structures import BoxMode
 
-from regiondh_d2.data.builtin import VOC_DETECTION, HashSubset, register_builtin
+from regiondh_d2.data.datasets.builtin import VOC_DETECTION, SplitByIdDigest, register_builtin
 from regiondh_d2.data.voc import (
     VOC_CLASSES,
     VOCFormatError,
@@ -385,8 +385,8 @@ def test_boxes_beyond_the_image_are_clipped_and_counted(tmp_path, caplog):
 
 
 def test_subset_has_no_split(tmp_path, catalogs):
-    register_voc("t_voc_part", tmp_path, "train", CLASSES, subset=HashSubset(2, (0,)))
-    register_voc("t_voc_part", tmp_path, "train", CLASSES, subset=HashSubset(2, (0,)))
+    register_voc("t_voc_part", tmp_path, "train", CLASSES, subset=SplitByIdDigest(2, (0,)))
+    register_voc("t_voc_part", tmp_path, "train", CLASSES, subset=SplitByIdDigest(2, (0,)))
     metadata = MetadataCatalog.get("t_voc_part")
     assert metadata.get("split") is None
     assert metadata.parent_split == "train"
@@ -394,11 +394,11 @@ def test_subset_has_no_split(tmp_path, catalogs):
 
 def test_hash_subsets_partition_and_stay():
     image_ids = [f"{number:06d}" for number in range(1, 5001)]
-    parts = [[i for i in image_ids if HashSubset(5, (part,))(i)] for part in range(5)]
+    parts = [[i for i in image_ids if SplitByIdDigest(5, (part,))(i)] for part in range(5)]
     assert sorted(sum(parts, [])) == image_ids
     assert all(900 < len(part) < 1100 for part in parts)
     # A change here would silently change the dev split under published numbers.
-    assert [i for i in image_ids[:40] if HashSubset(5, (3,))(i)] == [
+    assert [i for i in image_ids[:40] if SplitByIdDigest(5, (3,))(i)] == [
         "000008",
         "000015",
         "000016",

@@ -7,8 +7,7 @@ import pytest
 import torch
 from detectron2.utils.file_io import PathManager
 
-from regiondh_d2 import zoo
-from regiondh_d2.checkpoint import WeightsError, convert_weights, model_fingerprint
+from regiondh_d2.checkpoint import WeightsError, convert_weights, model_fingerprint, zoo
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.command import load_trained_model
 from regiondh_d2.engine.defaults import build_cfg

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 
+from regiondh_d2.checkpoint.zoo import network_name
 from regiondh_d2.engine.command import add_root_option, positive_int, run_command
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.hamming_index import ENGINES
@@ -29,7 +30,6 @@ from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name, print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_folder, same_file
-from regiondh_d2.zoo import network_name
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from regiondh_d2.checkpoint import SOURCES, convert_weights, write_weights
-from regiondh_d2.conversion import LAYOUTS
+from regiondh_d2.checkpoint.conversion import LAYOUTS
 from regiondh_d2.engine.command import add_overwrite_option, run_command
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line

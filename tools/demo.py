@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         iterations=args.iterations,
         seed=args.seed,
         overwrite=args.overwrite,
-        report=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     print(f"\n{format_table(result)}\n")
     print_line(f"picture: {result.picture}")

@@ -20,7 +20,7 @@ from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import add_overwrite_option, load_trained_model, run_command
 from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
-from regiondh_d2.engine.searcher import code_boxes
+from regiondh_d2.engine.searcher import encode_boxes
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.object_queries import (
     RANKINGS,
@@ -67,12 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def report(line: str) -> None:
+def log(line: str) -> None:
     """Shows a line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 
-class ObjectCoder:
+class ObjectEncoder:
     """Codes the annotated objects of a dataset, and the images that they are in."""
 
     def __init__(self, cfg, dataset: str, count_difficult: bool):
@@ -87,7 +87,7 @@ class ObjectCoder:
             ValueError: the model codes no images.
         """
         self._model = load_trained_model(cfg)
-        if not hasattr(self._model, "code_images"):
+        if not hasattr(self._model, "encode_images"):
             raise RegionDHError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no objects; use "
                 "RegionDH"
@@ -101,7 +101,7 @@ class ObjectCoder:
             "settings": code_settings(cfg),
         }
 
-    def code(self, records: list[dict]) -> tuple[CodeSet, InstanceCodes]:
+    def encode(self, records: list[dict]) -> tuple[CodeSet, InstanceCodes]:
         """
         Args:
             records: dicts of the dataset, with labels.
@@ -109,7 +109,7 @@ class ObjectCoder:
         Returns:
             The codes of the images, with what is detected in them, and of the annotated objects.
         """
-        progress = Progress(report, "images coded", len(records))
+        progress = Progress(log, "images coded", len(records))
         coded = []
         for record in records:
             coded.append(self._code_image(record))
@@ -131,7 +131,7 @@ class ObjectCoder:
         inputs = self._load(str(record["file_name"]))
         (output,) = self._model.inference([inputs])
         objects = annotated_objects(record, (inputs["height"], inputs["width"]))
-        objects.pred_codes = code_boxes(self._model, inputs, objects.pred_boxes).cpu()
+        objects.pred_codes = encode_boxes(self._model, inputs, objects.pred_boxes).cpu()
         return output, objects
 
 
@@ -193,12 +193,12 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         read = [record["file_name"] for record in records]
         refuse_inputs(args.json, photos=[*read, *database.file_names])
-    coder = ObjectCoder(cfg, args.dataset, database.count_difficult)
+    encoder = ObjectEncoder(cfg, args.dataset, database.count_difficult)
     # The first image tells whether all fits together, before minutes are spent on the others.
-    for note in check_object_queries(*coder.code(records[:1]), database):
+    for note in check_object_queries(*encoder.encode(records[:1]), database):
         print_line(f"warning: {note}", sys.stderr)
-    query, objects = coder.code(records)
-    progress = Progress(report, "objects ranked", len(objects.codes))
+    query, objects = encoder.encode(records)
+    progress = Progress(log, "objects ranked", len(objects.codes))
     metrics = evaluate_object_queries(
         query,
         objects,

@@ -148,7 +148,7 @@ def classes_of_model(cfg) -> list[str]:
     return next((c for c in known if len(c) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
 
 
-def code(
+def encode(
     args: argparse.Namespace,
     cfg,
     scan: PhotoScan | None,
@@ -157,12 +157,12 @@ def code(
 ) -> None:
     """What every process does."""
     model = load_trained_model(cfg)
-    if not hasattr(model, "code_images"):
+    if not hasattr(model, "encode_images"):
         raise RegionDHError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no images; use RegionDH"
         )
     extractor = CodeExtractor(
-        model.code_images if args.no_instances else model.inference,
+        model.encode_images if args.no_instances else model.inference,
         ImageLoader(cfg),
         {
             "dataset": args.dataset or "",
@@ -184,7 +184,7 @@ def code(
         activations=args.activations,
         features=args.features,
         save_every=args.save_every,
-        report=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     result = extractor.extract(
         images,
@@ -197,10 +197,10 @@ def code(
         prune=args.prune,
     )
     if result is not None:  # the main process
-        tell(result, args.output)
+        print_summary(result, args.output)
 
 
-def tell(result: ExtractionResult, output: str) -> None:
+def print_summary(result: ExtractionResult, output: str) -> None:
     """The lines at the end.
 
     Raises:
@@ -260,7 +260,7 @@ def extract(args: argparse.Namespace) -> None:
     for line in notes:
         print_line(line, sys.stderr)
     try:
-        run_workers(code, args.num_gpus, (args, cfg, scan, images, class_names))
+        run_workers(encode, args.num_gpus, (args, cfg, scan, images, class_names))
     finally:
         for line in scan.summary() if scan else ():
             print_line(line)

@@ -21,8 +21,12 @@ from regiondh_d2.engine.command import (
 )
 from regiondh_d2.engine.experiments import Row, picked_rows, read_table, require_metrics
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
-from regiondh_d2.retrieval.draw import save_image
-from regiondh_d2.retrieval.plots import (
+from regiondh_d2.structures.codes import CodeSet
+from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
+from regiondh_d2.visualization.draw import save_image
+from regiondh_d2.visualization.plots import (
     compare_methods,
     plot_code_map,
     plot_metric_against_bits,
@@ -30,10 +34,6 @@ from regiondh_d2.retrieval.plots import (
     plot_precision_recall,
     save_figure,
 )
-from regiondh_d2.structures.codes import CodeSet
-from regiondh_d2.utils.arguments import CommandParser
-from regiondh_d2.utils.display import print_line
-from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 
 ANSWERS = "answers.jpg"
 METRICS = ("MAP", "MAP_min", "ACG")

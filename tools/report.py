@@ -9,10 +9,10 @@ import argparse
 import sys
 
 from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
-from regiondh_d2.retrieval.report import write_report
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file
+from regiondh_d2.visualization.report import write_report
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         metrics_file=args.metrics,
         title=args.title,
         exclude_self=args.exclude_self,
-        report=lambda line: print(line, file=sys.stderr),
+        log=lambda line: print(line, file=sys.stderr),
     )
     for note in notes:
         print_line(f"warning: {note}", sys.stderr)

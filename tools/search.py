@@ -17,13 +17,6 @@ from regiondh_d2.engine.command import (
 from regiondh_d2.engine.defaults import build_cfg, config_inputs
 from regiondh_d2.engine.searcher import RegionDHSearcher, query_loader
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
-from regiondh_d2.retrieval.draw import (
-    Tile,
-    draw_grid,
-    picture_format,
-    save_image,
-    search_tiles,
-)
 from regiondh_d2.retrieval.hamming_index import ENGINES
 from regiondh_d2.retrieval.index_folder import read_index_folder
 from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
@@ -31,6 +24,13 @@ from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name, display_width, print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
+from regiondh_d2.visualization.draw import (
+    Tile,
+    draw_grid,
+    picture_format,
+    save_image,
+    search_tiles,
+)
 
 COMMON_OPTIONS = ("rerank", "rerank_by", "within", "check_files")
 

@@ -66,7 +66,7 @@ print(json.dumps(found))
 
 
 class SetupError(Exception):
-    """A failed step, told in one line that says what to do."""
+    """A failed step, logged in one line that says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,17 +172,17 @@ def choose_source(wanted: Source | None, found: dict, recorded: Source | None) -
 
 
 def mend_for(error: str | None) -> str:
-    """An import error of Detectron2, with its known mend where there is one."""
+    """An import error of Detectron2, with its known fix where there is one."""
     error = error or "unknown error"
-    mends = {
+    fixes = {
         "'LINEAR'": "it is 0.6, too old for this Pillow: use the main branch",
         "'np.bool'": "it is 0.6, too old for this numpy: use the main branch",
         "has no attribute 'bool'": "it is 0.6, too old for this numpy: use the main branch",
         "_C": "its compiled part is missing or made for another PyTorch: rebuild it",
         "pkg_resources": "it needs setuptools below 82: use the main branch",
     }
-    mend = next((words for sign, words in mends.items() if sign in error), None)
-    return f"{error}; {mend}" if mend else error
+    fix = next((words for sign, words in fixes.items() if sign in error), None)
+    return f"{error}; {fix}" if fix else error
 
 
 def stamp_key(root: Path, source: str, build: bool, system_site: bool, python: str) -> str:
@@ -235,16 +235,16 @@ def explain_failure(step: str, output: str, log: Path) -> str:
         "not found: 'which'",
     )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    mend = next((words for sign, words in signs if sign in output), None)
-    if mend is None and step.startswith("Detectron2") and any(s in output for s in compiler):
-        mend = (
+    fix = next((words for sign, words in signs if sign in output), None)
+    if fix is None and step.startswith("Detectron2") and any(s in output for s in compiler):
+        fix = (
             "its compiled part could not be built: install a C++ compiler and the Python headers, "
             "or use a local checkout without building: DETECTRON2_BUILD=0 make setup"
         )
-    if mend is None:
+    if fix is None:
         errors = [line for line in lines if "error" in line.lower()]
-        mend = (errors or lines or ["no output"])[-1]
-    return f"{step} failed: {mend} (all output: {log})"
+        fix = (errors or lines or ["no output"])[-1]
+    return f"{step} failed: {fix} (all output: {log})"
 
 
 def without_stray_rows(record: str) -> str:
@@ -282,7 +282,7 @@ def write_json(path: Path, content: dict) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line of progress."""
     print(f"[setup] {text}", flush=True)
 
@@ -329,7 +329,7 @@ class Environment:
             lines.put(None)
 
         threading.Thread(target=pump, daemon=True).start()
-        began = told = time.monotonic()
+        began = logged = time.monotonic()
         output: list[str] = []
         try:
             with open(self.log, "a", encoding="utf-8") as log:
@@ -344,10 +344,10 @@ class Environment:
                     except queue.Empty:
                         pass
                     now = time.monotonic()
-                    if now - told >= HEARTBEAT_S:
-                        told = now
+                    if now - logged >= HEARTBEAT_S:
+                        logged = now
                         last = output[-1].strip()[:80] if output else ""
-                        say(f"    {now - began:.0f} s: {last}")
+                        log(f"    {now - began:.0f} s: {last}")
             code = process.wait()
         except BaseException:
             process.kill()
@@ -372,7 +372,7 @@ class Environment:
             )
         if config.is_file() and self._usable(config, system_site):
             return
-        say(f"creating {self.folder.name} with Python {platform.python_version()}")
+        log(f"creating {self.folder.name} with Python {platform.python_version()}")
         command = [sys.executable, "-m", "venv", "--clear", str(self.folder)]
         if system_site:
             command.insert(-1, "--system-site-packages")
@@ -496,7 +496,7 @@ def settle_detectron2(venv: Environment, wanted: Source | None) -> dict:
     found = venv.probe()
     choice = choose_source(wanted, found, recorded)
     if choice.kind != "keep":
-        say(f"Detectron2: {choice.describe()}")
+        log(f"Detectron2: {choice.describe()}")
         with tempfile.TemporaryDirectory(prefix="regiondh-", dir=venv.folder) as work:
             adopt_detectron2(venv, stage_detectron2(venv, choice, Path(work)))
         found = venv.probe()
@@ -532,7 +532,7 @@ def set_up(arguments: argparse.Namespace) -> None:
     stamp = read_json(venv.stamp)
     there = venv.python.is_file() and Path(stamp.get("path") or venv.folder / "none").is_file()
     if stamp.get("key") == key and there and not arguments.force:
-        say(f"up to date; {stamp.get('detectron2', '')}")
+        log(f"up to date; {stamp.get('detectron2', '')}")
         return
 
     began = time.monotonic()
@@ -542,16 +542,16 @@ def set_up(arguments: argparse.Namespace) -> None:
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
     # Setuptools first: without build isolation it must be there, and a new environment has none
     # or an old one. Isolation is off because it would fetch it again for every source package.
-    say("installing setuptools")
+    log("installing setuptools")
     venv.pip("installing setuptools", "install", *constraints, "setuptools", "wheel")
-    say("installing PyTorch and the other pinned packages (about 5 GB on Linux: minutes)")
+    log("installing PyTorch and the other pinned packages (about 5 GB on Linux: minutes)")
     package = f"{ROOT}[{PACKAGE_EXTRAS}]"
     editable = ["--no-build-isolation", "--editable", package]
     venv.pip("installing the pinned packages", "install", *constraints, *editable)
     found = settle_detectron2(venv, wanted)
     line = detectron2_line(found)
     write_json(venv.stamp, {"key": key, "detectron2": line, "path": found["path"]})
-    say(f"done in {time.monotonic() - began:.0f} s; {line}")
+    log(f"done in {time.monotonic() - began:.0f} s; {line}")
 
 
 def main(argv: list[str] | None = None) -> int:

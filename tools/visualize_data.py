@@ -20,15 +20,15 @@ from tqdm import tqdm
 
 from regiondh_d2.data.catalog import load_dataset, require_dataset
 from regiondh_d2.data.training import build_train_loader
-from regiondh_d2.data.visualize import draw_record, draw_training_input
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.engine.defaults import check_datasets, config_inputs, dataset_inputs
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
-from regiondh_d2.retrieval.draw import save_image
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file
+from regiondh_d2.visualization.dataset_pictures import draw_record, draw_training_input
+from regiondh_d2.visualization.draw import save_image
 
 
 def build_parser() -> argparse.ArgumentParser:

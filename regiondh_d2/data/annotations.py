@@ -26,7 +26,7 @@ __all__ = [
     "decode_text",
     "did_you_mean",
     "fit_box",
-    "tell_notes",
+    "log_notes",
 ]
 
 IMAGE_ENDINGS = (".jpg", *sorted((image_formats.IMAGE_ENDINGS | HEIF_ENDINGS) - {".jpg"}))
@@ -195,7 +195,7 @@ class ClippedBoxes:
         ]
 
 
-def tell_notes(lines: Iterable[str], notes: list[str] | None, logger: str) -> None:
+def log_notes(lines: Iterable[str], notes: list[str] | None, logger: str) -> None:
     """Hand notes on a dataset to who collects them, or log each once as a warning."""
     for line in lines:
         if notes is None:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from regiondh_d2.data.catalog import find_source, load_dataset
-from regiondh_d2.data.retrieval import RetrievalSource, with_labels
-from regiondh_d2.data.voc import VOCSource
-
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from .catalog import find_source, load_dataset
 from .image_reader import ImageSize, UnreadableImage, read_rgb
+from .retrieval import RetrievalSource, with_labels
 from .training import check_record
+from .voc import VOCSource
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
-from .annotations import ClippedBoxes, Folder, decode_text, fit_box, tell_notes
+from .annotations import ClippedBoxes, Folder, decode_text, fit_box, log_notes
 
 __all__ = ["COCOFormatError", "COCOSource", "coco_source"]
 
@@ -78,7 +78,7 @@ class COCOSource:
         path = PathManager.get_local_path(self.json_file)
         shown = display_name(self.json_file)
 
-        def report(message: str) -> None:
+        def on_defect(message: str) -> None:
             error = COCOFormatError(f"{shown}: {message}")
             if problems is None:
                 raise error
@@ -93,16 +93,16 @@ class COCOSource:
             problems.append(message)
             return []
         except RegionDHError as error:
-            report(str(error))
+            on_defect(str(error))
             return []
-        reader = _Reader(content, Folder(self.images), report, self.published)
+        reader = _Reader(content, Folder(self.images), on_defect, self.published)
         records = reader.read()
-        self._learn_classes(reader, report)
+        self._learn_classes(reader, on_defect)
         lines = [*reader.notes, *reader.clipped.notes()]
-        tell_notes((f"{shown}: {line}" for line in lines), notes, __name__)
+        log_notes((f"{shown}: {line}" for line in lines), notes, __name__)
         return records
 
-    def _learn_classes(self, reader: _Reader, report: Callable[[str], None]) -> None:
+    def _learn_classes(self, reader: _Reader, on_defect: Callable[[str], None]) -> None:
         if not reader.class_names:
             return
         metadata = MetadataCatalog.get(self.name)
@@ -114,7 +114,7 @@ class COCOSource:
             if known is None:
                 metadata.set(**{key: value})
             elif type(value)(known) != value:
-                report(
+                on_defect(
                     f"categories are {reader.class_names} with ids {list(reader.position_of)}, but"
                     f" the dataset {self.name!r} is registered with {key} {known}: correct one"
                 )
@@ -202,11 +202,11 @@ class _Reader:
     """
 
     def __init__(
-        self, content: Any, folder: Folder, report: Callable[[str], None], published: bool
+        self, content: Any, folder: Folder, on_defect: Callable[[str], None], published: bool
     ):
         self._content = content
         self._folder = folder
-        self._report = report
+        self._on_defect = on_defect
         self._published = published
         self._left_out: list[str] = []
         self._spoiled_categories: set[int | str] = set()
@@ -234,7 +234,7 @@ class _Reader:
 
     def _lists(self) -> tuple[list, list, list] | None:
         if not isinstance(self._content, dict):
-            self._report(
+            self._on_defect(
                 f"not COCO format: expected an object with images, annotations and categories, got"
                 f" {_show(self._content)}"
             )
@@ -243,11 +243,13 @@ class _Reader:
         for key in ("images", "annotations", "categories"):
             value = self._content.get(key)
             if key not in self._content:
-                self._report(f"{key} is missing: COCO format has images, annotations, categories")
+                self._on_defect(
+                    f"{key} is missing: COCO format has images, annotations, categories"
+                )
             elif not isinstance(value, list):
-                self._report(f"{key} must be a list, got {_show(value)}")
+                self._on_defect(f"{key} must be a list, got {_show(value)}")
             elif key != "annotations" and not value:
-                self._report(f"{key} is an empty list: a dataset needs some")
+                self._on_defect(f"{key} is an empty list: a dataset needs some")
             else:
                 lists.append(value)
         return tuple(lists) if len(lists) == 3 else None
@@ -278,7 +280,7 @@ class _Reader:
             except _Defect as defect:
                 if number is not None:
                     self._spoiled_categories.add(number)
-                self._report(f"{where}: {defect}")
+                self._on_defect(f"{where}: {defect}")
         self.class_names = [names[number] for number in sorted(names)]
         self.position_of = {number: place for place, number in enumerate(sorted(names))}
 
@@ -318,7 +320,7 @@ class _Reader:
             except _Defect as defect:
                 if number is not None:
                     spoiled.add(number)
-                self._report(f"{where}: {defect}")
+                self._on_defect(f"{where}: {defect}")
                 continue
             records[number] = {
                 "file_name": path,
@@ -369,7 +371,7 @@ class _Reader:
                     known = records.get(_id(_get(annotation, "image_id")))
                     if known is not None and " of image " not in where:
                         where += f" of image {display_name(known['file_name'])}"
-                    self._report(f"{where}: {defect}")
+                    self._on_defect(f"{where}: {defect}")
                 continue
             record["annotations"].append(read)
             used.add(read["category_id"])
@@ -407,7 +409,7 @@ class _Reader:
         if keypoints:
             if not isinstance(keypoints, list) or not all(map(_is_number, keypoints)):
                 raise _Defect(f"keypoints must be numbers, got {_show(keypoints)}")
-            # As Detectron2 does: COCO has pixel indices, which become the pixels' centres.
+            # As Detectron2 does: COCO has pixel indices, which become the pixels' centers.
             read["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
         return read, clipped
 

@@ -5,7 +5,7 @@ What it does, which is part of the settings of a code file as ``IMAGE_READER``:
 * Pixels are those of the first frame, as a person sees them: turned once as the EXIF orientation
   says (or as the container of AVIF and HEIC files does).
 * Transparency is put on white: an alpha channel, a transparent color, a palette's.
-* Greys of 16 and 12 bits are scaled to 8; all else is converted to RGB by Pillow. 32-bit pixels are
+* Grays of 16 and 12 bits are scaled to 8; all else is converted to RGB by Pillow. 32-bit pixels are
   refused, since their range isn't known.
 * A JPEG of more pixels than ``MODEL.REGION_DH.MAX_PIXELS`` is decoded at a half, a quarter or an
   eighth of its size, the first that is small enough. Other formats are refused.
@@ -164,7 +164,7 @@ def pixels_changed_since_v1(path: str | os.PathLike) -> bool:
     """Whether version 0.1 of this package read other pixels of a file than :func:`read_image` does.
 
     The header tells of nearly all files that it did not. Only an image that may be transparent, or
-    a grey one of more than 8 bits, is decoded and compared.
+    a gray one of more than 8 bits, is decoded and compared.
 
     Returns:
         False also for a file that can't be read now.
@@ -321,7 +321,7 @@ def _to_rgb(image: Image.Image, file: BinaryIO | None) -> Image.Image:
     key = image.info.get("transparency")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow opens 16-bit PGM files, and older ones PNG files, as 32-bit integers.
-        color, alpha = _grey_to_8_bits(image, rawmode), _alpha_of_key(image, file, rawmode, key)
+        color, alpha = _gray_to_8_bits(image, rawmode), _alpha_of_key(image, file, rawmode, key)
     elif image.mode in ("I", "F"):
         raise _Reason(
             "signed or 32-bit pixels, whose range is not known: save it with 8 bits a channel"
@@ -352,15 +352,15 @@ def _rawmode(image: Image.Image) -> str:
     return str(arguments[0]) if arguments else ""
 
 
-def _grey_to_8_bits(image: Image.Image, rawmode: str) -> Image.Image:
-    """Greys of 16 or 12 bits: Pillow's own conversion cuts off all that is above 255."""
-    shift, inverted = _grey_rule(image, rawmode)
-    grey = (np.asarray(image).astype(np.int64) >> shift).astype(np.uint8)
-    return Image.fromarray(255 - grey if inverted else grey)
+def _gray_to_8_bits(image: Image.Image, rawmode: str) -> Image.Image:
+    """Grays of 16 or 12 bits: Pillow's own conversion cuts off all that is above 255."""
+    shift, inverted = _gray_rule(image, rawmode)
+    gray = (np.asarray(image).astype(np.int64) >> shift).astype(np.uint8)
+    return Image.fromarray(255 - gray if inverted else gray)
 
 
-def _grey_rule(image: Image.Image, rawmode: str) -> tuple[int, bool]:
-    """By how many bits to shift a grey of more than 8, and whether 0 is white."""
+def _gray_rule(image: Image.Image, rawmode: str) -> tuple[int, bool]:
+    """By how many bits to shift a gray of more than 8, and whether 0 is white."""
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0  # which Pillow leaves to us
     return 4 if rawmode == "I;12" else 8, inverted
 
@@ -368,7 +368,7 @@ def _grey_rule(image: Image.Image, rawmode: str) -> tuple[int, bool]:
 def _alpha_of_key(
     image: Image.Image, file: BinaryIO | None, rawmode: str, key: int | tuple[int, ...] | None
 ) -> Image.Image | None:
-    """Alpha of an image in which one grey or color stands for transparent, or None."""
+    """Alpha of an image in which one gray or color stands for transparent, or None."""
     if key is None:
         return None
     pixels = np.asarray(image)
@@ -379,7 +379,7 @@ def _alpha_of_key(
         again.tile = [(*again.tile[0][:3], "RGB;16L")]
         again.load()
         pixels = pixels.astype(np.uint16) << 8 | np.asarray(again)
-    elif image.mode == "L":  # greys of few bits are spread to 8, the key is not
+    elif image.mode == "L":  # grays of few bits are spread to 8, the key is not
         key = key * {"L;2": 85, "L;4": 17}.get(rawmode, 1) & 255
     elif image.mode == "RGB":
         key = key & 255
@@ -393,9 +393,9 @@ def _alpha_of_key(
 
 def _differs_from_version_1(file: BinaryIO, max_pixels: int) -> bool:
     image = _open(file)
-    grey = image.mode.startswith("I;16") and _grey_rule(image, _rawmode(image)) != (8, False)
+    gray = image.mode.startswith("I;16") and _gray_rule(image, _rawmode(image)) != (8, False)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    if not (grey or has_alpha) or image.format == "HEIF":  # of which version 0.1 read none
+    if not (gray or has_alpha) or image.format == "HEIF":  # of which version 0.1 read none
         return False
     now, _ = _decode(file, max_pixels)
     image = _open(file)
@@ -464,12 +464,12 @@ def _is_needed_chunk(chunk: bytes) -> bool:
     if not kind[:1].islower() or kind == b"tRNS":
         return True
     tells_orientation = kind == b"eXIf" or (
-        len(content) <= _SMALL and _tells_orientation(kind, content)
+        len(content) <= _SMALL and _has_orientation(kind, content)
     )
     return tells_orientation and zlib.crc32(kind + content) == int.from_bytes(chunk[-4:], "big")
 
 
-def _tells_orientation(kind: bytes, content: bytes) -> bool:
+def _has_orientation(kind: bytes, content: bytes) -> bool:
     """Whether a text says what a camera does, and is small, also once it is decompressed."""
     name, _, text = content.partition(b"\0")
     if name == b"XML:com.adobe.xmp":

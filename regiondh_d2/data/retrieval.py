@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from regiondh_d2.data.catalog import load_dataset, register_source
-
 from ..utils.errors import RegionDHError
+from .catalog import load_dataset, register_source
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class RetrievalSource:
                 class id outside the classes, or a side has no image.
         """
 
-        def report(message: str) -> None:
+        def on_defect(message: str) -> None:
             message = f"retrieval dataset {self.name!r}: {message}"
             if problems is None:
                 raise RegionDHError(message)
@@ -54,10 +53,10 @@ class RetrievalSource:
 
         dicts = {part: load_dataset(part, problems, notes) for part in self.parts}
         # Some datasets, such as COCO's, know their classes only once they are loaded.
-        classes = common_classes(self.parts, report)
+        classes = common_classes(self.parts, on_defect)
         if classes is None:
             if not problems:  # otherwise they are why
-                report(f"none of {', '.join(self.parts)} has thing_classes in its metadata")
+                on_defect(f"none of {', '.join(self.parts)} has thing_classes in its metadata")
             return []
         MetadataCatalog.get(self.name).thing_classes = classes
 
@@ -68,10 +67,10 @@ class RetrievalSource:
                     record = {**with_labels(source_record), "role": role}
                     image_id = record.get("image_id")
                     if image_id is None or not record.get("file_name"):
-                        report(f"an image of {name} has no image_id or no file_name")
+                        on_defect(f"an image of {name} has no image_id or no file_name")
                         continue
                     if not all(0 <= label < len(classes) for label in record["image_labels"]):
-                        report(
+                        on_defect(
                             f"{record['file_name']} of {name} has class ids"
                             f" {record['image_labels']}, but there are {len(classes)} classes"
                         )
@@ -79,7 +78,7 @@ class RetrievalSource:
                     seen = merged.setdefault(str(image_id), record)
                     for key in ("file_name", "image_labels", "difficult_labels"):
                         if seen[key] != record[key]:
-                            report(
+                            on_defect(
                                 f"image_id {image_id!r} of {name} occurs twice with different"
                                 f" {key}: {seen[key]} and {record[key]}; ids must differ"
                             )
@@ -89,7 +88,7 @@ class RetrievalSource:
                             seen["role"] = "both"
             # Problems collected so far are why, where there are some.
             if not problems and not any(dicts[name] for name in names):
-                report(f"its {role} side, {', '.join(names)}, holds no image")
+                on_defect(f"its {role} side, {', '.join(names)}, holds no image")
         return list(merged.values())
 
 

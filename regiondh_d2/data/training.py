@@ -19,17 +19,16 @@ from detectron2.data import transforms as T
 from detectron2.data.build import print_instances_class_histogram
 from detectron2.structures import BoxMode
 
-from regiondh_d2.data.retrieval import common_classes
-
 from ..config import DEFAULT_MAX_PIXELS, max_pixels
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from .catalog import adopt
 from .image_reader import ImagePixels, UnreadableImage, read_image
+from .retrieval import common_classes
 
 
 class UnreadableImageError(RegionDHError):
-    """An image of a dataset can't be read; the message is one line with the file and the mend."""
+    """An image of a dataset can't be read; the message is one line with the file and the fix."""
 
     def __init__(self, message: str):
         # The worker process of a loader hands an exception on as its class, to be called with the

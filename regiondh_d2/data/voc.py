@@ -2,7 +2,7 @@
 
 Detectron2's own reader drops the `difficult` flag, which a retrieval ground truth needs, and turns
 a defective file into a traceback from deep inside. Here every defect is one line that names the
-file, the object and the mend.
+file, the object and the fix.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from pathlib import Path
 
 from detectron2.structures import BoxMode
 
-from regiondh_d2.data.catalog import register_source
-
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from .annotations import (
@@ -27,8 +25,9 @@ from .annotations import (
     decode_text,
     did_you_mean,
     fit_box,
-    tell_notes,
+    log_notes,
 )
+from .catalog import register_source
 
 # Detectron2's order, so that category ids mean the same as in its builtin datasets.
 VOC_CLASSES = (
@@ -42,7 +41,7 @@ _DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 class VOCFormatError(RegionDHError):
-    """A VOC folder, list or annotation is defective; the message is one line with the mend."""
+    """A VOC folder, list or annotation is defective; the message is one line with the fix."""
 
 
 class VOCNotFoundError(VOCFormatError, FileNotFoundError):
@@ -90,7 +89,7 @@ def load_voc(
     """
     dirname = os.fspath(dirname)
 
-    def report(error: VOCFormatError) -> None:
+    def on_defect(error: VOCFormatError) -> None:
         if problems is None:
             raise error
         problems.append(str(error))
@@ -99,24 +98,24 @@ def load_voc(
     try:
         if isinstance(split_or_ids, str):
             origin = _list_file(dirname, split_or_ids)
-            image_ids = _read_list(dirname, split_or_ids, annotations, report)
+            image_ids = _read_list(dirname, split_or_ids, annotations, on_defect)
         else:
             origin = "the given image ids"
             image_ids = list(split_or_ids)
             _require_layout(dirname)
     except VOCNotFoundError as error:
-        report(error)
+        on_defect(error)
         return []
     reader = _Reader(
         annotations,
         Folder(os.path.join(dirname, "JPEGImages")),
         {name: index for index, name in enumerate(class_names)},
         origin,
-        report,
+        on_defect,
     )
     wanted = (i for i in image_ids if subset is None or subset(i))
     records = [record for record in map(reader.read, wanted) if record is not None]
-    tell_notes(reader.clipped.notes(), notes, __name__)
+    log_notes(reader.clipped.notes(), notes, __name__)
     return records
 
 
@@ -201,7 +200,7 @@ def _require_layout(dirname: str) -> None:
 
 
 def _read_list(
-    dirname: str, split: str, annotations: Folder, report: Callable[[VOCFormatError], None]
+    dirname: str, split: str, annotations: Folder, on_defect: Callable[[VOCFormatError], None]
 ) -> list[str]:
     """Read the ids of one list; duplicates and malformed lines are reported and dropped."""
     _require_layout(dirname)
@@ -217,7 +216,7 @@ def _read_list(
             " (see datasets/README.md)"
         ) from None
     except RegionDHError as error:
-        report(VOCFormatError(f"{path}: {error}"))
+        on_defect(VOCFormatError(f"{path}: {error}"))
         return []
     image_ids: dict[str, None] = {}
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
@@ -226,7 +225,7 @@ def _read_list(
             continue
         image_id = _id_of_line(line, annotations)
         if image_id is None:
-            report(
+            on_defect(
                 VOCFormatError(
                     f"{path}: line {number}: expected one image id, got {display_name(line)!r},"
                     f" and Annotations has no {display_name(line)}.xml"
@@ -234,11 +233,11 @@ def _read_list(
             )
         elif image_id in image_ids:
             shown = display_name(image_id)
-            report(VOCFormatError(f"{path}: line {number}: {shown} is listed twice: delete one"))
+            on_defect(VOCFormatError(f"{path}: line {number}: {shown} is listed twice: delete one"))
         else:
             image_ids[image_id] = None
     if not image_ids:
-        report(VOCFormatError(f"{path}: the list is empty: write one image id a line"))
+        on_defect(VOCFormatError(f"{path}: the list is empty: write one image id a line"))
     return list(image_ids)
 
 
@@ -269,13 +268,13 @@ class _Reader:
         images: Folder,
         class_ids: dict[str, int],
         origin: str,
-        report: Callable[[VOCFormatError], None],
+        on_defect: Callable[[VOCFormatError], None],
     ):
         self._annotations = annotations
         self._images = images
         self._class_ids = class_ids
         self._origin = origin
-        self._report = report
+        self._on_defect = on_defect
         self._id_of: dict[str, str] = {}  # of the image files so far
         self.clipped = ClippedBoxes()
 
@@ -342,7 +341,7 @@ class _Reader:
         return f"{display_name(self._origin)} names {display_name(image_id)}"
 
     def _fail(self, path: str, what: str) -> None:
-        self._report(VOCFormatError(f"{display_name(path)}: {what}"))
+        self._on_defect(VOCFormatError(f"{display_name(path)}: {what}"))
 
     def _find_image(self, image_id: str, named: str) -> str | None:
         r"""The file that ``<filename>`` names, or else the id with any ending of an image.

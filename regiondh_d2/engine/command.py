@@ -146,7 +146,7 @@ def run_command(
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:
             _give_up_output()  # or the interpreter complains of it once more, at its end
-        _tell(error)
+        _print_error(error)
         return 1
     return _finish_output() or status or 0
 
@@ -164,7 +164,7 @@ def _prepare_process(keep_memory: bool = True) -> None:
     logging.raiseExceptions = bool(os.environ.get(DEBUG_VARIABLE))
 
 
-def _tell(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     line = _one_line(error)
     if line is None or os.environ.get(DEBUG_VARIABLE):
         _show_traceback(error)

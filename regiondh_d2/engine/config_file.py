@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ast
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import yaml
 from detectron2.config import CfgNode
 
-from ..config import flat_items
+from ..config import RENAMED_KEYS, flat_items
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
 from .config_rules import legal_values
 
 __all__ = ["merge_config_file", "merge_overrides"]
+
+logger = logging.getLogger(__name__)
 
 _BASE = "_BASE_"
 _GROUP = "a group of keys"  # in place of a value
@@ -48,7 +52,8 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
             if source.values[key] != _GROUP:
                 raise RegionDHError(f"{display_name(source.path)}: {_wrong(cfg, key, '')}")
     try:
-        cfg.merge_from_file(path)
+        with _taking_renamed_keys(cfg, sources):
+            cfg.merge_from_file(path)
     except OSError:
         raise
     except Exception as error:  # of Detectron2's, fvcore's, yacs' and yaml's checks
@@ -73,6 +78,9 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
         raise RegionDHError(f"overrides come in pairs KEY VALUE; the last one is alone: {opts[-1]}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key in RENAMED_KEYS:
+            _warn_of_renamed(key)
+            key = RENAMED_KEYS[key]
         known = dict(flat_items(cfg))
         if key not in known and not cfg.key_is_deprecated(key):
             raise RegionDHError(_wrong(cfg, key, value))
@@ -82,9 +90,47 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
             raise RegionDHError(_wrong(cfg, key, value)) from error
 
 
+@contextmanager
+def _taking_renamed_keys(cfg: CfgNode, sources: Sequence[_Source]) -> Iterator[None]:
+    """Have a config take the old names of keys while files are merged into it.
+
+    yacs itself only refuses them. Of an old and a new name the last file that has one decides.
+    """
+    named = [[key for key in source.values if key in RENAMED_KEYS] for source in sources]
+    renamed = dict.fromkeys(key for keys in named for key in keys)
+    for old in renamed:
+        _node(cfg, old)[_last(old)] = _node(cfg, RENAMED_KEYS[old])[_last(RENAMED_KEYS[old])]
+    try:
+        yield
+    finally:
+        values = {old: _node(cfg, old).pop(_last(old)) for old in renamed}
+    for old, value in values.items():
+        new = RENAMED_KEYS[old]
+        source = next(s for s in reversed(sources) if {old, new} & s.values.keys())
+        if new not in source.values:
+            _node(cfg, new)[_last(new)] = value
+        _warn_of_renamed(old)
+
+
+def _node(cfg: CfgNode, key: str) -> CfgNode:
+    """The group of a dotted key."""
+    for part in key.split(".")[:-1]:
+        cfg = cfg[part]
+    return cfg
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _warn_of_renamed(old: str) -> None:
+    logger.warning(f"{old} is called {RENAMED_KEYS[old]} now; rename it")
+
+
 def _wrong(cfg: CfgNode, key: str, value: object) -> str:
     """The line on a key that isn't known, or on a value of another type."""
     known = dict(flat_items(cfg))
+    key = RENAMED_KEYS.get(key, key)
     if key in known:
         hint = f" (write {value}.0)" if isinstance(known[key], float) and _is_whole(value) else ""
         shown = value if isinstance(value, str) else repr(value)

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_regiondh_config, flat_items
 from ..modeling.hashing import FUSION_NORMS
-from ..modeling.objectives import HASH_OBJECTIVE_REGISTRY
+from ..modeling.losses import HASH_LOSS_REGISTRY
 from ..modeling.roi_heads import (
     CLASSIFIER_INPUTS,
     FUSION_INPUTS,
@@ -156,7 +156,7 @@ RULES: dict[str, Rule] = {
     "MODEL.TIMM.OUT_INDICES": several(whole(0), least=1),
     "MODEL.TIMM.OUTPUT_STRIDE": one_of(0, 8, 16, 32),
     "MODEL.TIMM.SIZE_DIVISIBILITY": whole(0),
-    "MODEL.TIMM.HEAD_CONV_DIM": whole(0),
+    "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM": whole(0),
     _RETRIEVAL + "TOPK": whole(1),
     _RETRIEVAL + "INSTANCE_MIN_SCORE": _SHARE,
     # Detectron2's that decide about a training or an evaluation here
@@ -288,8 +288,8 @@ def check_values(cfg: CfgNode) -> None:
         if nothing or infinite or (key in RULES and not RULES[key].holds(value)):
             raise RegionDHError(f"{key} is {_shown(value)}: it takes {legal_values(key)}")
     objective = values[_HASH + "OBJECTIVE"]
-    if objective not in HASH_OBJECTIVE_REGISTRY:
-        known = ", ".join(name for name, _ in HASH_OBJECTIVE_REGISTRY)
+    if objective not in HASH_LOSS_REGISTRY:
+        known = ", ".join(name for name, _ in HASH_LOSS_REGISTRY)
         raise RegionDHError(f"{_HASH}OBJECTIVE is {_shown(objective)}: it takes one of {known}")
     if (
         values["INPUT.MIN_SIZE_TRAIN_SAMPLING"] == "range"

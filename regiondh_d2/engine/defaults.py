@@ -29,13 +29,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n, setup_logger
 
 from ..checkpoint import has_last_checkpoint, require_weights
+from ..checkpoint.zoo import FOLDER, SHIPPED
 from ..config import add_regiondh_config
 from ..data.catalog import require_dataset
 from ..data.training import check_num_classes
 from ..utils.display import display_name
 from ..utils.errors import OutputExistsError, RegionDHError
 from ..utils.file_io import refuse_inputs, same_file
-from ..zoo import FOLDER, SHIPPED
 from .config_file import merge_config_file, merge_overrides
 from .config_rules import check_values
 from .network import makes_codes

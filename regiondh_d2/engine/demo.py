@@ -35,7 +35,7 @@ __all__ = ["DemoResult", "format_table", "run_demo"]
 PREFIX = "demo_"  # of the dataset names: the plain ones belong to DETECTRON2_DATASETS
 OUTPUTS = ("metrics.json", "query.h5", "database.h5", "retrieval.png", "report.html")
 TABLE = ("MAP", "MAP_min", "NDCG", "ACG")
-REFERENCES = {"color_histogram": "colour histogram, ITQ", "untrained": "untrained network"}
+REFERENCES = {"color_histogram": "color histogram, ITQ", "untrained": "untrained network"}
 PICTURE_QUERIES = 6
 PICTURE_RESULTS = 5
 
@@ -67,7 +67,7 @@ def run_demo(
     iterations: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
-    report: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> DemoResult:
     """Generate scenes, train Region-DH on them, code, evaluate, report and draw.
 
@@ -84,7 +84,7 @@ def run_demo(
         seed: chooses the scenes, the initial weights and the order of training.
         overwrite: whether ``output`` may be any folder; what stands there under the demo's names
             is then lost.
-        report: takes lines of progress.
+        log: takes lines of progress.
 
     Returns:
         A :class:`DemoResult`.
@@ -104,7 +104,7 @@ def run_demo(
     dataset = register_scenes(output / "scenes", PREFIX)
     _adapt(cfg, output / "training", dataset, iterations)
     check_datasets(cfg)
-    report(f"scenes: {images} to search in, {queries} to search with ({output / 'scenes'})")
+    log(f"scenes: {images} to search in, {queries} to search with ({output / 'scenes'})")
     generate_scenes(output / "scenes", num_database=images, num_queries=queries, seed=seed)
     mark_folder(output, "demo")
     _remove_results(output)
@@ -116,25 +116,25 @@ def run_demo(
     seed_all_rng(cfg.SEED)
     trainer = RegionDHTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.register_hooks([_Report(report)])
+    trainer.register_hooks([_LogHook(log)])
     metrics: dict[str, float] = {}
 
-    report("untrained: coding with ImageNet weights and random hash layers")
+    log("untrained: coding with ImageNet weights and random hash layers")
     untrained = RetrievalEvaluator(dataset, topk=cfg.TEST.RETRIEVAL.TOPK)
     result = RegionDHTrainer.test(coding, trainer.model, [untrained])
     metrics.update({f"untrained/{k}": v for k, v in result["retrieval"].items()})
 
-    report(f"training: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images")
+    log(f"training: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images")
     trainer.train()
 
-    report("coding with the trained network")
+    log("coding with the trained network")
     result = RegionDHTrainer.test(coding, trainer.model)
     metrics.update(result["retrieval"])
     metrics.update({f"bbox/{k}": v for k, v in result.get("bbox", {}).items()})
     codes = output / "training" / "inference" / dataset
     query, database = read_codes(codes / "query.h5"), read_codes(codes / "database.h5")
 
-    report("colour histogram: coding by iterative quantization")
+    log("color histogram: coding by iterative quantization")
     reference = _color_histogram_metrics(query, database, cfg.TEST.RETRIEVAL.TOPK)
     metrics.update({f"color_histogram/{k}": v for k, v in reference.items()})
 
@@ -153,8 +153,8 @@ def run_demo(
         title="Region-DH on generated scenes",
     )
     for note in notes:
-        report(f"warning: {note}")
-    report(f"done in {(time.perf_counter() - started) / 60:.1f} minutes")
+        log(f"warning: {note}")
+    log(f"done in {(time.perf_counter() - started) / 60:.1f} minutes")
     return DemoResult(metrics, cfg.TEST.RETRIEVAL.TOPK, picture, page)
 
 
@@ -213,13 +213,13 @@ def _log_to_file(folder: Path) -> None:
         logger.addHandler(handler)
 
 
-class _Report(HookBase):
+class _LogHook(HookBase):
     """A line of progress about every 15 seconds."""
 
     PERIOD = 15.0
 
-    def __init__(self, report: Callable[[str], None]):
-        self._report = report
+    def __init__(self, log: Callable[[str], None]):
+        self._log = log
         self._start = self._last = 0.0
 
     def before_train(self) -> None:
@@ -237,14 +237,14 @@ class _Report(HookBase):
             for name, key in (("regions", "loss_cls"), ("images", "loss_cls_image"))
             if key in losses
         )
-        self._report(
+        self._log(
             f"training: {done}/{self.trainer.max_iter}  classification loss of {shown}  "
             f"{left / 60:.1f} min left"
         )
 
 
 def _color_histogram_metrics(query: CodeSet, database: CodeSet, topk: int) -> dict[str, float]:
-    """The metrics of ITQ codes of colour histograms, learned from the database's images.
+    """The metrics of ITQ codes of color histograms, learned from the database's images.
 
     They are as long as the network's codes, or as long as a small database allows.
     """

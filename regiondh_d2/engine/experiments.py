@@ -292,24 +292,24 @@ class Run:
         if recorded is None:  # of version 0.1
             return
         cfg = build_cfg(self.row.config, self.options(output))
-        mend = "undo the change, or delete the result to train again"
+        fix = "undo the change, or delete the result to train again"
         if Training.of(cfg, None).settings_sha256 != recorded:
             raise RegionDHError(
                 f"the result of {self.name} was trained with other settings than its row and "
-                f"{self.row.config} have now: {mend}"
+                f"{self.row.config} have now: {fix}"
             )
         weights = weights_sha256(cfg.MODEL.WEIGHTS)
         if weights and weights != (result.get("weights_sha256") or weights):
             raise RegionDHError(
                 f"the result of {self.name} was trained from another content of MODEL.WEIGHTS "
-                f"{cfg.MODEL.WEIGHTS}: {mend}"
+                f"{cfg.MODEL.WEIGHTS}: {fix}"
             )
         for name, before in _dict(result.get("data_sha256")).items():
             if name not in DatasetCatalog.list() or not is_present(name):
                 continue
             if checksum(name) != before:
                 raise RegionDHError(
-                    f"the result of {self.name} is of other images or objects of {name}: {mend}"
+                    f"the result of {self.name} is of other images or objects of {name}: {fix}"
                 )
 
     def check(
@@ -347,21 +347,21 @@ class Run:
             if not known and not os.path.isfile(path):
                 raise RegionDHError(f"row {self.row.name}: MODEL.WEIGHTS {path}: no such file")
             return cfg, now
-        mend = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {self.row.name} anew"
+        fix = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {self.row.name} anew"
         if not checkpoint.is_file():
-            raise RegionDHError(f"{checkpoint}, the last checkpoint there, is missing: {mend}")
+            raise RegionDHError(f"{checkpoint}, the last checkpoint there, is missing: {fix}")
         before = recorded_training(checkpoint)
         if before is None:
             raise RegionDHError(
                 f"{checkpoint} doesn't say what it was trained with, as those of version 0.1 "
-                f"don't: {mend}"
+                f"don't: {fix}"
             )
         changes = before.changes(now)
         if changes:
-            raise RegionDHError(f"{checkpoint} was trained with {phrase(changes)}: {mend}")
+            raise RegionDHError(f"{checkpoint} was trained with {phrase(changes)}: {fix}")
         if before.earlier:
             raise RegionDHError(
-                f"{checkpoint} was trained in parts of different settings, by --resume: {mend}"
+                f"{checkpoint} was trained in parts of different settings, by --resume: {fix}"
             )
         return cfg, now
 

@@ -254,17 +254,17 @@ class FeatureCache:
         if not path.is_file():
             return False
         found = _network_of(path)
-        mend = "delete it or name another MODEL.REGION_DH.FEATURE_CACHE"
+        fix = "delete it or name another MODEL.REGION_DH.FEATURE_CACHE"
         if found is None:
             raise RegionDHError(
-                f"{path} was made by an older version, which didn't note all settings: {mend}"
+                f"{path} was made by an older version, which didn't note all settings: {fix}"
             )
         for key, (old, new) in changed_settings(
             found.settings, network.settings, feature_settings
         ).items():
-            raise RegionDHError(f"{path} was made with {key} {old}, which is now {new}: {mend}")
+            raise RegionDHError(f"{path} was made with {key} {old}, which is now {new}: {fix}")
         if found.weights != network.weights:
-            raise RegionDHError(f"{path} was made by other weights: {mend}")
+            raise RegionDHError(f"{path} was made by other weights: {fix}")
         facts = _read(path, ("images", "has_mirrored"))
         if not np.array_equal(facts["images"], images):
             changed = len(set(images.tolist()) - set(facts["images"].tolist()))

@@ -30,7 +30,7 @@ from ..utils.file_io import file_sha256
 from .command import load_trained_model
 from .defaults import build_cfg
 
-__all__ = ["RegionDHSearcher", "code_boxes", "query_loader"]
+__all__ = ["RegionDHSearcher", "encode_boxes", "query_loader"]
 
 # Lines of settings that have a rule of their own here.
 _IMAGE_READER, _MAX_PIXELS = "IMAGE_READER", "MODEL.REGION_DH.MAX_PIXELS"
@@ -65,7 +65,7 @@ class RegionDHSearcher:
             IndexFileError: the index is of another model.
             ValueError: the model codes no images.
         """
-        if not hasattr(model, "code_images"):
+        if not hasattr(model, "encode_images"):
             raise RegionDHError(f"{type(model).__name__} codes no images; use RegionDH")
         self.folder = folder
         self.notes = folder.check_model(model_fingerprint(model))
@@ -153,7 +153,7 @@ class RegionDHSearcher:
             ValueError: no such box, detection or class, ``rerank`` for objects or by features
                 that there are none of, or ``all_objects`` without exactly one object.
         """
-        query = self.code(image, box, instance)
+        query = self.encode(image, box, instance)
         return search_index(
             self.folder,
             query,
@@ -194,10 +194,10 @@ class RegionDHSearcher:
             ValueError: the index has no detected objects, or as of :meth:`search`.
         """
         options = {"within": within, "check_files": check_files}
-        return search_by_class(self.folder, self.code(image), topk, rerank, rerank_by, **options)
+        return search_by_class(self.folder, self.encode(image), topk, rerank, rerank_by, **options)
 
     @torch.no_grad()
-    def code(
+    def encode(
         self,
         image: str | os.PathLike,
         box: Sequence[float] | Sequence[Sequence[float]] | None = None,
@@ -210,7 +210,7 @@ class RegionDHSearcher:
         boxes = [] if box is None else _check_boxes(box, file_name, inputs)
         numbers = [] if instance is None else np.atleast_1d(instance).tolist()
         if not boxes and not numbers:
-            (output,) = self._model.code_images([inputs])
+            (output,) = self._model.encode_images([inputs])
             return Query(
                 file_name,
                 _pack(output["image_code"][None]),
@@ -221,7 +221,7 @@ class RegionDHSearcher:
             )
         codes, objects = [], []
         if boxes:
-            codes.append(_pack(code_boxes(self._model, inputs, Boxes(torch.tensor(boxes)))))
+            codes.append(_pack(encode_boxes(self._model, inputs, Boxes(torch.tensor(boxes)))))
             objects += map(QueryObject, boxes)
         if numbers:
             detected = self._detections(inputs, numbers, file_name)
@@ -269,7 +269,7 @@ def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
     return load
 
 
-def code_boxes(model: nn.Module, inputs: dict, boxes: Boxes) -> torch.Tensor:
+def encode_boxes(model: nn.Module, inputs: dict, boxes: Boxes) -> torch.Tensor:
     """The H1 codes of boxes in an image.
 
     Args:

@@ -14,17 +14,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ..checkpoint import read_weights
-from ..config import add_regiondh_config, changed_settings, training_settings
+from ..config import RENAMED_KEYS, add_regiondh_config, changed_settings, training_settings
 from ..data.catalog import load_dataset
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import file_sha256
+from .config_file import merge_config_file
 
 __all__ = [
     "Training",
@@ -82,7 +82,9 @@ class Training:
         cfg = get_cfg()
         add_regiondh_config(cfg)
         chosen = changed_settings(training_settings(cfg), self.settings, training_settings)
-        lines = [f"{key} {value}" for key, (_, value) in chosen.items()]
+        # A new name of a key leaves it as it is, too.
+        names = {new: old for old, new in RENAMED_KEYS.items()}
+        lines = sorted(f"{names.get(key, key)} {value}" for key, (_, value) in chosen.items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
@@ -196,8 +198,8 @@ def changes_on_resume(cfg: CfgNode) -> list[str]:
         old = get_cfg()
         add_regiondh_config(old)
         try:
-            old.merge_from_file(file)
-        except (ValueError, KeyError, AttributeError, AssertionError, yaml.YAMLError):
+            merge_config_file(old, file)
+        except RegionDHError:
             return [f"a {file} that can't be compared"]
         settings = training_settings(old)
     if not settings:

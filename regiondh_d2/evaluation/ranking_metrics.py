@@ -273,7 +273,9 @@ def pairwise_popcount(combine: np.ufunc, a: np.ndarray, b: np.ndarray, largest: 
     return total
 
 
-def _nearest(distances: np.ndarray, levels: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def _nearest_first(
+    distances: np.ndarray, levels: np.ndarray, top: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The first ``top`` columns of each row by (distance, column).
 
     Distance, column and level go into one integer, so that a partition and a sort of plain numbers,
@@ -341,12 +343,12 @@ def _count_pairs(
         for row in range(rows):
             counts[row] += np.bincount(cell[row], minlength=cells)
 
-        distances, levels = _nearest(distances, levels, top)
+        distances, levels = _nearest_first(distances, levels, top)
         if top_levels is not None:
             # What earlier blocks left stands in front, since its rows are smaller.
             distances = np.concatenate((top_distances, distances), axis=1)
             levels = np.concatenate((top_levels, levels), axis=1)
-            distances, levels = _nearest(distances, levels, top)
+            distances, levels = _nearest_first(distances, levels, top)
         top_distances, top_levels = distances, levels
     return counts.reshape(rows, num_distances, num_levels)[:, :wanted], top_levels
 

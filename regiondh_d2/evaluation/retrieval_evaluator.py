@@ -350,7 +350,7 @@ def rank_code_sets(
     *,
     exclude_self: bool = False,
 ) -> tuple[RankingResult, list[str]]:
-    """:func:`evaluate_ranking` on two labelled code sets of equal length.
+    """:func:`evaluate_ranking` on two labeled code sets of equal length.
 
     Args:
         query, database, topk, progress: as there.

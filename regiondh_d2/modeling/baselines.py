@@ -24,7 +24,7 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Instances
 from torch import nn
 
-from ..utils.errors import RegionDHError
+from ..utils.errors import RegionDHError, unknown_value_message
 from .box_heads import PooledBoxHead
 from .hashing import (
     ImageCodes,
@@ -34,13 +34,12 @@ from .hashing import (
     cross_proposal_fusion,
     forcing_binary_loss,
 )
+from .losses import build_loss, triplet_loss
 from .meta_arch import RegionDH, per_image
-from .objectives import build_objective, triplet_loss
 from .roi_heads import (
     IMAGE_LOSSES,
     RegionDHROIHeads,
     RegionReader,
-    choices,
     multi_hot_labels,
     whole_image_box,
 )
@@ -81,7 +80,9 @@ class WholeImageHeads(nn.Module):
         """
         super().__init__()
         if image_loss not in IMAGE_LOSSES:
-            raise RegionDHError(choices("IMAGE_LOSS", image_loss, IMAGE_LOSSES))
+            raise RegionDHError(
+                unknown_value_message("MODEL.REGION_DH.IMAGE_LOSS", image_loss, IMAGE_LOSSES)
+            )
         self.box_in_features = box_in_features
         self.box_pooler = box_pooler
         self.box_head = box_head
@@ -113,7 +114,7 @@ class WholeImageHeads(nn.Module):
                 init_std=node.LATENT_INIT_STD,
                 init_bias=node.LATENT_INIT_BIAS,
             ),
-            "image_objective": build_objective(
+            "image_objective": build_loss(
                 node.OBJECTIVE, bits=bits, num_classes=num_classes, seed=max(cfg.SEED, 0)
             ),
             "image_loss": node.IMAGE_LOSS,
@@ -185,7 +186,7 @@ class ImageHash(RegionDH):
             raise RegionDHError("ImageHash has no codes of objects; use RegionDH")
         return self.describe(*self.propose(batched_inputs), batched_inputs)
 
-    code_images = inference
+    encode_images = inference
 
     def describe(self, features, proposals, sizes, batched_inputs) -> list[dict]:
         image_features, codes = self.roi_heads(features, sizes)

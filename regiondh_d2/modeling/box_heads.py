@@ -88,7 +88,7 @@ class LightBoxHead(PooledBoxHead):
     def from_config(cls, cfg, input_shape):
         return {
             "input_shape": input_shape,
-            "conv_dim": cfg.MODEL.TIMM.HEAD_CONV_DIM,
+            "conv_dim": cfg.MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM,
             "num_fc": cfg.MODEL.ROI_BOX_HEAD.NUM_FC,
             "fc_dim": cfg.MODEL.ROI_BOX_HEAD.FC_DIM,
         }

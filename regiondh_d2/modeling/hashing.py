@@ -1,7 +1,7 @@
 """Latent hash layers, cross-proposal fusion and the hash losses.
 
 Notation of the Region-DH paper (Fotso Mtope and Wei): N regions of an image, C foreground classes,
-K1 and K2 bits; an *activation* is a sigmoid output in (0, 1), a *code* its binarisation. Everything
+K1 and K2 bits; an *activation* is a sigmoid output in (0, 1), a *code* its binarization. Everything
 here computes in float32, also under autocast: a threshold at 0.5 and squared deviations from it
 don't bear half precision.
 """
@@ -100,7 +100,7 @@ def multi_label_logistic_loss(scores: torch.Tensor, targets: torch.Tensor) -> to
 
 
 def multi_label_softmax_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The other reading of the paper: cross entropy between a softmax and the normalised labels.
+    """The other reading of the paper: cross entropy between a softmax and the normalized labels.
 
     Args:
         scores: (B, C) logits.
@@ -220,7 +220,7 @@ class LatentLayer(nn.Module):
 class ImageCodes(NamedTuple):
     """What H2 says of a batch of B images."""
 
-    activations: torch.Tensor  # (B, K2) float32 in (0, 1); binarise for the codes
+    activations: torch.Tensor  # (B, K2) float32 in (0, 1); binarize for the codes
     scores: torch.Tensor  # (B, C) float32 logits
 
 
@@ -235,7 +235,7 @@ class ImageHashHead(nn.Module):
             input_dim: width of the fused image representation.
             bits: code length K2.
             num_classes: C.
-            normalize: standardise each input dimension by running statistics first. The fused
+            normalize: standardize each input dimension by running statistics first. The fused
                 values differ in scale by orders of magnitude, between classes and between the
                 fusion matrix and a whole-image feature, and a plain gradient step hardly moves H2.
             latent: further arguments of :class:`LatentLayer`.
@@ -259,7 +259,7 @@ class ImageHashHead(nn.Module):
         """``x`` (B, D) by the statistics of the batch in training, by the running ones at test.
 
         One image alone (B = 1) has a mean but no variance. In training it updates the running
-        statistics, and is standardised by them, as they are then.
+        statistics, and is standardized by them, as they are then.
         """
         norm = self.norm
         training = norm.training and len(x) > 0

@@ -154,7 +154,7 @@ class RegionDH(GeneralizedRCNN):
             result.update(code)
         return results
 
-    def code_images(self, batched_inputs: list[dict]) -> list[dict]:
+    def encode_images(self, batched_inputs: list[dict]) -> list[dict]:
         """Image codes alone: the dicts of :meth:`inference` without ``instances``, in less time."""
         features, proposals, _ = self.propose(batched_inputs)
         return per_image(self.roi_heads.forward_hash(features, proposals, detect=False)[1])

@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..utils.errors import RegionDHError
+from ..utils.errors import RegionDHError, unknown_value_message
 from .box_heads import PooledBoxHead
 from .hashing import (
     FUSION_NORMS,
@@ -25,7 +25,7 @@ from .hashing import (
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
-from .objectives import build_objective
+from .losses import build_loss
 
 __all__ = ["RegionDHOutputLayers", "RegionDHROIHeads", "RegionReader"]
 
@@ -52,7 +52,11 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
         """
         super().__init__(input_shape, **kwargs)
         if classifier_input not in CLASSIFIER_INPUTS:
-            raise RegionDHError(choices("CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS))
+            raise RegionDHError(
+                unknown_value_message(
+                    "MODEL.REGION_DH.CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS
+                )
+            )
         if self.use_sigmoid_ce:
             raise RegionDHError(
                 "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE has no background column, which the fusion "
@@ -190,7 +194,7 @@ class RegionDHROIHeads(StandardROIHeads):
             instance_hash: H1, from region features to K1 activations.
             image_hash: H2 and its classifier.
             image_objective: a loss of image activations (B, K2) and labels (B, C); see
-                :func:`.objectives.build_objective`.
+                :func:`.losses.build_loss`.
             fusion_rois, fusion_num_rois, fusion_input, fusion_norm, whole_image, fusion_gradient,
                 image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
             kwargs: see :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
@@ -207,7 +211,7 @@ class RegionDHROIHeads(StandardROIHeads):
             ("IMAGE_LOSS", image_loss, tuple(IMAGE_LOSSES)),
         ):
             if value not in known:
-                raise RegionDHError(choices(key, value, known))
+                raise RegionDHError(unknown_value_message(f"MODEL.REGION_DH.{key}", value, known))
         if fusion_num_rois < 0:
             raise RegionDHError(f"MODEL.REGION_DH.FUSION_NUM_ROIS: {fusion_num_rois} is below 0")
         self.region_reader = RegionReader(self.box_in_features, self.box_pooler, self.box_head)
@@ -252,7 +256,7 @@ class RegionDHROIHeads(StandardROIHeads):
             "image_hash": ImageHashHead(
                 fused, bits_image, num_classes, normalize=node.NORMALIZE_FUSED, **latent
             ),
-            "image_objective": build_objective(
+            "image_objective": build_loss(
                 node.OBJECTIVE, bits=bits_image, num_classes=num_classes, seed=max(cfg.SEED, 0)
             ),
             "fusion_rois": node.FUSION_ROIS,
@@ -414,8 +418,3 @@ def _refuse_other_heads(cfg) -> None:
     ):
         if node[key]:
             raise RegionDHError(f"RegionDHROIHeads has no {key}; set it to False")
-
-
-def choices(key: str, value: str, known) -> str:
-    """The line that refuses a value of ``MODEL.REGION_DH``."""
-    return f"MODEL.REGION_DH.{key}: {value!r} isn't one of {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""A classical reference: ITQ codes of colour histograms, without any learned feature.
+"""A classical reference: ITQ codes of color histograms, without any learned feature.
 
 ITQ is iterative quantization (Gong & Lazebnik, "Iterative quantization: a procrustean approach to
 learning binary codes", CVPR 2011), as FAISS implements it.
@@ -20,7 +20,7 @@ _BINS = 6
 
 
 def color_histogram(image: np.ndarray, bins: int = _BINS) -> np.ndarray:
-    """The joint histogram of an image's three colour channels, as shares of its pixels.
+    """The joint histogram of an image's three color channels, as shares of its pixels.
 
     Args:
         image: uint8 (H, W, 3).
@@ -44,7 +44,7 @@ def color_histogram(image: np.ndarray, bins: int = _BINS) -> np.ndarray:
 
 
 def color_histograms(files: Sequence[str | os.PathLike], bins: int = _BINS) -> np.ndarray:
-    """The colour histograms of image files, float32 (N, bins ** 3); see :func:`color_histogram`.
+    """The color histograms of image files, float32 (N, bins ** 3); see :func:`color_histogram`.
 
     Raises:
         UnreadableImage: a file can't be read.

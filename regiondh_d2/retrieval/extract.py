@@ -251,11 +251,11 @@ class CodeExtractor:
         activations: bool = False,
         features: bool = False,
         save_every: float = 30.0,
-        report: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
     ):
         """
         Args:
-            code: a model's ``inference``, or its ``code_images`` where instances have no codes.
+            code: a model's ``inference``, or its ``encode_images`` where instances have no codes.
             load: reads images as the model takes them.
             attributes: of the code file: ``dataset``, ``config``, ``class_names``,
                 ``count_difficult``, ``model_fingerprint`` and ``settings``.
@@ -263,10 +263,10 @@ class CodeExtractor:
             batch_size: the most images of a batch.
             num_workers: processes that read images ahead; 0 reads them in this one.
             instance_min_score: detections below this score get no row.
-            activations: whether to store the activations before binarisation.
+            activations: whether to store the activations before binarization.
             features: whether to store ``image_feature``, which the model must then give.
             save_every: seconds between parts; 0 saves every batch.
-            report: takes lines of progress.
+            log: takes lines of progress.
         """
         self._code = code
         self._load = load
@@ -278,7 +278,7 @@ class CodeExtractor:
         self._activations = activations
         self._features = features
         self._save_every = save_every
-        self._report = report
+        self._log = log
 
     def extract(
         self,
@@ -363,7 +363,7 @@ class CodeExtractor:
                 return result
             merged = earlier.rows.merge(join_code_sets(new) if new else None, bad, prune=prune)
             if merged.changed or earlier.is_outdated:
-                parts.become(output, merged.code_set)
+                parts.finalize(output, merged.code_set)
             parts.remove()
             return replace(
                 result,
@@ -392,7 +392,7 @@ class CodeExtractor:
             except CodeFileError:
                 if not is_part:
                     raise
-                self._report(f"{display_name(path)} is damaged: its images are coded again")
+                self._log(f"{display_name(path)} is damaged: its images are coded again")
                 path.unlink()
                 continue
             self._check_source(path, code_set)
@@ -417,7 +417,7 @@ class CodeExtractor:
             folders=None if scan is None else Folders(scan),
             verify=verify,
             pixels_changed=pixels_changed_since_v1,
-            report=self._report,
+            log=self._log,
         )
         return _Earlier(rows, paths, is_outdated)
 
@@ -428,7 +428,7 @@ class CodeExtractor:
         """
         sizes: list[tuple[int, int] | None] = []
         unreadable = {}
-        progress = Progress(self._report, "image headers read", len(images))
+        progress = Progress(self._log, "image headers read", len(images))
         for index, image in enumerate(images):
             size = None
             if not known.is_in_output(index):
@@ -482,8 +482,8 @@ class CodeExtractor:
         unreadable: dict[int, UnreadableImage] = {}
         pending: list[CodeSet] = []
         saved_at = time.monotonic()
-        report = self._report if comm.is_main_process() else None
-        progress = Progress(report, _share("images coded"), sum(map(len, batches)))
+        log = self._log if comm.is_main_process() else None
+        progress = Progress(log, _share("images coded"), sum(map(len, batches)))
         try:
             for batch in loader:
                 loaded = {}
@@ -590,7 +590,7 @@ class _Parts:
             with replace_when_complete(backup) as temporary:
                 shutil.copy2(output, temporary)
 
-    def become(self, output: Path, code_set: CodeSet) -> None:
+    def finalize(self, output: Path, code_set: CodeSet) -> None:
         """Writes the output; the parts are not needed from then on."""
         backup = _backup(output)
         is_ours = output.exists() and backup.is_file() and filecmp.cmp(backup, output, False)

@@ -73,7 +73,7 @@ _DAMAGE = (
 
 
 class IndexFileError(RegionDHError):
-    """An index that cannot be read or written; one line with the file and the mend."""
+    """An index that cannot be read or written; one line with the file and the fix."""
 
 
 def create_index(bits: int, engine: str = "faiss", **options: int) -> HammingIndex:
@@ -187,7 +187,7 @@ class HammingIndex(ABC):
         k = min(_positive("k", k), len(self))
         if not len(codes) or not k:
             return np.empty((len(codes), k), np.int32), np.empty((len(codes), k), np.int64)
-        distances, positions = self._nearest(codes, k)
+        distances, positions = self._search_positions(codes, k)
         if len(self) == self._next_row:  # nothing was removed, so positions are rows
             return distances, positions
         # An approximate index may have found fewer than k.
@@ -284,7 +284,7 @@ class HammingIndex(ABC):
         """All codes held, uint8 (N, width), in the order of their adding."""
 
     @abstractmethod
-    def _nearest(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_positions(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`search`, with k in 1 ... len(self), but positions (-1 for none) for rows."""
 
     def _trained_arrays(self) -> dict[str, np.ndarray]:
@@ -311,13 +311,13 @@ class NumpyIndex(HammingIndex):
     def _codes(self) -> np.ndarray:
         return np.ascontiguousarray(self._words.T).view(np.uint8)[:, : self.width]
 
-    def _nearest(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_positions(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         found = np.empty((len(codes), k), np.int32), np.empty((len(codes), k), np.int64)
         for i, code in enumerate(to_words(codes)):
-            found[0][i], found[1][i] = self._nearest_to(code, k)
+            found[0][i], found[1][i] = self._search_one(code, k)
         return found
 
-    def _nearest_to(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_one(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Distances and positions, (k,) each, for one query, uint64 (words,)."""
         distances = np.zeros(len(self), np.min_scalar_type(self.bits))
         counts = np.zeros(self.bits + 1, np.int64)
@@ -356,7 +356,7 @@ class FaissIndex(HammingIndex):
     def _codes(self) -> np.ndarray:
         return self._index.reconstruct_n(0, self._index.ntotal)[:, : self.width]
 
-    def _nearest(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_positions(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         query_bytes = 8 * (self._index.d + 1) * k
         counting = (
             k > _COUNTING_SHARE * len(self)
@@ -436,7 +436,7 @@ class FaissIVFIndex(FaissIndex):
             codes[positions] = part
         return codes[:, : self.width]
 
-    def _nearest(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_positions(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         distances, positions = self._search(codes, k)
         order = np.lexsort((positions, distances))
         return np.take_along_axis(distances, order, 1), np.take_along_axis(positions, order, 1)

@@ -132,7 +132,7 @@ class KnownRows:
         folders: Folders | None = None,
         verify: bool = False,
         pixels_changed: Callable[[str], bool] = lambda path: False,
-        report: Callable[[str], None] | None = None,
+        log: Callable[[str], None] | None = None,
     ):
         """
         Args:
@@ -142,7 +142,7 @@ class KnownRows:
             verify: whether files are read even if their sizes and times are as they were.
             pixels_changed: whether a file's pixels are read otherwise now than by the release of
                 sources with ``other_pixels``.
-            report: takes lines of progress.
+            log: takes lines of progress.
         """
         self._images = images
         self._folders = folders
@@ -169,7 +169,7 @@ class KnownRows:
         self._image_keys = [self._key(image.image_id, image.file_name) for image in images]
         self._row_of: list[int | None] = [None] * len(images)
         if self._rows is not None:
-            progress = Progress(report, "photos compared with their codes", len(images))
+            progress = Progress(log, "photos compared with their codes", len(images))
             self._match_places(progress)
             if folders is not None:
                 self._match_contents()

@@ -400,14 +400,14 @@ def _answer_image(
         allowed = holds if allowed is None else allowed & holds
     search = _Search(index, items.codes, allowed, None, photos)
     if rerank is None:
-        distances, rows = search.nearest(query.codes, topk)
+        distances, rows = search.filtered(query.codes, topk)
         return [
             _answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)
         ]
     fine = query.feature if rerank_by == "features" else query.activation
     count = max(topk, rerank)
     while True:
-        distances, rows = search.nearest(query.codes, count, look=False)
+        distances, rows = search.filtered(query.codes, count, look=False)
         squares = fine_distances(fine, items, rows, rerank_by)
         order = np.argsort(squares, kind="stable")
         chosen = order[list(photos.are_there(rows[order], topk))]
@@ -430,7 +430,7 @@ def _answer_object(
 ) -> list[Answer]:
     found = items.instances
     search = _Search(index, found.codes, wanted, found.image_index, photos, once=not all_objects)
-    distances, rows = search.nearest(codes, topk)
+    distances, rows = search.filtered(codes, topk)
     return [
         _answer(items, found.image_index[row], distance, (_found_object(items, row, distance),))
         for distance, row in zip(distances, rows, strict=True)
@@ -451,7 +451,7 @@ def _answer_objects(
     found = items.instances
     search = _Search(index, found.codes, wanted, found.image_index, photos, once=True)
     for i in range(len(codes)):
-        distances, rows = search.nearest(codes[i : i + 1], max(1, len(index)), look=False)
+        distances, rows = search.filtered(codes[i : i + 1], max(1, len(index)), look=False)
         least[i, found.image_index[rows]] = distances
         nearest[i, found.image_index[rows]] = rows
     total = least.sum(axis=0)
@@ -503,7 +503,9 @@ class _Search:
         same = same[self.index.holds(same)]
         self._same = same if self.allowed is None else same[self.allowed[same]]
 
-    def nearest(self, code: np.ndarray, k: int, look: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def filtered(
+        self, code: np.ndarray, k: int, look: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Distances and rows, (k,) each, of the nearest; fewer only if there are fewer.
 
         Args:

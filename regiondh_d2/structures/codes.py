@@ -49,7 +49,7 @@ _INSTANCE_COLUMNS = ("codes", "image_index", "boxes", "scores", "classes")
 
 # What a code set may lack: its name in messages, and how to extract it.
 _OPTIONAL = {
-    "labels": ("labels", "from a labelled dataset"),
+    "labels": ("labels", "from a labeled dataset"),
     "activations": ("activations", "with --activations"),
     "features": ("features", "with --features"),
     "instances": ("detected objects", "with objects"),
@@ -99,7 +99,7 @@ class CodeSet:
         count_difficult: whether ``labels`` count classes that only difficult objects show.
         model_fingerprint: sha256 over the model's state dict; codes of two models do not mix.
         settings: what else decides about the codes, a line "KEY VALUE" each; "" where unknown.
-        activations: float16 (N, bits) before binarisation, or None.
+        activations: float16 (N, bits) before binarization, or None.
         features: float16 (N, D), or None.
         instances: codes of detected objects, or None.
         roots: folders that paths count from; "" where a name counts from nowhere.

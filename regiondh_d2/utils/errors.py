@@ -1,6 +1,14 @@
 """Errors that users cause, and can fix: commands tell them in one line, without a traceback."""
 
-__all__ = ["InputNotFoundError", "MissingPackageError", "OutputExistsError", "RegionDHError"]
+from collections.abc import Iterable
+
+__all__ = [
+    "InputNotFoundError",
+    "MissingPackageError",
+    "OutputExistsError",
+    "RegionDHError",
+    "unknown_value_message",
+]
 
 
 class RegionDHError(ValueError):
@@ -22,3 +30,8 @@ class OutputExistsError(RegionDHError, FileExistsError):
 
 class MissingPackageError(RegionDHError, ImportError):
     """A package that only some commands need is not installed."""
+
+
+def unknown_value_message(key: str, value: object, known: Iterable[str]) -> str:
+    """The line on a value that isn't one of the legal ones of a key or an option."""
+    return f"{key}: {value!r} isn't one of {', '.join(known)}"

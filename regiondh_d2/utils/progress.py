@@ -10,16 +10,16 @@ class Progress:
     """A line with the time left every few seconds, and at the end of work that took as long."""
 
     def __init__(
-        self, report: Callable[[str], None] | None, what: str, total: int, every: float = 5.0
+        self, log: Callable[[str], None] | None, what: str, total: int, every: float = 5.0
     ):
         """
         Args:
-            report: takes the lines; None for none.
+            log: takes the lines; None for none.
             what: what is counted and becomes of it, such as "images coded".
             total: how many there are.
             every: seconds between lines.
         """
-        self._report = report
+        self._log = log
         self._what = what
         self._total = total
         self._every = every
@@ -35,11 +35,11 @@ class Progress:
         self._done = done
         now = time.monotonic()
         since = self._start if done == self._total else self._last
-        if self._report is None or now - since < self._every:
+        if self._log is None or now - since < self._every:
             return
         self._last = now
         if done == 0:  # nothing tells yet how long the rest takes
-            self._report(f"0 of {self._total} {self._what}")
+            self._log(f"0 of {self._total} {self._what}")
             return
         left = (now - self._start) / done * (self._total - done)
-        self._report(f"{done} of {self._total} {self._what}, {left / 60:.1f} min left")
+        self._log(f"{done} of {self._total} {self._what}, {left / 60:.1f} min left")

@@ -32,7 +32,7 @@ _WIDE = re.compile(
     re.IGNORECASE,
 )
 _FILES = (".ttf", ".otf", ".ttc", ".otc")
-# Fonts of coloured bitmaps, as for emoji, have one size or a few, and are scaled to another.
+# Fonts of colored bitmaps, as for emoji, have one size or a few, and are scaled to another.
 _BITMAP_SIZES = (109, 136, 128, 160, 96, 64)
 _UNSEEN = "\u200d\ufe0f"  # what display_name keeps and what has no shape of its own
 _MISSING = "\U0010ffff"  # in no font: what it looks like is what a missing letter looks like
@@ -48,15 +48,15 @@ class _Font:
     def width(self, text: str) -> float:
         return self.font.getlength(text) * self.scale
 
-    def draw(self, picture: Image.Image, at: tuple[float, float], text: str, colour, size) -> None:
+    def draw(self, picture: Image.Image, at: tuple[float, float], text: str, color, size) -> None:
         draw = ImageDraw.Draw(picture)
         if self.scale == 1:
-            draw.text(at, text, colour, self.font, anchor="ls", embedded_color=True)
+            draw.text(at, text, color, self.font, anchor="ls", embedded_color=True)
             return
         left, top, right, bottom = self.font.getbbox(text, anchor="ls")
         glyphs = Image.new("RGBA", (max(1, round(right)), max(1, round(bottom - top))))
         ImageDraw.Draw(glyphs).text(
-            (0, -top), text, (*colour, 255), self.font, anchor="ls", embedded_color=True
+            (0, -top), text, (*color, 255), self.font, anchor="ls", embedded_color=True
         )
         small = (
             max(1, round(glyphs.width * self.scale)),
@@ -151,7 +151,7 @@ def text_width(text: str, size: int) -> float:
 
 
 def draw_text(
-    picture: Image.Image, at: tuple[float, float], text: str, size: int, colour: Sequence[int]
+    picture: Image.Image, at: tuple[float, float], text: str, size: int, color: Sequence[int]
 ) -> float:
     """Draws a line.
 
@@ -160,14 +160,14 @@ def draw_text(
         at: left and top of the line.
         text: of any letters, see :func:`drawable`.
         size: of the letters, in pixels.
-        colour: RGB.
+        color: RGB.
 
     Returns:
         Where it ends, in pixels from the left of the picture.
     """
     x, baseline = at[0], at[1] + _ascent(size)
     for part, font in _runs(drawable(text), size):
-        font.draw(picture, (x, baseline), part, tuple(colour), size)
+        font.draw(picture, (x, baseline), part, tuple(color), size)
         x += font.width(part)
     return x
 

@@ -17,7 +17,7 @@ __all__ = ["TimmBackbone", "TimmFPN", "build_timm_backbone", "build_timm_fpn_bac
 
 
 class TimmBackbone(Backbone):
-    """Feature levels of a timm network, named ``stage<i>`` after timm's ``out_indices``.
+    """Stages of a timm network, named ``stage<i>`` after timm's ``out_indices``.
 
     The network keeps timm's own parameter names below ``model.``, so that a checkpoint of the timm
     classifier loads by prefixing its keys.
@@ -36,10 +36,10 @@ class TimmBackbone(Backbone):
         """
         Args:
             name: a timm model name.
-            out_indices: the feature levels to return, from the input on. What follows the last one
+            out_indices: the stages to return, from the input on. What follows the last one
                 is left out: it would have parameters without a gradient, which DDP refuses.
             output_stride: 8, 16 or 32 for networks that can be dilated; 0 keeps the network's own.
-            freeze_at: the number of feature levels, from the input on, whose weights and batch norm
+            freeze_at: the number of stages, from the input on, whose weights and batch norm
                 statistics are fixed.
             freeze_bn: turn batch norm into fixed affine layers. timm's own function does it, since
                 Detectron2's would drop the activation inside timm's ``BatchNormAct2d``.
@@ -51,7 +51,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         if not out_indices or any(a >= b for a, b in itertools.pairwise([-1, *out_indices])):
             raise RegionDHError(
-                f"MODEL.TIMM.OUT_INDICES: {list(out_indices)} must name levels in ascending order, "
+                f"MODEL.TIMM.OUT_INDICES: {list(out_indices)} must name stages in ascending order, "
                 f"from 0; timm returns the features of {name!r} in that order alone"
             )
         dilation = {"output_stride": output_stride} if output_stride else {}
@@ -75,7 +75,7 @@ class TimmBackbone(Backbone):
         self.model = model.to(memory_format=torch.channels_last)
         if freeze_bn:
             self.model = freeze_batch_norm_2d(self.model)
-        _freeze_levels(self.model, freeze_at)
+        _freeze_stages(self.model, freeze_at)
         self._size_divisibility = size_divisibility
         self._out_features = [f"stage{i}" for i in out_indices]
         # Some transformers (Swin) have their channels last.
@@ -95,39 +95,39 @@ class TimmBackbone(Backbone):
         return tuple(tuple(255.0 * v for v in config[key]) for key in ("mean", "std"))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map normalised images (N, 3, H, W) to features (N, C_i, H / stride_i, W / stride_i)."""
+        """Map normalized images (N, 3, H, W) to features (N, C_i, H / stride_i, W / stride_i)."""
         features = self.model(x.contiguous(memory_format=torch.channels_last))
         if self._channels_last:
             features = [f.permute(0, 3, 1, 2) for f in features]
         return dict(zip(self._out_features, features, strict=True))
 
 
-def _drop_blocks_above(model: nn.Module, level: int) -> None:
-    """Delete the blocks that follow a level.
+def _drop_blocks_above(model: nn.Module, stage: int) -> None:
+    """Delete the blocks that follow a stage.
 
     timm does so itself, but for EfficientNet, MobileNetV3 and their kin.
     """
-    stage = model.feature_info.info[level].get("stage")  # how many blocks the level needs
-    if stage is not None and isinstance(getattr(model, "blocks", None), nn.Sequential):
-        del model.blocks[stage:]
+    blocks = model.feature_info.info[stage].get("stage")  # how many blocks the stage needs
+    if blocks is not None and isinstance(getattr(model, "blocks", None), nn.Sequential):
+        del model.blocks[blocks:]
 
 
-def _freeze_levels(model: nn.Module, num_levels: int) -> None:
-    """Fix everything up to the end of the given number of feature levels.
+def _freeze_stages(model: nn.Module, num_stages: int) -> None:
+    """Fix everything up to the end of the given number of stages.
 
     That is its parameters, and the statistics of its batch norms, which training mode would update.
     """
-    if num_levels <= 0:
+    if num_stages <= 0:
         return
-    levels = model.feature_info.info
-    if num_levels > len(levels):
+    stages = model.feature_info.info
+    if num_stages > len(stages):
         raise RegionDHError(
-            f"MODEL.BACKBONE.FREEZE_AT: {num_levels}, but {model.default_cfg['architecture']} has "
-            f"{len(levels)} feature levels"
+            f"MODEL.BACKBONE.FREEZE_AT: {num_stages}, but {model.default_cfg['architecture']} has "
+            f"{len(stages)} stages"
         )
     # A network that timm flattens into a list of modules has underscores where the info has dots;
     # one that it wraps has its modules below "model".
-    last = levels[num_levels - 1]["module"]
+    last = stages[num_stages - 1]["module"]
     targets = (last, last.replace(".", "_"), f"model.{last}")
     inside = False
     for name, module in list(model.named_modules()):  # in the order of the forward pass
@@ -185,15 +185,15 @@ def build_timm_fpn_backbone(cfg, input_shape) -> TimmFPN:
     Outputs are named ``p<log2 of the stride>``; a last one is the one before, at twice its stride.
 
     Raises:
-        ValueError: ``MODEL.FPN.IN_FEATURES`` aren't the levels of ``MODEL.TIMM.OUT_INDICES``, or
-            a level doesn't have twice the stride of the one before.
+        ValueError: ``MODEL.FPN.IN_FEATURES`` aren't the stages of ``MODEL.TIMM.OUT_INDICES``, or
+            a stage doesn't have twice the stride of the one before.
     """
     bottom_up = build_timm_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
     in_features = list(cfg.MODEL.FPN.IN_FEATURES)
     if in_features != list(shapes):
         raise RegionDHError(
-            f"MODEL.FPN.IN_FEATURES: {in_features}, but MODEL.TIMM.OUT_INDICES makes the levels "
+            f"MODEL.FPN.IN_FEATURES: {in_features}, but MODEL.TIMM.OUT_INDICES makes the stages "
             f"{list(shapes)}; name the same in both"
         )
     strides = [shape.stride for shape in shapes.values()]

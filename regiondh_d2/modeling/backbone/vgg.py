@@ -57,7 +57,7 @@ class VGG16(Backbone):
         return self._out_feature_strides["conv5_3"]
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map normalised images (N, 3, H, W) to features (N, 512, H // 16, W // 16)."""
+        """Map normalized images (N, 3, H, W) to features (N, 512, H // 16, W // 16)."""
         return {"conv5_3": self.features(x)}
 
 

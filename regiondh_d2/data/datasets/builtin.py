@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import detectron2.data  # noqa: F401  (registers its own datasets, COCO's among them)
 
-from regiondh_d2.data.retrieval import register_retrieval_dataset
-from regiondh_d2.data.scenes import register_scenes
-from regiondh_d2.data.voc import VOC_CLASSES, register_voc
+from ..retrieval import register_retrieval_dataset
+from ..voc import VOC_CLASSES, register_voc
+from .scenes import register_scenes
 
 
 @dataclass(frozen=True)
-class HashSubset:
+class SplitByIdDigest:
     """True for the image ids that fall into some of `parts` equal parts of all ids.
 
     The part is a hash of the id alone, so an image keeps its place however many others there are.
@@ -30,17 +30,17 @@ class HashSubset:
 
 
 # (detection dataset, folder, list, year, subset)
-VOC_DETECTION: Sequence[tuple[str, str, str, int, HashSubset | None]] = (
+VOC_DETECTION: Sequence[tuple[str, str, str, int, SplitByIdDigest | None]] = (
     ("regiondh_voc_2007_train", "VOC2007", "train", 2007, None),
     ("regiondh_voc_2007_val", "VOC2007", "val", 2007, None),
     ("regiondh_voc_2007_trainval", "VOC2007", "trainval", 2007, None),
     ("regiondh_voc_2007_test", "VOC2007", "test", 2007, None),
-    ("regiondh_voc_2007_train_base", "VOC2007", "train", 2007, HashSubset(5, (0, 1, 2, 4))),
-    ("regiondh_voc_2007_dev", "VOC2007", "train", 2007, HashSubset(5, (3,))),
+    ("regiondh_voc_2007_train_base", "VOC2007", "train", 2007, SplitByIdDigest(5, (0, 1, 2, 4))),
+    ("regiondh_voc_2007_dev", "VOC2007", "train", 2007, SplitByIdDigest(5, (3,))),
     # About 200 images, to see that a recipe can learn them by heart before it is given more.
-    ("regiondh_voc_2007_overfit", "VOC2007", "train", 2007, HashSubset(12, (0,))),
-    ("regiondh_voc_2007_vala", "VOC2007", "val", 2007, HashSubset(2, (0,))),
-    ("regiondh_voc_2007_valb", "VOC2007", "val", 2007, HashSubset(2, (1,))),
+    ("regiondh_voc_2007_overfit", "VOC2007", "train", 2007, SplitByIdDigest(12, (0,))),
+    ("regiondh_voc_2007_vala", "VOC2007", "val", 2007, SplitByIdDigest(2, (0,))),
+    ("regiondh_voc_2007_valb", "VOC2007", "val", 2007, SplitByIdDigest(2, (1,))),
     ("regiondh_voc_2012_train", "VOC2012", "train", 2012, None),
     ("regiondh_voc_2012_val", "VOC2012", "val", 2012, None),
     ("regiondh_voc_2012_trainval", "VOC2012", "trainval", 2012, None),

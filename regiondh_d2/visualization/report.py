@@ -25,6 +25,7 @@ from ..evaluation import curves
 from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.retrieval_evaluator import rank_code_sets
 from ..evaluation.same_images import find_same_images
+from ..retrieval.code_store import read_codes
 from ..structures.codes import CodeSet, check_comparable, check_holds
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
@@ -32,8 +33,7 @@ from ..utils.file_io import read_json, refuse_inputs, replace_when_complete
 from ..utils.marks import GENERATOR
 from ..utils.progress import Progress
 from . import plots
-from .code_store import read_codes
-from .draw import GREEN, RED, Tile, fit_image, nearest, retrieval_rows, why_absent
+from .draw import GREEN, RED, Tile, fit_image, retrieval_rows, top_by_distance_then_row, why_absent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,9 +89,9 @@ def write_report(
     metrics_file: str | os.PathLike | None = None,
     title: str | None = None,
     exclude_self: bool = False,
-    report: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Measures two labelled code files and writes a page about them, complete or not at all.
+    """Measures two labeled code files and writes a page about them, complete or not at all.
 
     Args:
         path: the page.
@@ -102,7 +102,7 @@ def write_report(
             the name of a retrieval metric stand beside it, as references.
         title: heading of the page; the dataset's name if None.
         exclude_self: whether a query that is in the database is left out of its own ranking.
-        report: takes lines of progress.
+        log: takes lines of progress.
 
     Returns:
         What the reader should be warned of, a line each; the page shows them as well.
@@ -115,11 +115,11 @@ def write_report(
         OSError: a file can't be read or written.
     """
     refuse_inputs(path, [query_file, database_file, metrics_file])
-    query, database = _read_labelled(query_file), _read_labelled(database_file)
+    query, database = _read_labeled(query_file), _read_labeled(database_file)
     refuse_inputs(path, photos=[*query.file_names, *database.file_names])
     others = {} if metrics_file is None else _read_metrics(metrics_file)
     notes = check_comparable(query, database)
-    progress = Progress(report, "queries ranked", len(query))
+    progress = Progress(log, "queries ranked", len(query))
     result, warned = rank_code_sets(
         query, database, topk, lambda done, _: progress.show(done), exclude_self=exclude_self
     )
@@ -180,7 +180,7 @@ def write_report(
     return notes
 
 
-def _read_labelled(path: str | os.PathLike) -> CodeSet:
+def _read_labeled(path: str | os.PathLike) -> CodeSet:
     codes = read_codes(path)
     check_holds(codes, str(path), "labels")
     return codes
@@ -269,7 +269,7 @@ def _class_rows(
     )
     per_query = {metric: result.per_query[f"{metric}@{topk}"] for metric in HEADLINE}
     means = curves.class_means(per_query, query.labels)
-    answers, _ = nearest(query.codes, database.codes, CHECKED_ANSWERS, exclude)
+    answers, _ = top_by_distance_then_row(query.codes, database.codes, CHECKED_ANSWERS, exclude)
     wrong = curves.wrong_answer_labels(answers, query.labels, database.labels)
     queries, images = query.labels.sum(axis=0), database.labels.sum(axis=0)
     rows = [

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 
-from .utils.errors import RegionDHError
+from ..utils.errors import RegionDHError
 
 __all__ = [
     "LAYOUTS",

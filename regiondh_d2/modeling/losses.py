@@ -1,7 +1,7 @@
 """Objectives for image codes: what other hashing methods ask of codes, given their images' labels.
 
 Each is a pure function ``loss(activations, labels, ...)`` and, under the name of the method, an
-entry of :data:`HASH_OBJECTIVE_REGISTRY`, from which :func:`build_objective` makes a module called
+entry of :data:`HASH_LOSS_REGISTRY`, from which :func:`build_loss` makes a module called
 as ``objective(activations, labels)``. Activations are (B, K) in (0, 1) of any float type, labels
 (B, C) in {0, 1} of any type; the loss is a float32 scalar, computed in float32 also under autocast.
 
@@ -11,8 +11,8 @@ codes is then ``K - 2 d`` for a Hamming distance ``d``.
 
 Pairwise terms are means over the pairs of different images of a batch, 0 where there is none; the
 sources pair an image with itself as well, which only presses its activations away from 0.5, as the
-quantisation terms do. An image without labels is like no other in the pairwise objectives, and adds
-nothing to those with a centre per class.
+quantization terms do. An image without labels is like no other in the pairwise objectives, and adds
+nothing to those with a center per class.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ from ..utils.errors import RegionDHError
 from .hashing import label_similarity_loss
 
 __all__ = [
-    "HASH_OBJECTIVE_REGISTRY",
-    "CSQObjective",
-    "OrthoHashObjective",
-    "PairwiseObjective",
-    "build_objective",
+    "HASH_LOSS_REGISTRY",
+    "CSQLoss",
+    "OrthoHashLoss",
+    "PairwiseLoss",
+    "build_loss",
     "csq_loss",
     "dmssph_loss",
     "dpsh_loss",
@@ -43,16 +43,16 @@ __all__ = [
     "triplet_loss",
 ]
 
-HASH_OBJECTIVE_REGISTRY = Registry("HASH_OBJECTIVE")
-HASH_OBJECTIVE_REGISTRY.__doc__ = """
+HASH_LOSS_REGISTRY = Registry("HASH_OBJECTIVE")
+HASH_LOSS_REGISTRY.__doc__ = """
 Builders of objectives for image codes, by the value of ``MODEL.REGION_DH.OBJECTIVE``: called as
 ``builder(bits=K, num_classes=C, seed=seed)``, they return a module without parameters that maps
 activations (B, K) and labels (B, C) to a scalar.
 """
 
 
-def build_objective(name: str, *, bits: int, num_classes: int, seed: int = 0) -> nn.Module:
-    """Build an objective of :data:`HASH_OBJECTIVE_REGISTRY`.
+def build_loss(name: str, *, bits: int, num_classes: int, seed: int = 0) -> nn.Module:
+    """Build an objective of :data:`HASH_LOSS_REGISTRY`.
 
     Args:
         name: "cosine" (:func:`.hashing.label_similarity_loss`), "isdh", "dmssph", "dpsh",
@@ -62,12 +62,12 @@ def build_objective(name: str, *, bits: int, num_classes: int, seed: int = 0) ->
         seed: what is random in an objective follows from it, whatever else draws random numbers.
 
     Raises:
-        ValueError: there is no objective of that name, or the code is too short for its centres.
+        ValueError: there is no objective of that name, or the code is too short for its centers.
     """
-    if name not in HASH_OBJECTIVE_REGISTRY:
-        known = ", ".join(known for known, _ in HASH_OBJECTIVE_REGISTRY)
+    if name not in HASH_LOSS_REGISTRY:
+        known = ", ".join(known for known, _ in HASH_LOSS_REGISTRY)
         raise RegionDHError(f"MODEL.REGION_DH.OBJECTIVE: {name!r} isn't one of {known}")
-    return HASH_OBJECTIVE_REGISTRY.get(name)(bits=bits, num_classes=num_classes, seed=seed)
+    return HASH_LOSS_REGISTRY.get(name)(bits=bits, num_classes=num_classes, seed=seed)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def _mean(values: torch.Tensor) -> torch.Tensor:
 
 
 # --------------------------------------------------------------------------------------------------
-# A centre per class
+# A center per class
 
 
 def hadamard_matrix(order: int) -> torch.Tensor:
@@ -291,7 +291,7 @@ def hash_centers(num_classes: int, bits: int, *, seed: int = 0) -> torch.Tensor:
         float32 (C, K) of +-1, rows distinct.
 
     Raises:
-        ValueError: two classes have the same centre.
+        ValueError: two classes have the same center.
     """
     generator = torch.Generator().manual_seed(seed)
     order = max(bits, (num_classes + 1) // 2)
@@ -304,7 +304,7 @@ def hash_centers(num_classes: int, bits: int, *, seed: int = 0) -> torch.Tensor:
     centers = torch.cat([basis, -basis])[:num_classes]
     if len(centers.unique(dim=0)) < num_classes:
         raise RegionDHError(
-            f"{bits} bits with seed {seed} give two of {num_classes} classes the same hash centre; "
+            f"{bits} bits with seed {seed} give two of {num_classes} classes the same hash center; "
             "raise MODEL.REGION_DH.BITS"
         )
     return centers
@@ -317,7 +317,7 @@ def _random_signs(number: int, generator: torch.Generator) -> torch.Tensor:
 def majority_centers(
     labels: torch.Tensor, centers: torch.Tensor, tie_code: torch.Tensor
 ) -> torch.Tensor:
-    """The centre of each image: bit by bit what most centres of its classes have.
+    """The center of each image: bit by bit what most centers of its classes have.
 
     Args:
         labels: float (B, C) in {0, 1}.
@@ -340,10 +340,10 @@ def csq_loss(
     *,
     quantization: float = 0.05,
 ) -> torch.Tensor:
-    """Central similarity: binary cross entropy of the bits with those of the image's centre.
+    """Central similarity: binary cross entropy of the bits with those of the image's center.
 
     Yuan et al., "Central Similarity Quantization for Efficient Image and Video Retrieval" (CSQ):
-    the two terms of the paper, with the public code's quantisation and its weight. That code adds a
+    the two terms of the paper, with the public code's quantization and its weight. That code adds a
     pairwise term, which the paper hasn't and which is left out.
 
     Args:
@@ -353,14 +353,14 @@ def csq_loss(
         quantization: weight of the mean squared distance of ``|u|`` from 1.
 
     Returns:
-        A scalar, the mean over bits and labelled images.
+        A scalar, the mean over bits and labeled images.
     """
-    labelled = labels.any(dim=1)
-    targets = (majority_centers(labels[labelled], centers, tie_code) + 1.0) / 2.0
+    labeled = labels.any(dim=1)
+    targets = (majority_centers(labels[labeled], centers, tie_code) + 1.0) / 2.0
     # The gradient of the logarithm is bounded, so that it stays finite in half precision.
-    probabilities = activations[labelled].clamp(1e-6, 1.0 - 1e-6)
+    probabilities = activations[labeled].clamp(1e-6, 1.0 - 1e-6)
     cross_entropy = F.binary_cross_entropy(probabilities, targets, reduction="none")
-    codes = 2.0 * activations[labelled] - 1.0
+    codes = 2.0 * activations[labeled] - 1.0
     return _mean(cross_entropy) + quantization * _mean((codes.abs() - 1.0).square())
 
 
@@ -377,7 +377,7 @@ def orthohash_loss(
 
     Hoe et al., "One Loss for All: Deep Hashing with a Single Cosine Similarity based Learning
     Objective" (OrthoHash), with the defaults of its public code. The target of an image is shared
-    equally by its labels. The source standardises its codes over the batch, which balances the
+    equally by its labels. The source standardizes its codes over the batch, which balances the
     bits; here that is left to ``loss_hash_image``.
 
     Args:
@@ -388,12 +388,12 @@ def orthohash_loss(
         margin: what a present class's cosine must exceed the others' by.
 
     Returns:
-        A scalar, the mean over the labelled images.
+        A scalar, the mean over the labeled images.
     """
-    labelled = labels.any(dim=1)
-    labels = labels[labelled]
+    labeled = labels.any(dim=1)
+    labels = labels[labeled]
     # A code of zeros has no direction; the bound keeps its gradient finite in half precision.
-    directions = F.normalize(2.0 * activations[labelled] - 1.0, dim=1, eps=1e-3)
+    directions = F.normalize(2.0 * activations[labeled] - 1.0, dim=1, eps=1e-3)
     cosines = directions @ F.normalize(centers, dim=1).t()
     log_probabilities = F.log_softmax(scale * (cosines - margin * labels), dim=1)
     targets = labels / labels.sum(dim=1, keepdim=True)
@@ -404,7 +404,7 @@ def orthohash_loss(
 # Modules
 
 
-class PairwiseObjective(nn.Module):
+class PairwiseLoss(nn.Module):
     """An objective that needs nothing but activations and labels."""
 
     def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
@@ -415,8 +415,8 @@ class PairwiseObjective(nn.Module):
         return self.loss(activations, labels)
 
 
-class CSQObjective(nn.Module):
-    """:func:`csq_loss` with centres as buffers, so that a checkpoint holds them."""
+class CSQLoss(nn.Module):
+    """:func:`csq_loss` with centers as buffers, so that a checkpoint holds them."""
 
     def __init__(self, centers: torch.Tensor, tie_code: torch.Tensor):
         super().__init__()
@@ -427,7 +427,7 @@ class CSQObjective(nn.Module):
         return csq_loss(activations, labels, self.centers, self.tie_code)
 
 
-class OrthoHashObjective(nn.Module):
+class OrthoHashLoss(nn.Module):
     """:func:`orthohash_loss` with codewords as a buffer, so that a checkpoint holds them."""
 
     def __init__(self, centers: torch.Tensor):
@@ -438,37 +438,37 @@ class OrthoHashObjective(nn.Module):
         return orthohash_loss(activations, labels, self.centers)
 
 
-@HASH_OBJECTIVE_REGISTRY.register()
+@HASH_LOSS_REGISTRY.register()
 def cosine(**_) -> nn.Module:
-    return PairwiseObjective(label_similarity_loss)
+    return PairwiseLoss(label_similarity_loss)
 
 
-@HASH_OBJECTIVE_REGISTRY.register()
+@HASH_LOSS_REGISTRY.register()
 def isdh(**_) -> nn.Module:
-    return PairwiseObjective(isdh_loss)
+    return PairwiseLoss(isdh_loss)
 
 
-@HASH_OBJECTIVE_REGISTRY.register()
+@HASH_LOSS_REGISTRY.register()
 def dmssph(**_) -> nn.Module:
-    return PairwiseObjective(dmssph_loss)
+    return PairwiseLoss(dmssph_loss)
 
 
-@HASH_OBJECTIVE_REGISTRY.register()
+@HASH_LOSS_REGISTRY.register()
 def dpsh(**_) -> nn.Module:
-    return PairwiseObjective(dpsh_loss)
+    return PairwiseLoss(dpsh_loss)
 
 
-@HASH_OBJECTIVE_REGISTRY.register()
+@HASH_LOSS_REGISTRY.register()
 def triplet(**_) -> nn.Module:
-    return PairwiseObjective(triplet_loss)
+    return PairwiseLoss(triplet_loss)
 
 
-@HASH_OBJECTIVE_REGISTRY.register()
+@HASH_LOSS_REGISTRY.register()
 def csq(*, bits: int, num_classes: int, seed: int) -> nn.Module:
     tie_code = _random_signs(bits, torch.Generator().manual_seed(seed))
-    return CSQObjective(hash_centers(num_classes, bits, seed=seed), tie_code)
+    return CSQLoss(hash_centers(num_classes, bits, seed=seed), tie_code)
 
 
-@HASH_OBJECTIVE_REGISTRY.register()
+@HASH_LOSS_REGISTRY.register()
 def orthohash(*, bits: int, num_classes: int, seed: int) -> nn.Module:
-    return OrthoHashObjective(hash_centers(num_classes, bits, seed=seed))
+    return OrthoHashLoss(hash_centers(num_classes, bits, seed=seed))

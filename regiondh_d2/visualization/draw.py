@@ -1,9 +1,9 @@
 """Retrieval as a picture: each query beside its nearest images.
 
 Relevant results (those that share a label with the query) have a green frame, others a red one, and
-results of unknown labels a grey one. Drawn with Pillow alone.
+results of unknown labels a gray one. Drawn with Pillow alone.
 
-An image that can't be drawn never costs the picture: a grey tile with its name and the reason
+An image that can't be drawn never costs the picture: a gray tile with its name and the reason
 stands in its place.
 """
 
@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..data.image_reader import on_white, read_rgb
+from ..retrieval.hamming_index import create_index
+from ..retrieval.search import Answer, SearchResult
 from ..structures.codes import CodeSet, check_comparable
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.marks import picture_mark
 from ..utils.text import draw_text, drawable, fit_text, text_width, wrap_text
-from .hamming_index import create_index
-from .search import Answer, SearchResult
 
 __all__ = [
     "AbsentPicture",
@@ -35,7 +35,7 @@ __all__ = [
     "draw_boxes",
     "draw_grid",
     "fit_image",
-    "nearest",
+    "top_by_distance_then_row",
     "picture_format",
     "retrieval_rows",
     "save_image",
@@ -43,9 +43,9 @@ __all__ = [
     "why_absent",
 ]
 
-GREEN, RED, GREY, BLUE = (34, 150, 83), (214, 58, 58), (150, 155, 163), (56, 98, 190)
+GREEN, RED, GRAY, BLUE = (34, 150, 83), (214, 58, 58), (150, 155, 163), (56, 98, 190)
 # Boxes of the first, second, ... object of a query and of what answers it; then again.
-BOX_COLOURS = (BLUE, (230, 126, 18), (142, 68, 173), (14, 148, 136))
+BOX_COLORS = (BLUE, (230, 126, 18), (142, 68, 173), (14, 148, 136))
 _INK, _FAINT, _PAPER, _RULE = (33, 37, 41), (118, 124, 132), (255, 255, 255), (226, 229, 233)
 _ABSENT = (203, 207, 212)
 
@@ -78,7 +78,7 @@ class Tile:
         caption: a short line under the image, such as the distance.
         names: class names, each with whether it is one of the query's; in small text, the query's
             in green.
-        frame: RGB colour of the frame.
+        frame: RGB color of the frame.
         file_name: of an ``image`` that is no file; the last part of a file's name stands under the
             caption.
     """
@@ -86,7 +86,7 @@ class Tile:
     image: str | os.PathLike | Image.Image | AbsentPicture
     caption: str = ""
     names: Sequence[tuple[str, bool]] = field(default_factory=tuple)
-    frame: tuple[int, int, int] = GREY
+    frame: tuple[int, int, int] = GRAY
     file_name: str | os.PathLike = ""
 
     @property
@@ -139,7 +139,7 @@ class GridLayout:
         return left + width + self.margin, top + height + self.margin
 
 
-def nearest(
+def top_by_distance_then_row(
     query_codes: np.ndarray,
     database_codes: np.ndarray,
     topk: int,
@@ -204,7 +204,9 @@ def retrieval_rows(
         others = [part[:, 1] for part in parts]
         places = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         exclude = np.stack((places, np.concatenate([places[:0], *others])), axis=1)
-    found, distances = nearest(query.codes[list(query_rows)], database.codes, topk, exclude)
+    found, distances = top_by_distance_then_row(
+        query.codes[list(query_rows)], database.codes, topk, exclude
+    )
     grid = []
     for query_row, rows, row_distances in zip(query_rows, found, distances, strict=True):
         wanted = _label_ids(query, query_row)
@@ -214,7 +216,7 @@ def retrieval_rows(
         for row, distance in zip(rows, row_distances, strict=True):
             labels = _label_ids(database, row)
             if wanted is None or labels is None:
-                frame = GREY
+                frame = GRAY
             else:
                 frame = GREEN if wanted & labels else RED
             caption = f"distance {distance}"
@@ -243,7 +245,7 @@ def _names(
 def search_tiles(result: SearchResult) -> list[Tile]:
     """The tiles of a search, the query first, for :func:`draw_grid`.
 
-    An object has its box drawn, in the colour of the query's object that it answers. Frames and
+    An object has its box drawn, in the color of the query's object that it answers. Frames and
     names tell labels where those of the query are known, otherwise names are predicted classes.
     """
     wanted = None if result.labels is None else set(result.labels)
@@ -264,7 +266,7 @@ def _answer_tile(answer: Answer, wanted: set[str] | None) -> Tile:
     if wanted is None or answer.labels is None:
         classes = [found.class_name for found in answer.objects if found]
         names = dict.fromkeys(classes or answer.labels or ())
-        return Tile(image, caption, [(name, False) for name in names], GREY, answer.file_name)
+        return Tile(image, caption, [(name, False) for name in names], GRAY, answer.file_name)
     names = sorted(answer.labels, key=lambda name: name not in wanted)  # shared ones first
     frame = GREEN if wanted & set(names) else RED
     shared = [(name, name in wanted) for name in names]
@@ -284,11 +286,11 @@ def _with_boxes(
 def draw_boxes(
     file_name: str | os.PathLike, boxes: Sequence[Sequence[float] | None]
 ) -> Image.Image:
-    """An image, upright, with boxes on it, each in its own of :data:`BOX_COLOURS`.
+    """An image, upright, with boxes on it, each in its own of :data:`BOX_COLORS`.
 
     Args:
         file_name: the image.
-        boxes: XYXY in pixels of the upright image; None takes a colour and draws nothing.
+        boxes: XYXY in pixels of the upright image; None takes a color and draws nothing.
 
     Raises:
         UnreadableImage: the image can't be read.
@@ -301,7 +303,7 @@ def draw_boxes(
     for i, box in enumerate(boxes):
         if box is not None:
             box = [side * factor for side, factor in zip(box, scale * 2, strict=True)]
-            draw.rectangle(box, outline=BOX_COLOURS[i % len(BOX_COLOURS)], width=width)
+            draw.rectangle(box, outline=BOX_COLORS[i % len(BOX_COLORS)], width=width)
     return image
 
 
@@ -317,7 +319,7 @@ def draw_grid(
 
     Returns:
         An RGB image of ``layout.size(len(rows), longest row)``. An image that can't be read is
-        a grey tile in it.
+        a gray tile in it.
 
     Raises:
         RegionDHError: there is nothing to draw.
@@ -329,11 +331,11 @@ def draw_grid(
     draw = ImageDraw.Draw(picture)
     _text(picture, (layout.margin, layout.margin - 4), title, 20, _INK, picture.width)
     if max(map(len, rows)) > 1:
-        # What the colours mean, with a rule between queries and results.
+        # What the colors mean, with a rule between queries and results.
         left, top = layout.corner(0, 1)
         x, y = layout.margin, layout.margin + 26
-        for colour, text in _legend(rows):
-            draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
+        for color, text in _legend(rows):
+            draw.rectangle((x, y + 2, x + 11, y + 13), fill=color)
             x = _text(picture, (x + 18, y), text, 14, _FAINT, picture.width) + 22
         x = left - (layout.gap + layout.query_gap) // 2
         draw.line((x, top, x, picture.height - layout.margin), fill=_RULE, width=2)
@@ -344,7 +346,7 @@ def draw_grid(
 
 
 def _legend(rows: Sequence[Sequence[Tile]]) -> list[tuple[tuple[int, int, int], str]]:
-    """Colours of frames with their meaning; none where no label is known."""
+    """Colors of frames with their meaning; none where no label is known."""
     if {GREEN, RED}.isdisjoint(tile.frame for row in rows for tile in row[1:]):
         return []
     return [(GREEN, "shares a label with the query"), (RED, "shares none")]
@@ -358,7 +360,7 @@ def _draw_tile(
     layout: GridLayout,
 ) -> None:
     (left, top), (width, height), frame = corner, layout.box, layout.frame
-    image = _fit_or_grey(tile.image, layout.box)
+    image = _fit_or_gray(tile.image, layout.box)
     # The frame hugs the image, which stands in the middle of its box.
     x = left + frame + (width - image.width) // 2
     y = top + frame + (height - image.height) // 2
@@ -381,28 +383,28 @@ def _draw_tile(
         x = _text(picture, (x, y), text, 13, GREEN if shared else _FAINT, right)
 
 
-def _fit_or_grey(
+def _fit_or_gray(
     image: str | os.PathLike | Image.Image | AbsentPicture, box: tuple[int, int]
 ) -> Image.Image:
-    """:func:`fit_image`, or a grey picture of the box's size that says what is missing and why."""
+    """:func:`fit_image`, or a gray picture of the box's size that says what is missing and why."""
     if not isinstance(image, AbsentPicture):
         try:
             return fit_image(image, box)
         except Exception as error:  # as in _with_boxes
             name = "" if isinstance(image, Image.Image) else image
             image = AbsentPicture(name, why_absent(error))
-    grey = Image.new("RGB", box, _ABSENT)
+    gray = Image.new("RGB", box, _ABSENT)
     y = 6
-    for text, colour in (
+    for text, color in (
         (display_name(os.path.basename(image.file_name)), _INK),
         (image.reason, _FAINT),
     ):
         for line in wrap_text(text, 12, box[0] - 12):
             if y + 14 > box[1]:
-                return grey
-            _text(grey, (6, y), line, 12, colour, box[0] - 6)
+                return gray
+            _text(gray, (6, y), line, 12, color, box[0] - 6)
             y += 15
-    return grey
+    return gray
 
 
 def fit_image(image: str | os.PathLike | Image.Image, box: tuple[int, int]) -> Image.Image:
@@ -423,12 +425,12 @@ def _text(
     at: tuple[float, float],
     text: str,
     size: int,
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     right: float,
     keep_end: bool = False,
 ) -> float:
     """Draw a line of text, cut short before ``right``; returns where it ends."""
-    return draw_text(picture, at, fit_text(text, size, right - at[0], keep_end), size, colour)
+    return draw_text(picture, at, fit_text(text, size, right - at[0], keep_end), size, color)
 
 
 def picture_format(path: str | os.PathLike) -> str:
@@ -439,7 +441,7 @@ def picture_format(path: str | os.PathLike) -> str:
     """
     ending = Path(path).suffix.lower()
     found = Image.registered_extensions().get(ending)
-    try:  # some formats have a writer that writes nothing, or no picture in colour
+    try:  # some formats have a writer that writes nothing, or no picture in color
         Image.new("RGB", (8, 8)).save(BytesIO(), found or "")
     except (KeyError, OSError, ValueError):
         raise RegionDHError(

@@ -50,13 +50,13 @@ __all__ = [
 ]
 
 INK = "#21252b"
-"""Colour of text, ticks and axes, and of nothing else: a page may replace it by its own."""
+"""Color of text, ticks and axes, and of nothing else: a page may replace it by its own."""
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Okabe and Ito's colors, which the color-blind can tell apart.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LINES = ("-", "--", "-.", ":")
 OTHER = "#9a9fa6"
-MAP_CLASSES = 20  # more colours than this nobody tells apart
+MAP_CLASSES = 20  # more colors than this nobody tells apart
 
 
 def _axes(
@@ -86,10 +86,10 @@ def _legend(axes: Axes, **where) -> None:
 
 
 def _line(index: int) -> dict:
-    """Colour and dashes of the line of a method, told apart in grey, too."""
+    """Color and dashes of the line of a method, told apart in gray, too."""
     return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": LINES[index // len(COLOURS) % len(LINES)],
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": LINES[index // len(COLORS) % len(LINES)],
         "linewidth": 1.8,
     }
 
@@ -153,12 +153,12 @@ def plot_distances(counts: DistanceCounts) -> Figure:
     figure, axes = _axes("Distances of all pairs", "Hamming distance", "share of the pairs")
     relevant = counts.relevant.sum(axis=0)
     other = counts.items.sum(axis=0) - relevant
-    kinds = {"share a label": (relevant, COLOURS[0]), "share none": (other, COLOURS[1])}
-    for name, (pairs, colour) in kinds.items():
+    kinds = {"share a label": (relevant, COLORS[0]), "share none": (other, COLORS[1])}
+    for name, (pairs, color) in kinds.items():
         shares = pairs / max(1, pairs.sum())
         edges = np.arange(len(shares) + 1) - 0.5
-        axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour)
-        axes.stairs(shares, edges, color=colour, linewidth=1.5, label=name)
+        axes.stairs(shares, edges, fill=True, alpha=0.35, color=color)
+        axes.stairs(shares, edges, color=color, linewidth=1.5, label=name)
     _legend(axes)
     return figure
 
@@ -167,13 +167,13 @@ def plot_bits(statistics: BitStatistics) -> Figure:
     """The share of codes in which each bit is set; saturated bits stand out."""
     figure, axes = _axes("Balance of the bits", "bit", "share of codes with the bit set")
     bits = np.arange(len(statistics.ones))
-    groups = {"saturated": (statistics.saturated, COLOURS[1])}
-    groups = {"in use": (~statistics.saturated, COLOURS[0])} | groups
-    for name, (chosen, colour) in groups.items():
+    groups = {"saturated": (statistics.saturated, COLORS[1])}
+    groups = {"in use": (~statistics.saturated, COLORS[0])} | groups
+    for name, (chosen, color) in groups.items():
         if chosen.any():
             # From the middle, so that a bit that is never set shows as well as one that always is.
-            axes.bar(bits[chosen], statistics.ones[chosen] - 0.5, bottom=0.5, color=colour)
-            axes.plot([], [], "s", color=colour, label=name)
+            axes.bar(bits[chosen], statistics.ones[chosen] - 0.5, bottom=0.5, color=color)
+            axes.plot([], [], "s", color=color, label=name)
     axes.axhline(0.5, color=INK, linewidth=0.8)
     axes.set_ylim(0, 1)
     axes.set_xlim(-1, len(bits))
@@ -183,14 +183,14 @@ def plot_bits(statistics: BitStatistics) -> Figure:
 
 
 def plot_correlation(statistics: BitStatistics) -> Figure:
-    """A heat map of the correlation of each two bits; grey where one is constant."""
+    """A heat map of the correlation of each two bits; gray where one is constant."""
     from matplotlib import colormaps
 
     figure, axes = _axes("Correlation of the bits", "bit", "bit")
     axes.grid(visible=False)
-    colours = colormaps["RdBu_r"].with_extremes(bad=OTHER)
+    colors = colormaps["RdBu_r"].with_extremes(bad=OTHER)
     image = axes.imshow(
-        statistics.correlation, cmap=colours, vmin=-1, vmax=1, interpolation="nearest"
+        statistics.correlation, cmap=colors, vmin=-1, vmax=1, interpolation="nearest"
     )
     bar = figure.colorbar(image)
     bar.ax.tick_params(colors=INK)
@@ -204,7 +204,7 @@ def code_map(codes: CodeSet, method: str = "pca") -> tuple[np.ndarray, str]:
     Args:
         codes: at least two codes.
         method: "pca", the two directions in which the bits vary most; or "tsne", which keeps
-            neighbourhoods and no distances (by scikit-learn, seeded).
+            neighborhoods and no distances (by scikit-learn, seeded).
 
     Returns:
         float64 (N, 2), and what the places are in half a line.
@@ -219,13 +219,13 @@ def code_map(codes: CodeSet, method: str = "pca") -> tuple[np.ndarray, str]:
         raise RegionDHError(f"a map needs at least two codes, not {len(codes)}")
     bits = unpack_codes(codes.codes, codes.bits).astype(np.float64)
     if method == "tsne":
-        return _tsne(bits), "t-SNE of the codes (neighbourhoods mean something, distances do not)"
-    centred = bits - bits.mean(axis=0)
-    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
+        return _tsne(bits), "t-SNE of the codes (neighborhoods mean something, distances do not)"
+    centered = bits - bits.mean(axis=0)
+    _, scale, axes = np.linalg.svd(centered, full_matrices=False)
     axes = np.pad(axes[:2], ((0, 2 - len(axes[:2])), (0, 0)))  # a single bit has one direction
     # The sign of a direction is free: its largest part is made positive, on every machine alike.
     largest = axes[np.arange(2), np.abs(axes).argmax(axis=1)]
-    places = centred @ (axes * np.where(largest < 0, -1, 1)[:, None]).T
+    places = centered @ (axes * np.where(largest < 0, -1, 1)[:, None]).T
     kept = np.square(scale[:2]).sum() / max(np.square(scale).sum(), np.finfo(float).tiny)
     return places, f"the two main directions of the bits, {kept:.0%} of their variance"
 
@@ -243,7 +243,7 @@ def _tsne(bits: np.ndarray) -> np.ndarray:
 
 
 def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
-    """A 2-D map of the codes of images that show one class, coloured by the class.
+    """A 2-D map of the codes of images that show one class, colored by the class.
 
     Args:
         codes: with labels; images of no or several classes are left out.
@@ -267,17 +267,15 @@ def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
     figure, axes = _axes(f"Codes of images of one class: {meaning}", size=(9.2, 5.4))
     axes.set_xticks([])
     axes.set_yticks([])
-    colours = colormaps["tab20"].colors
+    colors = colormaps["tab20"].colors
     style = {"linestyle": "", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.8}
     style["rasterized"] = True  # or a page would hold a path for each of many images
     for class_id in sorted(frequent):
         chosen = single & (classes == class_id)
         if chosen.any():
-            colour = colours[class_id % len(colours)]
-            marker = "os^D"[class_id // len(colours) % 4]
-            axes.plot(
-                *places[chosen].T, marker=marker, color=colour, label=names[class_id], **style
-            )
+            color = colors[class_id % len(colors)]
+            marker = "os^D"[class_id // len(colors) % 4]
+            axes.plot(*places[chosen].T, marker=marker, color=color, label=names[class_id], **style)
     rest = single & ~np.isin(classes, frequent)
     if rest.any():
         axes.plot(*places[rest].T, marker="o", color=OTHER, label="other classes", **style)

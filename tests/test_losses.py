@@ -11,9 +11,9 @@ from torch import nn
 
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.modeling.hashing import binarize, label_similarity_loss
-from regiondh_d2.modeling.objectives import (
-    HASH_OBJECTIVE_REGISTRY,
-    build_objective,
+from regiondh_d2.modeling.losses import (
+    HASH_LOSS_REGISTRY,
+    build_loss,
     csq_loss,
     dmssph_loss,
     dpsh_loss,
@@ -257,7 +257,7 @@ def test_orthohash_of_a_code_on_its_codeword():
 
 
 # --------------------------------------------------------------------------------------------------
-# Centres
+# Centers
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128])
@@ -323,11 +323,11 @@ def test_a_code_too_short_for_its_classes_is_refused():
 
 
 def build(name, **options):
-    return build_objective(name, **{"bits": 8, "num_classes": 4, **options})
+    return build_loss(name, **{"bits": 8, "num_classes": 4, **options})
 
 
 def test_the_registry_holds_the_methods():
-    assert [name for name, _ in HASH_OBJECTIVE_REGISTRY] == NAMES
+    assert [name for name, _ in HASH_LOSS_REGISTRY] == NAMES
 
 
 def test_an_unknown_objective_is_refused():
@@ -386,7 +386,7 @@ def test_no_image_and_one_image(name, num_images):
     assert a.grad.isfinite().all()
     if num_images == 0:
         assert loss.item() == 0.0
-    elif name not in CENTRAL:  # no pair; |u| = 1/2, so what is left is the quantisation
+    elif name not in CENTRAL:  # no pair; |u| = 1/2, so what is left is the quantization
         left = {"isdh": 0.1 / 2, "dmssph": 0.01 / 2, "dpsh": 0.1 / 4}
         assert loss.item() == pytest.approx(left.get(name, 0.0), rel=1e-6)
 

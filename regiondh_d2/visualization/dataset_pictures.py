@@ -23,7 +23,7 @@ from regiondh_d2.utils.text import draw_text, drawable, font_families, text_widt
 __all__ = ["draw_record", "draw_training_input"]
 
 _SHORT_SIDE = 480  # small images are enlarged to it, or text would hide them
-_COLOURS = colormap(rgb=True, maximum=1)
+_COLORS = colormap(rgb=True, maximum=1)
 _FONT_SIZE, _BOX_FONT_SIZE = 18, 13
 _INK, _PAPER = (33, 37, 41), (240, 241, 243)
 
@@ -31,7 +31,7 @@ _INK, _PAPER = (33, 37, 41), (240, 241, 243)
 def draw_record(record: dict, class_names: Sequence[str]) -> Image.Image:
     """An image with its ground truth, under a line of its role, name and labels.
 
-    Boxes of a class have one colour; those of difficult objects and of crowds are dashed.
+    Boxes of a class have one color; those of difficult objects and of crowds are dashed.
 
     Args:
         record: a dataset dict; ``role`` and ``annotations`` may be absent.
@@ -90,19 +90,19 @@ def _draw(pixels: np.ndarray, record: dict, class_names: Sequence[str]) -> Image
 def _draw_object(canvas: Visualizer, annotation: dict, class_names: Sequence[str]) -> None:
     class_id = annotation["category_id"]
     box = _xyxy(annotation)
-    colour = _COLOURS[class_id % len(_COLOURS)]
+    color = _COLORS[class_id % len(_COLORS)]
     marks = [
         mark
         for key, mark in (("difficult", "difficult"), ("iscrowd", "crowd"))
         if annotation.get(key)
     ]
-    canvas.draw_box(box, alpha=0.9, edge_color=colour, line_style="--" if marks else "-")
+    canvas.draw_box(box, alpha=0.9, edge_color=color, line_style="--" if marks else "-")
     text = ", ".join([_name(class_id, class_names), *marks])
     canvas.draw_text(
         drawable(text).replace("$", r"\$"),  # between two of which matplotlib reads formulas
         tuple(box[:2]),
         font_size=_BOX_FONT_SIZE / canvas.output.scale,  # the canvas scales text, too
-        color=colour,
+        color=color,
         horizontal_alignment="left",
     )
 

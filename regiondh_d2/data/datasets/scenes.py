@@ -1,8 +1,8 @@
 """Generated scenes: a small multi-label dataset in VOC layout that needs no download.
 
-Every image holds one to five drawn objects of twelve shapes before a cluttered background. Colour,
+Every image holds one to five drawn objects of twelve shapes before a cluttered background. Color,
 texture, size and rotation are drawn independently of the class, so only the shape tells it: a
-histogram of colours knows nothing. Classes come in groups that tend to occur together, as in
+histogram of colors knows nothing. Classes come in groups that tend to occur together, as in
 photographs.
 """
 
@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from regiondh_d2.data.retrieval import register_retrieval_dataset
-from regiondh_d2.data.voc import register_voc
-
-from ..utils.errors import OutputExistsError, RegionDHError
+from ...utils.errors import OutputExistsError, RegionDHError
+from ..retrieval import register_retrieval_dataset
+from ..voc import register_voc
 
 logger = logging.getLogger(__name__)
 
@@ -212,30 +211,30 @@ def _object_mask(name: str, length: int, rng: np.random.Generator) -> np.ndarray
     return mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 
-# --- colours and textures --------------------------------------------------------------------
+# --- colors and textures --------------------------------------------------------------------
 
 
-def _colour(rng: np.random.Generator) -> np.ndarray:
-    """A random RGB colour, float32 (3,) in [0, 255]."""
+def _color(rng: np.random.Generator) -> np.ndarray:
+    """A random RGB color, float32 (3,) in [0, 255]."""
     hue, saturation, value = rng.random(), rng.uniform(0.15, 1.0), rng.uniform(0.15, 1.0)
     return np.float32(colorsys.hsv_to_rgb(hue, saturation, value)) * 255
 
 
-def _luma(colour: np.ndarray) -> np.ndarray:
-    return colour @ np.float32([0.299, 0.587, 0.114])
+def _luma(color: np.ndarray) -> np.ndarray:
+    return color @ np.float32([0.299, 0.587, 0.114])
 
 
-def _contrasting_colour(against: float, rng: np.random.Generator, contrast: float) -> np.ndarray:
-    """A random colour whose luma differs from `against` by at least `contrast`."""
+def _contrasting_color(against: float, rng: np.random.Generator, contrast: float) -> np.ndarray:
+    """A random color whose luma differs from `against` by at least `contrast`."""
     for _ in range(50):
-        colour = _colour(rng)
-        if abs(_luma(colour) - against) >= contrast:
-            return colour
+        color = _color(rng)
+        if abs(_luma(color) - against) >= contrast:
+            return color
     return np.float32([255, 255, 255] if against < 128 else [0, 0, 0])
 
 
 def _texture(h: int, w: int, base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A patch around the colour `base`, float32 (h, w, 3) in [0, 255]."""
+    """A patch around the color `base`, float32 (h, w, 3) in [0, 255]."""
     second = np.clip(base + rng.choice([-1, 1]) * rng.uniform(25, 60), 0, 255)
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     angle = rng.uniform(0, math.pi)
@@ -268,7 +267,7 @@ def _smooth_noise(h: int, w: int, cell: int, rng: np.random.Generator) -> np.nda
 
 def _background(w: int, h: int, rng: np.random.Generator) -> np.ndarray:
     """Gradient, noise and clutter that belongs to no class; float32 (h, w, 3) in [0, 255]."""
-    first, second = _colour(rng), _colour(rng)
+    first, second = _color(rng), _color(rng)
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     angle = rng.uniform(0, 2 * math.pi)
     ramp = x / w * math.cos(angle) + y / h * math.sin(angle)
@@ -281,25 +280,25 @@ def _background(w: int, h: int, rng: np.random.Generator) -> np.ndarray:
     draw = ImageDraw.Draw(big)
     for _ in range(rng.integers(4, 14)):
         at = np.clip(canvas[rng.integers(h), rng.integers(w)], 0, 255)
-        colour = tuple(int(v) for v in at + rng.uniform(0.25, 0.8) * (_colour(rng) - at))
+        color = tuple(int(v) for v in at + rng.uniform(0.25, 0.8) * (_color(rng) - at))
         cx, cy = rng.uniform(0, 2 * w), rng.uniform(0, 2 * h)
         reach = rng.uniform(10, 0.8 * min(w, h))
         kind = rng.integers(4)
         if kind == 0:  # line
             dx, dy = _polar(2 * reach, rng.uniform(0, math.pi))
-            draw.line([cx - dx, cy - dy, cx + dx, cy + dy], colour, int(rng.integers(2, 9)))
+            draw.line([cx - dx, cy - dy, cx + dx, cy + dy], color, int(rng.integers(2, 9)))
         elif kind == 1:  # blob
             ry = reach * rng.uniform(0.3, 0.7)
-            draw.ellipse([cx - reach / 2, cy - ry / 2, cx + reach / 2, cy + ry / 2], fill=colour)
+            draw.ellipse([cx - reach / 2, cy - ry / 2, cx + reach / 2, cy + ry / 2], fill=color)
         elif kind == 2:  # dots
             for _ in range(rng.integers(5, 25)):
                 px, py = rng.normal(cx, reach / 2), rng.normal(cy, reach / 2)
                 r = rng.uniform(1.5, 5)
-                draw.ellipse([px - r, py - r, px + r, py + r], fill=colour)
+                draw.ellipse([px - r, py - r, px + r, py + r], fill=color)
         else:  # arc
             start = rng.uniform(0, 360)
             box = [cx - reach, cy - reach, cx + reach, cy + reach]
-            draw.arc(box, start, start + rng.uniform(40, 150), colour, int(rng.integers(2, 8)))
+            draw.arc(box, start, start + rng.uniform(40, 150), color, int(rng.integers(2, 8)))
     return np.asarray(big.resize((w, h), Image.Resampling.BOX), dtype=np.float32)
 
 
@@ -320,12 +319,12 @@ def _scene_classes(rng: np.random.Generator) -> list[str]:
 def _paint(canvas: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
     """Lay a textured object of opacity `mask` (h, w) over `canvas` (h, w, 3), in place."""
     around = float(_luma(canvas).mean())
-    base = _contrasting_colour(around, rng, contrast=55)
+    base = _contrasting_color(around, rng, contrast=55)
     paint = _texture(*mask.shape, base, rng)
     if rng.random() < 0.5:
         opaque = Image.fromarray((mask > 0.5).astype(np.uint8) * 255)
         inner = np.asarray(opaque.filter(ImageFilter.MinFilter(3))) > 0
-        paint[~inner] = _contrasting_colour(float(_luma(base)), rng, contrast=40)
+        paint[~inner] = _contrasting_color(float(_luma(base)), rng, contrast=40)
     canvas += mask[..., None] * (paint - canvas)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from .utils.errors import RegionDHError
-from .utils.file_io import file_sha256, replace_when_complete
+from ..utils.errors import RegionDHError
+from ..utils.file_io import file_sha256, replace_when_complete
 
 __all__ = ["FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
 
-FOLDER = Path(__file__).parent / "weights"
+FOLDER = Path(__file__).parents[1] / "weights"
 
 # sha256 of FOLDER/<name>.pth. MODEL_ZOO.md says how each was trained and what it reaches.
 SHIPPED = {
