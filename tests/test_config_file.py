@@ -49,7 +49,7 @@ def test_of_an_old_and_a_new_name_the_last_file_decides(cfg, write, old_first):
     first, last = texts if old_first else texts[::-1]
     write("base.yaml", first)
     merge_config_file(cfg, write("leaf.yaml", f"_BASE_: base.yaml\n{last}"))
-    assert cfg.MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM == (34 if old_first else 12)
+    assert (34 if old_first else 12) == cfg.MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM
 
 
 def test_a_wrong_value_under_an_old_name_is_refused(cfg, write):
