@@ -1,8 +1,14 @@
-"""Shared fixtures: a small Region-DH network on the CPU, and inputs for it."""
+"""Shared fixtures: a small Region-DH network on the CPU, and inputs for it.
+
+What takes seconds to import is imported by the fixtures that need it: pytest reads this file in the
+process that hands out the tests, too, and all others wait for that.
+"""
 
 import importlib.util
+import logging
 import os
 import resource
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,16 +18,6 @@ import pytest
 # One thread a process, also in those that tests start: there is a process for each core, and the
 # threads of PyTorch that wait for work would keep the others from it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-
-from regiondh_d2 import add_regiondh_config
-from regiondh_d2.checkpoint import RegionDHCheckpointer
-from regiondh_d2.data import generate_scenes
-from regiondh_d2.engine import build_cfg
 
 TINY = """
 MODEL.DEVICE cpu
@@ -72,15 +68,68 @@ def full_disk():
     return limit
 
 
+@pytest.fixture
+def plain_loggers(monkeypatch):
+    """Commands don't set up loggers, which would stay so for the tests of other modules."""
+    import detectron2.engine.defaults
+
+    from regiondh_d2.engine import defaults, trainer
+
+    def get_logger(*args, name="detectron2", **kwargs):
+        return logging.getLogger(name)
+
+    for module in (defaults, trainer, detectron2.engine.defaults):
+        monkeypatch.setattr(module, "setup_logger", get_logger)
+
+
 @pytest.fixture(scope="session")
-def random_network(tmp_path_factory):
+def fork():
+    """The start method of processes that needn't import everything anew.
+
+    None where a fork may not work, as after a start of CUDA or of other threads: the default.
+    """
+    import torch
+
+    single = os.environ["OMP_NUM_THREADS"] == "1" and not torch.cuda.is_available()
+    return "fork" if sys.platform == "linux" and single else None
+
+
+@pytest.fixture
+def forked_workers(fork, monkeypatch):
+    """The processes of a command are forks of this one, where that works."""
+    from torch import multiprocessing
+
+    start = multiprocessing.start_processes
+    if fork:
+        monkeypatch.setattr(
+            multiprocessing, "start_processes", lambda *a, **k: start(*a, start_method=fork, **k)
+        )
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A folder of scenes, 8 to search in and 3 queries, to be read only."""
+    from regiondh_d2.data import generate_scenes
+
+    return generate_scenes(
+        tmp_path_factory.mktemp("shared") / "scenes", num_database=8, num_queries=3
+    )
+
+
+@pytest.fixture(scope="session")
+def random_network(scenes, tmp_path_factory):
     """Scenes and the weights of a network whose heads are random, to be read only.
 
     Attributes: ``scenes``, a folder; ``weights``, a file; ``config``, the path of the config; and
     ``opts``, its overrides KEY, VALUE, which lead to differing codes and to some detections.
     """
+    import torch
+    from detectron2.modeling import build_model
+
+    from regiondh_d2.checkpoint import RegionDHCheckpointer
+    from regiondh_d2.engine import build_cfg
+
     folder = tmp_path_factory.mktemp("random_network")
-    generate_scenes(folder / "scenes", num_database=8, num_queries=3)
     name = "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
     config = str(Path(__file__).parents[1] / name)
     opts = [
@@ -95,12 +144,16 @@ def random_network(tmp_path_factory):
     weights = folder / "weights.pth"
     torch.save({"model": model.state_dict()}, weights)
     opts += ["MODEL.WEIGHTS", str(weights)]
-    return SimpleNamespace(scenes=folder / "scenes", weights=weights, config=config, opts=opts)
+    return SimpleNamespace(scenes=scenes, weights=weights, config=config, opts=opts)
 
 
 @pytest.fixture
 def tiny_cfg():
     """The shipped light Region-DH config, shrunk: 3 classes, 12 bits, 20 proposals, 8 fused."""
+    from detectron2.config import get_cfg
+
+    from regiondh_d2 import add_regiondh_config
+
     cfg = get_cfg()
     add_regiondh_config(cfg)
     configs = Path(__file__).parents[1] / "configs"
@@ -112,6 +165,8 @@ def tiny_cfg():
 @pytest.fixture
 def make_model(tiny_cfg):
     """A function that builds the small network with overrides KEY, VALUE, and fixed weights."""
+    import torch
+    from detectron2.modeling import build_model
 
     def make(*opts, seed=0):
         cfg = tiny_cfg.clone()
@@ -125,6 +180,8 @@ def make_model(tiny_cfg):
 @pytest.fixture
 def make_inputs():
     """A function from image sizes (H, W) to inputs with that many random objects an image."""
+    import torch
+    from detectron2.structures import Boxes, Instances
 
     def make(*sizes, objects=2, num_classes=3, seed=0):
         g = torch.Generator().manual_seed(seed)
