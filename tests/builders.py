@@ -12,6 +12,7 @@ from regiondh_d2.data import generate_scenes, register_scenes
 from regiondh_d2.structures.codes import CodeSet, InstanceCodes
 from regiondh_d2.structures.packed import pack_codes
 
+CLASS_NAMES = ("cat", "dog", "sofa")
 FINGERPRINT = "f" * 64  # of a network that does not exist
 
 
@@ -63,14 +64,14 @@ def object_codes(codes, image_index, bits=None, **columns):
     return InstanceCodes(**(values | columns))
 
 
-def random_objects(rng, image_index, bits, *, classes=3, density=0.5, **columns):
+def random_objects(rng, image_index, bits, *, num_classes=3, density=0.5, **columns):
     """Objects with random codes, boxes, scores and classes.
 
     Args:
         rng: the generator of the random numbers.
         image_index: M rows of the images that they are in.
         bits: code length.
-        classes: how many classes there are.
+        num_classes: how many classes there are.
         density: the share of bits that are 1.
         columns: as in :func:`object_codes`.
     """
@@ -79,26 +80,26 @@ def random_objects(rng, image_index, bits, *, classes=3, density=0.5, **columns)
     values = {
         "boxes": np.hstack([corners, corners + 20]).astype(np.float32),
         "scores": rng.random(count).astype(np.float32),
-        "classes": rng.integers(0, classes, count),
+        "classes": rng.integers(0, num_classes, count),
     }
     codes = rng.random((count, bits)) < density
     return object_codes(codes, image_index, **(values | columns))
 
 
-def random_code_set(rng, count, bits, *, classes=("cat", "dog", "sofa"), density=0.5, **columns):
+def random_code_set(rng, count, bits, *, class_names=CLASS_NAMES, density=0.5, **columns):
     """Images with random codes and labels; short codes have many equal distances.
 
     Args:
         rng: the generator of the random numbers.
         count: how many images.
         bits: code length.
-        classes: names of the classes; each image has each of them with probability 1/2.
+        class_names: an image has each of these classes with probability 1/2.
         density: the share of bits that are 1.
         columns: as in :func:`code_set`.
     """
     values = {
-        "labels": rng.random((count, len(classes))) < 0.5,
-        "class_names": list(classes),
+        "labels": rng.random((count, len(class_names))) < 0.5,
+        "class_names": list(class_names),
         "model_fingerprint": FINGERPRINT,
     }
     return code_set(rng.random((count, bits)) < density, **(values | columns))

@@ -7,6 +7,7 @@ process that hands out the tests, too, and all others wait for that.
 import importlib.util
 import logging
 import os
+import pickle
 import resource
 import sys
 from contextlib import contextmanager
@@ -40,14 +41,18 @@ TEST.DETECTIONS_PER_IMAGE 10
 
 @pytest.fixture(scope="session")
 def load_tool():
-    """A function from the name of a file in tools/ to it as a module."""
+    """A function from the name of a file in tools/ to it as a module, one for all tests."""
+    loaded = {}
 
     def load(name):
-        path = Path(__file__).parents[1] / "tools" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        if name not in loaded:
+            path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+            spec = importlib.util.spec_from_file_location(f"{name}_of_tools", path)
+            loaded[name] = importlib.util.module_from_spec(spec)
+            # By its name alone another process knows a function.
+            sys.modules[spec.name] = loaded[name]
+            spec.loader.exec_module(loaded[name])
+        return loaded[name]
 
     return load
 
@@ -83,27 +88,31 @@ def plain_loggers(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def fork():
-    """The start method of processes that needn't import everything anew.
+def forked():
+    """A context in which a command's processes are forks of this one, which import nothing anew.
 
-    None where a fork may not work, as after a start of CUDA or of other threads: the default.
+    What they are given goes through pickle, as it does to processes that are no forks. Where a fork
+    may not work, as with CUDA or with several threads, they start as they always do.
     """
     import torch
-
-    single = os.environ["OMP_NUM_THREADS"] == "1" and not torch.cuda.is_available()
-    return "fork" if sys.platform == "linux" and single else None
-
-
-@pytest.fixture
-def forked_workers(fork, monkeypatch):
-    """The processes of a command are forks of this one, where that works."""
     from torch import multiprocessing
 
     start = multiprocessing.start_processes
-    if fork:
-        monkeypatch.setattr(
-            multiprocessing, "start_processes", lambda *a, **k: start(*a, start_method=fork, **k)
-        )
+    works = sys.platform == "linux" and os.environ["OMP_NUM_THREADS"] == "1"
+    works = works and not torch.cuda.is_available()
+
+    def fork(worker, args, **options):
+        args = pickle.loads(pickle.dumps(args))
+        return start(worker, args, **options, start_method="fork")
+
+    @contextmanager
+    def patched():
+        with pytest.MonkeyPatch.context() as patch:
+            if works:
+                patch.setattr(multiprocessing, "start_processes", fork)
+            yield
+
+    return patched
 
 
 @pytest.fixture(scope="session")

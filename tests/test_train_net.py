@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import registered_scenes
 
+from builders import registered_scenes
 from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.trainer import FiniteCheckpointer
 from regiondh_d2.engine.user_code import VARIABLE
@@ -172,15 +172,14 @@ def test_two_processes_train_and_evaluate_as_a_program(scenes, tmp_path):
     assert "FutureWarning" not in result.stderr + result.stdout
 
 
-def test_two_processes_evaluate_and_train_nothing(
-    train_net, random_network, tmp_path, forked_workers
-):
+def test_two_processes_evaluate_and_train_nothing(train_net, random_network, tmp_path, forked):
     """What a script of one's own with --eval-only and --num-gpus did not do."""
     output = tmp_path / "zoo"
     output.mkdir()
     (output / "model_final.pth").write_bytes(b"trained for days")
     words = ["MODEL.WEIGHTS", random_network.weights, "OUTPUT_DIR", output]
-    result = train_net("--eval-only", "--num-gpus", 2, *words)
+    with forked():
+        result = train_net("--eval-only", "--num-gpus", 2, *words)
     assert result.status == 0, result.error
     assert len(read_codes(output / f"inference/{TEST}/database.h5")) == 8
     assert (output / "model_final.pth").read_bytes() == b"trained for days"
@@ -235,9 +234,10 @@ def test_commands_import_the_package_before_what_makes_pytorch_complain():
         assert not theirs or modules.index(ours[0]) < modules.index(theirs[0]), file
 
 
-def test_a_failure_of_one_of_two_processes_is_told_in_one_line(train_net, forked_workers):
+def test_a_failure_of_one_of_two_processes_is_told_in_one_line(train_net, forked):
     refused = ["SOLVER.IMS_PER_BATCH", "3", "OUTPUT_DIR", "three"]
-    result = train_net("--num-gpus", "2", *refused)
+    with forked():
+        result = train_net("--num-gpus", "2", *refused)
     assert result.status == 1
     line = r"error: SOLVER\.IMS_PER_BATCH 3 is no multiple of the 2 processes"
     assert re.match(line, result.error)
