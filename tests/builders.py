@@ -139,7 +139,8 @@ def registered():
     finally:
         for name in set(DatasetCatalog.list()) - before:
             DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+            if name in MetadataCatalog.list():  # where nothing is known of a dataset
+                MetadataCatalog.remove(name)
 
 
 @contextlib.contextmanager

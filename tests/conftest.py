@@ -116,7 +116,7 @@ def forked():
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
+def shared_scenes(tmp_path_factory):
     """A folder of scenes, 8 to search in and 3 queries, to be read only."""
     from regiondh_d2.data import generate_scenes
 
@@ -126,7 +126,7 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def random_network(scenes, tmp_path_factory):
+def random_network(shared_scenes, tmp_path_factory):
     """Scenes and the weights of a network whose heads are random, to be read only.
 
     Attributes: ``scenes``, a folder; ``weights``, a file; ``config``, the path of the config; and
@@ -153,7 +153,7 @@ def random_network(scenes, tmp_path_factory):
     weights = folder / "weights.pth"
     torch.save({"model": model.state_dict()}, weights)
     opts += ["MODEL.WEIGHTS", str(weights)]
-    return SimpleNamespace(scenes=scenes, weights=weights, config=config, opts=opts)
+    return SimpleNamespace(scenes=shared_scenes, weights=weights, config=config, opts=opts)
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ DATASETS = ["DATASETS.TRAIN", f"('{TRAIN}',)", "DATASETS.TEST", f"('{TEST}',)"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def datasets(scenes):
-    with registered_scenes(scenes, PREFIX):
+def datasets(shared_scenes):
+    with registered_scenes(shared_scenes, PREFIX):
         yield
 
 
@@ -151,11 +151,11 @@ def test_weights_that_are_not_finite_are_not_saved(make_model, tmp_path, value):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate_as_a_program(scenes, tmp_path):
+def test_two_processes_train_and_evaluate_as_a_program(shared_scenes, tmp_path):
     """On datasets of one's own, which new processes know only if they import the same module."""
     (tmp_path / "my_zoo.py").write_text(
         "from regiondh_d2.data.datasets.scenes import register_scenes\n"
-        f"register_scenes({str(scenes)!r}, {PREFIX!r})\n"
+        f"register_scenes({str(shared_scenes)!r}, {PREFIX!r})\n"
     )
     result = subprocess.run(
         [sys.executable, SCRIPT, "--config-file", CONFIG, "--import", "my_zoo"]
