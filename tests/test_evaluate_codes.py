@@ -197,6 +197,7 @@ def test_wrong_arguments_exit_2(tool, files, arguments):
     assert error.value.code == 2
 
 
+@pytest.mark.slow
 def test_as_a_program(files, tmp_path):
     """A missing file: exit status 1 and one line that names it."""
     absent = str(tmp_path / "absent.h5")

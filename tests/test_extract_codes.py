@@ -204,6 +204,7 @@ def test_killed_and_resumed(random_network, undisturbed, arguments, tool, tmp_pa
     assert not (tmp_path / "codes.h5.parts").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c(random_network, arguments, tmp_path):
     output = tmp_path / "codes.h5"
     options = ["--batch-size", "1", "--save-every", "0"]

@@ -64,6 +64,7 @@ def answers_of(printed):
     return [line.split(maxsplit=2)[2] for line in lines]
 
 
+@pytest.mark.slow
 def test_as_a_program(place):
     """Encoded, indexed, searched and drawn in one process, and a broken photo is left out."""
     (place / "mine" / "broken.jpg").write_bytes(b"no image")
