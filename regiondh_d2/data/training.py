@@ -201,8 +201,8 @@ def training_records(cfg: CfgNode, boxes: bool = True) -> list[dict]:
         check_record(record)
         if boxes and has_labels_alone(record):
             fail(
-                f"{display_name(str(record['file_name']))} has image_labels and no annotations, and "
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} learns from boxes; "
+                f"{display_name(str(record['file_name']))} has image_labels and no annotations; "
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} learns from boxes, and "
                 "configs/Base-ImageHash.yaml (DLBHC, SSDH) learns from labels"
             )
         ids = sorted(labels_to_learn(record))
