@@ -11,13 +11,13 @@ from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.file_io import refuse_inputs
 from regiondh_d2.visualization.draw import save_image
 from regiondh_d2.visualization.plots import (
-    compare_methods,
     plot_code_map,
     plot_metric_against_bits,
     plot_precision_at,
     plot_precision_recall,
     save_figure,
 )
+from regiondh_d2.visualization.retrieval_pictures import compare_methods
 
 from .queries import read_run_codes
 from .result_files import ResultFolder, require_metrics
