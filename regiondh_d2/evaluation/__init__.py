@@ -1,6 +1,6 @@
 """Retrieval metrics, and the evaluators that measure a model with them."""
 
-from .ranking_metrics import RankingResult, evaluate_ranking
+from .ranking_metrics import RankingResult, evaluate_distances, evaluate_ranking
 from .retrieval_evaluator import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     "RetrievalEvaluator",
     "RoleFilter",
     "VOCBoxEvaluator",
+    "evaluate_distances",
     "evaluate_ranking",
 ]

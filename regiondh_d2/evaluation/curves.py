@@ -14,13 +14,8 @@ import numpy as np
 
 from ..structures.packed import to_words, unpack_codes
 from ..utils.errors import RegionDHError
-from .ranking_metrics import (
-    check_codes,
-    check_labels,
-    check_pairs,
-    evaluate_ranking,
-    pairwise_popcount,
-)
+from .pair_counts import pairwise_popcount
+from .ranking_metrics import check_codes, check_labels, check_pairs, evaluate_ranking
 
 __all__ = [
     "BitStatistics",
