@@ -23,7 +23,7 @@ CORE = [
     "Pillow>=10.1",
     "h5py>=3.10",
     "filelock>=3.12",
-    "tqdm>=4.30",
+    "tqdm>=4.60",
     "fvcore>=0.1.5,<0.1.6",
     "pycocotools>=2.0.7",
 ]
