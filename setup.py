@@ -6,12 +6,15 @@ not a dependency: it has no release on the package registry, so it is found by `
 installed by hand (see INSTALL.md).
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
+PACKAGE = (HERE / "regiondh_d2" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE)[1]
 
 # What `regiondh_d2` itself imports. Lower bounds only: constraints.txt holds what is tested.
 CORE = [
@@ -19,9 +22,11 @@ CORE = [
     "torchvision>=0.19",
     "timm>=1.0",
     "numpy>=2.0",
+    "scipy>=1.13",
     "Pillow>=10.1",
     "h5py>=3.10",
     "filelock>=3.12",
+    "tqdm>=4.60",
     "fvcore>=0.1.5,<0.1.6",
     "pycocotools>=2.0.7",
 ]
@@ -72,7 +77,7 @@ EXTRAS = {
 
 setup(
     name="regiondh_d2",
-    version="0.1.0",
+    version=VERSION,
     description="Region-based deep hashing for multi-label image retrieval, as a Detectron2 plugin",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",

@@ -13,12 +13,8 @@ import numpy as np
 
 from ..structures.packed import to_words
 from ..utils.errors import RegionDHError
-from .ranking_metrics import (
-    check_codes,
-    check_labels,
-    check_pairs,
-    pairwise_popcount,
-)
+from .pair_counts import pairwise_popcount
+from .ranking_metrics import check_codes, check_labels, check_pairs
 
 __all__ = [
     "DistanceCounts",
