@@ -16,29 +16,30 @@ CLASS_NAMES = ("cat", "dog", "sofa")
 FINGERPRINT = "f" * 64  # of a network that does not exist
 
 
-def packed(codes):
-    """Codes as they are stored: bool (N, K) is packed, uint8 (N, ceil(K / 8)) stays."""
+def _stored(codes, bits):
+    """Codes as they are stored, and their length."""
     codes = np.asarray(codes)
-    return pack_codes(codes) if codes.dtype == bool else codes.astype(np.uint8)
+    if codes.dtype == np.uint8:
+        return codes, bits or 8 * codes.shape[1]
+    return pack_codes(codes.astype(bool)), codes.shape[1]
 
 
 def code_set(codes, bits=None, *, names=None, **columns):
     """A code set of given codes; the images have no labels unless they are given.
 
     Args:
-        codes: bool (N, K), or packed uint8 (N, ceil(K / 8)).
-        bits: K; by default, the columns of bool codes and 8 for each of packed ones.
+        codes: N rows of K bits, each True or False, 1 or 0; or packed as uint8 (N, ceil(K / 8)).
+        bits: K, where packed codes have other than 8 bits a byte.
         names: N file names, which are the image ids, too. By default the ids are "0", "1" and so
             on, and the names "0.jpg", "1.jpg" and so on, which count from no folder.
         columns: further attributes of a :class:`CodeSet`, or others in place of these.
     """
-    codes = np.asarray(codes)
-    bits = bits or codes.shape[1] * (1 if codes.dtype == bool else 8)
+    codes, bits = _stored(codes, bits)
     numbers = [str(i) for i in range(len(codes))]
     ids, files = (numbers, [f"{i}.jpg" for i in numbers]) if names is None else (names, names)
     if columns.get("labels") is not None:
         columns["labels"] = np.asarray(columns["labels"]).astype(np.uint8)
-    values = {"codes": packed(codes), "bits": bits, "image_ids": list(ids), "file_names": files}
+    values = {"codes": codes, "bits": bits, "image_ids": list(ids), "file_names": files}
     return CodeSet(**(values | columns))
 
 
@@ -46,16 +47,15 @@ def object_codes(codes, image_index, bits=None, **columns):
     """Codes of detected objects, by default of class 0, with score 0.5 and box (0, 0, 10, 10).
 
     Args:
-        codes: bool (M, K), or packed uint8 (M, ceil(K / 8)).
+        codes, bits: as in :func:`code_set`.
         image_index: M rows of the images that they are in.
-        bits: as in :func:`code_set`.
         columns: further attributes of :class:`InstanceCodes`, or others in place of these.
     """
-    codes = np.asarray(codes)
+    codes, bits = _stored(codes, bits)
     count = len(codes)
     values = {
-        "codes": packed(codes),
-        "bits": bits or codes.shape[1] * (1 if codes.dtype == bool else 8),
+        "codes": codes,
+        "bits": bits,
         "image_index": np.asarray(image_index, np.int64),
         "boxes": np.tile(np.array([0, 0, 10, 10], np.float32), (count, 1)),
         "scores": np.full(count, 0.5, np.float32),
