@@ -18,7 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import get_event_storage
 from fvcore.common.config import CfgNode
 
-from ..data.scenes import generate_scenes, register_scenes
+from ..data.datasets.scenes import generate_scenes, register_scenes
 from ..evaluation import RetrievalEvaluator, evaluate_ranking
 from ..retrieval.code_store import read_codes, write_codes
 from ..retrieval.color_histogram import color_histograms, itq_codes
