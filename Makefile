@@ -23,14 +23,16 @@ demo: setup  ## generate scenes, train, code, evaluate, report and draw, into ou
 test: setup  ## run the tests
 	$(PY) -m pytest -n auto --dist loadfile
 
-lint: setup  ## check style and format
+lint: setup  ## check style, format, floors and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m mypy
 
 format: setup  ## fix style and format in place
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:  ## remove .venv and every cache; output/ and datasets/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
