@@ -73,22 +73,18 @@ def commit(name: str) -> dict[str, str]:
 
 def count_rooms(files: Mapping[str, str]) -> dict[str, Room]:
     """The rooms of a package's files, by name; the package's own ``__init__`` is in none."""
-    modules = {
-        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files
-    }
+    modules = {module_of(name) for name in files}
     floor_of = floors()
     rooms: dict[str, Room] = {}
     for name, text in files.items():
-        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module = module_of(name)
         room = room_of(module)
         if room is None:
             continue
         counted = rooms.setdefault(room, Room())
         counted.files += 1
         counted.lines += len(text.splitlines())
-        parts = module.split(".")
-        package = parts if name.endswith("/__init__.py") else parts[:-1]
-        for target in imports(text, package, modules):
+        for target in imports(text, package_of(name), modules):
             other = room_of(target)
             if other not in (None, room):
                 counted.arrows.add((module, target))
@@ -97,7 +93,18 @@ def count_rooms(files: Mapping[str, str]) -> dict[str, Room]:
     return rooms
 
 
+def module_of(name: str) -> str:
+    """The module of a file, named from the root of the repository."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def package_of(name: str) -> list[str]:
+    """The names of the packages that a file is in."""
+    return name.split("/")[:-1]
+
+
 def room_of(module: str) -> str | None:
+    """The room of a module; None for the package itself."""
     parts = module.split(".")
     return EARLIER.get(parts[1], parts[1]) if len(parts) > 1 else None
 
@@ -108,13 +115,18 @@ def imports(text: str, package: list[str], modules: set[str]) -> Iterator[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            source = ".".join([*above, *([node.module] if node.module else [])])
+            source = source_of(node, package)
             names = [f"{source}.{alias.name}" for alias in node.names]
             names = [name if name in modules else source for name in names]
         else:
             continue
         yield from (name for name in names if name in modules)
+
+
+def source_of(node: ast.ImportFrom, package: list[str]) -> str:
+    """What comes after "from", with its dots resolved."""
+    above = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 def table(now: Mapping[str, Room], before: Mapping[str, Room] | None = None) -> str:

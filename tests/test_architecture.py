@@ -1,5 +1,6 @@
 """The plan of the house holds: contracts of pyproject.toml, and the table of CONTRIBUTING.md."""
 
+import ast
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ ROOT = architecture.ROOT
 BROKEN = {
     "Imports go down": ("utils/errors.py", "from ..engine import defaults"),
     "No circles": ("utils/display.py", "from .file_io import replace_when_complete"),
-    "The library knows no commands": ("engine/trainer.py", "import tools"),
+    "The library knows no scripts": ("engine/trainer.py", "import tools"),
     "The ground floor": ("structures/packed.py", "import torch"),
     "Networks know no files": ("modeling/losses.py", "from PIL import Image"),
     "Metrics are numpy and scipy": ("evaluation/ranking_metrics.py", "import torch"),
@@ -73,6 +74,26 @@ def test_arrows_are_those_that_the_linter_sees():
     rooms = architecture.count_rooms(architecture.working_tree())
     assert set().union(*(room.arrows for room in rooms.values())) == expected
     assert not any(room.not_down for room in rooms.values())
+
+
+def test_modules_that_are_imported_are_there():
+    """Also those that only a function imports, which no test may call."""
+    library = architecture.working_tree()
+    files = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+        for folder in ("tools", "datasets", "tests", "experiments")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    modules = {architecture.module_of(name) for name in library}
+    absent = []
+    for name, text in {**library, **files}.items():
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            source = architecture.source_of(node, architecture.package_of(name))
+            if source.split(".")[0] == architecture.PACKAGE and source not in modules:
+                absent.append(f"{name}:{node.lineno}: {source}")
+    assert absent == []
 
 
 def test_arrows_up_are_counted():
