@@ -279,7 +279,7 @@ def _nearest_first(
     """The first ``top`` columns of each row by (distance, column).
 
     Distance, column and level go into one integer, so that a partition and a sort of plain numbers,
-    which numpy vectorises, do the whole work: several times faster than a stable argsort.
+    which numpy vectorizes, do the whole work: several times faster than a stable argsort.
 
     Returns:
         Their distances and levels, each (Q, min(top, N)).
