@@ -64,6 +64,7 @@ def test_the_hooks_of_commits_are_of_the_version_that_is_tested():
 
 def test_the_list_of_what_is_not_typed_yet_has_no_room_that_is_gone():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    for override in config["tool"]["mypy"].get("overrides", ()):
-        for module in override["module"]:
-            assert (ROOT / module.removesuffix(".*").replace(".", "/")).is_dir()
+    for override in config["tool"]["mypy"]["overrides"]:
+        if override.get("ignore_errors"):
+            for module in override["module"]:
+                assert (ROOT / module.removesuffix(".*").replace(".", "/")).exists()
