@@ -66,6 +66,7 @@ EXTRAS = {
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",
+        "pytest-cov>=7.0",
         "pytest-xdist>=3.5",
         "ruff",
         "import-linter>=2.8",

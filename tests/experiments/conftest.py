@@ -2,11 +2,11 @@
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from study import PREFIX, write_table
 
 from experiments.rows import read_table
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.data.datasets.scenes import register_scenes
+from study import PREFIX, write_table
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from study import write_result
 
 from experiments import plot as command
 from experiments.plots import metrics_against_bits
@@ -15,6 +14,7 @@ from experiments.rows import read_table
 from regiondh_d2.retrieval.code_store import write_codes
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.structures.packed import pack_codes
+from study import write_result
 
 PLOTS = ("MAP_against_bits", "MAP_min_against_bits", "ACG_against_bits")
 CURVES = ("precision_recall", "precision_at_k")

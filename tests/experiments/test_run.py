@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from study import SHOWN, entries, measure, write_result, write_table
 
 from experiments import run as command
 from experiments.result_files import ResultFolder
@@ -22,6 +21,7 @@ from regiondh_d2.data import generate_scenes
 from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes
+from study import SHOWN, entries, measure, write_result, write_table
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "study_run_test_"
