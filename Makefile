@@ -28,14 +28,16 @@ test: setup  ## run the tests
 coverage: setup  ## run the tests and list the files by the share of lines that they run
 	$(PYTEST) --cov --cov-report=term
 
-lint: setup  ## check style and format
+lint: setup  ## check style, format, floors and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m mypy
 
 format: setup  ## fix style and format in place
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:  ## remove .venv and every cache; output/ and datasets/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage .coverage.*
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -447,6 +447,23 @@ def test_check_holds(lacking, line):
     assert str(error.value) == line
 
 
+@pytest.mark.parametrize("name", ["labels", "activations", "features"])
+def test_a_column_is_there_or_an_error(name):
+    code_set = make_code_set()
+    assert code_set.column(name) is getattr(code_set, name)
+    setattr(code_set, name, None)
+    with pytest.raises(CodeFileError, match=f"^no {name} in the codes: extract the codes "):
+        code_set.column(name)
+
+
+def test_objects_are_there_or_an_error():
+    code_set = make_code_set()
+    assert code_set.objects() is code_set.instances
+    code_set.instances = None
+    with pytest.raises(CodeFileError, match="^no detected objects in the codes: extract "):
+        code_set.objects()
+
+
 def make_output(image_code, scores=None):
     """A model's output with detections of these scores, the r-th of class r at (r, 0, 9, 9)."""
     code = torch.tensor(image_code, dtype=torch.bool)
