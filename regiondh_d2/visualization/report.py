@@ -90,6 +90,7 @@ def write_report(
     title: str | None = None,
     exclude_self: bool = False,
     log: Callable[[str], None] | None = None,
+    ranked: tuple[RankingResult, list[str]] | None = None,
 ) -> list[str]:
     """Measures two labeled code files and writes a page about them, complete or not at all.
 
@@ -103,6 +104,7 @@ def write_report(
         title: heading of the page; the dataset's name if None.
         exclude_self: whether a query that is in the database is left out of its own ranking.
         log: takes lines of progress.
+        ranked: what :func:`.rank_code_sets` gave for these codes, if that is known already.
 
     Returns:
         What the reader should be warned of, a line each; the page shows them as well.
@@ -119,10 +121,12 @@ def write_report(
     refuse_inputs(path, photos=[*query.file_names, *database.file_names])
     others = {} if metrics_file is None else _read_metrics(metrics_file)
     notes = check_comparable(query, database)
-    progress = Progress(log, "queries ranked", len(query))
-    result, warned = rank_code_sets(
-        query, database, topk, lambda done, _: progress.show(done), exclude_self=exclude_self
-    )
+    if ranked is None:
+        progress = Progress(log, "queries ranked", len(query))
+        ranked = rank_code_sets(
+            query, database, topk, lambda done, _: progress.show(done), exclude_self=exclude_self
+        )
+    result, warned = ranked
     exclude = find_same_images(query, database).pairs if exclude_self else None
     counts = curves.count_distances(
         query.codes,
