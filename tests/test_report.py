@@ -5,12 +5,14 @@ import hashlib
 import io
 import json
 import os
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from regiondh_d2.evaluation import retrieval_analysis
 from regiondh_d2.evaluation.ranking_metrics import METRICS, evaluate_ranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
@@ -174,7 +176,7 @@ def test_a_ranking_that_is_known_is_not_made_again(standard, ranking, tmp_path, 
     folder, _ = standard
     query, database, _ = ranking
     ranked = rank_code_sets(query, database, TOPK)
-    monkeypatch.setattr(report, "rank_code_sets", None)
+    monkeypatch.setattr(retrieval_analysis, "rank_code_sets", None)
     files = (folder / "query.h5", folder / "database.h5")
     notes = report.write_report(tmp_path / "page.html", *files, topk=TOPK, ranked=ranked)
     assert (tmp_path / "page.html").read_bytes() == (folder / "out/page.html").read_bytes()
@@ -325,6 +327,25 @@ def test_images_that_cannot_be_read_are_told(write, files, capsys):
     note = f"{len(missing)} of {answers + len(page.strips)} pictures could not be read; first "
     assert note in page.text
     assert capsys.readouterr().err.startswith(f"warning: {note}")
+
+
+def test_images_are_read_with_the_limit_of_their_code_file(write, files):
+    change(files, "query", settings=f"MODEL.REGION_DH.MAX_PIXELS {30 * 20 - 1}")
+    change(files, "database", settings=f"MODEL.REGION_DH.MAX_PIXELS {30 * 20}")
+    for strip in write().strips:
+        assert strip[0]["source"] is None
+        assert all(shown["source"] for shown in strip[1:])
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_package_that_is_missing(tool, files, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert tool.main(arguments(files)) == 1
+    printed = capsys.readouterr()
+    assert f"the report needs {package}".lower() in printed.err.lower()
+    assert "pip install 'regiondh_d2[demo]'" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (files / "out").exists()
 
 
 def test_further_numbers_and_references(write, files, ranking, capsys):
