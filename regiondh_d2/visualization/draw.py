@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..data.image_reader import on_white, read_rgb
-from ..retrieval.hamming_index import create_index
-from ..retrieval.search import Answer, SearchResult
+from ..retrieval.engines import create_index
+from ..retrieval.queries import Answer, SearchResult
 from ..structures.codes import CodeSet, check_comparable
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
