@@ -5,11 +5,13 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from searching import search_index
 
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking, reranked_distances
 from regiondh_d2.retrieval.index_folder import write_index_folder
-from regiondh_d2.retrieval.search import RERANKINGS, Query, search_index
+from regiondh_d2.retrieval.queries import Query
+from regiondh_d2.retrieval.second_stage import RERANKINGS
 from regiondh_d2.structures.codes import CodeFileError, CodeSet, take_rows
 from regiondh_d2.structures.packed import pack_codes
 

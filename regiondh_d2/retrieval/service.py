@@ -317,10 +317,11 @@ class SnapshotHolder:
         """
         if self._state_of_record() != self._state and self._lock.acquire(blocking=False):
             try:
-                # Before it is read: if it changes meanwhile, the next call sees that.
+                # Before the folder is read: if it changes meanwhile, the next call sees that.
                 state = self._state_of_record()
-                self._service = SearchService.open(*self._arguments)
-                self._state = state
+                if state != self._state:  # no other thread was faster
+                    self._service = SearchService.open(*self._arguments)
+                    self._state = state
             finally:
                 self._lock.release()
         return self._service
