@@ -7,7 +7,7 @@ from PIL import Image
 from builders import CLASS_NAMES, code_set
 from pictures import plain
 from regiondh_d2.config import DEFAULT_MAX_PIXELS
-from regiondh_d2.retrieval.search import Answer, SearchResult
+from regiondh_d2.retrieval.queries import Answer, SearchResult
 from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.visualization.draw import BLUE, GRAY, GREEN, RED
 from regiondh_d2.visualization.grid import AbsentPicture, GridLayout, Tile

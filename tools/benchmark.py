@@ -21,7 +21,7 @@ from regiondh_d2.engine.defaults import build_cfg, config_inputs
 from regiondh_d2.engine.network import build_network
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
-from regiondh_d2.retrieval.hamming_index import create_index
+from regiondh_d2.retrieval.engines import create_index
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.errors import RegionDHError

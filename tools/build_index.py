@@ -15,15 +15,15 @@ import time
 from regiondh_d2.checkpoint.zoo import network_name
 from regiondh_d2.engine.command import add_root_option, positive_int, run_command
 from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.retrieval.hamming_index import ENGINES
+from regiondh_d2.retrieval.engines import ENGINES
 from regiondh_d2.retrieval.index_folder import (
-    LEVELS,
+    GRANULARITIES,
     IndexFolder,
-    check_index_output,
-    move_roots,
     read_index_folder,
     write_index_folder,
 )
+from regiondh_d2.retrieval.index_record import check_index_output
+from regiondh_d2.retrieval.moved_folders import move_roots
 from regiondh_d2.retrieval.photo_state import describe_away, prune
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.arguments import CommandParser
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="the index folder")
     parser.add_argument(
         "--level",
-        choices=LEVELS,
+        choices=GRANULARITIES,
         help="what to search: whole images or detected objects (default: both, if the file has "
         "objects)",
     )
@@ -73,10 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def describe(folder: IndexFolder) -> list[str]:
-    """A line for each level."""
+    """A line for each index."""
     lines = []
-    for level, numbers in folder.record["levels"].items():
-        line = f"{level}: {numbers['count']} codes of {numbers['bits']} bits"
+    for granularity, numbers in folder.record["levels"].items():
+        line = f"{granularity}: {numbers['count']} codes of {numbers['bits']} bits"
         for name, value in numbers.items():
             if name.startswith("recall"):
                 line += f", {name} {value:.4f} on its own codes"
@@ -125,7 +125,7 @@ def build(args: argparse.Namespace, options: dict[str, int]) -> None:
     folder = write_index_folder(
         args.output,
         items,
-        levels=[args.level] if args.level else None,
+        granularities=[args.level] if args.level else None,
         engine=args.engine,
         source=args.codes,
         network=network_name(items.model_fingerprint),

@@ -20,7 +20,7 @@ from regiondh_d2.data.retrieval import with_labels
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import add_overwrite_option, load_trained_model, run_command
 from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
-from regiondh_d2.engine.searcher import encode_boxes
+from regiondh_d2.engine.query_encoder import encode_boxes
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.object_queries import (
     RANKINGS,

@@ -15,11 +15,12 @@ from regiondh_d2.engine.command import (
     run_command,
 )
 from regiondh_d2.engine.defaults import build_cfg, config_inputs
-from regiondh_d2.engine.searcher import RegionDHSearcher, query_loader
+from regiondh_d2.engine.query_encoder import query_loader
+from regiondh_d2.engine.searcher import RegionDHSearcher
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
-from regiondh_d2.retrieval.hamming_index import ENGINES
-from regiondh_d2.retrieval.index_folder import read_index_folder
-from regiondh_d2.retrieval.search import FoundObject, QueryObject, SearchResult
+from regiondh_d2.retrieval.engines import ENGINES
+from regiondh_d2.retrieval.queries import FoundObject, QueryObject, SearchOptions, SearchResult
+from regiondh_d2.retrieval.service import SearchService
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name, display_width, print_line
 from regiondh_d2.utils.errors import RegionDHError
@@ -27,8 +28,6 @@ from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_js
 from regiondh_d2.visualization.draw import picture_format, save_image
 from regiondh_d2.visualization.grid import Tile, draw_grid
 from regiondh_d2.visualization.retrieval_pictures import search_tiles
-
-COMMON_OPTIONS = ("rerank", "rerank_by", "within", "check_files")
 
 
 def box(text: str) -> tuple[float, ...]:
@@ -164,17 +163,35 @@ def class_tiles(result: SearchResult, max_pixels: int) -> list[Tile]:
     return [replace(query, caption=f"query: {result.class_name}"), *answers]
 
 
-def search(args: argparse.Namespace, searcher: RegionDHSearcher) -> list[SearchResult]:
+def search_options(args: argparse.Namespace) -> SearchOptions:
+    return SearchOptions(
+        topk=args.topk,
+        class_name=args.class_name,
+        rerank=args.rerank,
+        rerank_by=args.rerank_by,
+        all_objects=args.all_objects,
+        within=args.within,
+        check_files=args.check_files,
+    )
+
+
+def num_objects(args: argparse.Namespace) -> int:
+    """How many objects are searched for; 0 for the whole image."""
+    return len(args.box or ()) + len(args.instance or ())
+
+
+def search(
+    args: argparse.Namespace, options: SearchOptions, searcher: RegionDHSearcher
+) -> list[SearchResult]:
     """The result, or one for each class of the query.
 
     Raises:
-        ValueError: the query has no class to group by, or see :class:`RegionDHSearcher`.
+        RegionDHError: the query has no class to group by, or see :class:`RegionDHSearcher`.
     """
-    common = {name: getattr(args, name) for name in COMMON_OPTIONS}
+    query = searcher.encode(args.query, args.box, args.instance)
     if not args.group_by_class:
-        options = {"class_name": args.class_name, "all_objects": args.all_objects, **common}
-        return [searcher.search(args.query, args.box, args.topk, instance=args.instance, **options)]
-    results = searcher.search_by_class(args.query, args.topk, **common)
+        return [searcher.service.search(query, options)]
+    results = searcher.service.search_by_class(query, options)
     if not results:
         raise RegionDHError(
             f"{args.query}: the network is sure of no class in it; search without --group-by-class"
@@ -196,15 +213,18 @@ def run(args: argparse.Namespace) -> None:
     # First what would otherwise fail at the end.
     check_outputs(args)
     cfg = build_cfg(args.config_file, args.opts)
-    folder = read_index_folder(args.index, args.engine, args.root)
+    service = SearchService.open(args.index, args.engine, args.root)
+    items = service.folder.items
     for path in filter(None, (args.json, args.save)):
-        refuse_inputs(path, photos=folder.items.file_names)
-    load = query_loader(folder.items.settings, cfg)
+        refuse_inputs(path, photos=items.file_names)
+    options = search_options(args)
+    service.check(options, num_objects(args), by_class=args.group_by_class)
+    load = query_loader(items.settings, cfg)
     load(args.query)
-    searcher = RegionDHSearcher.from_cfg(folder, cfg)
+    searcher = RegionDHSearcher.from_cfg(service, cfg)
     for note in searcher.notes:
         print_line(f"warning: {note}", sys.stderr)
-    results = search(args, searcher)
+    results = search(args, options, searcher)
     for result in results:
         print(headline(result))
         print(format_table(result), flush=True)
@@ -227,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     check_rerank_options(parser, args)
     if args.group_by_class and (args.box or args.instance or args.class_name):
         parser.error("--group-by-class is for whole images: without --box, --instance and --class")
-    if args.all_objects and len(args.box or ()) + len(args.instance or ()) != 1:
+    if args.all_objects and num_objects(args) != 1:
         parser.error("--all-objects is for a query of one object: give one --box or --instance")
     return run_command(lambda: run(args))
 

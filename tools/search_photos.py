@@ -63,7 +63,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     from regiondh_d2.engine.defaults import build_cfg
     from regiondh_d2.retrieval.images import ImageLoader
-    from regiondh_d2.retrieval.index_folder import check_index_output
+    from regiondh_d2.retrieval.index_record import check_index_output
     from regiondh_d2.utils.file_io import check_output_file, mark_folder
 
     if not args.photos.is_dir():

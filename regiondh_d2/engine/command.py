@@ -26,7 +26,7 @@ from ..checkpoint import (
     has_last_checkpoint,
     require_weights,
 )
-from ..retrieval.search import RERANKINGS
+from ..retrieval.second_stage import RERANKINGS
 from ..utils.arguments import DEBUG_VARIABLE
 from ..utils.display import display_name, tolerate_any_text
 from ..utils.errors import RegionDHError
@@ -81,7 +81,7 @@ def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_root_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--root OLD=NEW``, a list for :func:`.retrieval.index_folder.move_roots`."""
+    """Add ``--root OLD=NEW``, a list for :func:`.retrieval.moved_folders.move_roots`."""
     parser.add_argument(
         "--root",
         action="append",
@@ -92,7 +92,7 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rerank_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--rerank N`` and ``--rerank-by``, one of :data:`.retrieval.search.RERANKINGS`.
+    """Add ``--rerank N`` and ``--rerank-by``, one of :data:`.retrieval.second_stage.RERANKINGS`.
 
     :func:`check_rerank_options` looks at what was given.
     """
