@@ -104,9 +104,11 @@ def package_of(name: str) -> list[str]:
 
 
 def room_of(module: str) -> str | None:
-    """The room of a module; None for the package itself."""
+    """The room of a module; None for the package itself and what starts it."""
     parts = module.split(".")
-    return EARLIER.get(parts[1], parts[1]) if len(parts) > 1 else None
+    if len(parts) == 1 or parts[1] == "__main__":
+        return None
+    return EARLIER.get(parts[1], parts[1])
 
 
 def imports(text: str, package: list[str], modules: set[str]) -> Iterator[str]:

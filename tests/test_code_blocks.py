@@ -6,6 +6,7 @@ their values exist. A block that no rule here knows fails.
 
 import ast
 import glob
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -88,7 +89,9 @@ def check_command(words, load_tool):
         check_arguments(load_tool(words[1].replace("-", "_")), words[2:])
     else:
         assert words[0] in ("python", ".venv/bin/python"), f"no rule for {words[0]}"
-        if words[1].startswith("tests/"):
+        if words[1] == "-m":
+            check_arguments(importlib.import_module(words[2]), words[3:])
+        elif words[1].startswith("tests/"):
             assert (ROOT / words[1]).is_file()
         else:
             check_arguments(load_script(words[1], load_tool), words[2:])
