@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from builders import FINGERPRINT, code_set
+from regiondh_d2.evaluation import retrieval_analysis
 from regiondh_d2.evaluation.ranking_metrics import METRICS, evaluate_ranking
+from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.codes import take_rows
 from regiondh_d2.structures.packed import pack_codes
 from regiondh_d2.utils.marks import mark_of
+from regiondh_d2.visualization import report
 
 CLASSES = ("cat", "dog", "sofa", "dining table")
 BITS, QUERIES, IMAGES, TOPK = 10, 30, 80, 20
@@ -167,6 +170,17 @@ def test_metrics_with_their_bounds(page, ranking):
     for name, cells in table.items():
         orders = ("", "-pessimistic", "-optimistic", "-index_order")
         assert cells == [f"{metrics[name + order]:.3f}" for order in orders]
+
+
+def test_a_ranking_that_is_known_is_not_made_again(standard, ranking, tmp_path, monkeypatch):
+    folder, _ = standard
+    query, database, _ = ranking
+    ranked = rank_code_sets(query, database, TOPK)
+    monkeypatch.setattr(retrieval_analysis, "rank_code_sets", None)
+    files = (folder / "query.h5", folder / "database.h5")
+    notes = report.write_report(tmp_path / "page.html", *files, topk=TOPK, ranked=ranked)
+    assert (tmp_path / "page.html").read_bytes() == (folder / "out/page.html").read_bytes()
+    assert notes == ranked[1]
 
 
 def test_classes_from_the_weakest(page, ranking):
