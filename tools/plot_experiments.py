@@ -13,16 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import regiondh_d2  # noqa: F401  (registers the datasets that tables name)
-from regiondh_d2.engine.command import (
-    CommandError,
-    add_overwrite_option,
-    positive_int,
-    run_command,
-)
+from regiondh_cli.arguments import CommandParser
+from regiondh_cli.options import add_overwrite_option, positive_int
+from regiondh_d2.engine.command import CommandError, run_command
 from regiondh_d2.engine.experiments import Row, picked_rows, read_table, require_metrics
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
 from regiondh_d2.structures.codes import CodeSet
-from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs
 from regiondh_d2.visualization.draw import save_image

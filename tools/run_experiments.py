@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import regiondh_d2  # noqa: F401  (registers the datasets)
+from regiondh_cli.arguments import CommandParser
+from regiondh_cli.options import add_import_option
 from regiondh_d2.engine.command import CommandError, run_command
 from regiondh_d2.engine.experiments import (
     SHOWN,
@@ -28,8 +30,7 @@ from regiondh_d2.engine.experiments import (
     require_results,
 )
 from regiondh_d2.engine.training_record import data_checksum
-from regiondh_d2.engine.user_code import add_import_option, import_user_code
-from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.engine.user_code import import_user_code
 from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import replace_when_complete, write_json

@@ -504,7 +504,7 @@ def _import_faiss() -> ModuleType:
 def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The arrays of an npz archive, these among them."""
     if not path.is_file():
-        raise IndexFileError(f"{path}: no such file; build the index with tools/build_index.py")
+        raise IndexFileError(f"{path}: no such file; build the index with `regiondh build-index`")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)

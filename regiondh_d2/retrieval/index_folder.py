@@ -92,7 +92,7 @@ class IndexFolder:
         if name not in self.levels:
             raise IndexFileError(
                 f"{display_name(self.path)}: has no level {name!r}; build it with "
-                f"tools/build_index.py --level {name}"
+                f"`regiondh build-index --level {name}`"
             )
         return self.levels[name]
 
@@ -484,7 +484,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     """``index.json``, with the names of version 2; ``version`` is that of the files."""
     name, record_name = display_name(path), display_name(path / _RECORD)
     if not (path / _RECORD).is_file():
-        raise IndexFileError(f"{name}: no index folder; build one with tools/build_index.py")
+        raise IndexFileError(f"{name}: no index folder; build one with `regiondh build-index`")
     try:
         record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,0 +1,18 @@
+"""Convert weights to a file that MODEL.WEIGHTS takes, under the full names of the models here.
+
+Every tensor is accounted for: written under a name, or listed as left out.
+"""
+
+import argparse
+
+from ..checkpoint import convert_weights, write_weights
+from ..utils.display import print_line
+from ..utils.file_io import check_output_file
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output_file(args.output, inputs=[args.source], overwrite=args.overwrite, kind="weights")
+    weights = convert_weights(args.source, args.layout)
+    write_weights(args.output, weights)
+    print_line(f"{args.output}: {len(weights.model)} tensors")
+    print_line(f"left out: {', '.join(weights.left_out) or 'nothing'}")

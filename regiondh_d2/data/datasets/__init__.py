@@ -1,0 +1,1 @@
+""" those that are shipped, and scenes that are generated."""
