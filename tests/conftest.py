@@ -14,6 +14,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from commands import load_command, subcommand_of
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -44,9 +45,11 @@ TEST.DETECTIONS_PER_IMAGE 10
 
 @pytest.fixture(scope="session")
 def load_tool():
-    """A function from the name of a file in tools/ to it as a module."""
+    """A function from the name of a file in tools/ to what it runs, as a module."""
 
     def load(name):
+        if subcommand_of(name):
+            return load_command(name)
         path = Path(__file__).parents[1] / "tools" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)

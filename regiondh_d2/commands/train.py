@@ -8,7 +8,7 @@ from ..engine.user_code import import_user_code
 from ..utils.errors import RegionDHError
 
 
-def main(args):
+def work(args: argparse.Namespace) -> dict | None:
     """What every process does."""
     cfg = setup_cfg(args)
     kind = trainer_class(cfg)
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         )
     import_user_code(args.imports)
     run_workers(
-        main,
+        work,
         args.num_gpus,
         (args,),
         num_machines=args.num_machines,

@@ -1,1 +1,1 @@
-""" those that are shipped, and scenes that are generated."""
+"""Datasets that have names: those that are shipped, and scenes that are generated."""
