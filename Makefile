@@ -4,10 +4,10 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test wheel-test lint format clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## create or refresh .venv (DETECTRON2_SOURCE chooses the Detectron2, see INSTALL.md)
 	@$(PYTHON) tools/setup_env.py --venv $(VENV)
@@ -22,6 +22,9 @@ demo: setup  ## generate scenes, train, code, evaluate, report and draw, into ou
 
 test: setup  ## run the tests
 	$(PY) -m pytest -n auto --dist loadfile
+
+wheel-test: setup  ## build the wheel, install it elsewhere and use it
+	$(PY) .ci/wheel_test.py
 
 lint: setup  ## check style and format
 	$(PY) -m ruff check .

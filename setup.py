@@ -2,16 +2,21 @@
 
 This file imports setuptools alone. Importing torch or detectron2 here would break every isolated
 build, because neither is there while pip builds the package. For the same reason Detectron2 is
-not a dependency: it has no release on the package registry, so it is found by `make setup` or
-installed by hand (see INSTALL.md).
+not a dependency: it has no release on the package registry, so `make setup`, or `regiondh
+setup-detectron2` in an environment of your own, installs it (see INSTALL.md).
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
+
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "regiondh_cli/__init__.py").read_text(encoding="utf-8"), re.M
+)[1]
 
 # What `regiondh_d2` itself imports. Lower bounds only: constraints.txt holds what is tested.
 CORE = [
@@ -23,6 +28,9 @@ CORE = [
     "h5py>=3.10",
     "filelock>=3.12",
     "fvcore>=0.1.5,<0.1.6",
+    "iopath>=0.1.7",
+    "PyYAML>=6.0",
+    "tqdm>=4.30",
     "pycocotools>=2.0.7",
 ]
 
@@ -67,14 +75,24 @@ EXTRAS = {
 
 setup(
     name="regiondh_d2",
-    version="0.1.0",
+    version=VERSION,
     description="Region-based deep hashing for multi-label image retrieval, as a Detectron2 plugin",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["regiondh_d2", "regiondh_d2.*"]),
-    package_data={"regiondh_d2": ["weights/*.pth"]},
+    # The configs stand at the top of a checkout, as in every Detectron2 project; in an installed
+    # package they are a folder of it.
+    packages=[
+        *find_packages(include=["regiondh_cli", "regiondh_cli.*", "regiondh_d2", "regiondh_d2.*"]),
+        "regiondh_d2.configs",
+    ],
+    package_dir={"regiondh_d2.configs": "configs"},
+    package_data={
+        "regiondh_d2": ["weights/*.pth"],
+        "regiondh_d2.configs": ["*.yaml", "*/*.yaml"],
+    },
+    entry_points={"console_scripts": ["regiondh = regiondh_cli.main:main"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

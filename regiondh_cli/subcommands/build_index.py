@@ -29,8 +29,8 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        default="faiss",
-        help="faiss is faster, numpy needs no further package; both are exact (default: faiss)",
+        help="faiss is faster, numpy needs no further package; both are exact (default: faiss where "
+        "it is installed, else numpy)",
     )
     parser.add_argument(
         "--nlist",
@@ -54,5 +54,5 @@ def add_arguments(parser: CommandParser) -> None:
 def check(parser: CommandParser, args: argparse.Namespace) -> None:
     if args.nprobe and not args.nlist:
         parser.error("--nprobe needs --nlist")
-    if args.nlist and args.engine != "faiss":
+    if args.nlist and (args.engine or "faiss") != "faiss":
         parser.error(f"--nlist needs --engine faiss, not {args.engine}")

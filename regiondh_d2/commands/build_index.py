@@ -7,6 +7,7 @@ build it anew without photos that have gone, or for photos whose folder stands e
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace) -> None:
     options = {"nlist": args.nlist, "nprobe": args.nprobe}
     options = {name: value for name, value in options.items() if value is not None}
     start = time.perf_counter()
+    has_faiss = importlib.util.find_spec("faiss") is not None
+    engine = args.engine or ("faiss" if has_faiss or args.nlist else "numpy")
     # An index may be built anew from itself, generation beside generation.
     source = [] if same_file(args.codes, args.output) else [args.codes]
     check_output_folder(args.output, inputs=source, overwrite=True)
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         items,
         levels=[args.level] if args.level else None,
-        engine=args.engine,
+        engine=engine,
         source=args.codes,
         network=network_name(items.model_fingerprint),
         **options,
@@ -94,4 +97,4 @@ def run(args: argparse.Namespace) -> None:
             sys.stderr,
         )
     print("\n".join(describe(folder)))
-    print_line(f"{args.output}: {args.engine}, built in {time.perf_counter() - start:.1f} s")
+    print_line(f"{args.output}: {engine}, built in {time.perf_counter() - start:.1f} s")
