@@ -29,8 +29,8 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        help="faiss is faster, numpy needs no further package; both are exact (default: faiss where "
-        "it is installed, else numpy)",
+        help="faiss is faster, numpy needs no further package; both are exact (default: faiss "
+        "where it is installed, else numpy)",
     )
     parser.add_argument(
         "--nlist",
