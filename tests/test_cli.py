@@ -274,12 +274,15 @@ class TestDoctor:
         assert cli.main(["doctor"]) == 1
         assert "missing: regiondh_d2 is not installed" in capsys.readouterr().out
 
-    def test_a_bare_python(self):
+    def test_a_bare_python(self, found, capsys):
         """Without any package, as -S hides them."""
-        done = python("-S", "-m", "regiondh_cli", "doctor", PYTHONNOUSERSITE="1")
-        assert done.returncode == 1
-        assert "regiondh setup-detectron2" in done.stdout
-        assert "Traceback" not in done.stdout + done.stderr
+        done = python("-S", "-P", "-c", doctor.PROBE + doctor.DEVICES)
+        assert done.stderr == ""
+        found[:] = map(json.loads, done.stdout.splitlines())
+        assert cli.main(["doctor"]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert "missing: Detectron2: `regiondh setup-detectron2`" in lines
+        assert "devices: unknown (ModuleNotFoundError: No module named 'torch')" in lines
 
     def test_a_process_that_crashes_is_told(self, monkeypatch, capsys):
         monkeypatch.setattr(doctor, "PROBE", "import os; os._exit(3)\n")

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from regiondh_cli.main import main
+from regiondh_cli import main as command_line
 
 from ..data.photo_files import is_below, is_system_file
 from ..engine.defaults import build_cfg
@@ -30,7 +30,7 @@ OUTPUTS = ("photos.h5", "photos.h5.bak", "photos.h5.parts", "index", "answers.pn
 
 def subcommand(name: str) -> Callable[[Sequence[str]], int]:
     """A function from the arguments of another subcommand to its exit status."""
-    return lambda words: main([name, *words])
+    return lambda words: command_line.main([name, *words])
 
 
 def check_arguments(args: argparse.Namespace) -> None:
