@@ -13,6 +13,7 @@ from regiondh_d2.data import photo_files
 from regiondh_d2.engine import user_code
 from regiondh_d2.retrieval import index_folder
 from regiondh_d2.structures import codes
+from regiondh_d2.utils import paths
 from regiondh_d2.utils.display import display_name
 from regiondh_d2.utils.errors import RegionDHError
 
@@ -24,11 +25,11 @@ IMPORT = """
 import builtins, importlib, pkgutil
 import_module = builtins.__import__
 
-def visible(name, globals=None, *args):
+def visible(name, globals=None, *args, **more):
     ours = (globals or {}).get("__name__", "").startswith("regiondh")
     if ours and name.split(".")[0] in ("fcntl", "resource", "pwd", "grp", "termios", "pty"):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    return import_module(name, globals, *args)
+    return import_module(name, globals, *args, **more)
 
 builtins.__import__ = visible
 import regiondh_cli, regiondh_d2
@@ -55,7 +56,7 @@ def test_every_module_imports_without_what_only_unix_has():
 def windows(monkeypatch):
     """Paths as on Windows, in the modules that split and join them."""
     there = SimpleNamespace(path=ntpath, sep="\\", altsep="/", pathsep=";", environ=os.environ)
-    for module in (codes, photo_files, user_code, index_folder):
+    for module in (codes, photo_files, user_code, index_folder, paths):
         monkeypatch.setattr(module, "os", there)
 
 

@@ -42,6 +42,7 @@ from ..utils.errors import InputNotFoundError, RegionDHError
 from ..utils.file_io import mark_folder, write_json
 from ..utils.locks import hold_lock, refuse_if_busy
 from ..utils.marks import FOLDER_MARK
+from ..utils.paths import folder_start
 from .code_store import read_codes, write_codes
 from .hamming_index import ENGINES, HammingIndex, IndexFileError, create_index, self_recall
 
@@ -209,7 +210,7 @@ def _split_move(move: str, items: CodeSet) -> tuple[str, str]:
         raise RegionDHError(f"--root {display_name(move)}: is not OLD=NEW, two folders")
     for old, new in splits:
         for place in (os.path.abspath(old), os.path.realpath(old)):
-            start = os.path.join(place, "")
+            start = folder_start(place)
             if any(name.startswith(start) for name in items.file_names):
                 return place, new
     return os.path.abspath(splits[0][0]), splits[0][1]
