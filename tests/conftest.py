@@ -1,6 +1,5 @@
 """Shared fixtures: a small Region-DH network on the CPU, and inputs for it."""
 
-import importlib.util
 import os
 import resource
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from commands import load_command, subcommand_of
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+from commands import load_command
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.checkpoint import RegionDHCheckpointer
 from regiondh_d2.data import generate_scenes
@@ -46,17 +45,7 @@ TEST.DETECTIONS_PER_IMAGE 10
 @pytest.fixture(scope="session")
 def load_tool():
     """A function from the name of a file in tools/ to what it runs, as a module."""
-
-    def load(name):
-        if subcommand_of(name):
-            return load_command(name)
-        path = Path(__file__).parents[1] / "tools" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return load_command
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from commands import subcommand_of
 from detectron2.engine import default_argument_parser
 
 from regiondh_cli.arguments import DEBUG_VARIABLE, CommandParser, is_config_key
@@ -208,9 +207,7 @@ def test_debug_reaches_other_processes(parser, monkeypatch):
     assert os.environ[DEBUG_VARIABLE] == "1"
 
 
-SCRIPTS = [
-    p for p in ROOT.glob("tools/*.py") if not subcommand_of(p.stem) and p.stem != "setup_env"
-]
+SCRIPTS = [ROOT / "experiments" / name for name in ("plot.py", "run.py")]
 
 
 def parsers(command, monkeypatch):
@@ -226,7 +223,9 @@ def parsers(command, monkeypatch):
     if isinstance(command, str):
         subcommand_parser(command)
     else:
-        spec = importlib.util.spec_from_file_location(f"command_{command.stem}", command)
+        # The name tells the study's commands, which are modules of a package, where they belong.
+        name = f"{command.parent.name}.command_{command.stem}"
+        spec = importlib.util.spec_from_file_location(name, command)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.build_parser()

@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from commands import load_command, subcommand_of
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from commands import load_command, subcommand_of
 from regiondh_cli.main import subparsers_of
 from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.data.voc import load_voc

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import subcommand_of
 
+from commands import subcommand_of
 from regiondh_cli.main import subparsers_of
 from regiondh_cli.options import add_import_option
 from regiondh_d2.engine.command import run_workers
@@ -181,7 +181,7 @@ def test_every_command_that_takes_a_dataset_or_a_config_takes_the_option(load_to
     actions = [a for p in (parser, *subparsers_of(parser).values()) for a in p._actions]
     dests = {a.dest for a in actions}
     fixed = {"demo"}  # it makes its own dataset
-    if dests & {"dataset", "config_file", "opts"} and name not in fixed | {"plot_experiments"}:
+    if dests & {"dataset", "config_file", "opts"} and name not in fixed:
         assert "imports" in dests
     file = module.__file__ if subcommand_of(name) else ROOT / f"tools/{name}.py"
     assert ("imports" in dests) == ("import_user_code(args.imports)" in Path(file).read_text())

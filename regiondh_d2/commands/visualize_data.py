@@ -19,6 +19,7 @@ from ..data.catalog import load_dataset, require_dataset
 from ..data.training import build_train_loader
 from ..engine import build_cfg
 from ..engine.defaults import check_datasets, config_inputs, dataset_inputs
+from ..engine.network import learns_from_boxes
 from ..engine.user_code import import_user_code
 from ..utils.display import print_line
 from ..utils.file_io import check_output_file
@@ -63,7 +64,7 @@ def draw_training(args: argparse.Namespace) -> Iterator[tuple[Path, Image.Image]
     """Files and pictures of the first images of a training."""
     cfg = build_cfg(args.config_file, args.opts)
     check_datasets(cfg)
-    loader = itertools.chain.from_iterable(build_train_loader(cfg))
+    loader = itertools.chain.from_iterable(build_train_loader(cfg, learns_from_boxes(cfg)))
     class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ()
     for place, inputs in enumerate(itertools.islice(loader, args.images)):
         file = output_file(args, cfg.DATASETS.TRAIN, place, inputs["file_name"])

@@ -29,6 +29,7 @@ from ..checkpoint import (
 )
 from ..utils.display import display_name, tolerate_any_text
 from ..utils.errors import RegionDHError
+from ..utils.progress import close_bars
 from .allocation import keep_freed_memory
 from .network import build_network
 from .user_code import import_user_code
@@ -77,7 +78,10 @@ def run_command(
     """
     _prepare_process(keep_memory)
     try:
-        status = command()
+        try:
+            status = command()
+        finally:
+            close_bars()
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

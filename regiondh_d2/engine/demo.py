@@ -25,8 +25,10 @@ from ..retrieval.color_histogram import color_histograms, itq_codes
 from ..structures.codes import CodeSet
 from ..utils.errors import RegionDHError
 from ..utils.file_io import check_output_folder, mark_folder, write_json
-from ..visualization.draw import draw_grid, retrieval_rows, save_image
+from ..visualization.draw import save_image
+from ..visualization.grid import draw_grid
 from ..visualization.report import write_report
+from ..visualization.retrieval_pictures import retrieval_rows
 from .defaults import build_cfg, check_datasets, config_inputs
 from .trainer import RegionDHTrainer
 

@@ -1,1 +1,1 @@
-"""Pictures and pages of what was measured or found; nothing here computes what it shows."""
+"""What draws: pictures of images, plots of curves, and the report page."""

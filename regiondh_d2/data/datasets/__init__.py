@@ -1,1 +1,1 @@
-"""Datasets that have names: those that are shipped, and scenes that are generated."""
+"""Datasets that have a name here: the shipped ones, and generated scenes."""
