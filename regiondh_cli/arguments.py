@@ -136,9 +136,9 @@ class CommandParser(argparse.ArgumentParser):
     def _get_values(self, action, arg_strings):
         """As argparse; an empty text, as an unset variable of a shell leaves, is no value.
 
-        As a folder it would be the working directory.
+        As a folder it would be the working directory. The words of a subcommand are for its parser.
         """
-        if "" in arg_strings:
+        if "" in arg_strings and action.nargs != argparse.PARSER:
             raise argparse.ArgumentError(action, "the value is empty")
         return super()._get_values(action, arg_strings)
 

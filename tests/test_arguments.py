@@ -194,6 +194,8 @@ def test_subcommands(capsys):
     train.add_overrides()
     args = parser.parse_args(["train", "SEED", "1", "--images", "3"])
     assert (args.command, args.images, args.opts) == ("train", 3, ["SEED", "1"])
+    assert parser.parse_args(["train", "MODEL.WEIGHTS", ""]).opts == ["MODEL.WEIGHTS", ""]
+    assert "--images: the value is empty" in refused(capsys, parser, "train", "--images", "")
     assert "did you mean --images?" in refused(capsys, parser, "train", "--image", "3")
     assert "choose from" in refused(capsys, parser, "trian")
 
