@@ -68,8 +68,11 @@ EXTRAS = {
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",
+        "pytest-cov>=7.0",
         "pytest-xdist>=3.5",
         "ruff",
+        "import-linter>=2.8",
+        "mypy>=2.0",
         "scikit-learn>=1.4",
         "torchmetrics>=1.3",
         *SEARCH,
@@ -84,6 +87,7 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE", "THIRD_PARTY_NOTICES"],
     python_requires=">=3.11",
     # The configs stand at the top of a checkout, as in every Detectron2 project; in an installed
     # package they are a folder of it.
@@ -93,7 +97,7 @@ setup(
     ],
     package_dir={"regiondh_d2.configs": "configs"},
     package_data={
-        "regiondh_d2": ["weights/*.pth", "visualization/templates/*"],
+        "regiondh_d2": ["py.typed", "weights/*.pth", "visualization/templates/*"],
         "regiondh_d2.configs": ["*.yaml", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["regiondh = regiondh_cli.main:main"]},

@@ -7,22 +7,18 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from builders import registered_scenes
 from regiondh_d2.data import check
 from regiondh_d2.data.check import check_dataset
-from regiondh_d2.data.datasets.scenes import generate_scenes, register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.utils.progress import Progress
 
 
 @pytest.fixture
 def root(tmp_path):
     """Five scenes, registered with the prefix t_."""
-    root = generate_scenes(tmp_path / "s", num_database=3, num_queries=2)
-    before = set(DatasetCatalog.list())
-    register_scenes(root, prefix="t_")
-    yield root
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered_scenes(tmp_path / "s", "t_", database=3, queries=2):
+        yield tmp_path / "s"
 
 
 @pytest.fixture

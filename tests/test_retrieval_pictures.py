@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders import CLASS_NAMES, code_set
 from pictures import plain
 from regiondh_d2.config import DEFAULT_MAX_PIXELS
 from regiondh_d2.retrieval.search import Answer, SearchResult
-from regiondh_d2.structures.codes import CodeFileError, CodeSet
-from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.visualization.draw import BLUE, GRAY, GREEN, RED
 from regiondh_d2.visualization.grid import AbsentPicture, GridLayout, Tile
 from regiondh_d2.visualization.retrieval_pictures import (
@@ -18,16 +18,9 @@ from regiondh_d2.visualization.retrieval_pictures import (
 )
 
 
-def code_set(codes, labels, files, **more):
-    return CodeSet(
-        codes=pack_codes(np.array(codes)),
-        bits=len(codes[0]),
-        image_ids=[str(i) for i in range(len(codes))],
-        file_names=files,
-        labels=None if labels is None else np.array(labels, np.uint8),
-        class_names=["cat", "dog", "sofa"],
-        **more,
-    )
+def make_codes(codes, labels, files, **more):
+    values = {"file_names": files, "labels": labels, "class_names": list(CLASS_NAMES)}
+    return code_set(np.array(codes, bool), **values, **more)
 
 
 @pytest.fixture
@@ -41,8 +34,8 @@ def files(tmp_path):
 @pytest.fixture
 def sides(files):
     """One query and a database at distances 2, 0, 1, 0."""
-    query = code_set([[1, 1, 0, 0]], [[1, 0, 1]], files[:1])
-    database = code_set(
+    query = make_codes([[1, 1, 0, 0]], [[1, 0, 1]], files[:1])
+    database = make_codes(
         [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]],
         [[0, 1, 0], [0, 0, 1], [0, 1, 0], [1, 1, 1]],
         files,
@@ -106,9 +99,9 @@ def test_several_methods_answer_the_same_queries(tmp_path):
     files = [str(tmp_path / f"{i}.png") for i in range(3)]
     for i, path in enumerate(files):
         Image.new("RGB", (60, 40), (0, 0, 80 * i)).save(path)
-    query = code_set([[0, 0], [1, 1]], [[1, 0, 0], [0, 1, 0]], files[:2])
-    near = code_set([[0, 0], [0, 1], [1, 1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], files)
-    far = code_set([[1, 1], [0, 1], [0, 0]], near.labels, files)
+    query = make_codes([[0, 0], [1, 1]], [[1, 0, 0], [0, 1, 0]], files[:2])
+    near = make_codes([[0, 0], [0, 1], [1, 1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], files)
+    far = make_codes([[1, 1], [0, 1], [0, 0]], near.labels, files)
     picture = compare_methods({"A": (query, near), "B": (query, far)}, ["1", "0"], 2)
     layout = GridLayout()
     assert picture.size == layout.size(4, 3)

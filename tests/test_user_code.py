@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from commands import subcommand_of
 from regiondh_cli.main import subparsers_of
 from regiondh_cli.options import add_import_option
+from regiondh_d2.engine import user_code
 from regiondh_d2.engine.command import run_workers
 from regiondh_d2.engine.user_code import VARIABLE, import_user_code
 from regiondh_d2.utils.errors import RegionDHError
@@ -97,11 +97,14 @@ def worker(folder):
     Path(folder, f"{os.getpid()}.txt").write_text(t_uc_for_workers.VALUE)
 
 
-def test_worker_processes_import_the_same(tmp_path):
-    torch.set_num_threads(1)
+def test_worker_processes_import_the_same(tmp_path, monkeypatch, forked):
     write("elsewhere/t_uc_for_workers.py", "VALUE = 'here'\n")
     import_user_code(["elsewhere/t_uc_for_workers.py"])
-    run_workers(worker, 2, (str(tmp_path),))
+    # New processes know nothing of it.
+    del sys.modules["t_uc_for_workers"]
+    monkeypatch.setattr(user_code, "_FILES", {})
+    with forked():
+        run_workers(worker, 2, (str(tmp_path),))
     found = list(tmp_path.glob("*.txt"))
     assert [path.read_text() for path in found] == ["here"] * 2
     assert f"{os.getpid()}.txt" not in [path.name for path in found]
