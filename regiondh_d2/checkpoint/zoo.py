@@ -12,7 +12,7 @@ from ..utils.file_io import file_sha256
 from .conversion import WeightsError
 from .weight_files import read_weights, save_whole
 
-__all__ = ["FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
+__all__ = ["CONFIGS", "FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -20,6 +20,9 @@ FOLDER = Path(__file__).parents[1] / "weights"
 SHIPPED = {
     "effnetlite0_voc07_64": "2c640427df961a261f0929fb797ef83818083936fc1f01677326d0955196b163",
 }
+
+# The short name of the config of each, which names its weights.
+CONFIGS = {"effnetlite0_voc07_64": "voc07/regiondh_effnetlite0_64"}
 
 # By the model fingerprint that codes of a network carry, its name.
 FINGERPRINTS = {
