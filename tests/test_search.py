@@ -142,6 +142,54 @@ def test_tables_and_pictures_by_class(tool, workspace, arguments, tmp_path, monk
         assert tall > 1.5 * image.height
 
 
+def test_several_queries_and_folders_of_them(
+    tool, workspace, arguments, tmp_path, monkeypatch, capsys
+):
+    """One network answers all, each as it would be answered alone."""
+    files = read_codes(workspace / "codes.h5").file_names
+    folder = tmp_path / "queries"
+    folder.mkdir()
+    for name, source in (("b.jpg", files[4]), ("a.jpg", files[3])):
+        shutil.copy(source, folder / name)
+    out, grid = tmp_path / "out.json", tmp_path / "grid.png"
+
+    def alone(query):
+        assert tool.main(arguments("--query", str(query), "--json", str(out))) == 0
+        return json.loads(out.read_text())
+
+    expected = [alone(query) for query in (files[2], folder / "a.jpg", folder / "b.jpg")]
+    monkeypatch.setattr(searcher, "load_trained_model", count := Counted(searcher))
+    capsys.readouterr()
+    options = ["--query", files[2], "--query", str(folder), "--json", str(out)]
+    assert tool.main(arguments(*options, "--save", str(grid))) == 0
+    assert count.calls == 1
+    assert json.loads(out.read_text()) == expected
+    printed = capsys.readouterr()
+    heads = [line.split(": nearest")[0] for line in printed.out.splitlines() if "nearest" in line]
+    assert heads == [files[2], str(folder / "a.jpg"), str(folder / "b.jpg")]
+    with Image.open(grid) as image:
+        assert image.height > 400
+
+    (folder / "b.jpg").write_bytes(b"no image any more")
+    assert tool.main(arguments("--query", str(folder), "--json", str(out), "--overwrite")) == 0
+    assert json.loads(out.read_text()) == expected[1:2]  # a list, whatever the folder holds
+    assert "b.jpg: not an image" in capsys.readouterr().err
+    (folder / "a.jpg").write_bytes(b"no image any more")
+    assert tool.main(arguments("--query", str(folder))) == 1
+    assert "none of the queries can be searched with" in capsys.readouterr().err
+
+
+class Counted:
+    """Counts the networks that are loaded."""
+
+    def __init__(self, module):
+        self._load, self.calls = module.load_trained_model, 0
+
+    def __call__(self, cfg):
+        self.calls += 1
+        return self._load(cfg)
+
+
 def test_a_table_without_answers(tool):
     nothing = SearchResult("q.jpg", (), None, "sofa", 60, BITS, ())
     assert tool.format_table(nothing) == "nothing of class sofa found"
@@ -168,6 +216,8 @@ def test_another_model_is_refused(tool, random_network, workspace, arguments, tm
     ("options", "message"),
     [
         (["--query", "absent.jpg"], "absent.jpg: No such file or directory"),
+        (["--query", "absent.jpg", "--query", "no.jpg"], "absent.jpg: No such file or directory"),
+        (["--query", "."], "no images in ."),
         (["--index", "absent"], "absent: no index folder; build one with `regiondh"),
         (["--box", "900,900,950,950"], "box 900,900,950,950 is outside"),
         (["--box", "9,9,3,3"], "box 9,9,3,3 is empty"),
@@ -198,6 +248,10 @@ def test_failures_are_one_line(tool, arguments, tmp_path, monkeypatch, capsys, o
         (["--group-by-class", "--box", "1,2,3,4"], "--group-by-class is for whole images"),
         (["--group-by-class", "--class", "cat"], "--group-by-class is for whole images"),
         (["--group-by-class", "--all-objects"], "--all-objects is for a query of one object"),
+        (
+            ["--query", "a.jpg", "--query", "b.jpg", "--box", "1,2,3,4"],
+            "--box and --instance are for one image",
+        ),
         (["--all-objects"], "--all-objects is for a query of one object"),
         (
             ["--all-objects", "--instance", "1", "--box", "1,2,3,4"],

@@ -1,4 +1,4 @@
-"""Search an index by an image, by an object in it, or by several objects at once."""
+"""Search an index by images, by an object in one, or by several objects at once."""
 
 import argparse
 
@@ -19,7 +19,14 @@ from ..options import (
 def add_arguments(parser: CommandParser) -> None:
     add_config_option(parser)
     parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
-    parser.add_argument("--query", required=True, metavar="IMAGE", help="the image to search with")
+    parser.add_argument(
+        "--query",
+        action="append",
+        required=True,
+        metavar="IMAGE",
+        help="the image to search with, or a folder of images; repeatable. With a folder or more than "
+        "one image --json is a list, an element for each",
+    )
     parser.add_argument(
         "--box",
         type=box,
@@ -89,3 +96,5 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
         parser.error("--group-by-class is for whole images: without --box, --instance and --class")
     if args.all_objects and len(args.box or ()) + len(args.instance or ()) != 1:
         parser.error("--all-objects is for a query of one object: give one --box or --instance")
+    if len(args.query) > 1 and (args.box or args.instance):
+        parser.error("--box and --instance are for one image: give one --query")
