@@ -190,6 +190,39 @@ class Counted:
         return self._load(cfg)
 
 
+def test_a_distance_copies_and_the_query_itself(tool, workspace, arguments, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    items = read_codes(workspace / "codes.h5")
+    distances = distances_to(items.codes[2], items.codes, 48)
+    others = sort_pairs(distances, np.arange(11) != 2, None)
+    nearest = others[0][0]
+    options = ["--exclude-self", "--json", str(out), "--max-distance"]
+    assert tool.main(arguments(*options, str(nearest))) == 0
+    values = json.loads(out.read_text())
+    assert [answer["row"] for answer in values["answers"]] == [
+        row for distance, row in others if distance == nearest
+    ]
+    assert f"48-bit codes, within distance {nearest}\n" in capsys.readouterr().out
+    assert nearest > 0
+    assert tool.main(arguments(*options, str(nearest - 1), "--save", str(tmp_path / "a.png"))) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"nothing similar: none is within distance {nearest - 1}\n")
+    values = json.loads(out.read_text())
+    assert (values["answers"], values["max_distance"]) == ([], nearest - 1)
+
+    content = items.content_sha256.copy()
+    content[5] = content[2]
+    same = replace(items, content_sha256=content)
+    write_index_folder(tmp_path / "index", same, engine="numpy")
+    index = ["--index", str(tmp_path / "index")]
+    words = arguments(*index, "--no-file-check", "--fold-duplicates", "--topk", "11")
+    assert tool.main(words) == 0
+    _, _, first, copy, *lines = capsys.readouterr().out.splitlines()
+    assert first.split()[2:] == [items.file_names[2], "(1", "copy)"]
+    assert copy == f"    copy: {items.file_names[5]}"
+    assert len(lines) == 9
+
+
 def test_a_table_without_answers(tool):
     nothing = SearchResult("q.jpg", (), None, "sofa", 60, BITS, ())
     assert tool.format_table(nothing) == "nothing of class sofa found"
@@ -252,6 +285,7 @@ def test_failures_are_one_line(tool, arguments, tmp_path, monkeypatch, capsys, o
             ["--query", "a.jpg", "--query", "b.jpg", "--box", "1,2,3,4"],
             "--box and --instance are for one image",
         ),
+        (["--max-distance", "-1"], "--max-distance: -1 is neither auto nor a number of bits"),
         (["--all-objects"], "--all-objects is for a query of one object"),
         (
             ["--all-objects", "--instance", "1", "--box", "1,2,3,4"],

@@ -7,6 +7,7 @@ from ..legal_values import ENGINES
 from ..options import (
     add_config_option,
     add_import_option,
+    add_max_distance_option,
     add_overwrite_option,
     add_rerank_options,
     add_root_option,
@@ -24,8 +25,8 @@ def add_arguments(parser: CommandParser) -> None:
         action="append",
         required=True,
         metavar="IMAGE",
-        help="the image to search with, or a folder of images; repeatable. With a folder or more than "
-        "one image --json is a list, an element for each",
+        help="the image to search with, or a folder of images; repeatable. With a folder or "
+        "several images --json is a list, an element for each",
     )
     parser.add_argument(
         "--box",
@@ -63,6 +64,18 @@ def add_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--topk", type=positive_int, default=10, metavar="K", help="default: %(default)s"
+    )
+    add_max_distance_option(parser)
+    parser.add_argument(
+        "--fold-duplicates",
+        action="store_true",
+        help="copies of a photo fill one answer, which names them: files of the same content, and, "
+        "where the index holds activations or features, files that were saved again",
+    )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave the query out of its own answers: the same file, or one of the same content",
     )
     add_rerank_options(parser)
     parser.add_argument(

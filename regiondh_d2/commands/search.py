@@ -38,12 +38,16 @@ def headline(result: SearchResult) -> str:
     if result.objects and not result.all_objects:
         what += ", by image,"
     only = f", {result.class_name} alone" if result.class_name else ""
+    if result.max_distance is not None:
+        only += f", within distance {result.max_distance}"
     line = f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
     return display_name(line)
 
 
 def format_table(result: SearchResult) -> str:
     """The answers, a line each, or why there are none."""
+    if not result.answers and result.max_distance is not None:
+        return display_name(f"nothing similar: none is within distance {result.max_distance}")
     if not result.answers:
         only = f"nothing of class {result.class_name} found" if result.class_name else "none found"
         return display_name(only)
@@ -58,13 +62,19 @@ def format_table(result: SearchResult) -> str:
             distance += f" ({answer.fine_distance:.2f})"
         rows.append((str(rank), distance, *map(display_name, (answer.file_name, *objects))))
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
+    lines = [
         "  ".join(
             padding(cell, width) + cell if i < 2 else cell + padding(cell, width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
-    )
+    ]
+    table = lines[:1]
+    for line, answer in zip(lines[1:], result.answers, strict=True):
+        count = len(answer.copies)
+        table += [line + (f"  ({count} {'copy' if count == 1 else 'copies'})" if count else "")]
+        table += [f"    copy: {display_name(name)}" for name in answer.copies]
+    return "\n".join(table)
 
 
 def padding(cell: str, width: int) -> str:
@@ -86,6 +96,9 @@ def search_options(args: argparse.Namespace) -> SearchOptions:
         all_objects=args.all_objects,
         within=args.within,
         check_files=args.check_files,
+        max_distance=args.max_distance,
+        exclude_self=args.exclude_self,
+        fold_duplicates=args.fold_duplicates,
     )
 
 
@@ -201,6 +214,9 @@ def run(args: argparse.Namespace) -> None:
         refuse_inputs(path, photos=items.file_names)
     options = search_options(args)
     service.check(options, num_objects(args), by_class=args.group_by_class)
+    threshold = service.threshold(options, num_objects(args))
+    if threshold is not None:
+        print(threshold)
     load = query_loader(items.settings, cfg)
     for file in queries.named:
         load.read_size(file) if queries.several else load(file)

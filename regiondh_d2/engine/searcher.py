@@ -109,6 +109,9 @@ class RegionDHSearcher:
         rerank_by: str = "activations",
         within: Sequence[str | os.PathLike] = (),
         check_files: bool = True,
+        max_distance: int | str | None = None,
+        exclude_self: bool = False,
+        fold_duplicates: bool = False,
     ) -> SearchResult | list[SearchResult]:
         """Search by an image, or by one or several objects in it; or by several images.
 
@@ -127,6 +130,10 @@ class RegionDHSearcher:
             within: folders; restricts the answers to photos in them.
             check_files: whether to look at the files of answers, and to leave out those that have
                 gone or changed since they were encoded; the result counts them.
+            max_distance: the largest distance of an answer, in bits, or "auto": calibrated as
+                :mod:`regiondh_d2.retrieval.thresholds` says. There may be no answer then.
+            exclude_self: whether to leave the query itself out.
+            fold_duplicates: whether the copies of a photo fill one answer.
 
         Returns:
             For an image images, for objects images that hold them, each once, or with
@@ -148,6 +155,9 @@ class RegionDHSearcher:
             all_objects=all_objects,
             within=within,
             check_files=check_files,
+            max_distance=max_distance,
+            exclude_self=exclude_self,
+            fold_duplicates=fold_duplicates,
         )
         if not isinstance(image, list | tuple):
             return self.service.search(self.encode(image, box, instance), options)

@@ -31,12 +31,14 @@ def answers_to_image(
         items: what is indexed.
         index: of the images.
         query: with the code of an image, and for a ``rerank`` what :func:`.fine_values` takes.
-        options: which answers.
+        options: which answers; ``max_distance`` is a number or None.
         photos: which photos may answer.
         allowed: bool (N,), which images may answer by their class; None for all.
     """
     topk = options.topk
-    search = CandidateSearch(index, items.codes, allowed, None, photos)
+    search = CandidateSearch(
+        index, items.codes, allowed, None, photos, max_distance=options.max_distance
+    )
     if options.rerank is None:
         distances, rows = search.nearest_present(query.codes, topk)
         return [
@@ -75,7 +77,13 @@ def answers_to_object(
     """
     found = items.instances
     search = CandidateSearch(
-        index, found.codes, allowed, found.image_index, photos, not options.all_objects
+        index,
+        found.codes,
+        allowed,
+        found.image_index,
+        photos,
+        not options.all_objects,
+        options.max_distance,
     )
     distances, rows = search.nearest_present(query.codes, options.topk)
     return [
@@ -111,6 +119,8 @@ def answers_to_objects(
     images = np.lexsort((photos.order, total))  # stable, so equal ones stay by row
     if photos.inside is not None:
         images = images[photos.inside[images]]
+    if options.max_distance is not None:
+        images = images[total[images] <= options.max_distance]
     if allowed is not None:
         images = images[(nearest[:, images] >= 0).any(axis=0)]
     answers = []
