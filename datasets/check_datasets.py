@@ -14,13 +14,12 @@ from regiondh_d2.data.catalog import registered_names, require_dataset
 from regiondh_d2.data.check import check_dataset, is_present
 from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
-from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
+from regiondh_d2.utils.errors import RegionDHError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+def build_parser() -> CommandParser:
     parser = CommandParser(
         description="Print what datasets hold, and every problem. The folder of the datasets is"
         " $DETECTRON2_DATASETS (default: datasets).",
@@ -33,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--images", action="store_true", help="also open every image and compare its size"
     )
     add_import_option(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     return run_command(lambda: check(args, parser))
 
@@ -60,7 +65,9 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     seen: set[str] = set()
     told: set[str] = set()
     for name in names:
-        report = check_dataset(name, open_images=args.images)
+        report = check_dataset(
+            name, open_images=args.images, log=lambda line: print(line, file=sys.stderr)
+        )
         for line in report.summary().splitlines():
             print_line(line)
         for note in report.notes:

@@ -32,8 +32,7 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+def build_parser() -> CommandParser:
     default_output = Path(os.getenv("DETECTRON2_DATASETS", "datasets"), "scenes")
     parser = CommandParser(
         description="Draw a multi-label dataset in VOC layout; the same arguments give the same"
@@ -46,10 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folder to write (default: scenes in $DETECTRON2_DATASETS, here %(default)s)",
     )
     parser.add_argument(
-        "--num-database", type=positive_int, default=400, help="images to search in (default: %(default)s)"
+        "--num-database",
+        type=positive_int,
+        default=400,
+        help="images to search in (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-queries", type=positive_int, default=100, help="images to search with (default: %(default)s)"
+        "--num-queries",
+        type=positive_int,
+        default=100,
+        help="images to search with (default: %(default)s)",
     )
     parser.add_argument(
         "--image-size",
@@ -62,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=seed, default=0, help="chooses the scenes (default: %(default)s)"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_command(lambda: generate(args))
 

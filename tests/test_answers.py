@@ -2,6 +2,11 @@
 
 import numpy as np
 import pytest
+
+from regiondh_d2.retrieval.index_file import IndexFileError
+from regiondh_d2.retrieval.index_folder import write_index_folder
+from regiondh_d2.retrieval.queries import Query
+from regiondh_d2.structures.packed import pack_codes
 from searching import (
     BITS,
     BOX,
@@ -15,11 +20,6 @@ from searching import (
     search_index,
     sort_pairs,
 )
-
-from regiondh_d2.retrieval.index_file import IndexFileError
-from regiondh_d2.retrieval.index_folder import write_index_folder
-from regiondh_d2.retrieval.queries import Query
-from regiondh_d2.structures.packed import pack_codes
 
 
 @pytest.fixture(params=["faiss", "numpy"])

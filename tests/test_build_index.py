@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from indexing import MODEL, make_items
 
+from indexing import MODEL, make_items
 from regiondh_d2.retrieval import index_folder
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.retrieval.index_file import IndexFileError

@@ -1,5 +1,6 @@
 """The dataset checker and the scenes command, as commands."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from builders import registered_scenes
 from regiondh_d2.data import check
 from regiondh_d2.data.check import check_dataset
-from regiondh_d2.data.datasets.scenes import generate_scenes, register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
+from regiondh_d2.utils.progress import Progress
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "datasets"
 
@@ -25,18 +28,22 @@ def load_script(name):
 @pytest.fixture
 def root(tmp_path):
     """Five scenes, registered with the prefix t_."""
-    root = generate_scenes(tmp_path / "s", num_database=3, num_queries=2)
-    before = set(DatasetCatalog.list())
-    register_scenes(root, prefix="t_")
-    yield root
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered_scenes(tmp_path / "s", "t_", database=3, queries=2):
+        yield tmp_path / "s"
 
 
 @pytest.fixture
 def main():
     return load_script("check_datasets").main
+
+
+def test_progress_on_the_images(root, monkeypatch):
+    monkeypatch.setattr(check, "Progress", functools.partial(Progress, every=0.0))
+    lines = []
+    check_dataset("t_scenes_retrieval", open_images=True, log=lines.append)
+    assert [line.partition(",")[0] for line in lines] == [
+        f"{i + 1} of 5 images of t_scenes_retrieval opened" for i in range(5)
+    ]
 
 
 def test_sound(root, main, capsys):

@@ -1,7 +1,6 @@
 """The examples of datasets/README.md do what it says, on a few drawn images."""
 
 import json
-import logging
 import re
 import runpy
 import shlex
@@ -9,8 +8,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from builders import registered
 from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.data.voc import load_voc
 from regiondh_d2.engine.user_code import VARIABLE
@@ -28,18 +27,10 @@ SOLVER: {{MAX_ITER: 1}}
 
 
 @pytest.fixture(autouse=True)
-def as_before():
-    """Removes what an example registers, and the loggers' set-up, for the tests that read logs."""
-    names = set(DatasetCatalog.list())
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "regiondh_d2")]
-    states = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
-    yield
-    for name in set(DatasetCatalog.list()) - names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    for logger, (level, propagate, handlers) in zip(loggers, states, strict=True):
-        logger.setLevel(level)
-        logger.propagate, logger.handlers = propagate, handlers
+def as_before(plain_loggers):
+    """Removes what an example registers; loggers stay as they are for the tests that read logs."""
+    with registered():
+        yield
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import sys
 import threading
 
 import pytest
-from index_oracle import assert_answers, make_codes, sort_pairs
 
+from index_oracle import assert_answers, make_codes, sort_pairs
 from regiondh_d2.retrieval.engines import create_index, faiss_engine, faiss_threads
 
 faiss = pytest.importorskip("faiss")

@@ -4,8 +4,8 @@ import threading
 
 import numpy as np
 import pytest
-from index_oracle import assert_answers, make_codes, sort_pairs
 
+from index_oracle import assert_answers, make_codes, sort_pairs
 from regiondh_d2.retrieval.engines import create_index, self_recall
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
 

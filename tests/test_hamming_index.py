@@ -5,8 +5,8 @@ import threading
 
 import numpy as np
 import pytest
-from index_oracle import assert_answers, make_codes, sort_pairs
 
+from index_oracle import assert_answers, make_codes, sort_pairs
 from regiondh_d2.retrieval import index_file
 from regiondh_d2.retrieval.engines import ENGINES, create_index, self_recall
 from regiondh_d2.retrieval.index_file import IndexFileError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from extraction import BITS, extract_folder, fake_model, make_extractor
 
+from extraction import BITS, extract_folder, fake_model, make_extractor
 from pictures import pixels_of, save
 from regiondh_d2.data import photo_files
 from regiondh_d2.retrieval.code_store import read_codes

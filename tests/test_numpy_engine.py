@@ -1,8 +1,8 @@
 """The engine of numpy: codes of any length, and of more than one block."""
 
 import pytest
-from index_oracle import assert_answers, make_codes, sort_pairs
 
+from index_oracle import assert_answers, make_codes, sort_pairs
 from regiondh_d2.retrieval.engines import create_index, numpy_engine
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from searching import BITS, best_of_images, distances_to, index_scenes, sort_pairs
 
 from regiondh_d2.engine import QueryEncoder, searcher
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
 from regiondh_d2.retrieval.queries import SearchResult
+from searching import BITS, best_of_images, distances_to, index_scenes, sort_pairs
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+from regiondh_d2.retrieval.index_folder import write_index_folder
+from regiondh_d2.retrieval.queries import Query
 from searching import (
     BITS,
     BOX,
@@ -16,9 +19,6 @@ from searching import (
     search_index,
     sort_pairs,
 )
-
-from regiondh_d2.retrieval.index_folder import write_index_folder
-from regiondh_d2.retrieval.queries import Query
 
 
 @pytest.fixture(params=["faiss", "numpy"])

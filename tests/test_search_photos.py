@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from builders import code_set
 from regiondh_d2.data import generate_scenes
-from regiondh_d2.retrieval.code_store import read_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.utils.file_io import carries_mark
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +64,7 @@ def answers_of(printed):
     return [line.split(maxsplit=2)[2] for line in lines]
 
 
+@pytest.mark.slow
 def test_as_a_program(place):
     """Encoded, indexed, searched and drawn in one process, and a broken photo is left out."""
     (place / "mine" / "broken.jpg").write_bytes(b"no image")
@@ -209,18 +212,11 @@ def test_an_output_of_version_0_1_goes_on(tool, steps, place, monkeypatch):
 
 
 def test_the_default_query_is_one_that_was_encoded_and_is_there(tool, place):
-    import numpy as np
-
-    from regiondh_d2.retrieval.code_store import write_codes
-    from regiondh_d2.structures.codes import CodeSet
-
     names = [str(place / folder / f"{name}.jpg") for folder in ("yours", "mine") for name in "abc"]
     names.append(str(place / "mine too" / "b.jpg"))
-    items = CodeSet(
-        codes=np.zeros((7, 1), np.uint8),
-        bits=8,
-        image_ids=names,
-        file_names=names,
+    items = code_set(
+        np.zeros((7, 1), np.uint8),
+        names=names,
         roots=[str(place)],
         size=np.array([os.stat(name).st_size if os.path.exists(name) else 1 for name in names]),
     )

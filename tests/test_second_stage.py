@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from searching import BITS, BOX, INSTANCE_BITS, make_items, queries, search_index
 
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
 from regiondh_d2.retrieval.queries import Query
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
+from searching import BITS, BOX, INSTANCE_BITS, make_items, queries, search_index
 
 
 @pytest.fixture(params=["faiss", "numpy"])

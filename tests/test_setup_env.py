@@ -212,7 +212,7 @@ class TestErrorLines:
             ("", "no output"),
         ],
     )
-    def test_one_line_with_a_mend(self, output, words):
+    def test_one_line_with_the_fix(self, output, words):
         line = setup_env.explain_failure("Detectron2 from x", output, Path("setup.log"))
         assert words in line
         assert "setup.log" in line
@@ -229,7 +229,7 @@ class TestErrorLines:
         ],
     )
     def test_known_import_errors(self, error, words):
-        assert words in setup_env.mend_for(error)
+        assert words in setup_env.fix_for(error)
 
     def test_line_about_the_one_in_use(self):
         line = setup_env.detectron2_line({**WORKS, "source": "found already installed"})

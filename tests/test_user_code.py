@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+from regiondh_d2.engine import user_code
 from regiondh_d2.engine.command import run_workers
 from regiondh_d2.engine.user_code import VARIABLE, add_import_option, import_user_code
 from regiondh_d2.utils.errors import RegionDHError
@@ -94,11 +94,14 @@ def worker(folder):
     Path(folder, f"{os.getpid()}.txt").write_text(t_uc_for_workers.VALUE)
 
 
-def test_worker_processes_import_the_same(tmp_path):
-    torch.set_num_threads(1)
+def test_worker_processes_import_the_same(tmp_path, monkeypatch, forked):
     write("elsewhere/t_uc_for_workers.py", "VALUE = 'here'\n")
     import_user_code(["elsewhere/t_uc_for_workers.py"])
-    run_workers(worker, 2, (str(tmp_path),))
+    # New processes know nothing of it.
+    del sys.modules["t_uc_for_workers"]
+    monkeypatch.setattr(user_code, "_FILES", {})
+    with forked():
+        run_workers(worker, 2, (str(tmp_path),))
     found = list(tmp_path.glob("*.txt"))
     assert [path.read_text() for path in found] == ["here"] * 2
     assert f"{os.getpid()}.txt" not in [path.name for path in found]
@@ -176,7 +179,7 @@ def test_every_command_that_takes_a_dataset_or_a_config_takes_the_option(load_to
     module = load_tool(name)
     dests = {a.dest for a in module.build_parser()._actions}
     fixed = {"demo"}  # it makes its own dataset
-    if dests & {"dataset", "config_file", "opts"} and name not in fixed | {"plot_experiments"}:
+    if dests & {"dataset", "config_file", "opts"} and name not in fixed:
         assert "imports" in dests
     text = (ROOT / f"tools/{name}.py").read_text()
     assert ("add_import_option(" in text) == ("import_user_code(args.imports)" in text)

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from extraction import make_extractor
 
+from extraction import make_extractor
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.config import changed_settings, code_settings
 from regiondh_d2.engine import build_cfg

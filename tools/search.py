@@ -25,13 +25,9 @@ from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name, display_width, print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
-from regiondh_d2.visualization.draw import (
-    Tile,
-    draw_grid,
-    picture_format,
-    save_image,
-    search_tiles,
-)
+from regiondh_d2.visualization.draw import picture_format, save_image
+from regiondh_d2.visualization.grid import Tile, draw_grid
+from regiondh_d2.visualization.retrieval_pictures import search_tiles
 
 
 def box(text: str) -> tuple[float, ...]:
@@ -161,9 +157,9 @@ def padding(cell: str, width: int) -> str:
     return " " * (width - display_width(cell))
 
 
-def class_tiles(result: SearchResult) -> list[Tile]:
+def class_tiles(result: SearchResult, max_pixels: int) -> list[Tile]:
     """The tiles of a search that is restricted to a class, which stands under the query."""
-    query, *answers = search_tiles(result)
+    query, *answers = search_tiles(result, max_pixels)
     return [replace(query, caption=f"query: {result.class_name}"), *answers]
 
 
@@ -223,7 +219,8 @@ def run(args: argparse.Namespace) -> None:
         refuse_inputs(path, photos=items.file_names)
     options = search_options(args)
     service.check(options, num_objects(args), by_class=args.group_by_class)
-    query_loader(items.settings, cfg)(args.query)
+    load = query_loader(items.settings, cfg)
+    load(args.query)
     searcher = RegionDHSearcher.from_cfg(service, cfg)
     for note in searcher.notes:
         print_line(f"warning: {note}", sys.stderr)
@@ -239,7 +236,8 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, values if grouped else values[0], format="regiondh-answers")
     if args.save:
         title = headline(replace(results[0], class_name=None) if grouped else results[0])
-        tiles = [class_tiles(r) if grouped else search_tiles(r) for r in results]
+        tiles_of = class_tiles if grouped else search_tiles
+        tiles = [tiles_of(result, load.max_pixels) for result in results]
         save_image(draw_grid(tiles, title), args.save)
 
 

@@ -165,13 +165,13 @@ def choose_source(wanted: Source | None, found: dict, recorded: Source | None) -
     if found.get("path") and recorded is None:
         raise SetupError(
             f"the Detectron2 at {Path(found['path']).parent} does not import "
-            f"({mend_for(found['error'])}); or use the registry's copy instead: "
+            f"({fix_for(found['error'])}); or use the registry's copy instead: "
             f"DETECTRON2_SOURCE={REGISTRY_WORD} make setup"
         )
     return REGISTRY
 
 
-def mend_for(error: str | None) -> str:
+def fix_for(error: str | None) -> str:
     """An import error of Detectron2, with its known fix where there is one."""
     error = error or "unknown error"
     fixes = {
@@ -502,7 +502,7 @@ def settle_detectron2(venv: Environment, wanted: Source | None) -> dict:
         found = venv.probe()
         if not found["path"] or found["error"]:
             raise SetupError(
-                f"Detectron2 ({choice.describe()}) does not import: {mend_for(found['error'])}"
+                f"Detectron2 ({choice.describe()}) does not import: {fix_for(found['error'])}"
             )
         write_json(venv.source_file, dataclasses.asdict(choice))
         recorded = choice

@@ -12,16 +12,14 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..checkpoint import model_fingerprint
-from ..config import parse_settings
+from ..config import recorded_max_pixels
 from ..retrieval.images import ImageLoader
 from ..retrieval.queries import Box, Query, QueryObject, name_of_class
 from ..structures.packed import pack_codes
 from ..utils.errors import RegionDHError
 from ..utils.file_io import file_sha256
 
-__all__ = ["MAX_PIXELS", "QueryEncoder", "encode_boxes", "query_loader"]
-
-MAX_PIXELS = "MODEL.REGION_DH.MAX_PIXELS"  # a line of settings
+__all__ = ["QueryEncoder", "encode_boxes", "query_loader"]
 
 _SEEN = 0.5  # the probability from which on a class is taken to be in an image
 
@@ -133,7 +131,7 @@ def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
         cfg: config of the model.
     """
     load = ImageLoader(cfg)
-    load.max_pixels = int(parse_settings(settings).get(MAX_PIXELS, load.max_pixels))
+    load.max_pixels = recorded_max_pixels(settings, load.max_pixels)
     return load
 
 

@@ -46,7 +46,7 @@ from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
-from .network import build_network
+from .network import build_network, learns_from_boxes
 from .training_record import KEY, TrainingRecorder
 
 __all__ = ["RegionDHTrainer", "build_optimizer", "freeze_parts"]
@@ -413,7 +413,7 @@ class RegionDHTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_train_loader(cfg)
+        return build_train_loader(cfg, learns_from_boxes(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -483,7 +483,7 @@ class RegionDHTrainer(DefaultTrainer):
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        retrieval = [found for e in evaluators for found in _retrieval_evaluators(e)]
+        retrieval = [found for e in evaluators for found in retrieval_evaluators(e)]
         if retrieval:
             fingerprint = model_fingerprint(cls.model_of(model))
             for evaluator in retrieval:
@@ -504,13 +504,13 @@ def _reads_queries_alone(cfg, dataset_name: str) -> bool:
     return bool(cfg.TEST.RETRIEVAL.DATABASE_CODES) and kind == "regiondh_retrieval"
 
 
-def _retrieval_evaluators(evaluator: DatasetEvaluator) -> Iterator[RetrievalEvaluator]:
-    """Those among an evaluator and the ones in it."""
+def retrieval_evaluators(evaluator: DatasetEvaluator) -> Iterator[RetrievalEvaluator]:
+    """The evaluators of retrieval among an evaluator and those that it joins."""
     if isinstance(evaluator, RetrievalEvaluator):
         yield evaluator
     elif isinstance(evaluator, DatasetEvaluators):
         for part in evaluator._evaluators:
-            yield from _retrieval_evaluators(part)
+            yield from retrieval_evaluators(part)
 
 
 def _refuse_impossible(cfg) -> None:

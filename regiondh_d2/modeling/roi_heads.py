@@ -329,13 +329,13 @@ class RegionDHROIHeads(StandardROIHeads):
             without any detection or proposal.
         """
         boxes = [self._fusable_boxes(p) for p in proposals]
-        fused = [self._fused_index(len(p)) for p in proposals]
+        fused_index = [self._fused_index(len(p)) for p in proposals]
         if not detect:
-            boxes = [b[index] for b, index in zip(boxes, fused, strict=True)]
+            boxes = [b[index] for b, index in zip(boxes, fused_index, strict=True)]
             regions = self._regions(features, boxes)
             return None, self._fuse(regions.split([len(b) for b in boxes]))
         images = self._regions(features, boxes).split([len(b) for b in boxes])
-        fused = [r.select(index) for r, index in zip(images, fused, strict=True)]
+        fused = [r.select(index) for r, index in zip(images, fused_index, strict=True)]
         codes = self._fuse(fused)
 
         images = [r.select(slice(len(p))) for r, p in zip(images, proposals, strict=True)]
@@ -382,7 +382,7 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _fuse(self, images: list[RegionOutputs]) -> ImageCodes:
         """Fuse the regions of each image and hash the result."""
-        fused = []
+        rows = []
         for regions in images:
             p, a, beside = regions.probabilities, regions.activations, []
             x = a if self.fusion_input == "h1" else regions.features
@@ -390,8 +390,8 @@ class RegionDHROIHeads(StandardROIHeads):
             if self.whole_image in values:
                 beside = [values[self.whole_image][-1].float()]
                 p, x = p[:-1], x[:-1]
-            fused.append(torch.cat([cross_proposal_fusion(p, x, self.fusion_norm), *beside]))
-        fused = torch.stack(fused)
+            rows.append(torch.cat([cross_proposal_fusion(p, x, self.fusion_norm), *beside]))
+        fused = torch.stack(rows)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 

@@ -138,7 +138,9 @@ class CommandParser(argparse.ArgumentParser):
     def _arrange(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
         """Options as ``--option=value``, then other arguments; and the overrides."""
         rest = deque(words)
-        options, others, overrides = [], [], []
+        options: list[str] = []
+        others: list[str] = []
+        overrides: list[str] = []
         while rest:
             word = rest.popleft()
             name, equals, value = word.partition("=")
@@ -163,8 +165,11 @@ class CommandParser(argparse.ArgumentParser):
         nargs = action.nargs
         if nargs == 0:
             return [name]
-        most = {None: 1, "?": 1}.get(nargs, nargs if isinstance(nargs, int) else len(rest))
-        values = []
+        if isinstance(nargs, int):
+            most = nargs
+        else:
+            most = 1 if nargs in (None, "?") else len(rest)
+        values: list[str] = []
         while rest and len(values) < most:
             if nargs in _SEVERAL and rest[0] == "--" and not self._takes_files():
                 rest.popleft()
