@@ -1,5 +1,7 @@
 """Copies among the indexed photos."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from regiondh_d2.retrieval.duplicates import CopyFinder
@@ -31,10 +33,10 @@ def test_files_that_were_saved_again():
     activations[2, 3] += 0.04
     activations[9] = activations[0]  # of another code
     expected = {0: [1, 3], 1: [0, 3], 3: [0, 1]}
-    assert copies(make_items(codes=codes, activations=activations)) == expected
+    assert copies(replace(make_items(activations=activations), codes=codes)) == expected
     features = rng.random((60, 8)).astype(np.float16)
     features[:4] = 1
     features[1] *= 1.01
     features[2] *= 1.05
-    assert copies(make_items(codes=codes, features=features)) == expected
-    assert copies(make_items(codes=codes)) == {}
+    assert copies(replace(make_items(features=features), codes=codes)) == expected
+    assert copies(replace(make_items(), codes=codes)) == {}

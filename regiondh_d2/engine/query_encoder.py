@@ -22,13 +22,11 @@ from ..structures.packed import pack_codes
 from ..utils.errors import RegionDHError
 from ..utils.file_io import file_sha256
 
-__all__ = ["MAX_PIXELS", "QueryEncoder", "QueryImage", "encode_boxes", "query_loader"]
+__all__ = ["QueryEncoder", "QueryImage", "encode_boxes", "query_loader"]
 
 QueryImage = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
 """A path, the content of a file, a file open for reading bytes, an image of Pillow's, or an array:
 RGB, uint8 (H, W, 3)."""
-
-MAX_PIXELS = "MODEL.REGION_DH.MAX_PIXELS"  # a line of settings
 
 _SEEN = 0.5  # the probability from which on a class is taken to be in an image
 
