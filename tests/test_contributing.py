@@ -11,8 +11,10 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from documents import blocks, commands
+from index_oracle import assert_answers, make_codes, sort_pairs
 from regiondh_d2.data.check import check_dataset
 from regiondh_d2.modeling.losses import HASH_LOSS_REGISTRY, build_loss
+from regiondh_d2.retrieval import engines
 
 MAX_LINES = 30
 
@@ -114,3 +116,19 @@ def test_add_a_dataset(example, tmp_path):
     report = check_dataset("table_retrieval", open_images=True)
     assert not report.problems
     assert "4 images" in report.summary()
+
+
+def test_add_an_engine(example, monkeypatch):
+    (code, use), _ = example("Add an engine")
+    monkeypatch.setattr(engines, "ENGINES", dict(engines.ENGINES))
+    names = {}
+    exec(code, names)
+    exec(use, names)
+    index = names["index"]
+    codes, queries = make_codes(500, 64), make_codes(5, 64, seed=1)
+    index.add(codes)
+    assert_answers(index, queries, 60, sort_pairs(queries, codes, 64, 60))
+    index.remove([0, 7])
+    rows = np.delete(np.arange(500), [0, 7])
+    expected = sort_pairs(queries, codes[rows], 64, 498, rows.tolist())
+    assert_answers(index, queries, 500, expected)
