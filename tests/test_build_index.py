@@ -77,7 +77,7 @@ def test_one_level(tool, codes_file, tmp_path, level, absent):
     folder = read_index_folder(out)
     assert list(folder.indexes) == [level]
     assert folder.record["engine"] == "numpy"
-    with pytest.raises(IndexFileError, match=f"build_index.py --level {absent}"):
+    with pytest.raises(IndexFileError, match=f"build-index --level {absent}"):
         folder.index(absent)
 
 
@@ -344,10 +344,12 @@ def test_options_that_do_not_fit_exit_1(tool, codes_file, tmp_path, capsys, opti
 def test_without_faiss(tool, codes_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     out = tmp_path / "index"
-    assert tool.main([str(codes_file), "--output", str(out)]) == 1
-    assert "pip install faiss-cpu" in capsys.readouterr().err
-    assert not out.exists()
-    assert tool.main([str(codes_file), "--output", str(out), "--engine", "numpy"]) == 0
+    for options in (["--engine", "faiss"], ["--nlist", "4"]):
+        assert tool.main([str(codes_file), "--output", str(out), *options]) == 1
+        assert "pip install faiss-cpu" in capsys.readouterr().err
+        assert not out.exists()
+    assert tool.main([str(codes_file), "--output", str(out)]) == 0
+    assert f"{out}: numpy, built in" in capsys.readouterr().out
     assert len(read_index_folder(out).index("image")) == 300
 
 

@@ -11,7 +11,6 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from documents import blocks, commands
-from index_oracle import assert_answers, make_codes, sort_pairs
 from regiondh_d2.data.check import check_dataset
 from regiondh_d2.modeling.losses import HASH_LOSS_REGISTRY, build_loss
 from regiondh_d2.retrieval import engines
@@ -94,6 +93,21 @@ def test_add_a_loss(example, tiny_cfg, make_inputs):
     assert loss(torch.rand(1, 4), torch.ones(1, 2)) == 0
 
 
+def test_add_an_index_engine(example, monkeypatch):
+    monkeypatch.setattr(engines, "ENGINES", dict(engines.ENGINES))
+    (code,), _ = example("Add an index engine")
+    exec(code, {})
+    (name,) = engines.ENGINES.keys() - {"faiss", "numpy", "milvus"}
+    codes = np.random.default_rng(0).integers(0, 256, (50, 3), np.uint8)
+    index, other = (engines.create_index(24, engine) for engine in (name, "numpy"))
+    for some in (index, other):
+        some.add(codes[:30])
+        some.add(codes[30:])
+        some.remove([3, 40])
+    for found, expected in zip(index.search(codes, 7), other.search(codes, 7), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.usefixtures("registries")
 def test_add_a_dataset(example, tmp_path):
     (code,), _ = example("Add a dataset")
@@ -116,19 +130,3 @@ def test_add_a_dataset(example, tmp_path):
     report = check_dataset("table_retrieval", open_images=True)
     assert not report.problems
     assert "4 images" in report.summary()
-
-
-def test_add_an_engine(example, monkeypatch):
-    (code, use), _ = example("Add an engine")
-    monkeypatch.setattr(engines, "ENGINES", dict(engines.ENGINES))
-    names = {}
-    exec(code, names)
-    exec(use, names)
-    index = names["index"]
-    codes, queries = make_codes(500, 64), make_codes(5, 64, seed=1)
-    index.add(codes)
-    assert_answers(index, queries, 60, sort_pairs(queries, codes, 64, 60))
-    index.remove([0, 7])
-    rows = np.delete(np.arange(500), [0, 7])
-    expected = sort_pairs(queries, codes[rows], 64, 498, rows.tolist())
-    assert_answers(index, queries, 500, expected)

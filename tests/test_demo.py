@@ -1,7 +1,6 @@
 """The demo from its command line to its five files, with a network that learns nothing."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +37,9 @@ def demo(folder):
 
 
 @pytest.fixture
-def main():
-    """The command's main function, by its path: a package called `tools` may belong to anyone."""
-    return runpy.run_path(str(SCRIPT))["main"]
+def main(load_tool):
+    """The command's main function."""
+    return load_tool("demo").main
 
 
 @pytest.fixture(scope="module")

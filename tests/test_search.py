@@ -168,7 +168,7 @@ def test_another_model_is_refused(tool, random_network, workspace, arguments, tm
     ("options", "message"),
     [
         (["--query", "absent.jpg"], "absent.jpg: No such file or directory"),
-        (["--index", "absent"], "absent: no index folder; build one with tools/build_index.py"),
+        (["--index", "absent"], "absent: no index folder; build one with `regiondh"),
         (["--box", "900,900,950,950"], "box 900,900,950,950 is outside"),
         (["--box", "9,9,3,3"], "box 9,9,3,3 is empty"),
         (["--instance", "999"], "there is no detection 999"),

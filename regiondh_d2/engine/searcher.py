@@ -58,7 +58,7 @@ class RegionDHSearcher:
         """A searcher of an index folder with the trained model of a config.
 
         Args:
-            index_folder: written by ``tools/build_index.py``.
+            index_folder: written by ``regiondh build-index``.
             config_file: the one that the images were encoded with.
             opts: overrides KEY VALUE, ``MODEL.WEIGHTS`` among them unless the config names the
                 trained model.

@@ -64,7 +64,7 @@ def read_arrays(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.n
     """
     path = Path(path)
     if not path.is_file():
-        raise IndexFileError(f"{path}: no such file; build the index with tools/build_index.py")
+        raise IndexFileError(f"{path}: no such file; build the index with `regiondh build-index`")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)

@@ -82,7 +82,7 @@ class IndexFolder:
         if granularity not in self.indexes:
             raise IndexFileError(
                 f"{display_name(self.path)}: has no level {granularity!r}; build it with "
-                f"tools/build_index.py --level {granularity}"
+                f"`regiondh build-index --level {granularity}`"
             )
         return self.indexes[granularity]
 

@@ -146,7 +146,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     name, record_name = display_name(path), display_name(path / RECORD)
     if not (path / RECORD).is_file():
-        raise IndexFileError(f"{name}: no index folder; build one with tools/build_index.py")
+        raise IndexFileError(f"{name}: no index folder; build one with `regiondh build-index`")
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

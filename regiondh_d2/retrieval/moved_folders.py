@@ -9,6 +9,7 @@ from ..data.photo_files import is_below
 from ..structures.codes import CodeFileError, CodeSet, move_root
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
+from ..utils.paths import folder_start
 
 __all__ = ["move_roots", "move_roots_once"]
 
@@ -77,7 +78,7 @@ def _split_move(move: str, items: CodeSet) -> tuple[str, str]:
         raise RegionDHError(f"--root {display_name(move)}: is not OLD=NEW, two folders")
     for old, new in splits:
         for place in (os.path.abspath(old), os.path.realpath(old)):
-            start = os.path.join(place, "")
+            start = folder_start(place)
             if any(name.startswith(start) for name in items.file_names):
                 return place, new
     return os.path.abspath(splits[0][0]), splits[0][1]

@@ -35,6 +35,7 @@ import numpy as np
 
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError, unknown_value_message
+from ..utils.paths import folder_start
 from .answers import answers_to_image, answers_to_object, answers_to_objects, known_labels
 from .candidates import PhotoFilter
 from .hamming_index import HammingIndex
@@ -243,7 +244,7 @@ class SearchService:
 
     def _find_below(self, *places: str) -> np.ndarray:
         """Which images lie in a folder, bool (N,), whose name may be written in several ways."""
-        starts = tuple(os.path.join(place, "") for place in places)
+        starts = tuple(folder_start(place) for place in places)
         names = self.folder.items.file_names
         return np.fromiter((name.startswith(starts) for name in names), bool, len(names))
 
