@@ -6,10 +6,10 @@ PY     := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage lint format clean
+.PHONY: help setup demo test coverage wheel-test lint format clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## create or refresh .venv (DETECTRON2_SOURCE chooses the Detectron2, see INSTALL.md)
 	@$(PYTHON) tools/setup_env.py --venv $(VENV)
@@ -24,6 +24,9 @@ demo: setup  ## generate scenes, train, code, evaluate, report and draw, into ou
 
 test: setup  ## run the tests
 	$(PYTEST)
+
+wheel-test: setup  ## build the wheel, install it elsewhere and use it
+	$(PY) .ci/wheel_test.py
 
 coverage: setup  ## run the tests and list the files by the share of lines that they run
 	$(PYTEST) --cov --cov-report=term

@@ -4,7 +4,6 @@ What takes seconds to import is imported by the fixtures that need it: pytest re
 process that hands out the tests, too, and all others wait for that.
 """
 
-import importlib.util
 import logging
 import os
 import pickle
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from commands import load_command
 
 # One thread a process, also in those that tests start: there is a process for each core, and the
 # threads of PyTorch that wait for work would keep the others from it.
@@ -41,20 +42,8 @@ TEST.DETECTIONS_PER_IMAGE 10
 
 @pytest.fixture(scope="session")
 def load_tool():
-    """A function from the name of a file in tools/ to it as a module, one for all tests."""
-    loaded = {}
-
-    def load(name):
-        if name not in loaded:
-            path = Path(__file__).parents[1] / "tools" / f"{name}.py"
-            spec = importlib.util.spec_from_file_location(f"{name}_of_tools", path)
-            loaded[name] = importlib.util.module_from_spec(spec)
-            # By its name alone another process knows a function.
-            sys.modules[spec.name] = loaded[name]
-            spec.loader.exec_module(loaded[name])
-        return loaded[name]
-
-    return load
+    """A function from the name of a file in tools/ to what it runs, as a module."""
+    return load_command
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ Each test runs over two folders of one form, and expects the same of both. ``twi
 with small pictures; ``cases`` is the folder that the environment variable REGIONDH_CASES names.
 """
 
-import importlib.util
 import itertools
 import json
 import os
@@ -20,6 +19,8 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageDraw, PngImagePlugin
 
 from builders import random_code_set, registered
+from regiondh_d2.commands import extract_codes
+from regiondh_d2.commands import train as train_command
 from regiondh_d2.data import image_reader, photo_files
 from regiondh_d2.data.training import build_train_loader
 from regiondh_d2.engine import build_cfg, command, searcher
@@ -298,9 +299,7 @@ def mains(networks, load_tool):
     """The function of each command by its name."""
     names = ("search_photos", "search", "extract_codes", "build_index", "evaluate_codes")
     functions = {name: load_tool(name).main for name in names}
-    spec = importlib.util.spec_from_file_location("check", ROOT / "datasets/check_datasets.py")
-    check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check)
+    check = load_tool("check_datasets")
     train = load_tool("train_net")
 
     def train_net(words):
@@ -342,7 +341,7 @@ def networks():
         return built[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (command, searcher):
+        for module in (command, searcher, extract_codes, train_command):
             patch.setattr(module, "load_trained_model", load)
         yield
 

@@ -13,6 +13,7 @@ from PIL import Image
 from documents import blocks, commands
 from regiondh_d2.data.check import check_dataset
 from regiondh_d2.modeling.losses import HASH_LOSS_REGISTRY, build_loss
+from regiondh_d2.retrieval import engines
 
 MAX_LINES = 30
 
@@ -90,6 +91,21 @@ def test_add_a_loss(example, tiny_cfg, make_inputs):
     assert losses["loss_similarity_image"] > 0
     loss = build_loss(tiny_cfg.MODEL.REGION_DH.OBJECTIVE, bits=4, num_classes=2)
     assert loss(torch.rand(1, 4), torch.ones(1, 2)) == 0
+
+
+def test_add_an_index_engine(example, monkeypatch):
+    monkeypatch.setattr(engines, "ENGINES", dict(engines.ENGINES))
+    (code,), _ = example("Add an index engine")
+    exec(code, {})
+    (name,) = engines.ENGINES.keys() - {"faiss", "numpy", "milvus"}
+    codes = np.random.default_rng(0).integers(0, 256, (50, 3), np.uint8)
+    index, other = (engines.create_index(24, engine) for engine in (name, "numpy"))
+    for some in (index, other):
+        some.add(codes[:30])
+        some.add(codes[30:])
+        some.remove([3, 40])
+    for found, expected in zip(index.search(codes, 7), other.search(codes, 7), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.usefixtures("registries")

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -40,9 +39,9 @@ def demo(folder):
 
 
 @pytest.fixture
-def main():
-    """The command's main function, by its path: a package called `tools` may belong to anyone."""
-    return runpy.run_path(str(SCRIPT))["main"]
+def main(load_tool):
+    """The command's main function."""
+    return load_tool("demo").main
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,11 @@ from builders import FINGERPRINT, code_set
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking, reranked_distances
 from regiondh_d2.retrieval.index_folder import write_index_folder
-from regiondh_d2.retrieval.search import RERANKINGS, Query, search_index
+from regiondh_d2.retrieval.queries import Query
+from regiondh_d2.retrieval.second_stage import RERANKINGS
 from regiondh_d2.structures.codes import CodeFileError, take_rows
 from regiondh_d2.structures.packed import pack_codes
+from searching import search_index
 
 BITS = 6
 

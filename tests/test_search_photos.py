@@ -54,7 +54,7 @@ def steps(tool, monkeypatch):
 
         return main
 
-    monkeypatch.setattr(tool, "load_tool", load)
+    monkeypatch.setattr(tool, "subcommand", load)
     return seen
 
 
@@ -73,7 +73,7 @@ def test_as_a_program(place):
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stderr
     assert "unreadable" in result.stderr
-    assert result.stdout.count("$ tools/") == 3
+    assert result.stdout.count("$ regiondh ") == 3
     codes = read_codes(place / "output/photos/photos.h5")
     assert (len(codes), codes.bits) == (3, 64)
     record = json.loads((place / "output/photos/index/index.json").read_text())
@@ -89,7 +89,7 @@ def test_again_with_changes_and_with_another_folder(tool, place, scenes, capsys)
     assert tool.main(["mine", "--output", "mine/out"]) == 0
     assert tool.main(["yours", "--output", "mine/out", "--query", "mine/b.jpg"]) == 0
     printed = capsys.readouterr()
-    assert sorted(answers_of(printed.out.split("tools/search.py")[2])) == [
+    assert sorted(answers_of(printed.out.split("$ regiondh search ")[2])) == [
         str(place / "yours" / name) for name in ("a.jpg", "b.jpg", "c.jpg")
     ]
     assert len(read_codes("mine/out/photos.h5")) == 6
@@ -114,21 +114,21 @@ def test_the_commands_that_are_printed_do_the_same(tool, steps, place, monkeypat
     network = ["--config-file", str(tool.CONFIG)]
     codes, index, picture = (f"out put/{name}" for name in ("photos.h5", "index", "answers.png"))
     assert steps == [
-        ["extract_codes", *network, "--resume", "--skip-bad", "--input", "mine", "--output", codes],
-        ["build_index", codes, "--output", index],
+        ["extract-codes", *network, "--resume", "--skip-bad", "--input", "mine", "--output", codes],
+        ["build-index", codes, "--output", index],
         ["search", *network, "--index", index, "--within", "mine"]
         + ["--query", "chosen 'one'.jpg", "--save", picture],
     ]
-    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("$ tools/")]
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("$ regiondh ")]
     assert len(lines) == 3
     for line, step in zip(lines, steps, strict=True):
         words = subprocess.run(
-            ["sh", "-c", f'for word in {line[len("$ tools/") :]}; do echo "$word"; done'],
+            ["sh", "-c", f'for word in {line[len("$ regiondh ") :]}; do echo "$word"; done'],
             capture_output=True,
             text=True,
             check=True,
         ).stdout.splitlines()
-        assert words == [f"{step[0]}.py", *step[1:]]
+        assert words == step
 
 
 def test_patterns_are_handed_on(tool, steps, place, monkeypatch):
@@ -140,14 +140,14 @@ def test_patterns_are_handed_on(tool, steps, place, monkeypatch):
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_step_that_fails_ends_the_command(tool, steps, place, monkeypatch, failing):
     monkeypatch.setattr(tool, "choose_query", lambda codes, photos: "q.jpg")
-    load, statuses = tool.load_tool, [0, 0, 0]
+    load, statuses = tool.subcommand, [0, 0, 0]
     statuses[failing] = 1
 
     def load_failing(name):
         main = load(name)
         return lambda words: main(words) or statuses[len(steps) - 1]
 
-    monkeypatch.setattr(tool, "load_tool", load_failing)
+    monkeypatch.setattr(tool, "subcommand", load_failing)
     assert tool.main(["mine"]) == 1
     assert len(steps) == failing + 1
 
@@ -156,7 +156,7 @@ def test_an_interrupted_step_is_told_how_to_go_on(tool, steps, place, monkeypatc
     def load(name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool, "load_tool", load)
+    monkeypatch.setattr(tool, "subcommand", load)
     assert tool.main(["mine"]) == 130
     assert capsys.readouterr().err == "interrupted: run it again to go on\n"
 

@@ -1,6 +1,5 @@
 """tools/train_net.py end to end on a few scenes: train, resume, evaluate, cached features."""
 
-import ast
 import json
 import os
 import re
@@ -216,22 +215,6 @@ def test_what_the_machines_of_a_training_must_say(load_tool):
     for arguments in (["--num-gpus", "0"], ["--num-machines", "-1"]):
         with pytest.raises(SystemExit):
             tool.build_parser().parse_args(arguments)
-
-
-def test_commands_import_the_package_before_what_makes_pytorch_complain():
-    """The package hides what PyTorch says of Detectron2's code while it imports that."""
-    files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]
-    assert len(files) > 15
-    for file in files:
-        modules = []
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.Import):
-                modules += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                modules.append(node.module)
-        theirs = [m for m in modules if m.split(".")[0] in ("detectron2", "fvcore", "timm")]
-        ours = [m for m in modules if m.split(".")[0] == "regiondh_d2"]
-        assert not theirs or modules.index(ours[0]) < modules.index(theirs[0]), file
 
 
 def test_a_failure_of_one_of_two_processes_is_told_in_one_line(train_net, forked):

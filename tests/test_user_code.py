@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from commands import subcommand_of
+from regiondh_cli.main import subparsers_of
+from regiondh_cli.options import add_import_option
 from regiondh_d2.engine import user_code
 from regiondh_d2.engine.command import run_workers
-from regiondh_d2.engine.user_code import VARIABLE, add_import_option, import_user_code
+from regiondh_d2.engine.user_code import VARIABLE, import_user_code
 from regiondh_d2.utils.errors import RegionDHError
 
 ROOT = Path(__file__).parents[1]
@@ -174,12 +177,14 @@ def test_the_option_may_be_repeated():
 TOOLS = [path.stem for path in (ROOT / "tools").glob("*.py") if path.stem not in ("setup_env",)]
 
 
-@pytest.mark.parametrize("name", sorted(TOOLS))
+@pytest.mark.parametrize("name", sorted([*TOOLS, "check_datasets"]))
 def test_every_command_that_takes_a_dataset_or_a_config_takes_the_option(load_tool, name):
     module = load_tool(name)
-    dests = {a.dest for a in module.build_parser()._actions}
+    parser = module.build_parser()
+    actions = [a for p in (parser, *subparsers_of(parser).values()) for a in p._actions]
+    dests = {a.dest for a in actions}
     fixed = {"demo"}  # it makes its own dataset
     if dests & {"dataset", "config_file", "opts"} and name not in fixed:
         assert "imports" in dests
-    text = (ROOT / f"tools/{name}.py").read_text()
-    assert ("add_import_option(" in text) == ("import_user_code(args.imports)" in text)
+    file = module.__file__ if subcommand_of(name) else ROOT / f"tools/{name}.py"
+    assert ("imports" in dests) == ("import_user_code(args.imports)" in Path(file).read_text())

@@ -87,7 +87,7 @@ class COCOSource:
         try:
             content = _read_json(path)
         except FileNotFoundError:
-            message = f"{shown}: no such file (see datasets/README.md)"
+            message = f"{shown}: no such file (see `regiondh check-dataset --help`)"
             if problems is None:
                 raise InputNotFoundError(message) from None
             problems.append(message)

@@ -27,6 +27,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import carries_mark
 from ..utils.marks import FOLDER_MARK
+from ..utils.paths import folder_start
 from .image_formats import (
     HEIF_ENDINGS,
     HEIF_HINT,
@@ -162,7 +163,7 @@ def is_system_file(name: str) -> bool:
 
 def is_below(path: str, folder: str) -> bool:
     """Whether a path is a folder or lies in it, by the text of both, which must be absolute."""
-    return path == folder or path.startswith(os.path.join(folder, ""))
+    return path == folder or path.startswith(folder_start(folder))
 
 
 def lies_in_any(path: str, folders: Collection[str]) -> bool:

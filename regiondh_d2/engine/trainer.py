@@ -319,7 +319,7 @@ class RegionDHTrainer(DefaultTrainer):
         if cfg.MODEL.REGION_DH.FEATURE_CACHE:
             raise RegionDHError(
                 "MODEL.REGION_DH.FEATURE_CACHE is set, which only CachedHeadsTrainer reads: use "
-                "regiondh_d2.engine.trainer_class(cfg), or tools/train_net.py"
+                "regiondh_d2.engine.trainer_class(cfg), or `regiondh train`"
             )
         return model
 
@@ -374,12 +374,12 @@ class RegionDHTrainer(DefaultTrainer):
         if asked.eval_only:
             raise RegionDHError(
                 "--eval-only was given, but this script trains: call test() instead, or use "
-                "tools/train_net.py, which imports your datasets with --import MODULE_OR_FILE"
+                "`regiondh train`, which imports your datasets with --import MODULE_OR_FILE"
             )
         if asked.resume and not self._may_go_on:
             raise RegionDHError(
                 "--resume was given, but this script starts anew: call resume_or_load(resume=True) "
-                "first, or use tools/train_net.py, which imports your datasets with --import "
+                "first, or use `regiondh train`, which imports your datasets with --import "
                 "MODULE_OR_FILE"
             )
         if self.cfg.TEST.RETRIEVAL.DATABASE_CODES and self.cfg.DATASETS.TEST:

@@ -16,6 +16,7 @@ import numpy as np
 from ..config import changes_of_image_codes
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from ..utils.paths import folder_start
 from .packed import check_packed, pack_codes
 
 __all__ = [
@@ -187,7 +188,7 @@ def _below(root: str, file_name: str) -> str:
     """
     if not root:
         return file_name
-    start = os.path.join(root, "")
+    start = folder_start(root)
     if not file_name.startswith(start):
         raise RegionDHError(f"{display_name(file_name)} is not below {display_name(root)}")
     return file_name[len(start) :].replace(os.sep, "/")
@@ -239,7 +240,7 @@ def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
 
 
 def _is_in(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(os.path.join(folder, ""))
+    return path == folder or path.startswith(folder_start(folder))
 
 
 def _with_distinct_roots(code_set: CodeSet) -> CodeSet:
