@@ -202,7 +202,7 @@ def _give_up_output() -> None:
 
 
 def run_workers(
-    worker: Callable[..., None],
+    worker: Callable[..., object],
     processes: int,
     args: tuple,
     *,
@@ -213,7 +213,7 @@ def run_workers(
     """:func:`detectron2.engine.launch`, with a worker's failure as one line.
 
     Args:
-        worker: a function that a new process can import.
+        worker: a function that a new process can import; what it returns is dropped.
         processes: how many on this machine; 1 in all calls ``worker`` in this process.
         args: its arguments.
         num_machines, machine_rank, dist_url: see ``launch``.
@@ -251,7 +251,7 @@ def run_workers(
             child.terminate()
 
 
-def _work(worker: Callable[..., None], args: tuple) -> None:
+def _work(worker: Callable[..., object], args: tuple) -> None:
     """The parent process sees of an exception only its text."""
     _prepare_process()
     try:
