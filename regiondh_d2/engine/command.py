@@ -164,8 +164,8 @@ def _told(error: BaseException) -> str | None:
             return f"no connection: {text or type(error).__name__}"
         case MemoryError() | torch.OutOfMemoryError():
             return _no_memory(text)
-        case RuntimeError() if NO_MEMORY.search(text):
-            return _no_memory(text[NO_MEMORY.search(text).start() :])
+        case RuntimeError() if found := NO_MEMORY.search(text):
+            return _no_memory(text[found.start() :])
     return None
 
 
