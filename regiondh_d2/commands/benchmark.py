@@ -5,7 +5,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ VOC_CLASSES = 20
 
 # A search of one query takes a millisecond: the fastest of a few such runs is still chance.
 LEAST_QUERIES = 300
+
+# Packed queries and k in, distances and rows out.
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -175,10 +179,11 @@ def benchmark_search(args: argparse.Namespace) -> dict:
 
     database = random_codes(args.items)
     index.add(database)
-    ways = {"seconds": index.search}
+    ways: dict[str, Search] = {"seconds": index.search}
     # An index each: the codes that the last search left in the cache would help the next one.
     for name, use_heap in (("faiss_heap_seconds", True), ("faiss_counting_seconds", False)):
-        raw = faiss.IndexBinaryFlat(8 * database.shape[1])
+        # Any: FAISS's types are those of its C++ classes, which Python's wrappers change.
+        raw: Any = faiss.IndexBinaryFlat(8 * database.shape[1])
         raw.add(database)
         raw.use_heap = use_heap
         ways[name] = raw.search
@@ -192,7 +197,7 @@ def benchmark_search(args: argparse.Namespace) -> dict:
 
 
 def compare_search(
-    ways: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]],
+    ways: Mapping[str, Search],
     query: np.ndarray,
     k: int,
     repeat: int,

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -61,7 +62,7 @@ def encode(
     class_names: list[str],
 ) -> None:
     """What every process does."""
-    model = load_trained_model(cfg)
+    model: Any = load_trained_model(cfg)  # of any architecture: what it can is asked of it
     if not hasattr(model, "encode_images"):
         raise RegionDHError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no images; use RegionDH"
@@ -150,8 +151,9 @@ def run(args: argparse.Namespace) -> None:
     refuse_inputs(args.output, inputs)
     known = known_files(args.output, args.root)  # tells of a file that another program writes
     check_output_file(args.output, overwrite=None, kind="codes")
+    scan: PhotoScan | None = None
+    notes: list[str] = []
     if args.dataset:
-        scan, notes = None, []
         images, class_names = dataset_entries(args.dataset, cfg)
     else:
         scan = find_photos(

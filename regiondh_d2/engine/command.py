@@ -170,8 +170,8 @@ def _told(error: BaseException) -> str | None:
             return f"no connection: {text or type(error).__name__}"
         case MemoryError() | torch.OutOfMemoryError():
             return _no_memory(text)
-        case RuntimeError() if NO_MEMORY.search(text):
-            return _no_memory(text[NO_MEMORY.search(text).start() :])
+        case RuntimeError() if found := NO_MEMORY.search(text):
+            return _no_memory(text[found.start() :])
     return None
 
 
@@ -208,7 +208,7 @@ def _give_up_output() -> None:
 
 
 def run_workers(
-    worker: Callable[..., None],
+    worker: Callable[..., object],
     processes: int,
     args: tuple,
     *,
@@ -219,7 +219,7 @@ def run_workers(
     """:func:`detectron2.engine.launch`, with a worker's failure as one line.
 
     Args:
-        worker: a function that a new process can import.
+        worker: a function that a new process can import; what it returns is dropped.
         processes: how many on this machine; 1 in all calls ``worker`` in this process.
         args: its arguments.
         num_machines, machine_rank, dist_url: see ``launch``.
@@ -275,7 +275,7 @@ def _quiet_workers() -> Iterator[None]:
             os.environ[WARNINGS_VARIABLE] = before
 
 
-def _work(worker: Callable[..., None], args: tuple) -> None:
+def _work(worker: Callable[..., object], args: tuple) -> None:
     """The parent process sees of an exception only its text."""
     _prepare_process()
     try:

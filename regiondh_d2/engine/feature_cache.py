@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from ..checkpoint import model_fingerprint
 from ..config import changed_settings, feature_settings
@@ -161,11 +162,11 @@ class FeatureCache:
     def dataset(self, name: str, mirrored: bool) -> CachedRegions:
         return CachedRegions(self._path(name), load_dataset(name), mirrored)
 
-    def train_loader(self, model: torch.nn.Module):
+    def train_loader(self, model: Any):
         """An endless loader over the views of ``DATASETS.TRAIN``.
 
         Where the box head's fully connected layers are frozen, and always give the same (without
-        dropout), ``model`` computes their outputs here, once.
+        dropout), ``model``, a ``RegionDH``, computes their outputs here, once.
         """
         datasets = [self.dataset(name, self.mirrored) for name in self._cfg.DATASETS.TRAIN]
         fc = model.roi_heads.box_head.fc
@@ -173,10 +174,10 @@ class FeatureCache:
         if self._cfg.MODEL.REGION_DH.LR_FACTORS.BOX_HEAD == 0.0 and not dropout:
             for dataset in datasets:
                 dataset.precompute(fc, model.device)
-        dataset = torch.utils.data.ConcatDataset(datasets)
+        views: ConcatDataset = ConcatDataset(datasets)
         seed = max(self._cfg.SEED, 0)
         return build_batch_data_loader(
-            dataset, TrainingSampler(len(dataset), seed=seed), self._cfg.SOLVER.IMS_PER_BATCH
+            views, TrainingSampler(len(views), seed=seed), self._cfg.SOLVER.IMS_PER_BATCH
         )
 
     def test_loader(self, name: str):
@@ -279,7 +280,7 @@ class FeatureCache:
     def _known_views(self, network: _Network) -> dict[tuple[str, bool], tuple[dict, int]]:
         """Where the views in the files of this network are: by image and whether mirrored, the
         tables and the number of the view in them."""
-        known = {}
+        known: dict[tuple[str, bool], tuple[dict, int]] = {}
         for path in sorted(self.folder.glob("*.npz")):
             found = _network_of(path)
             if (

@@ -43,6 +43,7 @@ def answers_to_image(
             _answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)
         ]
     values = fine_values(query, options.rerank_by)
+    assert values is not None  # the service refuses a query that lacks them
     count = max(topk, options.rerank)
     while True:
         distances, rows = search.nearest(query.codes, count)
@@ -73,7 +74,7 @@ def answers_to_object(
         query: with the code of one object.
         allowed: bool (M,), which detected objects may answer by their class; None for all.
     """
-    found = items.instances
+    found = items.objects()
     search = CandidateSearch(
         index, found.codes, allowed, found.image_index, photos, not options.all_objects
     )
@@ -98,7 +99,7 @@ def answers_to_objects(
         items, index, options, photos, allowed: as of :func:`answers_to_object`.
         query: with the codes of several objects.
     """
-    found = items.instances
+    found = items.objects()
     shape = (len(query.codes), len(items))
     least = np.full(shape, index.bits + 1, np.int64)
     nearest = np.full(shape, -1, np.int64)
@@ -129,7 +130,9 @@ def known_labels(items: CodeSet, query: Query, same: np.ndarray) -> tuple[str, .
     if labels is None or not query.objects:
         return labels
     classes = tuple(dict.fromkeys(found.class_name for found in query.objects))
-    return classes if set(classes) <= set(labels) else None
+    if not set(classes) <= set(labels):
+        return None
+    return tuple(name for name in classes if name is not None)
 
 
 def _answer(
@@ -146,7 +149,7 @@ def _answer(
 
 
 def _found_object(items: CodeSet, row: int, distance: int) -> FoundObject:
-    found = items.instances
+    found = items.objects()
     return FoundObject(
         box=tuple(found.boxes[row].tolist()),
         class_name=name_of_class(items.class_names, int(found.classes[row])),
@@ -159,4 +162,5 @@ def _found_object(items: CodeSet, row: int, distance: int) -> FoundObject:
 def _labels(items: CodeSet, row: int) -> tuple[str, ...] | None:
     if items.labels is None:
         return None
-    return tuple(name_of_class(items.class_names, i) for i in np.flatnonzero(items.labels[row]))
+    classes = np.flatnonzero(items.labels[row]).tolist()
+    return tuple(name_of_class(items.class_names, i) for i in classes)

@@ -154,7 +154,7 @@ class SearchService:
         counts = Counter(photos.left_out.values())
         unchecked = sum(answer.row in photos.unchecked for answer in answers)
         away = ""
-        if counts[PhotoState.AWAY] or unchecked:
+        if photos.check is not None and (counts[PhotoState.AWAY] or unchecked):
             away = describe_away(photos.check.away)
             if not answers and not counts[PhotoState.GONE] and not counts[PhotoState.CHANGED]:
                 raise IndexFileError(away)
