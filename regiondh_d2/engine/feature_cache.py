@@ -42,7 +42,7 @@ from ..config import changed_settings, feature_settings
 from ..data.catalog import load_dataset
 from ..data.training import StrictMapper
 from ..modeling.box_heads import PooledBoxHead
-from ..modeling.cached import CachedBoxes
+from ..modeling.indexed_boxes import IndexedBoxes
 from ..modeling.roi_heads import whole_image_box
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
@@ -61,7 +61,7 @@ class CachedRegions(Dataset):
     """A map dataset over the views of a cache file, in the form that ``RegionDH`` takes.
 
     Each item is the image's dataset dict without its annotations, with ``region_features`` (R, D)
-    float16, ``proposals`` and ``instances``, whose boxes are :class:`CachedBoxes`. After
+    float16, ``proposals`` and ``instances``, whose boxes are :class:`IndexedBoxes`. After
     :meth:`precompute` there is ``region_outputs`` (R, F) float16, too.
     """
 
@@ -106,7 +106,7 @@ class CachedRegions(Dataset):
         boxes = torch.from_numpy(t["boxes"][first:last])
         num_proposals, whole_image = int(t["num_proposals"][view]), int(last - first) - 1
         size = tuple(int(v) for v in t["image_size"][view])
-        boxes = CachedBoxes(boxes, torch.arange(len(boxes)))
+        boxes = IndexedBoxes(boxes, torch.arange(len(boxes)))
         proposals = Instances(size, proposal_boxes=boxes[:num_proposals])
         proposals.objectness_logits = torch.from_numpy(
             t["objectness"][first : first + num_proposals]

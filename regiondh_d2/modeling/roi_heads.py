@@ -9,6 +9,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ..utils.errors import RegionDHError, unknown_value_message
 from .box_heads import PooledBoxHead
@@ -25,6 +26,7 @@ from .hashing import (
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
+from .indexed_boxes import find_new, number_regions
 from .losses import build_loss
 
 __all__ = ["RegionDHOutputLayers", "RegionDHROIHeads", "RegionReader"]
@@ -285,17 +287,19 @@ class RegionDHROIHeads(StandardROIHeads):
         if targets is None:
             raise RegionDHError("training needs ground truth: the inputs have no 'instances'")
         labels = multi_hot_labels(targets, self.num_classes)
+        proposals, targets = number_regions(proposals, targets)
         sampled = self.label_and_sample_proposals(proposals, targets)
         fused = proposals if self.fusion_rois == "topk" else sampled
         return sampled, self._losses(features, sampled, fused, labels)
 
     def _losses(self, features, sampled, fused, labels) -> dict[str, torch.Tensor]:
+        detected = [p.proposal_boxes for p in sampled]
         fused = [self._fusable_boxes(p)[self._fused_index(len(p))] for p in fused]
-        boxes = [p.proposal_boxes for p in sampled]
-        counts = [len(b) for b in (*boxes, *fused)]
-        regions = self._regions(features, [*boxes, *fused])
-        detection = regions.select(slice(sum(counts[: len(boxes)])))
-        fused = regions.split(counts)[len(boxes) :]
+        # A region that is both sampled and fused is read once.
+        only_fused, rows = find_new(fused, detected)
+        regions = self._regions(features, [*detected, *only_fused])
+        detection = regions.select(slice(sum(map(len, detected))))
+        fused = regions.select(rows).split([len(b) for b in fused])
 
         deltas = self.box_predictor.bbox_pred(detection.features)
         losses = self.box_predictor.losses((detection.scores, deltas), sampled)
@@ -382,16 +386,18 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _fuse(self, images: list[RegionOutputs]) -> ImageCodes:
         """Fuse the regions of each image and hash the result."""
-        fused = []
-        for regions in images:
-            p, a, beside = regions.probabilities, regions.activations, []
-            x = a if self.fusion_input == "h1" else regions.features
-            values = {"row": a, "feature": regions.features, "pooled": regions.pooled}
-            if self.whole_image in values:
-                beside = [values[self.whole_image][-1].float()]
-                p, x = p[:-1], x[:-1]
-            fused.append(torch.cat([cross_proposal_fusion(p, x, self.fusion_norm), *beside]))
-        fused = torch.stack(fused)
+        p = [r.probabilities for r in images]
+        x = [r.activations if self.fusion_input == "h1" else r.features for r in images]
+        whole = {"row": "activations", "feature": "features", "pooled": "pooled"}
+        beside = []
+        if self.whole_image in whole:
+            name = whole[self.whole_image]
+            beside = [torch.stack([getattr(r, name)[-1].float() for r in images])]
+            p, x = [rows[:-1] for rows in p], [rows[:-1] for rows in x]
+        counts = torch.tensor([len(rows) for rows in p], device=p[0].device)
+        p, x = pad_sequence(p, batch_first=True), pad_sequence(x, batch_first=True)
+        fused = cross_proposal_fusion(p, x, self.fusion_norm, counts)
+        fused = torch.cat([fused, *beside], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 
