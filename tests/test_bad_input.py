@@ -211,16 +211,41 @@ def test_images_without_objects_are_counted_or_kept(register, record, caplog):
     crowd = record("crowd", [0])
     crowd["annotations"][0]["iscrowd"] = 1
     name = register("t_some", [record("empty", []), record("a"), crowd])
-    with caplog.at_level(logging.INFO, "detectron2.data.build"):
+    with caplog.at_level(logging.INFO, "regiondh_d2.data.training"):
         kept = training_records(config(name))
     assert [r["image_id"] for r in kept] == ["a"]
-    assert "Removed 2 images with no usable annotations. 1 images left." in caplog.text
+    assert "2 images without an object or a label are left out; 1 are left" in caplog.text
 
     cfg = config(name, FILTER_EMPTY_ANNOTATIONS=False)
     assert len(training_records(cfg)) == 3
     batches = itertools.islice(build_train_loader(cfg), 6)
     objects = {batch[0]["image_id"]: len(batch[0]["instances"]) for batch in batches}
     assert objects == {"empty": 0, "a": 2, "crowd": 0}
+
+
+def test_labels_alone_are_learned_from_without_boxes(register, record, caplog):
+    """Images with and without annotations may stand side by side; an empty list is no label."""
+
+    def labels_of(image_id, labels):
+        made = record(image_id, [])
+        del made["annotations"]
+        return made | {"image_labels": labels}
+
+    name = register("t_labels", [record("a"), labels_of("b", [1]), labels_of("c", [])])
+    kept = training_records(config(name), boxes=False)
+    assert [r["image_id"] for r in kept] == ["a", "b"]
+    everything = config(name, FILTER_EMPTY_ANNOTATIONS=False)
+    assert len(training_records(everything, boxes=False)) == 3
+    inputs = next(iter(build_train_loader(config(register("t_b", [labels_of("b", [1])])), False)))
+    assert inputs[0]["image_labels"] == [1]
+    assert "instances" not in inputs[0]
+
+    line = refused(training_records, config(name))
+    assert "has image_labels and no annotations" in line
+    assert "learns from boxes" in line
+    wrong = register("t_wrong", [labels_of("b", [7])])
+    with pytest.raises(ValueError, match=r"class ids \[7\]; they must count from 0"):
+        training_records(config(wrong), boxes=False)
 
 
 def test_nothing_to_train_on(register, record):

@@ -1,5 +1,6 @@
 """The dataset checker and the scenes command, as commands."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from regiondh_d2.data import check
 from regiondh_d2.data.check import check_dataset
 from regiondh_d2.data.datasets.scenes import generate_scenes, register_scenes
+from regiondh_d2.utils.progress import Progress
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "datasets"
 
@@ -37,6 +39,15 @@ def root(tmp_path):
 @pytest.fixture
 def main():
     return load_script("check_datasets").main
+
+
+def test_progress_on_the_images(root, monkeypatch):
+    monkeypatch.setattr(check, "Progress", functools.partial(Progress, every=0.0))
+    lines = []
+    check_dataset("t_scenes_retrieval", open_images=True, log=lines.append)
+    assert [line.partition(",")[0] for line in lines] == [
+        f"{i + 1} of 5 images of t_scenes_retrieval opened" for i in range(5)
+    ]
 
 
 def test_sound(root, main, capsys):

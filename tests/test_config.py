@@ -8,10 +8,12 @@ from detectron2.config import CfgNode, get_cfg
 
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.config import (
+    DEFAULT_MAX_PIXELS,
     changed_settings,
     code_settings,
     feature_settings,
     parse_settings,
+    recorded_max_pixels,
     training_settings,
 )
 from regiondh_d2.engine import build_cfg
@@ -126,3 +128,13 @@ def test_changed_settings_are_named_with_both_values():
         "SOLVER.BASE_LR": ("0.001", "0.5"),
     }
     assert parse_settings("", training_settings) == {}
+
+
+def test_the_recorded_pixel_limit():
+    cfg = get_cfg()
+    add_regiondh_config(cfg)
+    cfg.MODEL.REGION_DH.MAX_PIXELS = 1234
+    assert recorded_max_pixels(code_settings(cfg), 5) == 1234
+    assert recorded_max_pixels("INPUT.FORMAT 'BGR'", 5) == DEFAULT_MAX_PIXELS  # older than the key
+    for unusable in ("", "MODEL.REGION_DH.MAX_PIXELS x", "MODEL.REGION_DH.MAX_PIXELS 0"):
+        assert recorded_max_pixels(unusable, 5) == 5

@@ -1,5 +1,6 @@
 """The command line that converts weights."""
 
+import hashlib
 import re
 
 import pytest
@@ -84,8 +85,57 @@ def test_a_full_disk_leaves_the_old_file(tool, source, full_disk, tmp_path, caps
     assert output.read_bytes() == b"old"
 
 
+def test_halving_a_checkpoint(tool, tmp_path, capsys):
+    model = {"conv.weight": torch.randn(3, 4, 1, 1), "norm.running_var": torch.tensor([1e-9])}
+    torch.save({"model": model, "optimizer": {"state": 1}}, tmp_path / "model_final.pth")
+    output = tmp_path / "small.pth"
+    arguments = [str(tmp_path / "model_final.pth"), str(output), "--halve"]
+    assert tool.main(arguments) == 0
+    digest = hashlib.sha256(output.read_bytes()).hexdigest()
+    assert capsys.readouterr().out == f"{output}: 2 tensors\nsha256: {digest}\n"
+    written = torch.load(output, weights_only=True)["model"]
+    assert {k: v.dtype for k, v in written.items()} == {
+        "conv.weight": torch.float16,
+        "norm.running_var": torch.float32,
+    }
+    # What is there is not replaced.
+    assert tool.main(arguments) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["a.pth"], ["a.pth", "b.pth", "--layout", "c5"], ["a.pth", "b.bin"]]
+    ("content", "message"),
+    [
+        (b"damaged", r"can't be read as weights"),
+        ({"a": torch.ones(1)}, "is no checkpoint of a training"),
+        ({"model": {"a": 1}}, "is no checkpoint of a training"),
+        ({"model": {"a": torch.full((2, 2), 1e5)}}, "a holds a number that isn't finite in half"),
+        (None, "no such file"),
+    ],
+)
+def test_what_cannot_be_halved(tool, tmp_path, capsys, content, message):
+    path = tmp_path / "model.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    assert tool.main([str(path), str(tmp_path / "small.pth"), "--halve"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error, re.IGNORECASE), error
+    assert not (tmp_path / "small.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["a.pth"],
+        ["a.pth", "b.pth", "--layout", "c5"],
+        ["a.pth", "b.bin"],
+        ["a.pth", "b.pth", "--halve", "--layout", "c4"],
+    ],
 )
 def test_wrong_arguments_exit_with_2(tool, arguments, capsys):
     with pytest.raises(SystemExit) as exit_:

@@ -1,21 +1,17 @@
-"""Curves, per-class values and bit statistics, each against another way to get the same number."""
+"""Curves, each against another way to get the same numbers."""
 
 import itertools
 import warnings
 
 import numpy as np
 import pytest
-from sklearn.metrics import mutual_info_score, precision_score, recall_score
+from sklearn.metrics import precision_score, recall_score
 
 from regiondh_d2.evaluation.curves import (
     DistanceCounts,
-    bit_statistics,
-    class_means,
     count_distances,
-    own_class_metric,
     precision_at,
     radius_curve,
-    wrong_answer_labels,
 )
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.structures.packed import pack_codes
@@ -147,84 +143,6 @@ def test_codes_and_labels_that_do_not_fit(packed):
         count_distances(query, database, query_labels[:-1], database_labels, bits=BITS)
     with pytest.raises(ValueError, match="4 label columns, the database 3"):
         count_distances(query, database, query_labels, database_labels[:, 1:], bits=BITS)
-    with pytest.raises(ValueError, match="for 25 bits"):
-        bit_statistics(query, 25)
-
-
-def test_means_of_the_queries_that_hold_a_class():
-    values = {"A": np.array([1, 0.5, np.nan, 0.2]), "B": np.array([3, 1, np.nan, 2])}
-    labels = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 0]])
-    means = class_means(values, labels)
-    assert means["A"][:2].tolist() == pytest.approx([0.75, 0.35])
-    assert means["B"][:2].tolist() == pytest.approx([2, 1.5])
-    assert np.isnan([means["A"][2], means["B"][2]]).all()  # its only query is not measurable
-
-
-def test_a_class_alone_is_an_ordinary_evaluation_of_its_queries(packed):
-    query, database, query_labels, database_labels = packed
-    query_labels, database_labels = query_labels.copy(), database_labels.copy()
-    query_labels[:, 1] = False
-    database_labels[:, 2] = False
-    values = own_class_metric(
-        query, database, query_labels, database_labels, bits=BITS, topk=9, metric="NDCG"
-    )
-    assert np.isnan(values).tolist() == [False, True, True, False]
-    # With every other label erased the queries of other classes are not measurable.
-    for class_id in (0, 3):
-        mask = np.arange(4) == class_id
-        result = evaluate_ranking(
-            query, database, query_labels & mask, database_labels & mask, bits=BITS, topk=9
-        )
-        assert values[class_id] == pytest.approx(result.metrics["NDCG@9"])
-
-
-def test_what_wrong_answers_show():
-    query_labels = np.array([[1, 1, 0], [0, 1, 0]])
-    database_labels = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 0]])
-    answers = np.array([[0, 1], [2, 1]])
-    # Query 0: item 0 shares class 0, item 1 is wrong. Query 1: both are wrong.
-    expected = [[0, 0, 1], [1, 0, 2], [0, 0, 0]]
-    assert wrong_answer_labels(answers, query_labels, database_labels).tolist() == expected
-
-
-def test_bit_statistics(data):
-    values = data[1].copy()
-    values[:, 3], values[:, 4], values[:, 5] = True, False, ~values[:, 0]
-    values[:5] = values[5:10]
-    statistics = bit_statistics(pack_codes(values), BITS)
-    varying = [0, 1, 2, 5, 6, 7, 8, 9, 10]
-    assert statistics.ones == pytest.approx([column.sum() / 60 for column in values.T])
-    # The mutual information of a variable with itself is its entropy.
-    entropies = [mutual_info_score(column, column) / np.log(2) for column in values.T]
-    assert statistics.entropy == pytest.approx(entropies)
-    expected = np.corrcoef(values[:, varying].T.astype(float))
-    assert statistics.correlation[np.ix_(varying, varying)] == pytest.approx(expected)
-    assert statistics.correlation[0, 5] == pytest.approx(-1)
-    assert np.isnan(statistics.correlation[[3, 4]]).all()
-    assert np.isnan(statistics.correlation[:, [3, 4]]).all()
-    assert np.flatnonzero(statistics.constant).tolist() == [3, 4]
-    assert statistics.distinct == len({tuple(row) for row in values.tolist()}) < 60
-    eigenvalues = np.linalg.eigvalsh(expected)
-    assert statistics.effective_bits == pytest.approx(
-        eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
-    )
-
-
-def test_saturated_bits_and_effective_bits_at_their_ends():
-    values = np.zeros((200, 6), bool)
-    for bit, ones in enumerate((0, 1, 3, 197, 199, 200)):
-        values[:ones, bit] = True
-    saturated = bit_statistics(pack_codes(values), 6).saturated
-    assert saturated.tolist() == [True, True, False, False, True, True]
-
-    every = np.array(list(itertools.product([False, True], repeat=5)))
-    assert bit_statistics(pack_codes(every), 5).effective_bits == pytest.approx(5)
-    same = np.repeat(every[:, :1], 5, axis=1)
-    assert bit_statistics(pack_codes(same), 5).effective_bits == pytest.approx(1)
-    constant = bit_statistics(pack_codes(np.ones((3, 5), bool)), 5)
-    assert constant.effective_bits == 0
-    assert constant.entropy.tolist() == [0] * 5
-    assert constant.distinct == 1
 
 
 def test_excluded_pairs_are_not_counted(packed, data):
@@ -260,29 +178,3 @@ def test_excluded_pairs_are_not_counted(packed, data):
     assert found[6] == pytest.approx(result["P@7"])
     assert found[-1] == pytest.approx(result[f"P@{len(database)}"])
     assert stops == left.items.sum(axis=1)[left.measurable].max()
-
-
-def test_a_class_alone_without_the_query_itself(packed):
-    _, database, _, database_labels = packed
-    itself = np.repeat(np.arange(len(database))[:, None], 2, axis=1)
-    both = (database, database, database_labels, database_labels)
-    found = own_class_metric(*both, bits=BITS, topk=5, exclude=itself)
-    for class_id in range(database_labels.shape[1]):
-        rows = np.flatnonzero(database_labels[:, class_id])
-        if len(rows) < 2:
-            assert np.isnan(found[class_id])
-            continue
-        values = []
-        for row in rows:
-            others = np.delete(np.arange(len(database)), row)
-            values.append(
-                evaluate_ranking(
-                    database[[row]],
-                    database[others],
-                    np.ones((1, 1)),
-                    database_labels[others, class_id, None],
-                    bits=BITS,
-                    topk=5,
-                ).metrics["MAP_min@5"]
-            )
-        assert found[class_id] == pytest.approx(np.mean(values))

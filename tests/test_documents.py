@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # A test after its file, or after the file that was named last: `test_a.py::test_x`, `::test_y`.
-TEST = re.compile(r"(?P<file>test_\w+\.py)?::(?P<test>test_\w+)")
+TEST = re.compile(r"(?P<file>(?:\w+/)?test_\w+\.py)?::(?P<test>test_\w+)")
 
 
 @pytest.mark.parametrize("document", ["docs/known_problems.md"])

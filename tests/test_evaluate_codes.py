@@ -318,5 +318,9 @@ def test_a_second_stage(tool, tmp_path, capsys):
     expected = evaluate_reranking(read_codes(query), read_codes(database), [4], 3)
     assert json.loads(out.read_text()) == expected.metrics
     assert f"MAP@4           {expected.metrics['MAP@4']:13.4f}" in capsys.readouterr().out
+    assert tool.main([*arguments, "--topk", "9"]) == 0
+    error = capsys.readouterr().err
+    assert error.count("warning: ") == 1
+    assert error.startswith("warning: top k of 9 is above the database's 6 items")
     assert tool.main([*arguments, "--rerank-by", "features"]) == 1
     assert "no features in the query codes" in capsys.readouterr().err

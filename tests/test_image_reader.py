@@ -1,7 +1,6 @@
 """The one reader of images: the pixels a person sees, limits, odd files and damaged ones."""
 
 import contextlib
-import functools
 import io
 import os
 import struct
@@ -23,7 +22,7 @@ from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 from pictures import pixels_of, save
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.config import DEFAULT_MAX_PIXELS, code_settings, parse_settings
-from regiondh_d2.data import StrictMapper, image_reader, visualize
+from regiondh_d2.data import StrictMapper, image_reader
 from regiondh_d2.data.check import _image_problem
 from regiondh_d2.data.image_reader import (
     UnreadableImage,
@@ -35,6 +34,7 @@ from regiondh_d2.data.image_reader import (
 )
 from regiondh_d2.retrieval.color_histogram import color_histogram, color_histograms
 from regiondh_d2.retrieval.images import ImageLoader
+from regiondh_d2.visualization.dataset_pictures import draw_record
 from regiondh_d2.visualization.draw import draw_boxes, fit_image
 
 DATA = Path(__file__).parent / "data"
@@ -585,12 +585,11 @@ def test_boxes_of_training_shrink_with_the_image(tmp_path):
         StrictMapper(True, max_pixels=62 * 101, **options)({**record, "width": 200})
 
 
-def test_boxes_are_drawn_where_they_are_in_a_reduced_photo(tmp_path, monkeypatch):
+def test_boxes_are_drawn_where_they_are_in_a_reduced_photo(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (200, 120), "white").save(path)
     whole = np.asarray(draw_boxes(path, [(100, 60, 200, 120)]))
-    monkeypatch.setattr(image_reader.read_rgb, "__defaults__", (100 * 60,))
-    reduced = np.asarray(draw_boxes(path, [(100, 60, 200, 120)]))
+    reduced = np.asarray(draw_boxes(path, [(100, 60, 200, 120)], 100 * 60))
     assert reduced.shape == (60, 100, 3)
     drawn, expected = reduced[::4, ::4].min(-1) < 200, whole[::8, ::8].min(-1) < 200
     np.testing.assert_array_equal(drawn, expected)
@@ -836,7 +835,7 @@ def test_a_drawing_on_transparent_ground_is_itself_on_white(tmp_path):
     np.testing.assert_array_equal(tile, white)
 
 
-def test_annotated_boxes_fit_a_reduced_picture(tmp_path, monkeypatch):
+def test_annotated_boxes_fit_a_reduced_picture(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (1000, 800), "white").save(path)
     record = {
@@ -848,10 +847,8 @@ def test_annotated_boxes_fit_a_reduced_picture(tmp_path, monkeypatch):
             {"bbox": [500, 400, 490, 390], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
         ],
     }
-    whole = visualize.draw_record(record, ["thing"])
-    limited = functools.partial(StrictMapper, max_pixels=1000 * 200)
-    monkeypatch.setattr(visualize, "StrictMapper", limited)
-    reduced = visualize.draw_record(record, ["thing"])
+    whole = draw_record(record, ["thing"])
+    reduced = draw_record(record, ["thing"], 1000 * 200)
     assert reduced.width < whole.width
     shrunk = np.asarray(whole.resize(reduced.size))[60:] < 128
     assert (shrunk != (np.asarray(reduced)[60:] < 128)).mean() < 0.05

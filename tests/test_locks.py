@@ -58,6 +58,26 @@ def test_a_lock_keeps_other_threads_out(tmp_path):
     assert found == ["refused", "held"]
 
 
+def test_a_lock_that_is_opened_in_time_is_waited_for(tmp_path):
+    path = tmp_path / ".lock"
+    held, release = threading.Event(), threading.Event()
+
+    def work():
+        with hold_lock(path, "what"):
+            held.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    held.wait(60)
+    with pytest.raises(FileInUseError), hold_lock(path, "what", wait=0.1):
+        pass
+    threading.Timer(0.2, release.set).start()
+    with hold_lock(path, "what", wait=60):
+        assert release.is_set()
+    thread.join()
+
+
 def test_errors_of_files_in_use():
     for number in (errno.EAGAIN, errno.EBUSY, errno.ETXTBSY):
         with pytest.raises(RegionDHError, match=r"^a\.h5: in use by another program"):

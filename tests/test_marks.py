@@ -19,7 +19,8 @@ from regiondh_d2.retrieval.code_store import write_codes
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.file_io import carries_mark, write_json
 from regiondh_d2.utils.marks import mark_folder, mark_of
-from regiondh_d2.visualization.draw import GridLayout, save_image
+from regiondh_d2.visualization.draw import save_image
+from regiondh_d2.visualization.grid import GridLayout
 from regiondh_d2.visualization.plots import save_figure
 
 

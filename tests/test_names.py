@@ -12,8 +12,10 @@ from regiondh_d2.retrieval.images import UnreadableImage
 from regiondh_d2.retrieval.search import Answer, SearchResult
 from regiondh_d2.utils.file_io import write_json
 from regiondh_d2.visualization.dataset_pictures import draw_record
-from regiondh_d2.visualization.draw import draw_grid, save_image, search_tiles
+from regiondh_d2.visualization.draw import save_image
+from regiondh_d2.visualization.grid import draw_grid
 from regiondh_d2.visualization.plots import figure_svg, plot_precision_at, save_figure
+from regiondh_d2.visualization.retrieval_pictures import search_tiles
 
 # A name and how it is shown.
 NAMES = [

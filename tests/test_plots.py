@@ -1,4 +1,4 @@
-"""What the plots show, read back from their figures, and pictures of several methods."""
+"""What the plots show, read back from their figures."""
 
 import re
 import sys
@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiondh_d2.evaluation.curves import DistanceCounts, RadiusCurve, bit_statistics
+from regiondh_d2.evaluation.bit_statistics import bit_statistics
+from regiondh_d2.evaluation.code_map import code_map
+from regiondh_d2.evaluation.curves import DistanceCounts, RadiusCurve
 from regiondh_d2.structures.codes import CodeFileError, CodeSet
 from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.utils.errors import MissingPackageError
 from regiondh_d2.visualization import plots
-from regiondh_d2.visualization.draw import GREEN, RED, GridLayout
 
 
 def code_set(codes, labels=None, class_names=("cat", "dog", "sofa"), files=None):
@@ -100,54 +102,10 @@ def test_correlations_are_drawn_on_a_fixed_scale():
     assert image.get_array().mask.tolist() == [[False] * 2 + [True]] * 2 + [[True] * 3]
 
 
-def test_the_map_agrees_with_another_pca():
-    from sklearn.decomposition import PCA
-
-    rng = np.random.default_rng(0)
-    values = rng.random((40, 9)) < rng.random(9)
-    places, meaning = plots.code_map(code_set(values))
-    pca = PCA(2, svd_solver="full").fit(values.astype(float))
-    expected = pca.transform(values.astype(float))
-    signs = np.sign((places * expected).sum(axis=0))
-    assert places == pytest.approx(expected * signs)
-    assert f"{pca.explained_variance_ratio_.sum():.0%} of their variance" in meaning
-
-
-def test_the_map_points_the_same_way_whatever_the_order():
-    values = np.random.default_rng(1).random((30, 8)) < 0.5
-    forward, _ = plots.code_map(code_set(values))
-    backward, _ = plots.code_map(code_set(values[::-1]))
-    assert backward[::-1] == pytest.approx(forward)
-
-
-@pytest.mark.parametrize("bits", [1, 5])
-def test_maps_of_codes_without_variance(bits):
-    places, meaning = plots.code_map(code_set(np.ones((3, bits))))
-    assert places.tolist() == [[0, 0]] * 3
-    assert "0%" in meaning
-
-
-def test_tsne_keeps_groups_together():
-    values = np.repeat(np.eye(2, 12, dtype=bool), 15, axis=0)
-    values[15:, 2:9] = True
-    values[::3, 11] = True
-    places, meaning = plots.code_map(code_set(values), "tsne")
-    assert "t-SNE" in meaning
-    first, second = places[:15], places[15:]
-    gap = np.linalg.norm(first.mean(axis=0) - second.mean(axis=0))
-    assert gap > max(np.linalg.norm(g - g.mean(axis=0), axis=1).max() for g in (first, second))
-
-
-def test_tsne_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn, or use method 'pca'"):
-        plots.code_map(code_set(np.eye(4)), "tsne")
-
-
 def test_the_map_shows_images_of_one_class():
     labels = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]]
     codes = code_set(np.eye(5), labels)
-    places, _ = plots.code_map(codes)
+    places, _ = code_map(codes)
     figure = plots.plot_code_map(codes)
     assert {name: p.tolist() for name, p in lines(figure).items()} == {
         "cat": places[[0, 4]].tolist(), "dog": places[[1]].tolist()
@@ -162,38 +120,9 @@ def test_rare_classes_share_a_color(monkeypatch):
     assert {name: len(points) for name, points in shown.items()} == {"dog": 2, "other classes": 2}
 
 
-def test_maps_that_cannot_be_drawn():
+def test_a_map_needs_labels():
     with pytest.raises(CodeFileError, match="no labels in the codes of the map"):
         plots.plot_code_map(code_set(np.eye(4)))
-    with pytest.raises(ValueError, match="not 'umap'"):
-        plots.code_map(code_set(np.eye(4)), "umap")
-    with pytest.raises(ValueError, match="at least two codes, not 1"):
-        plots.code_map(code_set(np.eye(1)))
-
-
-def test_several_methods_answer_the_same_queries(tmp_path):
-    files = [str(tmp_path / f"{i}.png") for i in range(3)]
-    for i, path in enumerate(files):
-        Image.new("RGB", (60, 40), (0, 0, 80 * i)).save(path)
-    query = code_set([[0, 0], [1, 1]], [[1, 0, 0], [0, 1, 0]], files=files[:2])
-    near = code_set([[0, 0], [0, 1], [1, 1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], files=files)
-    far = code_set([[1, 1], [0, 1], [0, 0]], near.labels, files=files)
-    picture = plots.compare_methods({"A": (query, near), "B": (query, far)}, ["1", "0"], 2)
-    layout = GridLayout()
-    assert picture.size == layout.size(4, 3)
-
-    def frame(row, column):
-        left, top = layout.corner(row, column)
-        middle = left + layout.frame + layout.box[0] // 2
-        strip = [picture.getpixel((middle, top + y)) for y in range(layout.frame + layout.box[1])]
-        return next(color for color in strip if color != (255, 255, 255))
-
-    # Query 1 (dog) by A: items 2, 1; by B: 0, 1. Query 0 (cat) by A: 0, 1; by B: 2, 1.
-    expected = [[RED, GREEN], [RED, GREEN], [GREEN, RED], [RED, RED]]
-    assert [[frame(row, column) for column in (1, 2)] for row in range(4)] == expected
-
-    with pytest.raises(CodeFileError, match="B has no query '7'"):
-        plots.compare_methods({"B": (query, far)}, ["7"])
 
 
 def test_svg_for_a_page():
@@ -240,3 +169,9 @@ def test_nothing_global_is_touched():
     plots.figure_svg(plots.plot_precision_at({"": np.array([1, 0.5])}))
     assert pyplot.get_fignums() == figures
     assert dict(matplotlib.rcParams) == settings
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match=r"a plot needs matplotlib.*regiondh_d2\[demo\]"):
+        plots.plot_precision_at({"": np.array([1, 0.5])})

@@ -10,7 +10,12 @@ import torch
 from sklearn.metrics import dcg_score, ndcg_score
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_precision
 
-from regiondh_d2.evaluation.ranking_metrics import METRICS, TIE_ORDERS, evaluate_ranking
+from regiondh_d2.evaluation.ranking_metrics import (
+    METRICS,
+    TIE_ORDERS,
+    evaluate_distances,
+    evaluate_ranking,
+)
 
 
 def unpacked_distances(query, database, bits):
@@ -218,6 +223,120 @@ def test_pairs_that_are_none(pairs, message):
     codes, labels = np.zeros((3, 1), np.uint8), np.ones((3, 1))
     with pytest.raises(ValueError, match=message):
         evaluate_ranking(codes, codes, labels, labels, bits=8, topk=1, exclude=np.array(pairs))
+
+
+# --------------------------------------------------------------------------------------------------
+# Distances in place of codes
+
+
+def unary_codes(distances, largest):
+    """Codes whose Hamming distances to a code of zeros are these: a distance d is d ones."""
+    return np.packbits(np.arange(largest) < distances[..., None], axis=-1)
+
+
+@pytest.mark.parametrize("largest", [6, 300])
+@pytest.mark.parametrize("max_pairs", [37, 1 << 21])
+def test_distances_give_what_unary_codes_give(largest, max_pairs):
+    """Each query alone, since each has its own codes of the database."""
+    rng = np.random.default_rng(largest)
+    _, _, query_labels, database_labels = random_case(rng, 9, 60, 8, 4, 0.3)
+    query_labels[4] = 0
+    distances = rng.integers(0, largest + 1, (9, 60))
+    out = rng.random((9, 60)) < 0.2
+    out[5] = True
+    given = {"topk": [1, 20, 60], "max_pairs": max_pairs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of cut-offs above what is left
+        results = [
+            evaluate_distances(
+                found,
+                query_labels,
+                database_labels,
+                largest=largest,
+                exclude=np.argwhere(out),
+                **given,
+            )
+            for found in (distances, distances.astype(np.uint16), lambda rows: distances[rows])
+        ]
+        for row in range(9):
+            left = ~out[row]
+            if not (database_labels[left] @ query_labels[row]).any():
+                assert np.isnan(results[0].per_query["MAP@1"][row])
+                continue
+            alone = evaluate_ranking(
+                np.zeros((1, -(-largest // 8)), np.uint8),
+                unary_codes(distances[row, left], largest),
+                query_labels[row : row + 1],
+                database_labels[left],
+                bits=largest,
+                **given,
+            )
+            for name, values in alone.per_query.items():
+                assert results[0].per_query[name][row] == pytest.approx(values[0], abs=1e-12), name
+    for other in results[1:]:
+        assert other.metrics == results[0].metrics
+    without = np.isnan(results[0].per_query["MAP@1"])
+    assert without[[4, 5]].all()
+    assert results[0].metrics["num_queries_without_relevant"] == without.sum() < 9
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_distances_over_all_orders(seed):
+    rng = np.random.default_rng(seed)
+    items = int(rng.integers(1, 8))
+    distances = rng.integers(0, 4, (2, items)) * 100
+    _, _, query_labels, database_labels = random_case(rng, 2, items, 8, 3, 0.5)
+    query_labels[:, 0] = database_labels[0, 0] = 1
+    cutoffs = list(range(1, items + 1))
+    result = evaluate_distances(distances, query_labels, database_labels, topk=cutoffs)
+    shared = query_labels.astype(int) @ database_labels.T
+    for q, k in itertools.product(range(2), cutoffs):
+        orders = np.array(list(all_tie_orders(distances[q])))
+        for metric, values in plain_metrics(shared[q][orders], k).items():
+            name = f"{metric}@{k}"
+            assert result.per_query[name][q] == pytest.approx(values.mean(), abs=1e-12), name
+            assert result.per_query[f"{name}-optimistic"][q] == pytest.approx(values.max())
+
+
+def test_distances_are_not_written_to():
+    distances = np.arange(12).reshape(2, 6)
+    labels = np.ones((6, 1))
+    evaluate_distances(distances, labels[:2], labels, topk=5, exclude=np.array([[0, 0], [1, 0]]))
+    assert distances.ravel().tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"distances": np.zeros((2, 4), int)},
+            r"integers of shape \(2, 3\), not int64 \(2",
+        ),
+        ({"distances": np.zeros((2, 3))}, r"must be integers of shape \(2, 3\), not float64"),
+        ({"distances": np.full((2, 3), -1)}, "must be 0 or more, and one is -1"),
+        ({"distances": np.full((2, 3), 9), "largest": 8}, "must be from 0 to 8, and one is 9"),
+        (
+            {"distances": lambda rows: np.full((2, 3), 9)},
+            "a function of distances needs",
+        ),
+        ({"distances": lambda rows: np.full((2, 3), 9), "largest": 8}, "from 0 to 8, and one is 9"),
+        ({"distances": lambda rows: np.zeros(3, int), "largest": 8}, r"not int64 \(3,\)"),
+        ({"query_labels": np.ones((0, 2))}, "there are no queries"),
+        ({"database_labels": np.ones((0, 2))}, "there are no database items"),
+        ({"query_labels": np.ones((2, 3))}, "both need the same classes"),
+        ({"database_labels": np.zeros((3, 2))}, "nothing to measure"),
+    ],
+)
+def test_distances_that_are_none(change, message):
+    arguments = {
+        "distances": np.ones((2, 3), int),
+        "query_labels": np.ones((2, 2)),
+        "database_labels": np.ones((3, 2)),
+        "topk": 2,
+    }
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate_distances(**(arguments | change))
+    assert "\n" not in str(error.value)
 
 
 def tie_free_case(items=40, classes=4):

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -312,6 +313,25 @@ def test_images_that_cannot_be_read_are_told(write, files, capsys):
     note = f"{len(missing)} of {answers + len(page.strips)} pictures could not be read; first "
     assert note in page.text
     assert capsys.readouterr().err.startswith(f"warning: {note}")
+
+
+def test_images_are_read_with_the_limit_of_their_code_file(write, files):
+    change(files, "query", settings=f"MODEL.REGION_DH.MAX_PIXELS {30 * 20 - 1}")
+    change(files, "database", settings=f"MODEL.REGION_DH.MAX_PIXELS {30 * 20}")
+    for strip in write().strips:
+        assert strip[0]["source"] is None
+        assert all(shown["source"] for shown in strip[1:])
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_package_that_is_missing(tool, files, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert tool.main(arguments(files)) == 1
+    printed = capsys.readouterr()
+    assert f"the report needs {package}".lower() in printed.err.lower()
+    assert "pip install 'regiondh_d2[demo]'" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (files / "out").exists()
 
 
 def test_further_numbers_and_references(write, files, ranking, capsys):

@@ -116,10 +116,37 @@ def test_what_is_missing(role, name, by, message):
 
 def test_progress_is_told():
     seen = []
-    query, database = make_codes(0, 3), make_codes(1, 40)
-    query.labels[1] = 0
+    query, database = make_codes(0, 300), make_codes(1, 40)
     evaluate_reranking(query, database, [3], 9, progress=lambda *done: seen.append(done))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert len(seen) > 1
+    assert seen == sorted(seen)
+    assert seen[-1] == (300, 300)
+
+
+@pytest.mark.parametrize("by", RERANKINGS)
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_the_metrics_are_those_of_unary_codes(by, exclude_self):
+    """A distance d as a code of d ones, searched by a code of zeros, each query alone."""
+    both, rerank, topk = make_codes(4, 60), 20, [1, 25]
+    found = evaluate_reranking(both, both, topk, rerank, by, exclude_self=exclude_self)
+    largest = rerank + BITS
+    for row in range(60):
+        rows = np.delete(np.arange(60), row if exclude_self else [])
+        fine = getattr(both, by)[row]
+        distances = reranked_distances(both.codes[row], fine, both, rerank, by, rows)
+        if not (both.labels[rows] @ both.labels[row]).any():
+            assert np.isnan(found.per_query["MAP@1"][row])
+            continue
+        alone = evaluate_ranking(
+            np.zeros((1, -(-largest // 8)), np.uint8),
+            pack_codes(np.arange(largest) < distances[:, None]),
+            both.labels[row : row + 1],
+            both.labels[rows],
+            bits=largest,
+            topk=topk,
+        )
+        for name, values in alone.per_query.items():
+            assert found.per_query[name][row] == pytest.approx(values[0], abs=1e-12), name
 
 
 def test_activations_of_the_database_are_not_needed():
@@ -137,6 +164,7 @@ def test_codes_that_cannot_be_measured():
         evaluate_reranking(query, database, [3], 10)
 
 
+@pytest.mark.filterwarnings("ignore:top k of")
 @pytest.mark.parametrize("by", RERANKINGS)
 def test_without_the_query_itself(by):
     """As if each query had a database of its own, without its row."""

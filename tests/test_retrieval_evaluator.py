@@ -1,8 +1,7 @@
-"""The evaluators, fed with small fake outputs."""
+"""The evaluator of retrieval, fed with small fake outputs."""
 
 import json
 import random
-import tempfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,17 +9,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 from regiondh_d2.config import code_settings
-from regiondh_d2.evaluation import (
-    RetrievalEvaluator,
-    RoleFilter,
-    VOCBoxEvaluator,
-    evaluate_ranking,
-)
+from regiondh_d2.evaluation import RetrievalEvaluator, evaluate_ranking
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.codes import CodeFileError, check_comparable
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
@@ -349,131 +342,14 @@ def test_outputs_without_instances_or_activations(dataset, tmp_path):
     assert codes.activations is None
 
 
-def test_role_filter(dataset):
-    class Recorder(DatasetEvaluator):
-        def reset(self):
-            self.seen = []
-
-        def process(self, inputs, outputs):
-            self.seen += zip(inputs, outputs, strict=True)
-
-        def evaluate(self):
-            return {"seen": len(self.seen)}
-
-    recorder = Recorder()
-    assert feed(RoleFilter("query", recorder), dataset) == {"seen": 7}
-    assert {given["role"] for given, _ in recorder.seen} == {"query", "both"}
-    assert all(dataset.outputs[dataset.inputs.index(g)] is output for g, output in recorder.seen)
-    assert feed(RoleFilter("database", recorder), dataset) == {"seen": 10}
-    with pytest.raises(ValueError, match="role must be"):
-        RoleFilter("both", recorder)
-
-
-@pytest.fixture
-def boxes():
-    """Three images: classes 0 and 1 with boxes (one has decimals, one is difficult), 2 without."""
-
-    def annotation(class_id, *bbox, difficult=False):
-        return {
-            "category_id": class_id,
-            "bbox": list(bbox),
-            "bbox_mode": BoxMode.XYXY_ABS,
-            "difficult": difficult,
-        }
-
-    dicts = [
-        {"image_id": "a", "annotations": [annotation(0, 10, 10, 50, 50)]},
-        {
-            "image_id": "b",
-            "annotations": [
-                annotation(1, 9.7, 20.2, 60.4, 80.1),
-                annotation(1, 100, 100, 150, 150, difficult=True),
-            ],
-        },
-        {"image_id": "c", "annotations": []},
-    ]
-    name = "fake_boxes_for_evaluator_tests"
-    DatasetCatalog.register(name, lambda: dicts)
-    MetadataCatalog.get(name).set(thing_classes=CLASSES, year=2012)
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-def box_ap(name, found):
-    """``found``: image id to rows (class, score, x0, y0, x1, y1)."""
-    evaluator = VOCBoxEvaluator(name)
-    evaluator.reset()
-    for image_id, rows in found.items():
-        table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
-        instances = Instances(
-            (200, 200),
-            pred_boxes=Boxes(table[:, 2:]),
-            scores=table[:, 1],
-            pred_classes=table[:, 0].long(),
-        )
-        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
-    return evaluator.evaluate()["bbox"]
-
-
-def test_box_ap(boxes):
-    perfect = {"a": [(0, 0.9, 10, 10, 50, 50)], "b": [(1, 0.8, 10, 20, 60, 80)], "c": []}
-    # Class 2 has no true box: it does not pull the mean down, not even when it is detected.
-    assert box_ap(boxes, perfect | {"c": [(2, 0.9, 0, 0, 9, 9)]}) == {
-        "AP": 100,
-        "AP50": 100,
-        "AP75": 100,
-    }
-    # A difficult object counts neither way.
-    perfect["b"].append((1, 0.9, 100, 100, 150, 150))
-    assert box_ap(boxes, perfect)["AP"] == 100
-    # A confident false alarm halves class 1; a class without detections is a zero.
-    assert box_ap(boxes, {"c": [(1, 1.0, 0, 0, 9, 9)], "b": perfect["b"]})["AP50"] == 25
-    # An overlap of 0.64 counts at 0.5, not at 0.75.
-    loose = box_ap(boxes, {"a": [(0, 0.9, 10, 10, 42, 50)]})
-    assert loose["AP50"] == 50
-    loose = box_ap(boxes, {"a": [(0, 0.9, 10, 10, 36, 50)]})
-    assert (loose["AP50"], loose["AP75"]) == (50, 0)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["my photo (0)", " b ", "c  c"],
-        ["day1/a", "day2/a", "../a"],
-        ["a", "b", "c" * 250],
-        ["é{}", "猫", "\udce9 x"],
-        [1, "2", 30],
-        ["a%20b", "a b", "a+b"],
-    ],
-)
-def test_box_ap_of_any_ids_and_class_names(boxes, names, tmp_path, monkeypatch):
-    """Detectron2's code separates by blanks and opens files by ids; only their order may matter."""
-    (tmp_path / "{odd} folder").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "{odd} folder"))
-    rows = {
-        0: [(0, 0.9, 10, 10, 42, 50), (0, 0.3, 100, 100, 120, 120)],
-        1: [(1, 0.8, 10, 20, 60, 80)],
-        2: [(1, 0.9, 0, 0, 9, 9)],
-    }
-    plain = box_ap(boxes, {"abc"[i]: found for i, found in rows.items()})
-    for entry, name in zip(DatasetCatalog.get(boxes), names, strict=True):
-        entry["image_id"] = name
-    MetadataCatalog.get(boxes).__dict__["thing_classes"] = [" big cat", "<dog> {}", "naïve"]
-    assert box_ap(boxes, {names[i]: found for i, found in rows.items()}) == plain
-    assert 0 < plain["AP50"] < 100
-
-
-def test_box_ap_uses_eleven_points_in_2007_only(boxes):
-    found = {"c": [(0, 1.0, 0, 0, 9, 9)], "a": [(0, 0.9, 10, 10, 50, 50)]}
-    area = box_ap(boxes, found)["AP50"]
-    MetadataCatalog.get(boxes).__dict__["year"] = 2007
-    assert box_ap(boxes, found)["AP50"] == pytest.approx(area)
-    # Detected one of two: recall stops at a half, 6 of 11 points against half of the area.
-    DatasetCatalog.get(boxes)[2]["annotations"].append(
-        {"category_id": 0, "bbox": [100, 100, 140, 140], "bbox_mode": BoxMode.XYXY_ABS}
-    )
-    found = {"a": [(0, 0.9, 10, 10, 50, 50)]}
-    assert box_ap(boxes, found)["AP50"] == pytest.approx(100 * 6 / 11 / 2)
-    MetadataCatalog.get(boxes).__dict__["year"] = 2012
-    assert box_ap(boxes, found)["AP50"] == pytest.approx(25)
+def test_codes_and_ranking_of_the_last_evaluation(dataset, tmp_path):
+    evaluator = RetrievalEvaluator(dataset.name, output_dir=tmp_path)
+    assert evaluator.codes is evaluator.ranked is None
+    metrics = feed(evaluator, dataset)["retrieval"]
+    result, notes = evaluator.ranked
+    assert result.metrics == metrics
+    assert "are in the database and find themselves first" in " ".join(notes)
+    for codes, name in zip(evaluator.codes, ("query", "database"), strict=True):
+        written = read_codes(tmp_path / dataset.name / f"{name}.h5")
+        assert list(codes.image_ids) == list(written.image_ids)
+        assert np.array_equal(codes.codes, written.codes)

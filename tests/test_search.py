@@ -35,9 +35,9 @@ from regiondh_d2.visualization.draw import (
     GREEN,
     RED,
     draw_boxes,
-    draw_grid,
-    search_tiles,
 )
+from regiondh_d2.visualization.grid import draw_grid
+from regiondh_d2.visualization.retrieval_pictures import search_tiles
 
 BITS, INSTANCE_BITS = 20, 12
 CLASSES = ["cat", "dog", "sofa"]

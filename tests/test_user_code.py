@@ -176,7 +176,7 @@ def test_every_command_that_takes_a_dataset_or_a_config_takes_the_option(load_to
     module = load_tool(name)
     dests = {a.dest for a in module.build_parser()._actions}
     fixed = {"demo"}  # it makes its own dataset
-    if dests & {"dataset", "config_file", "opts"} and name not in fixed | {"plot_experiments"}:
+    if dests & {"dataset", "config_file", "opts"} and name not in fixed:
         assert "imports" in dests
     text = (ROOT / f"tools/{name}.py").read_text()
     assert ("add_import_option(" in text) == ("import_user_code(args.imports)" in text)

@@ -103,7 +103,8 @@ def test_what_is_shipped_needs_no_conversion():
 def test_halved_matrices_and_whole_vectors(tmp_path):
     weights = {"matrix": torch.randn(3, 4), "vector": torch.tensor([1e-9, 1e9])}
     torch.save({"model": weights, "optimizer": {"state": 1}}, tmp_path / "whole.pth")
-    digest = zoo.halve(str(tmp_path / "whole.pth"), str(tmp_path / "half.pth"))
+    count, digest = zoo.halve(str(tmp_path / "whole.pth"), str(tmp_path / "half.pth"))
+    assert count == 2
     assert digest == hashlib.sha256((tmp_path / "half.pth").read_bytes()).hexdigest()
     half = torch.load(tmp_path / "half.pth", weights_only=True)
     assert list(half) == ["model"]

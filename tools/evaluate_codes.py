@@ -7,6 +7,7 @@ all orders and its value when ties are sorted by database row.
 
 import argparse
 import sys
+import warnings
 
 import numpy as np
 
@@ -98,9 +99,12 @@ def evaluate(
         progress.show(done)
 
     if rerank is not None:
-        result = evaluate_reranking(
-            query, database, topk, rerank, rerank_by, show, exclude_self=exclude_self
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = evaluate_reranking(
+                query, database, topk, rerank, rerank_by, show, exclude_self=exclude_self
+            )
+        notes += [str(warning.message) for warning in caught]
         return result, notes + find_same_images(query, database).notes(exclude_self)
     result, warned = rank_code_sets(query, database, topk, show, exclude_self=exclude_self)
     return result, notes + warned

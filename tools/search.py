@@ -24,13 +24,9 @@ from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import display_name, display_width, print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import check_output_file, refuse_inputs, write_json
-from regiondh_d2.visualization.draw import (
-    Tile,
-    draw_grid,
-    picture_format,
-    save_image,
-    search_tiles,
-)
+from regiondh_d2.visualization.draw import picture_format, save_image
+from regiondh_d2.visualization.grid import Tile, draw_grid
+from regiondh_d2.visualization.retrieval_pictures import search_tiles
 
 COMMON_OPTIONS = ("rerank", "rerank_by", "within", "check_files")
 
@@ -162,9 +158,9 @@ def padding(cell: str, width: int) -> str:
     return " " * (width - display_width(cell))
 
 
-def class_tiles(result: SearchResult) -> list[Tile]:
+def class_tiles(result: SearchResult, max_pixels: int) -> list[Tile]:
     """The tiles of a search that is restricted to a class, which stands under the query."""
-    query, *answers = search_tiles(result)
+    query, *answers = search_tiles(result, max_pixels)
     return [replace(query, caption=f"query: {result.class_name}"), *answers]
 
 
@@ -203,7 +199,8 @@ def run(args: argparse.Namespace) -> None:
     folder = read_index_folder(args.index, args.engine, args.root)
     for path in filter(None, (args.json, args.save)):
         refuse_inputs(path, photos=folder.items.file_names)
-    query_loader(folder.items.settings, cfg)(args.query)
+    load = query_loader(folder.items.settings, cfg)
+    load(args.query)
     searcher = RegionDHSearcher.from_cfg(folder, cfg)
     for note in searcher.notes:
         print_line(f"warning: {note}", sys.stderr)
@@ -219,7 +216,8 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, values if grouped else values[0], format="regiondh-answers")
     if args.save:
         title = headline(replace(results[0], class_name=None) if grouped else results[0])
-        tiles = [class_tiles(r) if grouped else search_tiles(r) for r in results]
+        tiles_of = class_tiles if grouped else search_tiles
+        tiles = [tiles_of(result, load.max_pixels) for result in results]
         save_image(draw_grid(tiles, title), args.save)
 
 

@@ -23,6 +23,7 @@ from regiondh_d2.data.training import build_train_loader
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.engine.defaults import check_datasets, config_inputs, dataset_inputs
+from regiondh_d2.engine.network import learns_from_boxes
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.utils.arguments import CommandParser
 from regiondh_d2.utils.display import print_line
@@ -91,7 +92,7 @@ def draw_training(args: argparse.Namespace) -> Iterator[tuple[Path, Image.Image]
     """Files and pictures of the first images of a training."""
     cfg = build_cfg(args.config_file, args.opts)
     check_datasets(cfg)
-    loader = itertools.chain.from_iterable(build_train_loader(cfg))
+    loader = itertools.chain.from_iterable(build_train_loader(cfg, learns_from_boxes(cfg)))
     class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ()
     for place, inputs in enumerate(itertools.islice(loader, args.images)):
         file = output_file(args, cfg.DATASETS.TRAIN, place, inputs["file_name"])

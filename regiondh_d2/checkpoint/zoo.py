@@ -1,6 +1,6 @@
 """Trained networks that come with the package, by their ``regiondh://`` names.
 
-:mod:`.checkpoint` resolves the names.
+:mod:`.sources` resolves the names.
 """
 
 from pathlib import Path
@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from ..utils.errors import RegionDHError
-from ..utils.file_io import file_sha256, replace_when_complete
+from ..utils.file_io import file_sha256
+from .conversion import WeightsError
+from .weight_files import read_weights, save_whole
 
 __all__ = ["FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
 
@@ -49,20 +51,33 @@ def network_name(fingerprint: str) -> str:
     return FINGERPRINTS.get(fingerprint, "")
 
 
-def halve(checkpoint: str, output: str) -> str:
+def halve(checkpoint: str, output: str) -> tuple[int, str]:
     """Write a network's weights for shipping: matrices in half precision, no optimizer.
 
     Vectors stay in float32: the variances of batch norms reach below what float16 can hold.
 
     Args:
         checkpoint: a checkpoint of a training.
-        output: the file to write.
+        output: the file to write, complete or not at all.
 
     Returns:
-        Its sha256, for :data:`SHIPPED`.
+        How many tensors it holds, and its sha256, for :data:`SHIPPED`.
+
+    Raises:
+        WeightsError: ``checkpoint`` is damaged or no checkpoint of a training, a matrix has numbers
+            that half precision can't hold, or ``output`` can't be written.
+        OSError: a file can't be opened.
     """
-    model = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
-    model = {name: t.half() if t.dim() > 1 else t for name, t in model.items()}
-    with replace_when_complete(output) as partial:
-        torch.save({"model": model}, partial)
-    return file_sha256(output).hex()
+    content = read_weights(checkpoint)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not all(torch.is_tensor(t) for t in model.values()):
+        raise WeightsError(f"{checkpoint} is no checkpoint of a training: it holds no model")
+    halved = {name: t.half() if t.dim() > 1 else t for name, t in model.items()}
+    for name, tensor in halved.items():
+        if not tensor.isfinite().all():
+            raise WeightsError(
+                f"{checkpoint}: {name} holds a number that isn't finite in half precision, so it "
+                "can't be halved"
+            )
+    save_whole(output, {"model": halved})
+    return len(halved), file_sha256(output).hex()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.data import MetadataCatalog
-from tqdm import tqdm
 
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from ..utils.progress import Progress
 from .catalog import find_source, load_dataset
 from .image_reader import ImageSize, UnreadableImage, read_rgb
 from .retrieval import RetrievalSource, with_labels
@@ -66,12 +67,15 @@ def is_present(name: str) -> bool:
     return json_file is None or os.path.isfile(json_file)
 
 
-def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
+def check_dataset(
+    name: str, *, open_images: bool = False, log: Callable[[str], None] | None = None
+) -> DatasetReport:
     """Load a registered dataset and collect every problem.
 
     Args:
         name: a registered dataset.
         open_images: also decode every image and compare its size with the annotation's.
+        log: takes lines of progress on the images.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -87,12 +91,14 @@ def check_dataset(name: str, *, open_images: bool = False) -> DatasetReport:
         dicts = _sound(dicts, problems)
     dicts = [with_labels(record) for record in dicts]
     if open_images:
-        for record in tqdm(dicts, desc=name, disable=None, leave=False):
+        progress = Progress(log, f"images of {name} opened", len(dicts))
+        for record in dicts:
             problem = _image_problem(
                 record["file_name"], (record.get("width"), record.get("height"))
             )
             if problem:
                 problems.append(problem)
+            progress.step()
         turned = (_turn_note(record["file_name"]) for record in dicts if record.get("annotations"))
         notes += _first_lines([note for note in turned if note])
 

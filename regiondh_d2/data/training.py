@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from ..utils.errors import RegionDHError
 from .catalog import adopt
 from .image_reader import ImagePixels, UnreadableImage, read_image
 from .retrieval import common_classes
+
+logger = logging.getLogger(__name__)
 
 
 class UnreadableImageError(RegionDHError):
@@ -153,15 +157,21 @@ def check_record(record: dict) -> None:
             )
 
 
-def training_records(cfg: CfgNode) -> list[dict]:
+def training_records(cfg: CfgNode, boxes: bool = True) -> list[dict]:
     """The dicts of ``DATASETS.TRAIN``, one list.
 
-    Images without objects are left out, and their number is logged, unless
+    An image may have ``annotations``, or ``image_labels`` alone; only methods that find no objects
+    learn from the latter. Images with neither are left out, and their number is logged, unless
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` is False.
 
+    Args:
+        cfg: the config.
+        boxes: whether the network learns from boxes.
+
     Raises:
-        ValueError: no image is left, the datasets have different classes, or a class id has no
-            place among the classes of the network.
+        ValueError: no image is left, the datasets have different classes, a class id has no place
+            among the classes of the network, or an image has labels alone and the network learns
+            from boxes.
     """
     names, num_classes = list(cfg.DATASETS.TRAIN), cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if not names:
@@ -171,41 +181,91 @@ def training_records(cfg: CfgNode) -> list[dict]:
     try:
         records = get_detection_dataset_dicts(
             names,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            filter_empty=False,  # done below, for labels of images, too
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
             check_consistency=False,  # done below, where a defect has a file's name
         )
     except AssertionError as error:  # Detectron2 asserts that there are images
-        raise RegionDHError(
-            f"DATASETS.TRAIN: {error} Images without objects count only where "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
-        ) from error
+        raise RegionDHError(f"DATASETS.TRAIN: {error}") from error
 
     def fail(message: str) -> None:
         raise RegionDHError(f"DATASETS.TRAIN: {message}")
 
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = _with_something_to_learn(names, records, fail)
     classes = common_classes(names, fail)
     for name in names:  # some datasets know their classes only now
         check_num_classes(name, num_classes)
     limit = num_classes if classes is None else len(classes)
     for record in records:
         check_record(record)
-        ids = sorted({a["category_id"] for a in record.get("annotations", ())})
+        if boxes and has_labels_alone(record):
+            fail(
+                f"{display_name(str(record['file_name']))} has image_labels and no annotations; "
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} learns from boxes, and "
+                "configs/Base-ImageHash.yaml (DLBHC, SSDH) learns from labels"
+            )
+        ids = sorted(labels_to_learn(record))
         if ids and not 0 <= ids[0] <= ids[-1] < limit:
             fail(
                 f"{record['file_name']} has class ids {ids}; they must count from 0 to {limit - 1}"
             )
     if classes is not None:
-        print_instances_class_histogram(records, classes)
+        print_instances_class_histogram([_as_annotations(record) for record in records], classes)
     return records
 
 
-def build_train_loader(cfg: CfgNode):
+def has_labels_alone(record: dict) -> bool:
+    """Whether a dataset dict has labels of the image, and doesn't say where objects are."""
+    return "annotations" not in record and "image_labels" in record
+
+
+def labels_to_learn(record: dict) -> set[int]:
+    """The classes of an image's objects, or, where it has no annotations, its labels."""
+    if has_labels_alone(record):
+        return set(record["image_labels"])
+    return {a["category_id"] for a in record.get("annotations", ())}
+
+
+def _with_something_to_learn(
+    names: list[str], records: list[dict], fail: Callable[[str], None]
+) -> list[dict]:
+    """The images with an object that is no crowd, or with a label."""
+
+    def has_some(record: dict) -> bool:
+        if has_labels_alone(record):
+            return bool(record["image_labels"])
+        return any(not a.get("iscrowd", 0) for a in record.get("annotations", ()))
+
+    kept = [record for record in records if has_some(record)]
+    if not kept:
+        fail(
+            f"no image of {', '.join(names)} has an object or a label. Images without count only "
+            "where DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
+        )
+    logger.info(
+        f"{len(records) - len(kept)} images without an object or a label are left out; "
+        f"{len(kept)} are left"
+    )
+    return kept
+
+
+def _as_annotations(record: dict) -> dict:
+    """What Detectron2's table of classes reads: an entry for each object, or for each label."""
+    if not has_labels_alone(record):
+        return {"annotations": record.get("annotations", [])}
+    return {"annotations": [{"category_id": label} for label in record["image_labels"]]}
+
+
+def build_train_loader(cfg: CfgNode, boxes: bool = True):
     """Detectron2's endless loader over :func:`training_records`, with :class:`StrictMapper`.
+
+    Args:
+        cfg, boxes: see :func:`training_records`.
 
     Raises:
         ValueError: as :func:`training_records`; an :class:`UnreadableImageError` while iterating.
     """
     return build_detection_train_loader(
-        cfg, mapper=StrictMapper(cfg, is_train=True), dataset=training_records(cfg)
+        cfg, mapper=StrictMapper(cfg, is_train=True), dataset=training_records(cfg, boxes)
     )

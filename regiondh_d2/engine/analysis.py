@@ -90,7 +90,7 @@ def time_parts(model: nn.Module, inputs: list[dict], repeat: int = 10) -> dict[s
 
 
 class _Stopwatch:
-    """Divides the time of a run among parts that call each other: the innermost one's runs."""
+    """Divides the time of a run among parts that call each other: the innermost counts."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -130,9 +130,11 @@ class _Stopwatch:
 
 @contextmanager
 def _watched(model: nn.Module, watch: _Stopwatch) -> Iterator[None]:
-    """While inside, the modules of the parts tell a stopwatch when they run.
+    """Lets the modules of the parts tell a stopwatch when they run.
 
-    Forward hooks would not do: Region-DH calls ``forward_hash`` of its ROI heads.
+    Their methods are replaced meanwhile. Forward hooks would miss the ROI heads, of which Region-DH
+    calls ``forward_hash``; the ranges of ``torch.profiler`` would stand in the network's own code,
+    and the time of parts inside parts had to be subtracted.
     """
     modules = dict(model.named_modules())
     with ExitStack() as undo:

@@ -5,6 +5,7 @@ from torch import nn
 from ..data.training import training_records
 from ..modeling.cached import CachedNetwork
 from .feature_cache import FeatureCache
+from .network import learns_from_boxes
 from .trainer import RegionDHTrainer
 
 __all__ = ["CachedHeadsTrainer", "trainer_class"]
@@ -38,7 +39,7 @@ class CachedHeadsTrainer(RegionDHTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         """Checks the dicts; :meth:`resume_or_load` sets the loader, which needs the weights."""
-        training_records(cfg)
+        training_records(cfg, learns_from_boxes(cfg))
         return ()
 
     def resume_or_load(self, resume=True):

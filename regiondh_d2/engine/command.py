@@ -30,6 +30,7 @@ from ..retrieval.search import RERANKINGS
 from ..utils.arguments import DEBUG_VARIABLE
 from ..utils.display import display_name, tolerate_any_text
 from ..utils.errors import RegionDHError
+from ..utils.progress import close_bars
 from .allocation import keep_freed_memory
 from .network import build_network
 from .user_code import import_user_code
@@ -139,7 +140,10 @@ def run_command(
     """
     _prepare_process(keep_memory)
     try:
-        status = command()
+        try:
+            status = command()
+        finally:
+            close_bars()
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

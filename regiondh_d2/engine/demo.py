@@ -18,15 +18,17 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import get_event_storage
 from fvcore.common.config import CfgNode
 
-from ..data.scenes import generate_scenes, register_scenes
+from ..data.datasets.scenes import generate_scenes, register_scenes
 from ..evaluation import RetrievalEvaluator, evaluate_ranking
 from ..retrieval.code_store import read_codes, write_codes
 from ..retrieval.color_histogram import color_histograms, itq_codes
-from ..retrieval.draw import draw_grid, retrieval_rows, save_image
-from ..retrieval.report import write_report
 from ..structures.codes import CodeSet
 from ..utils.errors import RegionDHError
 from ..utils.file_io import check_output_folder, mark_folder, write_json
+from ..visualization.draw import save_image
+from ..visualization.grid import draw_grid
+from ..visualization.report import write_report
+from ..visualization.retrieval_pictures import retrieval_rows
 from .defaults import build_cfg, check_datasets, config_inputs
 from .trainer import RegionDHTrainer
 

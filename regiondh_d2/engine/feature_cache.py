@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..checkpoint import model_fingerprint
 from ..config import changed_settings, feature_settings
 from ..data.catalog import load_dataset
-from ..data.training import StrictMapper
+from ..data.training import StrictMapper, has_labels_alone
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.indexed_boxes import IndexedBoxes
 from ..modeling.roi_heads import whole_image_box
@@ -118,8 +118,9 @@ class CachedRegions(Dataset):
             **record,
             "region_features": torch.from_numpy(t["features"][first:last]),
             "proposals": proposals,
-            "instances": instances,
         }
+        if not has_labels_alone(self._records[t["record"][view]]):
+            inputs["instances"] = instances
         if "outputs" in t:
             inputs["region_outputs"] = torch.from_numpy(t["outputs"][first:last])
         return inputs
@@ -346,6 +347,15 @@ def _no_proposals(image_size: tuple[int, int], device: torch.device) -> Instance
     )
 
 
+def _no_objects(image_size: tuple[int, int]) -> Instances:
+    """The ground truth of an image that has labels alone."""
+    return Instances(
+        image_size,
+        gt_boxes=Boxes(torch.zeros(0, 4)),
+        gt_classes=torch.zeros(0, dtype=torch.int64),
+    )
+
+
 def _image_digest(record: dict) -> str:
     """What a view shows, its file as it is now and its objects, as hex digits.
 
@@ -424,7 +434,8 @@ def _view(model, inputs: dict) -> dict[str, np.ndarray]:
         proposals = _no_proposals(images.image_sizes[0], model.device)
     else:
         proposals = model.proposal_generator(images, features, None)[0][0]
-    truth = inputs["instances"].to(model.device)
+    truth = inputs["instances"] if "instances" in inputs else _no_objects(images.image_sizes[0])
+    truth = truth.to(model.device)
     whole = whole_image_box(proposals.image_size, model.device)
     boxes = Boxes.cat([proposals.proposal_boxes, truth.gt_boxes, whole])
     heads = model.roi_heads

@@ -12,7 +12,7 @@ from torch import nn
 from ..modeling.cpu_layers import use_cpu_layers
 from ..utils.errors import RegionDHError
 
-__all__ = ["build_network", "makes_codes"]
+__all__ = ["build_network", "learns_from_boxes", "makes_codes"]
 
 # What a misfit becomes in Detectron2's and torch's constructors. A RuntimeError is of the machine,
 # such as of its memory.
@@ -46,6 +46,13 @@ def build_network(cfg: CfgNode) -> nn.Module:
         ) from error
     use_cpu_layers(network)
     return network
+
+
+def learns_from_boxes(cfg: CfgNode) -> bool:
+    """Whether the config's network needs annotated objects to learn from, as all do that don't say
+    otherwise (``learns_from_boxes``)."""
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return getattr(architecture, "learns_from_boxes", True)
 
 
 def makes_codes(cfg: CfgNode) -> bool:

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..checkpoint import model_fingerprint
-from ..config import code_settings, parse_settings
+from ..config import code_settings, parse_settings, recorded_max_pixels
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import IndexFolder, read_index_folder
 from ..retrieval.search import (
@@ -265,7 +265,7 @@ def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
         cfg: config of the model.
     """
     load = ImageLoader(cfg)
-    load.max_pixels = int(parse_settings(settings).get(_MAX_PIXELS, load.max_pixels))
+    load.max_pixels = recorded_max_pixels(settings, load.max_pixels)
     return load
 
 

@@ -46,7 +46,7 @@ from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
-from .network import build_network
+from .network import build_network, learns_from_boxes
 from .training_record import KEY, TrainingRecorder
 
 __all__ = ["RegionDHTrainer", "build_optimizer", "freeze_parts"]
@@ -413,7 +413,7 @@ class RegionDHTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_train_loader(cfg)
+        return build_train_loader(cfg, learns_from_boxes(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):

@@ -1,7 +1,8 @@
 """Retrieval metrics, and the evaluators that measure a model with them."""
 
-from .ranking_metrics import RankingResult, evaluate_ranking
-from .retrieval_evaluator import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
+from .box_evaluators import COCOBoxEvaluator, RoleFilter, VOCBoxEvaluator
+from .ranking_metrics import RankingResult, evaluate_distances, evaluate_ranking
+from .retrieval_evaluator import RetrievalEvaluator
 
 __all__ = [
     "COCOBoxEvaluator",
@@ -9,5 +10,6 @@ __all__ = [
     "RetrievalEvaluator",
     "RoleFilter",
     "VOCBoxEvaluator",
+    "evaluate_distances",
     "evaluate_ranking",
 ]

@@ -1,42 +1,28 @@
-"""Curves, per-class values and bit statistics of binary codes: what stands behind one metric.
+"""Curves of a retrieval by binary codes: distances, precision and recall, precision at k.
 
-Codes and labels in, numbers out. The ranking metrics say how good a retrieval is; this module says
-where it is lost. Nothing here depends on the order of equal distances: a Hamming radius holds all
-items of a distance or none, and precision at k is the expectation over a uniformly random order.
+Codes and labels in, numbers out. Nothing here depends on the order of equal distances: a Hamming
+radius holds all items of a distance or none, and precision at k is the expectation over a uniformly
+random order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..structures.packed import to_words, unpack_codes
+from ..structures.packed import to_words
 from ..utils.errors import RegionDHError
-from .ranking_metrics import (
-    check_codes,
-    check_labels,
-    check_pairs,
-    evaluate_ranking,
-    pairwise_popcount,
-)
+from .pair_counts import pairwise_popcount
+from .ranking_metrics import check_codes, check_labels, check_pairs
 
 __all__ = [
-    "BitStatistics",
     "DistanceCounts",
     "RadiusCurve",
-    "bit_statistics",
-    "class_means",
     "count_distances",
-    "own_class_metric",
     "precision_at",
     "radius_curve",
-    "wrong_answer_labels",
 ]
-
-SATURATED = 0.01
-"""A bit is saturated if at most this share of the codes differs from the others in it."""
 
 
 @dataclass(frozen=True)
@@ -71,44 +57,6 @@ class RadiusCurve:
     precision: np.ndarray
     recall: np.ndarray
     answered: np.ndarray
-
-
-@dataclass(frozen=True)
-class BitStatistics:
-    """How well N codes use their K bits.
-
-    Attributes:
-        ones: float64 (K,), share of the codes in which the bit is set; 0.5 is balanced.
-        entropy: float64 (K,), of the bit in bits; 1 is the most.
-        correlation: float64 (K, K), Pearson's; NaN where one of the two bits is constant.
-        distinct: number of different codes.
-    """
-
-    ones: np.ndarray
-    entropy: np.ndarray
-    correlation: np.ndarray
-    distinct: int
-
-    @property
-    def constant(self) -> np.ndarray:
-        """bool (K,): bits that are the same in all codes."""
-        return (self.ones == 0) | (self.ones == 1)
-
-    @property
-    def saturated(self) -> np.ndarray:
-        """bool (K,): bits that are the same in nearly all codes, constant ones included."""
-        return np.minimum(self.ones, 1 - self.ones) <= SATURATED
-
-    @property
-    def effective_bits(self) -> float:
-        """How many uncorrelated bits would spread as much: from K (none correlate) to 1 (all do).
-
-        The participation ratio ``(sum l)^2 / sum l^2`` of the eigenvalues l of the correlation
-        matrix of the bits that are not constant; 0 if all are.
-        """
-        used = ~self.constant
-        squares = np.square(self.correlation[np.ix_(used, used)]).sum()
-        return float(used.sum() ** 2 / squares) if used.any() else 0.0
 
 
 def count_distances(
@@ -221,124 +169,3 @@ def _measurable(counts: DistanceCounts) -> tuple[np.ndarray, np.ndarray]:
             "no query shares a label with any database item: there is nothing to measure"
         )
     return counts.items[rows], counts.relevant[rows]
-
-
-def class_means(
-    per_query: Mapping[str, np.ndarray], query_labels: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Means of per-query values over the queries that hold each class.
-
-    A query of several classes counts for each of them, and any shared label still makes an answer
-    relevant: see :func:`own_class_metric` for what a class reaches by itself.
-
-    Args:
-        per_query: names to (Q,), NaN where a query is not measurable, as in
-            :attr:`~regiondh_d2.evaluation.ranking_metrics.RankingResult.per_query`.
-        query_labels: multi-hot (Q, C).
-
-    Returns:
-        The same names to float64 (C,), NaN where no measurable query holds the class.
-    """
-    holds = np.asarray(query_labels).astype(np.float64)
-    means = {}
-    for name, values in per_query.items():
-        known = ~np.isnan(values)
-        with np.errstate(invalid="ignore"):  # 0 / 0, as above
-            means[name] = np.where(known, values, 0) @ holds / (known @ holds)
-    return means
-
-
-def own_class_metric(
-    query_codes: np.ndarray,
-    database_codes: np.ndarray,
-    query_labels: np.ndarray,
-    database_labels: np.ndarray,
-    *,
-    bits: int,
-    topk: int,
-    metric: str = "MAP_min",
-    exclude: np.ndarray | None = None,
-) -> np.ndarray:
-    """A ranking metric of each class alone: its queries, and only its items as relevant ones.
-
-    So a class that is found only because its images also show a frequent one stands out.
-
-    Args:
-        query_codes, database_codes, query_labels, database_labels, bits: see
-            :func:`~regiondh_d2.evaluation.ranking_metrics.evaluate_ranking`.
-        topk: one cut-off, at most N.
-        metric: name without cut-off, one of
-            :data:`~regiondh_d2.evaluation.ranking_metrics.METRICS`.
-        exclude: int (P, 2), pairs of a query's and a database row that are left out.
-
-    Returns:
-        float64 (C,), NaN where no query or no database item holds the class.
-    """
-    query_labels = np.asarray(query_labels).astype(bool)
-    database_labels = np.asarray(database_labels).astype(bool)
-    exclude = check_pairs(exclude, len(query_codes), len(database_codes))
-    values = np.full(query_labels.shape[1], np.nan)
-    for class_id in range(len(values)):
-        rows = query_labels[:, class_id]
-        here = exclude[rows[exclude[:, 0]]]
-        # A query's own image is no item of the class to it.
-        lost = np.bincount(here[:, 0], database_labels[here[:, 1], class_id], len(rows))
-        if not (database_labels[:, class_id].sum() > lost[rows]).any():
-            continue
-        values[class_id] = evaluate_ranking(
-            query_codes[rows],
-            database_codes,
-            query_labels[rows, class_id, None],
-            database_labels[:, class_id, None],
-            bits=bits,
-            topk=topk,
-            exclude=np.stack((np.cumsum(rows)[here[:, 0]] - 1, here[:, 1]), axis=1),
-        ).metrics[f"{metric}@{topk}"]
-    return values
-
-
-def wrong_answer_labels(
-    answers: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray
-) -> np.ndarray:
-    """What the irrelevant answers show instead.
-
-    Args:
-        answers: int (Q, k), database rows answered to each query.
-        query_labels: multi-hot (Q, C).
-        database_labels: multi-hot (N, C).
-
-    Returns:
-        int64 (C, C): at [c, j] the answers that hold class j and share no label with their query,
-        over the queries that hold class c. The diagonal is zero.
-    """
-    query_labels = np.asarray(query_labels).astype(np.int64)
-    answered = np.asarray(database_labels).astype(np.int64)[answers]
-    wrong = np.einsum("qc,qkc->qk", query_labels, answered) == 0
-    return query_labels.T @ (answered * wrong[:, :, None]).sum(axis=1)
-
-
-def bit_statistics(codes: np.ndarray, bits: int) -> BitStatistics:
-    """Balance, entropy and correlation of the bits of some codes.
-
-    Args:
-        codes: uint8 (N, ceil(bits / 8)), packed.
-        bits: code length K.
-
-    Raises:
-        ValueError: the codes are of the wrong type or shape, or there are none.
-    """
-    check_codes(codes, codes, bits)
-    values = unpack_codes(codes, bits).astype(np.float64)
-    ones = values.mean(axis=0)
-    varies = (ones > 0) & (ones < 1)
-    entropy = np.zeros(bits)
-    for share in (ones[varies], 1 - ones[varies]):
-        entropy[varies] -= share * np.log2(share)
-    deviation = np.where(varies, np.sqrt(ones * (1 - ones)), np.nan)
-    covariance = values.T @ values / len(values) - np.outer(ones, ones)
-    return BitStatistics(
-        ones=ones,
-        entropy=entropy,
-        correlation=covariance / np.outer(deviation, deviation),
-        distinct=len(np.unique(codes, axis=0)),
-    )

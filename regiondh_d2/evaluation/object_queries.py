@@ -1,22 +1,22 @@
-"""Are objects worth searching for? Images ranked by an object's code, against by the image's.
+"""Is a search by an object's code better than one by the code of the whole image?
 
 Every annotated object is a query, and the images of a database that hold its class are relevant to
-it. They are ranked twice:
+it. The database is ranked twice:
 
-* by **objects**: by the least distance of the object's code (H1) to the codes of the objects
-  detected in an image. An image without any stands behind the largest distance, at K1 + 1.
-* by **images**: by the distance of the code (H2) of the image that the object is in to theirs.
+* by **objects**: an image is as far as the nearest of the objects that were detected in it, by
+  their codes (H1). An image without detections comes last, at distance K1 + 1.
+* by **images**: by the code (H2) of the image that the object is in.
 
 Both rankings are measured over the whole database by the ``MAP_all`` of :mod:`.ranking_metrics`,
-exact under ties. What no detection shows can't be found by objects, so recalls of the detector
-stand beside the numbers. An object whose image is in the database, too, finds that image first,
-unless such matches are left out.
+exact under ties. A search by objects can't find what was not detected, so recalls of the detector
+stand beside the numbers. If the object's own image is in the database, it is found first, unless
+such matches are left out.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from detectron2.structures import Boxes, pairwise_iou
 
 from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, check_comparable, check_holds
 from ..utils.errors import RegionDHError
-from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_ranking
+from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_distances, evaluate_ranking
 from .same_images import find_same_images
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "evaluate_object_queries",
     "least_distances",
     "object_recall",
-    "rank_by_distances",
 ]
 
 RANKINGS = ("objects", "images")
@@ -57,7 +56,7 @@ def evaluate_object_queries(
         query: codes of the objects' images, with labels and, as ``instances``, detections.
         objects: the annotated objects; ``image_index`` are rows of ``query``. Scores don't count.
         database: codes to search in, by the same model, with labels and detections.
-        progress: called as ``progress(objects done, objects)`` after each.
+        progress: called as ``progress(objects done, objects)`` after each chunk of objects.
         exclude_self: whether the image that an object is in is left out of its rankings.
 
     Returns:
@@ -85,42 +84,43 @@ def evaluate_object_queries(
     if not len(objects.codes):
         raise RegionDHError("there are no annotated objects to search with")
     wanted = np.eye(database.labels.shape[1], dtype=bool)[objects.classes]
-    name = f"MAP_all@{len(database)}"
     same = find_same_images(query, database)
     own_rows = [same.rows_of(row) for row in objects.image_index]
-    excluded = own_rows if exclude_self else [own_rows[0][:0]] * len(own_rows)
-    pairs = [(row, other) for row, others in enumerate(excluded) for other in others]
+    pairs = [(row, own) for row, rows in enumerate(own_rows) for own in rows]
+    exclude = np.array(pairs, np.int64).reshape(-1, 2) if exclude_self else None
+
+    def object_distances(rows: slice) -> np.ndarray:
+        return np.stack([least_distances(code, database) for code in objects.codes[rows]])
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that all images but an object's own are fewer than all
-        found = evaluate_ranking(
-            query.codes[objects.image_index],
-            database.codes,
-            wanted,
-            database.labels,
-            bits=database.bits,
-            topk=len(database),
-            exclude=np.array(pairs, np.int64).reshape(-1, 2),
-        ).per_query
-    per_query = {f"images/MAP_all{order}": found[name + order] for order in TIE_ORDERS}
-    measurable = ~np.isnan(found[name])
-    by_objects = np.full((len(wanted), len(TIE_ORDERS)), np.nan)
-    for row in range(len(wanted)):
-        if measurable[row]:
-            distances = least_distances(objects.codes[row], database)
-            others = np.delete(np.arange(len(database)), excluded[row])
-            found = rank_by_distances(
-                distances[others],
-                wanted[row],
-                database.labels[others],
+        # A ranking without the object's own image is shorter than the database.
+        warnings.simplefilter("ignore")
+        found = {
+            "objects": evaluate_distances(
+                object_distances,
+                wanted,
+                database.labels,
                 largest=database.instances.bits + 1,
-                topk=len(others),
-            )
-            name = f"MAP_all@{len(others)}"
-            by_objects[row] = [found[name + order] for order in TIE_ORDERS]
-        if progress is not None:
-            progress(row + 1, len(wanted))
-    for order, values in zip(TIE_ORDERS, by_objects.T, strict=True):
-        per_query[f"objects/MAP_all{order}"] = values
+                topk=len(database),
+                exclude=exclude,
+                progress=progress,
+            ),
+            "images": evaluate_ranking(
+                query.codes[objects.image_index],
+                database.codes,
+                wanted,
+                database.labels,
+                bits=database.bits,
+                topk=len(database),
+                exclude=exclude,
+            ),
+        }
+    per_query = {
+        f"{ranking}/MAP_all{order}": found[ranking].per_query[f"MAP_all@{len(database)}{order}"]
+        for ranking in RANKINGS
+        for order in TIE_ORDERS
+    }
+    measurable = ~np.isnan(per_query["images/MAP_all"])
 
     several = measurable & (query.labels.sum(axis=1) > 1)[objects.image_index]
     metrics = _means(per_query, measurable)
@@ -141,7 +141,7 @@ def evaluate_object_queries(
 
 
 def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeSet) -> list[str]:
-    """Refuses codes that :func:`evaluate_object_queries` can do nothing with.
+    """Refuses codes that :func:`evaluate_object_queries` can't use.
 
     Returns:
         Warnings, as :func:`~regiondh_d2.structures.codes.check_comparable` gives them.
@@ -161,7 +161,7 @@ def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeS
 
 
 def least_distances(code: np.ndarray, database: CodeSet) -> np.ndarray:
-    """How far an object is from each image: from the nearest object detected in it.
+    """The distance of an object to each image: to the nearest object detected in the image.
 
     Args:
         code: uint8 (B,), packed.
@@ -177,39 +177,8 @@ def least_distances(code: np.ndarray, database: CodeSet) -> np.ndarray:
     return least
 
 
-def rank_by_distances(
-    distances: np.ndarray,
-    query_labels: np.ndarray,
-    database_labels: np.ndarray,
-    *,
-    largest: int,
-    topk: int | Sequence[int],
-) -> dict[str, float]:
-    """The metrics of :func:`evaluate_ranking` for one query, by distances of any kind.
-
-    A distance d becomes a code of d ones, which is compared with a code of zeros.
-
-    Args:
-        distances: int (N,), from 0 to ``largest``.
-        query_labels: multi-hot (C,); a database item shares one of them.
-        database_labels: multi-hot (N, C).
-        largest: the largest distance that there could be.
-        topk: as there.
-    """
-    unary = np.packbits(np.tri(largest + 1, largest, -1, dtype=bool), axis=1)
-    return evaluate_ranking(
-        unary[:1],
-        unary[distances],
-        query_labels[None],
-        database_labels,
-        bits=largest,
-        topk=topk,
-        threads=1,
-    ).metrics
-
-
 def object_recall(objects: InstanceCodes, detected: InstanceCodes) -> float:
-    """The share of objects that a detection of their class meets with an IoU of at least 0.5.
+    """The share of objects with a detection of their class at an IoU of at least 0.5.
 
     Args:
         objects: the true ones.
@@ -226,7 +195,7 @@ def object_recall(objects: InstanceCodes, detected: InstanceCodes) -> float:
 
 
 def class_recall(codes: CodeSet) -> float:
-    """The share of the labels of all images that an object detected in the image is of.
+    """The share of the labels of all images for which an object was detected in the image.
 
     Args:
         codes: with labels and ``instances``.

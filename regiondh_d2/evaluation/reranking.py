@@ -1,17 +1,14 @@
-"""What a second stage of search is worth: the first images of a ranking by codes, ordered anew."""
+"""What a second stage of search is worth: the first images of a ranking by codes, ordered again."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ..retrieval.search import RERANKINGS, fine_distances
 from ..structures.codes import CodeSet, check_comparable, check_holds
-from ..utils.errors import RegionDHError
-from .object_queries import rank_by_distances
-from .ranking_metrics import METRICS, TIE_ORDERS, RankingResult
+from .ranking_metrics import RankingResult, evaluate_distances
 from .same_images import find_same_images
 
 __all__ = ["evaluate_reranking", "reranked_distances"]
@@ -27,18 +24,18 @@ def evaluate_reranking(
     *,
     exclude_self: bool = False,
 ) -> RankingResult:
-    """As :func:`.ranking_metrics.evaluate_ranking`, after a rerank such as a search makes.
+    """As :func:`.ranking_metrics.evaluate_ranking`, after a rerank as in a search.
 
-    Which of equally far images are the last to be ordered anew is decided by their rows. All other
-    ties are random, as there.
+    Of equally far images, those of the first rows are ordered again. All other ties are random, as
+    there.
 
     Args:
         query: with labels and ``activations``, or ``features`` if these are what ``by`` names.
         database: with labels, and ``features`` if ``by`` names these.
         topk: cut-offs, at most the database's size.
-        rerank: how many images of each ranking are ordered anew.
+        rerank: how many images of each ranking are ordered again.
         by: one of :data:`~regiondh_d2.retrieval.search.RERANKINGS`.
-        progress: called as ``progress(queries done, queries)`` after each.
+        progress: called as ``progress(queries done, queries)`` after each chunk of queries.
         exclude_self: whether a query's own image is left out of its ranking, before the rerank.
 
     Returns:
@@ -54,44 +51,30 @@ def evaluate_reranking(
     if by == "features":
         check_holds(database, "the database codes", by)
     same = find_same_images(query, database)
-    everything = np.arange(len(database))
-    others = [
-        np.delete(everything, same.rows_of(row)) if exclude_self else everything
-        for row in range(len(query))
-    ]
-    shared = query.labels.astype(int) @ database.labels.T.astype(int)
-    measurable = np.array([shared[row, rows].any() for row, rows in enumerate(others)])
-    if not measurable.any():
-        raise RegionDHError(
-            "no query shares a label with any database item: there is nothing to measure"
-        )
-    names = [f"{metric}@{k}{order}" for metric in METRICS for k in topk for order in TIE_ORDERS]
-    per_query = {name: np.full(len(query), np.nan) for name in names}
-    for row in range(len(query)):
-        if measurable[row]:
-            distances = reranked_distances(
-                query.codes[row], getattr(query, by)[row], database, rerank, by, others[row]
+    fine = getattr(query, by)
+
+    def distances(queries: slice) -> np.ndarray:
+        found = np.zeros((len(query.codes[queries]), len(database)), np.int64)
+        for place, row in enumerate(range(*queries.indices(len(query)))):
+            others = np.arange(len(database))
+            if exclude_self:
+                others = np.delete(others, same.rows_of(row))
+            found[place, others] = reranked_distances(
+                query.codes[row], fine[row], database, rerank, by, others
             )
-            with warnings.catch_warnings():
-                if len(others[row]) < len(database):
-                    warnings.simplefilter("ignore")  # of a k above the images that are left
-                found = rank_by_distances(
-                    distances,
-                    query.labels[row],
-                    database.labels[others[row]],
-                    largest=min(rerank, len(database)) + database.bits,
-                    topk=topk,
-                )
-            for name in names:
-                per_query[name][row] = found[name]
-        if progress is not None:
-            progress(row + 1, len(query))
-    metrics = {name: float(values[measurable].mean()) for name, values in per_query.items()}
-    metrics["num_queries"] = len(query)
-    metrics["num_database"] = len(database)
-    metrics["num_queries_without_relevant"] = int((~measurable).sum())
-    metrics["num_queries_in_database"] = same.num_queries_in_database
-    return RankingResult(metrics, per_query)
+        return found
+
+    result = evaluate_distances(
+        distances,
+        query.labels,
+        database.labels,
+        largest=min(rerank, len(database)) + database.bits,
+        topk=topk,
+        exclude=same.pairs if exclude_self else None,
+        progress=progress,
+    )
+    result.metrics["num_queries_in_database"] = same.num_queries_in_database
+    return result
 
 
 def reranked_distances(
@@ -111,8 +94,9 @@ def reranked_distances(
         rows: the database rows to order, int64 (R,); None takes all.
 
     Returns:
-        int64 (R,): the ``rerank`` nearest images have the rank of their fine distance, from 0, the
-        others their Hamming distance, and so much more that they come later.
+        int64 (R,): of the ``rerank`` nearest images the rank by their fine distance, from 0; of the
+        others the Hamming distance plus the number of these nearest images, so that they come
+        later.
     """
     rows = np.arange(len(database)) if rows is None else rows
     distances = np.bitwise_count(database.codes[rows] ^ code).sum(axis=1, dtype=np.int64)

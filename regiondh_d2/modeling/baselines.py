@@ -40,7 +40,6 @@ from .roi_heads import (
     IMAGE_LOSSES,
     RegionDHROIHeads,
     RegionReader,
-    multi_hot_labels,
     whole_image_box,
 )
 
@@ -138,16 +137,27 @@ class WholeImageHeads(nn.Module):
         x = x.float()
         return x, self.image_hash(x)
 
-    def losses(self, codes: ImageCodes, targets: list[Instances]) -> dict[str, torch.Tensor]:
+    def losses(self, codes: ImageCodes, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The unweighted losses: ``loss_hash_image_binary`` (E1), ``loss_hash_image_balance`` (E2),
-        ``loss_cls_image`` and ``loss_similarity_image``."""
-        labels = multi_hot_labels(targets, self.num_classes)
+        ``loss_cls_image`` and ``loss_similarity_image``, by labels (B, C) of 0 and 1."""
         return {
             "loss_hash_image_binary": forcing_binary_loss(codes.activations),
             "loss_hash_image_balance": bit_balance_loss(codes.activations),
             "loss_cls_image": self.image_loss(codes.scores, labels),
             "loss_similarity_image": self.image_objective(codes.activations, labels),
         }
+
+
+def image_labels(batched_inputs: list[dict], num_classes: int) -> torch.Tensor:
+    """Labels (B, C) of images, float32: the classes of their ``instances``, or, of an image that
+    has none in its dict, its ``image_labels``."""
+    labels = torch.zeros(len(batched_inputs), num_classes)
+    for row, inputs in zip(labels, batched_inputs, strict=True):
+        if "instances" in inputs:
+            row[inputs["instances"].gt_classes.cpu()] = 1.0
+        else:
+            row[torch.tensor(inputs["image_labels"], dtype=torch.int64)] = 1.0
+    return labels
 
 
 @META_ARCH_REGISTRY.register()
@@ -160,18 +170,19 @@ class ImageHash(RegionDH):
     """
 
     needs_of_heads = ("losses", "WholeImageHeads")
+    learns_from_boxes = False
 
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`RegionDH.forward`; the losses are those of the image."""
         if not self.training:
             return self.inference(batched_inputs)
         features, proposals, sizes = self.propose(batched_inputs)
-        targets = [x["instances"].to(self.device) for x in batched_inputs]
-        return self.weigh(self.head_losses(features, proposals, sizes, targets))
+        return self.weigh(self.head_losses(features, proposals, sizes, batched_inputs))
 
-    def head_losses(self, features, proposals, sizes, targets) -> dict[str, torch.Tensor]:
+    def head_losses(self, features, proposals, sizes, batched_inputs) -> dict[str, torch.Tensor]:
         _, codes = self.roi_heads(features, sizes)
-        return self.roi_heads.losses(codes, targets)
+        labels = image_labels(batched_inputs, self.roi_heads.num_classes).to(self.device)
+        return self.roi_heads.losses(codes, labels)
 
     def weigh(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return self.loss_weights.apply_image(losses)

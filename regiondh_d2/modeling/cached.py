@@ -99,7 +99,6 @@ class CachedNetwork(nn.Module):
         sizes = [p.image_size for p in proposals]
         if not self.training:
             return self.model.describe(features, proposals, sizes, batched_inputs)
-        targets = [x["instances"].to(device) for x in batched_inputs]
-        losses = self.model.head_losses(features, proposals, sizes, targets)
+        losses = self.model.head_losses(features, proposals, sizes, batched_inputs)
         zero = losses["loss_cls_image"].detach() * 0.0
         return self.model.weigh({"loss_rpn_cls": zero, "loss_rpn_loc": zero, **losses})

@@ -89,6 +89,8 @@ class RegionDH(GeneralizedRCNN):
 
     # A method that its ROI heads must have, and those that do.
     needs_of_heads = ("forward_hash", "RegionDHROIHeads")
+    # Whether training needs annotated objects, not only the labels of an image.
+    learns_from_boxes = True
 
     @configurable
     def __init__(self, *, loss_weights: LossWeights, **kwargs):
@@ -127,9 +129,10 @@ class RegionDH(GeneralizedRCNN):
             )
         return self.weigh(super().forward(batched_inputs))
 
-    def head_losses(self, features, proposals, sizes, targets) -> dict[str, torch.Tensor]:
+    def head_losses(self, features, proposals, sizes, batched_inputs) -> dict[str, torch.Tensor]:
         """The unweighted losses of the heads alone, of what :meth:`propose` gives and of the ground
-        truth of each image."""
+        truth in each image's dict."""
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
         return self.roi_heads(None, features, proposals, targets)[1]
 
     def weigh(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

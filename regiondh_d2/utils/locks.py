@@ -42,19 +42,22 @@ def refuse_if_busy(path: str | os.PathLike, error: BaseException) -> None:
 
 
 @contextmanager
-def hold_lock(path: str | os.PathLike, what: str | os.PathLike) -> Iterator[None]:
+def hold_lock(
+    path: str | os.PathLike, what: str | os.PathLike, wait: float = 0.0
+) -> Iterator[None]:
     """Holds a lock while the block runs. The system opens the lock of a process that is killed.
 
     Args:
         path: the lock's file; it stays.
         what: the file or folder that is locked, for the message.
+        wait: seconds to wait while another process, or this one elsewhere, holds the lock.
 
     Raises:
-        FileInUseError: another process, or this one elsewhere, holds the lock.
+        FileInUseError: the lock is still held after that time.
     """
     lock = filelock.FileLock(path, is_singleton=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except filelock.Timeout:
         raise FileInUseError(
             f"{display_name(what)}: in use by another program that writes it; wait until it ends"

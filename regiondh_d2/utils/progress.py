@@ -1,23 +1,39 @@
-"""Lines of progress on long work."""
+"""How far long work is: a bar on a terminal, lines of text elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable
+from weakref import WeakSet
 
-__all__ = ["Progress"]
+from tqdm import tqdm
+
+__all__ = ["Progress", "close_bars"]
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread that draws: loaders fork this process while a bar is shown
+
+
+_open: WeakSet[_Bar] = WeakSet()
 
 
 class Progress:
-    """A line with the time left every few seconds, and at the end of work that took as long."""
+    """Shows how much of some work is done, and how long the rest will take.
+
+    Where standard error is a terminal, that is a bar, which goes away when all is done. Elsewhere a
+    line comes every few seconds. Work that is shorter than this has no line; longer work ends with
+    a line that says that all is done.
+    """
 
     def __init__(
         self, log: Callable[[str], None] | None, what: str, total: int, every: float = 5.0
     ):
         """
         Args:
-            log: takes the lines; None for none.
-            what: what is counted and becomes of it, such as "images coded".
+            log: takes the lines; None shows nothing, not even a bar.
+            what: what is counted, such as "images coded".
             total: how many there are.
-            every: seconds between lines.
+            every: seconds between two lines.
         """
         self._log = log
         self._what = what
@@ -25,21 +41,50 @@ class Progress:
         self._every = every
         self._done = 0
         self._start = self._last = time.monotonic()
+        self._bar: _Bar | None = None
+        if log is not None and sys.stderr.isatty():
+            # The delay spares short work a bar.
+            self._bar = _Bar(
+                total=total,
+                desc=what,
+                file=sys.stderr,
+                leave=False,
+                dynamic_ncols=True,
+                delay=0.5,
+            )
+            _open.add(self._bar)
 
     def step(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Adds to what is done."""
         self.show(self._done + count)
 
-    def show(self, done: int) -> None:
-        """So many of all are done."""
-        self._done = done
+    def show(self, done: int, note: str = "") -> None:
+        """Sets how many are done, of all.
+
+        Args:
+            done: from 0 to the total.
+            note: shown behind the numbers.
+        """
+        step, self._done = done - self._done, done
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(step)
+            if done >= self._total:
+                self._bar.close()
+            return
         now = time.monotonic()
         since = self._start if done == self._total else self._last
         if self._log is None or now - since < self._every:
             return
         self._last = now
-        if done == 0:  # nothing tells yet how long the rest takes
-            self._log(f"0 of {self._total} {self._what}")
-            return
-        left = (now - self._start) / done * (self._total - done)
-        self._log(f"{done} of {self._total} {self._what}, {left / 60:.1f} min left")
+        line = f"{done} of {self._total} {self._what}"
+        if done:  # before, nothing tells how long the rest will take
+            left = (now - self._start) / done * (self._total - done)
+            line += f", {left / 60:.1f} min left"
+        self._log(f"{line}, {note}" if note else line)
+
+
+def close_bars() -> None:
+    """Removes the bars of work that stopped early, so that an error has a line of its own."""
+    for bar in list(_open):
+        bar.close()

@@ -1,58 +1,62 @@
-"""Pictures of what a dataset says about its images, by Detectron2's ``Visualizer``.
-
-Not imported with the package: it needs matplotlib and OpenCV.
-"""
+"""Pictures of what a dataset says about its images: boxes, classes, roles and labels."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import sqrt
 
 import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
-from matplotlib import rc_context
 from PIL import Image
 
-from regiondh_d2.data.retrieval import with_labels
-from regiondh_d2.data.training import StrictMapper
-from regiondh_d2.utils.text import draw_text, drawable, font_families, text_width
+from ..config import DEFAULT_MAX_PIXELS
+from ..data.retrieval import with_labels
+from ..data.training import StrictMapper
+from ..utils.display import display_name
+from ..utils.errors import RegionDHError
+from .draw import Label, draw_above, draw_box, draw_labels
 
 __all__ = ["draw_record", "draw_training_input"]
 
-_SHORT_SIDE = 480  # small images are enlarged to it, or text would hide them
-_COLORS = colormap(rgb=True, maximum=1)
-_FONT_SIZE, _BOX_FONT_SIZE = 18, 13
-_INK, _PAPER = (33, 37, 41), (240, 241, 243)
+# A small image is enlarged, or text would hide it, until its shorter side or its longer one has so
+# many pixels.
+_SHORT_SIDE, _LONG_SIDE = 480, 4000
+# In pixels, for a picture of up to a megapixel; more in a larger one, which is shown smaller.
+_CAPTION_SIZE, _LABEL_SIZE, _LINE_WIDTH = 18, 15, 3
+_COLORS = [tuple(map(int, color)) for color in colormap(rgb=True, maximum=255)]
 
 
-def draw_record(record: dict, class_names: Sequence[str]) -> Image.Image:
-    """An image with its ground truth, under a line of its role, name and labels.
+def draw_record(
+    record: dict, class_names: Sequence[str], max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Image.Image:
+    """An image with its ground truth, under a caption of its role, name and labels.
 
     Boxes of a class have one color; those of difficult objects and of crowds are dashed.
 
     Args:
         record: a dataset dict; ``role`` and ``annotations`` may be absent.
         class_names: names by class id.
+        max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
 
     Returns:
-        An RGB image, the shorter side of the picture at least 480 pixels.
+        An RGB image. A small image is enlarged: its shorter side has at least 480 pixels, unless
+        its longer one has 4,000.
 
     Raises:
         UnreadableImageError: the image is missing, damaged, or not of the annotated size.
+        RegionDHError: a box holds a number that isn't finite.
     """
     record = with_labels(record)
-    inputs = StrictMapper(is_train=False, augmentations=[], image_format="RGB")(record)
+    boxes = [_xyxy(annotation, record["file_name"]) for annotation in record.get("annotations", ())]
+    read = StrictMapper(is_train=False, augmentations=[], image_format="RGB", max_pixels=max_pixels)
+    inputs = read(record)
     pixels = inputs["image"].permute(1, 2, 0).numpy()
     # Smaller than the file's image where that is above the pixel limit.
     scale = pixels.shape[1] / inputs["width"], pixels.shape[0] / inputs["height"]
-    annotations = [
-        {**annotation, "bbox": _xyxy(annotation) * (scale * 2), "bbox_mode": BoxMode.XYXY_ABS}
-        for annotation in record.get("annotations", ())
-    ]
-    return _draw(pixels, {**record, "annotations": annotations}, class_names)
+    return _draw(pixels, record, [box * (scale * 2) for box in boxes], class_names)
 
 
 def draw_training_input(inputs: dict, class_names: Sequence[str], image_format: str) -> Image.Image:
@@ -61,79 +65,70 @@ def draw_training_input(inputs: dict, class_names: Sequence[str], image_format: 
     Which objects are difficult isn't known any more.
 
     Args:
-        inputs: from the training loader, with ``image`` and ``instances``.
+        inputs: from the training loader, with ``image``, and ``instances`` or ``image_labels``.
         class_names: names by class id.
         image_format: ``INPUT.FORMAT`` of the loader.
     """
-    truth = inputs["instances"]
-    annotations = [
-        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": class_id}
-        for box, class_id in zip(
-            truth.gt_boxes.tensor.tolist(), truth.gt_classes.tolist(), strict=True
-        )
-    ]
-    record = with_labels({"file_name": inputs["file_name"], "annotations": annotations})
+    record, boxes = {"file_name": inputs["file_name"]}, []
+    if "instances" in inputs:
+        truth = inputs["instances"]
+        record["annotations"] = [{"category_id": i} for i in truth.gt_classes.tolist()]
+        boxes = truth.gt_boxes.tensor.numpy()
+    else:
+        record["image_labels"] = inputs["image_labels"]
     pixels = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), image_format)
-    return _draw(pixels, record, class_names)
+    return _draw(pixels, with_labels(record), boxes, class_names)
 
 
-def _draw(pixels: np.ndarray, record: dict, class_names: Sequence[str]) -> Image.Image:
-    """Boxes on uint8 RGB pixels (H, W, 3), and the line above."""
-    canvas = Visualizer(pixels, scale=max(1.0, _SHORT_SIDE / min(pixels.shape[:2])))
-    with rc_context({"font.sans-serif": font_families(drawable("".join(class_names)))}):
-        for annotation in record.get("annotations", ()):
-            _draw_object(canvas, annotation, class_names)
-        picture = Image.fromarray(canvas.get_output().get_image())
-    return _put_above(picture, _describe(record, class_names))
+def _draw(
+    pixels: np.ndarray, record: dict, boxes: Sequence[np.ndarray], class_names: Sequence[str]
+) -> Image.Image:
+    """The boxes of the annotations, XYXY, on uint8 RGB pixels (H, W, 3), and the caption above."""
+    height, width = pixels.shape[:2]
+    scale = max(1.0, min(_SHORT_SIDE / min(height, width), _LONG_SIDE / max(height, width)))
+    picture = Image.fromarray(pixels)
+    if scale > 1:
+        size = [round(scale * width), round(scale * height)]
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    unit = max(1.0, sqrt(picture.width * picture.height) / 1000)
+    labels = []
+    for annotation, box in zip(record.get("annotations", ()), boxes, strict=True):
+        class_id, marks = annotation["category_id"], _marks(annotation)
+        color = _COLORS[class_id % len(_COLORS)]
+        box = (scale * box).tolist()
+        draw_box(picture, box, color, round(_LINE_WIDTH * unit), dashed=bool(marks))
+        labels.append(Label(", ".join([_name(class_id, class_names), *marks]), box, color))
+    draw_labels(picture, labels, round(_LABEL_SIZE * unit))
+    return draw_above(picture, _caption(record, class_names), round(_CAPTION_SIZE * unit))
 
 
-def _draw_object(canvas: Visualizer, annotation: dict, class_names: Sequence[str]) -> None:
-    class_id = annotation["category_id"]
-    box = _xyxy(annotation)
-    color = _COLORS[class_id % len(_COLORS)]
-    marks = [
-        mark
-        for key, mark in (("difficult", "difficult"), ("iscrowd", "crowd"))
-        if annotation.get(key)
-    ]
-    canvas.draw_box(box, alpha=0.9, edge_color=color, line_style="--" if marks else "-")
-    text = ", ".join([_name(class_id, class_names), *marks])
-    canvas.draw_text(
-        drawable(text).replace("$", r"\$"),  # between two of which matplotlib reads formulas
-        tuple(box[:2]),
-        font_size=_BOX_FONT_SIZE / canvas.output.scale,  # the canvas scales text, too
-        color=color,
-        horizontal_alignment="left",
-    )
+def _marks(annotation: dict) -> list[str]:
+    """What is said of an object beside its class."""
+    words = {"difficult": "difficult", "iscrowd": "crowd"}
+    return [word for key, word in words.items() if annotation.get(key)]
 
 
-def _xyxy(annotation: dict) -> np.ndarray:
-    """The box of an annotation, float (4,), XYXY."""
-    box = np.asarray(annotation["bbox"], np.float64)[None]
-    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)[0]
+def _xyxy(annotation: dict, file_name: str) -> np.ndarray:
+    """The box of an annotation, float64 (4,), XYXY."""
+    box = np.asarray(annotation["bbox"], np.float64)
+    if not np.isfinite(box).all():
+        raise RegionDHError(
+            f"{display_name(file_name)}: bbox {box.tolist()} is no box: correct or drop it"
+        )
+    return BoxMode.convert(box[None], annotation["bbox_mode"], BoxMode.XYXY_ABS)[0]
 
 
 def _name(class_id: int, class_names: Sequence[str]) -> str:
     return class_names[class_id] if class_id < len(class_names) else str(class_id)
 
 
-def _describe(record: dict, class_names: Sequence[str]) -> str:
-    """Role, file and labels of an image, in a line."""
+def _caption(record: dict, class_names: Sequence[str]) -> list[str]:
+    """Role, file and labels of an image, in parts between which a line may break."""
     labels = [
         _name(label, class_names) + (" (difficult)" if label in record["difficult_labels"] else "")
         for label in record["image_labels"]
     ]
-    role = [record["role"]] if "role" in record else []
+    role = [f"{record['role']}   "] if "role" in record else []
     name = os.path.basename(record["file_name"])
-    return "   ".join([*role, name, ", ".join(labels) or "no labels"])
-
-
-def _put_above(picture: Image.Image, text: str) -> Image.Image:
-    """The picture under a line of text."""
-    margin, height = _FONT_SIZE // 2, 2 * _FONT_SIZE
-    text = drawable(text)
-    width = max(picture.width, 2 * margin + round(text_width(text, _FONT_SIZE)))
-    framed = Image.new("RGB", (width, height + picture.height), _PAPER)
-    framed.paste(picture, (0, height))
-    draw_text(framed, (margin, (height - _FONT_SIZE) // 2 - 2), text, _FONT_SIZE, _INK)
-    return framed
+    commas = [f"{label}, " for label in labels[:-1]] + labels[-1:]
+    return [*role, f"{name}   ", *(commas or ["no labels"])]

@@ -1,8 +1,8 @@
-"""Plots of retrieval by binary codes, as the field draws them.
+"""Plots of curves, distances and bits of a retrieval, as the field draws them.
 
 Functions that plot return a matplotlib figure that belongs to no window and no global state. Save
 it with :func:`save_figure`, or put :func:`figure_svg` into a page. matplotlib is imported when the
-first one is drawn.
+first one is drawn. Pictures of images are drawn by :mod:`.draw`.
 """
 
 from __future__ import annotations
@@ -11,33 +11,29 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from ..structures.codes import CodeFileError, CodeSet, check_holds
-from ..structures.packed import unpack_codes
+from ..evaluation.code_map import code_map
+from ..structures.codes import CodeSet, check_holds
 from ..utils.display import display_name
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.marks import figure_mark
 from ..utils.text import drawable, font_families
-from .draw import Tile, draw_grid, retrieval_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..evaluation.curves import BitStatistics, DistanceCounts, RadiusCurve
+    from ..evaluation.bit_statistics import BitStatistics
+    from ..evaluation.curves import DistanceCounts, RadiusCurve
 
 __all__ = [
     "INK",
-    "code_map",
-    "compare_methods",
     "figure_svg",
     "plot_bits",
     "plot_code_map",
@@ -46,6 +42,7 @@ __all__ = [
     "plot_metric_against_bits",
     "plot_precision_at",
     "plot_precision_recall",
+    "require_matplotlib",
     "save_figure",
 ]
 
@@ -59,10 +56,28 @@ OTHER = "#9a9fa6"
 MAP_CLASSES = 20  # more colors than this nobody tells apart
 
 
+def require_matplotlib(what: str) -> None:
+    """Tells early that matplotlib is missing.
+
+    Args:
+        what: needs it.
+
+    Raises:
+        MissingPackageError: it isn't installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingPackageError(
+            f"{what} needs matplotlib, which isn't installed: pip install 'regiondh_d2[demo]'"
+        ) from None
+
+
 def _axes(
     title: str, x: str = "", y: str = "", size: tuple[float, float] = (5.6, 3.8)
 ) -> tuple[Figure, Axes]:
     """An empty plot in the common style; ``size`` in inches."""
+    require_matplotlib("a plot")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -184,9 +199,9 @@ def plot_bits(statistics: BitStatistics) -> Figure:
 
 def plot_correlation(statistics: BitStatistics) -> Figure:
     """A heat map of the correlation of each two bits; gray where one is constant."""
+    figure, axes = _axes("Correlation of the bits", "bit", "bit")
     from matplotlib import colormaps
 
-    figure, axes = _axes("Correlation of the bits", "bit", "bit")
     axes.grid(visible=False)
     colors = colormaps["RdBu_r"].with_extremes(bad=OTHER)
     image = axes.imshow(
@@ -198,63 +213,17 @@ def plot_correlation(statistics: BitStatistics) -> Figure:
     return figure
 
 
-def code_map(codes: CodeSet, method: str = "pca") -> tuple[np.ndarray, str]:
-    """Places each code in the plane.
-
-    Args:
-        codes: at least two codes.
-        method: "pca", the two directions in which the bits vary most; or "tsne", which keeps
-            neighborhoods and no distances (by scikit-learn, seeded).
-
-    Returns:
-        float64 (N, 2), and what the places are in half a line.
-
-    Raises:
-        ImportError: "tsne" without scikit-learn.
-        ValueError: another method, or too few codes.
-    """
-    if method not in ("pca", "tsne"):
-        raise RegionDHError(f"a map is made by 'pca' or 'tsne', not {method!r}")
-    if len(codes) < 2:
-        raise RegionDHError(f"a map needs at least two codes, not {len(codes)}")
-    bits = unpack_codes(codes.codes, codes.bits).astype(np.float64)
-    if method == "tsne":
-        return _tsne(bits), "t-SNE of the codes (neighborhoods mean something, distances do not)"
-    centered = bits - bits.mean(axis=0)
-    _, scale, axes = np.linalg.svd(centered, full_matrices=False)
-    axes = np.pad(axes[:2], ((0, 2 - len(axes[:2])), (0, 0)))  # a single bit has one direction
-    # The sign of a direction is free: its largest part is made positive, on every machine alike.
-    largest = axes[np.arange(2), np.abs(axes).argmax(axis=1)]
-    places = centered @ (axes * np.where(largest < 0, -1, 1)[:, None]).T
-    kept = np.square(scale[:2]).sum() / max(np.square(scale).sum(), np.finfo(float).tiny)
-    return places, f"the two main directions of the bits, {kept:.0%} of their variance"
-
-
-def _tsne(bits: np.ndarray) -> np.ndarray:
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise MissingPackageError(
-            "a t-SNE map needs scikit-learn, which isn't installed: pip install scikit-learn, or "
-            "use method 'pca'"
-        ) from None
-    perplexity = min(30.0, (len(bits) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(bits)
-
-
 def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
     """A 2-D map of the codes of images that show one class, colored by the class.
 
     Args:
         codes: with labels; images of no or several classes are left out.
-        method: see :func:`code_map`.
+        method: see :func:`~regiondh_d2.evaluation.code_map.code_map`.
 
     Raises:
         CodeFileError: the codes have no labels.
-        ValueError, ImportError: see :func:`code_map`.
+        ValueError, ImportError: of the map, likewise.
     """
-    from matplotlib import colormaps
-
     check_holds(codes, "the codes of the map", "labels")
     places, meaning = code_map(codes, method)
     labels = np.asarray(codes.labels).astype(bool)
@@ -265,6 +234,8 @@ def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
     names = codes.class_names or [f"class {i}" for i in range(labels.shape[1])]
 
     figure, axes = _axes(f"Codes of images of one class: {meaning}", size=(9.2, 5.4))
+    from matplotlib import colormaps
+
     axes.set_xticks([])
     axes.set_yticks([])
     colors = colormaps["tab20"].colors
@@ -282,37 +253,6 @@ def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
     if single.any():
         _legend(axes, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     return figure
-
-
-def compare_methods(
-    methods: Mapping[str, tuple[CodeSet, CodeSet]], image_ids: Sequence[str], topk: int = 5
-) -> Image.Image:
-    """The first answers of several methods to the same queries, a row for each.
-
-    Args:
-        methods: codes of queries and of the database by each method.
-        image_ids: the queries to draw, in this order.
-        topk: answers in a row.
-
-    Returns:
-        A picture: the query under the method's name, then its answers, framed green where they
-        share a label with the query and red where they share none.
-
-    Raises:
-        CodeFileError: a method lacks a query, or its two sets don't fit together.
-        OSError: an image can't be read.
-    """
-    rows: list[list[Tile]] = []
-    for image_id in image_ids:
-        for name, (query, database) in methods.items():
-            if image_id not in query.image_ids:
-                raise CodeFileError(
-                    f"{name} has no query {image_id!r}: draw queries that all methods coded"
-                )
-            (row,) = retrieval_rows(query, database, [query.image_ids.index(image_id)], topk)
-            source = row[0]
-            rows.append([replace(source, caption=name), *row[1:]])
-    return draw_grid(rows, f"The first {topk} answers of {len(methods)} methods")
 
 
 def _show_names(figure: Figure, shown: Callable[[str], str]) -> None:

@@ -1,0 +1,197 @@
+"""Tables of results in Markdown, and the places of documents that they are put in."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from regiondh_d2.utils.errors import RegionDHError
+
+from .queries import SHOWN
+from .result_files import ResultFolder, require_metrics
+from .rows import Row
+
+__all__ = ["fill_document", "markdown_differences", "markdown_table", "require_dataset"]
+
+MARK = "†"
+TIES = ("pessimistic", "optimistic")
+BLOCK = re.compile(
+    r"(?P<begin><!-- (?P<what>table|differences): (?P<dataset>\S+)(?P<names>[^>]*) -->\n).*?"
+    r"(?P<end><!-- end -->)",
+    re.DOTALL,
+)
+
+
+def markdown_table(
+    rows: Sequence[Row], results: ResultFolder, dataset: str, topk: int = 1000
+) -> str:
+    """A table of the runs that are done: mean and standard deviation over seeds.
+
+    Beside the metrics stand the means of the least and of the greatest MAP_min over all orders of
+    ties. Rows without any run are left out. Rows with a result that has an ``audit`` are marked,
+    and what that says stands below.
+
+    Args:
+        rows: in the order of the table.
+        results, dataset: where the results are, and the dataset they are of.
+        topk: the metrics' cut-off.
+
+    Raises:
+        RegionDHError: a result can't be used; the text names its file.
+    """
+    marked: dict[str, list[str]] = {}
+    lines = [
+        f"| method | row | bits | seeds | {' | '.join(SHOWN)} | MAP_min over ties | AP50 "
+        "| minutes |",
+        f"|{'---|' * (len(SHOWN) + 7)}",
+    ]
+    names = [f"{m}@{topk}" for m in SHOWN] + [f"MAP_min@{topk}-{end}" for end in TIES]
+    for row in rows:
+        for bits in row.bits:
+            runs = [run for run in row.runs() if run.bits == bits]
+            found = {run: results.read(run) for run in runs}
+            found = {run: r for run, r in found.items() if r and dataset in r["metrics"]}
+            for run, result in found.items():
+                require_metrics(result["metrics"][dataset], names, topk, results.row_file(row))
+                if result.get("audit"):
+                    marked.setdefault(str(result["audit"]), []).append(f"`{run.name}`")
+            if found:
+                lines.append(_markdown_row(row, bits, [*found.values()], dataset, topk))
+    notes = [f"\n{MARK} {', '.join(names)}: {note}" for note, names in marked.items()]
+    return "\n".join([*lines, *notes]) + "\n"
+
+
+def markdown_differences(found: Sequence[dict], names: Sequence[str] = ()) -> str:
+    """A table of what :func:`.differences` found.
+
+    Args:
+        found: the differences.
+        names: rows against which they are shown; none means all.
+    """
+    shown = ("MAP", "MAP_min", "ACG")
+    lines = [
+        f"| against | bits | {' | '.join(shown)} |",
+        f"|{'---|' * (len(shown) + 2)}",
+    ]
+    cells = {(d["against"], d["bits"], d["metric"]): d for d in found}
+    for against, bits in dict.fromkeys((d["against"], d["bits"]) for d in found):
+        if not names or against in names:
+            row = [cells[against, bits, metric] for metric in shown]
+            values = [f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})" for d in row]
+            lines.append(f"| {against} | {bits} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def require_dataset(rows: Sequence[Row], results: ResultFolder, dataset: str) -> None:
+    """Checks that a table of a dataset would hold something.
+
+    Raises:
+        RegionDHError: no run of any row was measured on it; the text names the datasets that have
+            results.
+    """
+    found = [results.read(run) for row in rows for run in row.runs()]
+    known = sorted({name for result in found if result for name in result["metrics"]})
+    if dataset not in known:
+        raise RegionDHError(
+            f"no result in {results.path} is of dataset {dataset!r}; there are results of: "
+            f"{', '.join(known) or 'none'}"
+        )
+
+
+def fill_document(text: str, rows: Sequence[Row], results: ResultFolder) -> str:
+    """Put the tables of what is done in the places that a document has for them.
+
+    A place is what stands between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`) or
+    ``<!-- differences: DATASET REFERENCE ROW... -->`` (:func:`markdown_differences`), and the next
+    ``<!-- end -->``. No row means all rows. A number among the rows shows only runs of that many
+    bits.
+
+    Args:
+        text: the document.
+        rows, results: the table of the study, and what is done of it.
+
+    Returns:
+        The document with new tables.
+
+    Raises:
+        RegionDHError: there is no place, or one without an end; or a place has a row or a dataset
+            that no result has, or differences without a reference.
+    """
+    _check_places(text)
+    by_name = {row.name: row for row in rows}
+
+    def filled(block: re.Match) -> str:
+        words = block["names"].split()
+        names = [word for word in words if not word.isdecimal()]
+        bits = [int(word) for word in words if word.isdecimal()]
+        unknown = sorted(set(names) - set(by_name))
+        if unknown:
+            raise RegionDHError(f"the document asks for unknown rows: {', '.join(unknown)}")
+        dataset = block["dataset"]
+        if block["what"] == "table":
+            require_dataset(rows, results, dataset)
+            picked = [by_name[name] for name in names or by_name]
+            if bits:
+                picked = [dataclasses.replace(row, bits=tuple(bits)) for row in picked]
+            table = markdown_table(picked, results, dataset)
+        else:
+            if not names:
+                raise RegionDHError(
+                    f"a place for differences must name a row: {block['begin'].strip()}"
+                )
+            found = _read_differences(results, dataset, names.pop(0))
+            found = [d for d in found if not bits or d["bits"] in bits]
+            table = markdown_differences(found, names)
+        return f"{block['begin']}\n{table}\n{block['end']}"
+
+    return BLOCK.sub(filled, text)
+
+
+def _read_differences(results: ResultFolder, dataset: str, reference: str) -> list[dict]:
+    found = results.read_differences(dataset, reference)
+    if found is None:
+        raise RegionDHError(
+            f"{results.differences_file(dataset, reference)}: no such file; --summary {dataset} "
+            f"--against {reference} writes it"
+        )
+    return found
+
+
+def _check_places(text: str) -> None:
+    """Refuses a document of which :func:`fill_document` would replace too much, or nothing."""
+    begin = None
+    for mark in re.finditer(r"<!-- *(?:(end)|(?:table|differences)\b).*?-->", text):
+        if not mark[1] and begin:
+            raise RegionDHError(f"the document has no <!-- end --> after {begin}")
+        begin = None if mark[1] else mark[0]
+    if begin:
+        raise RegionDHError(f"the document has no <!-- end --> after {begin}")
+    if not BLOCK.search(text):
+        raise RegionDHError(
+            "the document has no place for a table: write <!-- table: DATASET ROW... --> on a line "
+            "and <!-- end --> below it"
+        )
+
+
+def _markdown_row(row: Row, bits: int, found: list[dict], dataset: str, topk: int) -> str:
+    def spread(values: list[float], digits: int = 3) -> str:
+        mean = f"{np.mean(values):.{digits}f}"
+        return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+    metrics = [r["metrics"][dataset] for r in found]
+    shown = [spread([m[f"{name}@{topk}"] for m in metrics]) for name in SHOWN]
+    ties = [np.mean([m[f"MAP_min@{topk}-{end}"] for m in metrics]) for end in TIES]
+    boxes = [r["box_ap"]["bbox/AP50"] for r in found if "bbox/AP50" in r["box_ap"]]
+    title = f"{row.title} {MARK}" if any(r.get("audit") for r in found) else row.title
+    cells = [
+        title,
+        f"`{row.name}`",
+        str(bits),
+        str(len(found)),
+        *shown,
+        f"{ties[0]:.3f} to {ties[1]:.3f}",
+        spread(boxes, 1) if boxes else "",
+        f"{np.mean([r['minutes'] for r in found]):.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"

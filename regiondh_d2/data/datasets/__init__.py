@@ -1,0 +1,1 @@
+"""Datasets that have a name here: the shipped ones, and generated scenes."""
