@@ -439,13 +439,14 @@ def _view(model, inputs: dict) -> dict[str, np.ndarray]:
     whole = whole_image_box(proposals.image_size, model.device)
     boxes = Boxes.cat([proposals.proposal_boxes, truth.gt_boxes, whole])
     heads = model.roi_heads
-    pooled = heads.box_pooler([features[f] for f in heads.box_in_features], [boxes])
+    maps = [features[f] for f in heads.box_in_features]
+    pooled = heads.box_head.pool_regions(maps, [boxes], heads.box_pooler)
     objectness = boxes.tensor.new_zeros(len(boxes))
     objectness[: len(proposals)] = proposals.objectness_logits
     classes = torch.full((len(boxes),), -1, dtype=torch.int16)
     classes[len(proposals) : -1] = truth.gt_classes.cpu().to(torch.int16)
     return {
-        "features": heads.box_head.pool(pooled).cpu().numpy().astype(np.float16),
+        "features": pooled.cpu().numpy().astype(np.float16),
         "boxes": boxes.tensor.cpu().numpy(),
         "objectness": objectness.cpu().numpy(),
         "gt_class": classes.numpy(),

@@ -42,7 +42,7 @@ class TableReader(RegionReader):
         Args:
             features: ``pooled``, the tables (R, P) of B images, and, if the fully connected layers
                 are frozen, ``outputs``, the tables (R, D) of what they make of it.
-            boxes: one or more lists of B images, joined.
+            boxes: of each image.
         """
         pooled = _look_up(features[POOLED], boxes)
         if OUTPUTS in features:
@@ -51,7 +51,6 @@ class TableReader(RegionReader):
 
 
 def _look_up(tables: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-    tables = tables * (len(boxes) // len(tables))
     return torch.cat([t[rows_of(b)] for t, b in zip(tables, boxes, strict=True)]).float()
 
 

@@ -15,7 +15,7 @@ from timm.layers.norm_act import FrozenBatchNormAct2d
 from timm.layers.padding import pad_same
 from torch import nn
 
-__all__ = ["depthwise_conv2d", "roi_align", "use_cpu_layers"]
+__all__ = ["depthwise_conv2d", "on_cpu", "roi_align", "use_cpu_layers"]
 
 # The widest kernel for which oneDNN computes the gradient of depthwise weights as depthwise.
 ONEDNN_WIDTH = 3
@@ -28,12 +28,18 @@ def use_cpu_layers(network: nn.Module) -> None:
     nothing.
     """
     for layer in network.modules():
-        stand_in = STAND_INS.get(type(layer))
-        if stand_in is not None and (not isinstance(layer, nn.Conv2d) or _is_wide_depthwise(layer)):
-            layer.__class__ = stand_in
+        if type(layer) in STAND_INS and _is_slow(layer):
+            layer.__class__ = STAND_INS[type(layer)]
 
 
-def _on_cpu(x: torch.Tensor) -> bool:
+def _is_slow(layer: nn.Module) -> bool:
+    if isinstance(layer, ROIAlign):
+        return layer.sampling_ratio > 0  # otherwise their number depends on the region
+    return not isinstance(layer, nn.Conv2d) or _is_slow_depthwise(layer)
+
+
+def on_cpu(x: torch.Tensor) -> bool:
+    """Whether a layer that gets ``x`` should compute as here."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.jit.is_tracing()
 
 
@@ -45,7 +51,7 @@ class CPUROIAlign(ROIAlign):
 
     def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """As in the base class."""
-        if not _on_cpu(input) or self.sampling_ratio <= 0:
+        if not on_cpu(input):
             return super().forward(input, rois)
         scale, ratio = self.spatial_scale, self.sampling_ratio
         return roi_align(input, rois, self.output_size, scale, ratio, self.aligned)
@@ -82,19 +88,47 @@ def roi_align(
     left, top, right, bottom = (
         rois[:, 1:].detach().to(x.dtype) * spatial_scale - (0.5 if aligned else 0.0)
     ).unbind(1)
-    least = 0.0 if aligned else 1.0
-    y, y_weights = _cells(top, (bottom - top).clamp(min=least), rows, sampling_ratio, height)
-    x_, x_weights = _cells(left, (right - left).clamp(min=least), columns, sampling_ratio, width)
-    y = (y + image[:, None, None] * height) * width
-    cells = y[:, :, None, :, None] + x_[:, None, :, None, :]
-    weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
-    found = F.embedding_bag(
-        cells.flatten(3).flatten(0, 2),
+    tall, wide = bottom - top, right - left
+    if not aligned:
+        tall, wide = tall.clamp(min=1.0), wide.clamp(min=1.0)
+    down, down_weights = _cells(top, tall, rows, sampling_ratio, height)
+    across, across_weights = _cells(left, wide, columns, sampling_ratio, width)
+    down = (down + image[:, None, None] * height) * width
+    cells = down[:, :, None, :, None] + across[:, None, :, None, :]
+    weights = down_weights[:, :, None, :, None] * across_weights[:, None, :, None, :]
+    found = _WeightedSums.apply(
         x.permute(0, 2, 3, 1).reshape(-1, channels),
-        per_sample_weights=weights.flatten(3).flatten(0, 2),
-        mode="sum",
+        cells.flatten(3).flatten(0, 2),
+        weights.flatten(3).flatten(0, 2),
     )
     return found.view(len(rois), rows, columns, channels).permute(0, 3, 1, 2)
+
+
+class _WeightedSums(torch.autograd.Function):
+    """Sums of weighted rows: of rows (N, C), which of them (M, K) and by which weights (M, K)."""
+
+    @staticmethod
+    def forward(ctx, rows, index, weights):
+        ctx.save_for_backward(index, weights)
+        ctx.num_rows = len(rows)
+        return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        """Sums again: what a row has given to some sums comes back by the same weights."""
+        index, weights = ctx.saved_tensors
+        sums = torch.arange(len(index)).repeat_interleave(index.shape[1])
+        order = index.flatten().argsort()
+        counts = index.flatten().bincount(minlength=ctx.num_rows)
+        of_rows = F.embedding_bag(
+            sums[order],
+            gradient.contiguous(),
+            counts.cumsum(dim=0) - counts,
+            per_sample_weights=weights.flatten()[order],
+            mode="sum",
+        )
+        return of_rows, None, None
 
 
 def _cells(
@@ -131,9 +165,10 @@ class CPUDepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As in the base class."""
-        if not _on_cpu(x):
+        if not on_cpu(x):
             return super().forward(x)
-        return depthwise_conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        how = self.stride, self.padding, self.dilation
+        return depthwise_conv2d(x, self.weight, self.bias, *how)
 
 
 class CPUDepthwiseConv2dSame(Conv2dSame):
@@ -141,20 +176,24 @@ class CPUDepthwiseConv2dSame(Conv2dSame):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As in the base class."""
-        if not _on_cpu(x):
+        if not on_cpu(x):
             return super().forward(x)
         x = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        return depthwise_conv2d(x, self.weight, self.bias, self.stride, (0, 0))
+        return depthwise_conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation)
 
 
-def _is_wide_depthwise(layer: nn.Conv2d) -> bool:
-    return (
-        layer.groups == layer.in_channels == layer.out_channels
-        and layer.kernel_size[1] > ONEDNN_WIDTH
-        and layer.dilation == (1, 1)
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-    )
+def _is_slow_depthwise(layer: nn.Conv2d) -> bool:
+    """Whether it is a depthwise convolution whose gradient :func:`depthwise_conv2d` speeds up."""
+    if (
+        not layer.groups == layer.in_channels == layer.out_channels
+        or layer.padding_mode != "zeros"
+        or isinstance(layer.padding, str)
+    ):
+        return False
+    if layer.dilation == (1, 1):
+        return layer.kernel_size[1] > ONEDNN_WIDTH
+    fits = all(p % d == 0 for p, d in zip(layer.padding, layer.dilation, strict=True))
+    return layer.stride == (1, 1) and fits
 
 
 def depthwise_conv2d(
@@ -163,56 +202,99 @@ def depthwise_conv2d(
     bias: torch.Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
+    dilation: tuple[int, int],
 ) -> torch.Tensor:
-    """A convolution of each channel by a kernel of its own, whose weights get their gradient fast.
+    """A convolution of each channel by a kernel of its own, with a fast gradient.
+
+    oneDNN has a fast gradient of depthwise convolutions without dilation, and of weights for
+    kernels of up to three columns. Others take it five to twenty times as long, so that here they
+    are made of such ones.
 
     Args:
         x: (N, C, H, W).
         weight: (C, 1, h, w).
         bias: (C,).
-        stride, padding: rows and columns, as of :func:`torch.nn.functional.conv2d`.
+        stride, padding, dilation: rows and columns, as of :func:`torch.nn.functional.conv2d`. With
+            a dilation the stride is 1 and the padding a multiple of it.
     """
-    found = _DepthwiseConv2d.apply(x, weight, stride, padding)
-    return found if bias is None else found + bias[:, None, None]
+    return _DepthwiseConv2d.apply(x, weight, bias, stride, padding, dilation)
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
-    """For kernels wider than three columns oneDNN computes the gradient of the weights as if all
-    channels of a block of eight met each other. Here it is asked for three columns at a time."""
-
     @staticmethod
-    def forward(ctx, x, weight, stride, padding):
+    def forward(ctx, x, weight, bias, stride, padding, dilation):
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
+        ctx.how = stride, padding, dilation
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups=len(weight))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        of_x = of_weight = None
+        stride, padding, dilation = ctx.how
+        size, is_dilated = x.shape, dilation != (1, 1)
+        if is_dilated:  # the cells that meet the same kernel are those of a coarser image
+            x, gradient = _coarse_images(x, dilation), _coarse_images(gradient, dilation)
+            padding = tuple(p // d for p, d in zip(padding, dilation, strict=True))
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(dim=(0, 2, 3))
         if ctx.needs_input_grad[0]:
-            of_x, _ = _gradients(gradient, x, weight, ctx.stride, ctx.padding, (True, False))
+            of_x, _ = _gradients(gradient, x, weight, stride, padding, (True, False))
+            if is_dilated:
+                of_x = _fine_images(of_x, dilation, size)
         if ctx.needs_input_grad[1]:
-            rows, columns = ctx.padding
-            of_weight = []
-            for part in weight.split(ONEDNN_WIDTH, dim=3):
-                # The columns of x that these of the kernel meet.
-                meets = (gradient.shape[3] - 1) * ctx.stride[1] + part.shape[3]
-                window = F.pad(x, (columns, meets - columns - x.shape[3]))
-                _, found = _gradients(gradient, window, part, ctx.stride, (rows, 0), (False, True))
-                of_weight.append(found)
-                columns -= part.shape[3]
-            of_weight = torch.cat(of_weight, dim=3)
-        return of_x, of_weight, None, None
+            of_weight = _weight_gradient(gradient, x, weight, stride, padding)
+        return of_x, of_weight, of_bias, None, None, None
+
+
+def _weight_gradient(gradient, x, weight, stride, padding) -> torch.Tensor:
+    """The gradient of the weights, a few columns of the kernel after the others."""
+    if weight.shape[3] <= ONEDNN_WIDTH:
+        return _gradients(gradient, x, weight, stride, padding, (False, True))[1]
+    rows, columns = padding
+    found = []
+    for part in weight.split(ONEDNN_WIDTH, dim=3):
+        # The columns of x that these of the kernel meet.
+        width = (gradient.shape[3] - 1) * stride[1] + part.shape[3]
+        window = F.pad(x, (columns, width - columns - x.shape[3]))
+        found.append(_gradients(gradient, window, part, stride, (rows, 0), (False, True))[1])
+        columns -= part.shape[3]
+    return torch.cat(found, dim=3)
 
 
 def _gradients(gradient, x, weight, stride, padding, wanted):
-    """The gradients of ``x`` and ``weight``, as far as they are wanted."""
+    """The gradients of ``x`` and ``weight``, as far as they are wanted, without dilation."""
     one, groups = (1, 1), len(weight)
     return torch.ops.aten.convolution_backward(
         gradient, x, weight, None, stride, padding, one, False, (0, 0), groups, (*wanted, False)
     )[:2]
+
+
+def _coarse_images(x: torch.Tensor, step: tuple[int, int]) -> torch.Tensor:
+    """Each image as coarser ones, of every ``step``-th row and column.
+
+    Args:
+        x: (N, C, H, W). Below and on the right it counts as padded with zeros.
+        step: rows s and columns t.
+
+    Returns:
+        (s * t * N, C, ceil(H / s), ceil(W / t)), in memory channels last.
+    """
+    s, t = step
+    x = F.pad(x, (0, -x.shape[3] % t, 0, -x.shape[2] % s))
+    number, channels, height, width = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(number, height // s, s, width // t, t, channels)
+    return x.permute(2, 4, 0, 5, 1, 3).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _fine_images(x: torch.Tensor, step: tuple[int, int], size: torch.Size) -> torch.Tensor:
+    """The inverse of :func:`_coarse_images`, for images of the given size (N, C, H, W)."""
+    s, t = step
+    number, channels, height, width = size
+    x = x.permute(0, 2, 3, 1).unflatten(0, (s, t, number))  # (s, t, N, rows, columns, C)
+    x = x.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
+    return x.permute(0, 3, 1, 2)[:, :, :height, :width]
 
 
 # --- Frozen batch norm ----------------------------------------------------------------------------
@@ -223,7 +305,7 @@ class CPUFrozenBatchNormAct2d(FrozenBatchNormAct2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As in the base class."""
-        if not _on_cpu(x):
+        if not on_cpu(x):
             return super().forward(x)
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale

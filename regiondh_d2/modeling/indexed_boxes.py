@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.structures import Boxes, Instances
 
-__all__ = ["IndexedBoxes", "find_new", "number_regions", "rows_of"]
+__all__ = ["IndexedBoxes", "join_regions", "number_regions", "rows_of"]
 
 
 class IndexedBoxes(Boxes):
@@ -72,26 +72,30 @@ def _indexed(instances: Instances, name: str, first: int) -> Instances:
     return Instances(instances.image_size, **fields)
 
 
-def find_new(
-    boxes: list[IndexedBoxes], known: list[IndexedBoxes]
-) -> tuple[list[IndexedBoxes], torch.Tensor]:
-    """Which boxes are regions that others don't show already.
+def join_regions(
+    first: list[IndexedBoxes], second: list[IndexedBoxes]
+) -> tuple[list[IndexedBoxes], torch.Tensor, torch.Tensor]:
+    """Two choices among the regions of each image as one, without a region twice.
 
     Args:
-        boxes, known: of each of B images; no region stands twice among those known of an image.
+        first, second: of each of B images; neither has a region twice.
 
     Returns:
-        ``(new, rows)``: of each image the boxes whose region is not known; and int64 (R,), where in
-        ``[*known, *new]``, read as one list, the region of each of the R boxes is.
+        ``(boxes, first_rows, second_rows)``: of each image the regions of either choice; and,
+        int64, where in all of them, one image after the other, those of each choice are.
     """
-    new, rows = [], []
-    first_known, first_new = 0, sum(map(len, known))
-    for wanted, have in zip(boxes, known, strict=True):
-        same = wanted.index[:, None] == have.index
+    boxes, first_rows, second_rows = [], [], []
+    begin = 0
+    for one, other in zip(first, second, strict=True):
+        rows = torch.arange(len(one), device=one.device)
+        same = other.index[:, None] == one.index
         is_new = ~same.any(dim=1)
-        # At most one is the same, so that the sum is its position.
-        position = (same * torch.arange(len(have), device=same.device)).sum(dim=1) + first_known
-        rows.append(torch.where(is_new, is_new.cumsum(dim=0) - 1 + first_new, position))
-        new.append(wanted[is_new])
-        first_known, first_new = first_known + len(have), first_new + len(new[-1])
-    return new, torch.cat(rows)
+        # At most one is the same, so that the sum is its row.
+        other_rows = torch.where(
+            is_new, is_new.cumsum(dim=0) - 1 + len(one), (same * rows).sum(dim=1)
+        )
+        first_rows.append(begin + rows)
+        second_rows.append(begin + other_rows)
+        boxes.append(IndexedBoxes.cat([one, other[is_new]]))
+        begin += len(boxes[-1])
+    return boxes, torch.cat(first_rows), torch.cat(second_rows)

@@ -26,13 +26,15 @@ from .hashing import (
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
-from .indexed_boxes import find_new, number_regions
+from .indexed_boxes import join_regions, number_regions
 from .losses import build_loss
 
 __all__ = ["RegionDHOutputLayers", "RegionDHROIHeads", "RegionReader"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
+# What of the whole image stands beside the fusion, as the name in RegionOutputs.
+BESIDE = {"row": "activations", "feature": "features", "pooled": "pooled"}
 CLASSIFIER_INPUTS = FUSION_INPUTS = ("h1", "box_features")
 IMAGE_LOSSES = {"logistic": multi_label_logistic_loss, "softmax": multi_label_softmax_loss}
 
@@ -129,7 +131,7 @@ class RegionReader:
         """
         Args:
             features: feature maps of B images by name.
-            boxes: regions in pixels of the padded images: one or more lists of B images, joined.
+            boxes: regions of each image, in pixels of the padded images.
 
         Returns:
             Of all R regions, one image after the other: what the fully connected layers of a
@@ -137,11 +139,10 @@ class RegionReader:
             region features, (R, D).
         """
         maps = [features[name] for name in self._in_features]
-        lists = [boxes[i : i + len(maps[0])] for i in range(0, len(boxes), len(maps[0]))]
-        pooled = torch.cat([self._pooler(maps, part) for part in lists])
         if isinstance(self._head, PooledBoxHead):
-            pooled = self._head.pool(pooled)
+            pooled = self._head.pool_regions(maps, boxes, self._pooler)
             return pooled, self._head.fc(pooled)
+        pooled = self._pooler(maps, boxes)
         return pooled, self._head(pooled).flatten(1)
 
 
@@ -163,8 +164,12 @@ class RegionOutputs:
         parts = (getattr(self, f.name).split(counts) for f in fields(self))
         return [RegionOutputs(*part) for part in zip(*parts, strict=True)]
 
-    def select(self, index) -> "RegionOutputs":
+    def select(self, index: slice | list[int]) -> "RegionOutputs":
         return RegionOutputs(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def take(self, rows: torch.Tensor) -> "RegionOutputs":
+        """As :meth:`select`, of rows in an int64 tensor, with a faster gradient."""
+        return RegionOutputs(*(getattr(self, f.name).index_select(0, rows) for f in fields(self)))
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -295,11 +300,10 @@ class RegionDHROIHeads(StandardROIHeads):
     def _losses(self, features, sampled, fused, labels) -> dict[str, torch.Tensor]:
         detected = [p.proposal_boxes for p in sampled]
         fused = [self._fusable_boxes(p)[self._fused_index(len(p))] for p in fused]
-        # A region that is both sampled and fused is read once.
-        only_fused, rows = find_new(fused, detected)
-        regions = self._regions(features, [*detected, *only_fused])
-        detection = regions.select(slice(sum(map(len, detected))))
-        fused = regions.select(rows).split([len(b) for b in fused])
+        boxes, detected_rows, fused_rows = join_regions(detected, fused)
+        regions = self._regions(features, boxes)
+        detection = regions.take(detected_rows)
+        fused = regions.take(fused_rows).split([len(b) for b in fused])
 
         deltas = self.box_predictor.bbox_pred(detection.features)
         losses = self.box_predictor.losses((detection.scores, deltas), sampled)
@@ -347,7 +351,7 @@ class RegionDHROIHeads(StandardROIHeads):
         deltas = self.box_predictor.bbox_pred(torch.cat([r.features for r in images]))
         instances, kept = self.box_predictor.inference((scores, deltas), proposals)
         for found, index, r, f in zip(instances, kept, images, fused, strict=True):
-            found.pred_codes = self._detection_codes(found, r.select(index), f)
+            found.pred_codes = self._detection_codes(found, r.take(index), f)
         return instances, codes
 
     def _detection_codes(self, found: Instances, regions: RegionOutputs, fused: RegionOutputs):
@@ -378,7 +382,7 @@ class RegionDHROIHeads(StandardROIHeads):
         return [*range(fused), *([] if self.whole_image == "none" else [num_proposals])]
 
     def _regions(self, features, boxes: list[Boxes]) -> RegionOutputs:
-        """Run the box head and H1 on regions, given as one or more lists of B images, joined."""
+        """Run the box head and H1 on the regions of each image."""
         pooled, x = self.region_reader(features, boxes)
         activations = self.instance_hash(x)
         scores = self.box_predictor.class_scores(x, activations)
@@ -386,14 +390,13 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _fuse(self, images: list[RegionOutputs]) -> ImageCodes:
         """Fuse the regions of each image and hash the result."""
+        beside = []
+        if self.whole_image in BESIDE:  # the last region of each image isn't fused, but joined
+            whole = [getattr(r, BESIDE[self.whole_image])[-1].float() for r in images]
+            beside = [torch.stack(whole)]
+            images = [r.select(slice(-1)) for r in images]
         p = [r.probabilities for r in images]
         x = [r.activations if self.fusion_input == "h1" else r.features for r in images]
-        whole = {"row": "activations", "feature": "features", "pooled": "pooled"}
-        beside = []
-        if self.whole_image in whole:
-            name = whole[self.whole_image]
-            beside = [torch.stack([getattr(r, name)[-1].float() for r in images])]
-            p, x = [rows[:-1] for rows in p], [rows[:-1] for rows in x]
         counts = torch.tensor([len(rows) for rows in p], device=p[0].device)
         p, x = pad_sequence(p, batch_first=True), pad_sequence(x, batch_first=True)
         fused = cross_proposal_fusion(p, x, self.fusion_norm, counts)
