@@ -1,11 +1,10 @@
 #!/usr/bin/env python
-"""Time metrics against a sort in Python, search against FAISS, and a training step."""
+"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
 
 import argparse
 import math
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -13,12 +12,11 @@ from collections.abc import Callable
 import regiondh_d2  # noqa: F401  isort: skip  (registers what configs name, and first, to be quiet)
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.config import CfgNode
 
 from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
 from regiondh_d2.engine.defaults import build_cfg, config_inputs
-from regiondh_d2.engine.network import build_network
+from regiondh_d2.engine.step_times import compare_fusions, time_numbers_at_once, time_steps
 from regiondh_d2.engine.user_code import add_import_option, import_user_code
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.retrieval.hamming_index import create_index
@@ -30,7 +28,8 @@ from regiondh_d2.utils.file_io import check_output_file, write_json
 # PASCAL VOC 2007: test queries in trainval, 20 classes, about 1.5 of them an image.
 VOC_QUERIES, VOC_DATABASE, VOC_CLASSES = 4952, 5011, 20
 
-BATCHES = (1, 8, 64, 1000)
+BATCHES = (1, 8, 64, 1000)  # of queries
+AT_ONCE = (1, 2, 4, 8)  # images
 # A search of one query takes a millisecond: the fastest of a few such runs is still chance.
 LEAST_QUERIES = 300
 
@@ -245,54 +244,20 @@ def print_search(numbers: dict) -> None:
         print("  ".join(cell.rjust(len(head)) for head, cell in cells))
 
 
-def make_images(generator: torch.Generator, number: int, classes: int) -> list[dict]:
-    """A batch for training: noise, with three boxes an image, of sizes as in the light configs."""
-    batch = []
-    for _ in range(number):
-        short = 256 + 32 * int(torch.randint(3, (), generator=generator))
-        upright = int(torch.randint(2, (), generator=generator))
-        height, width = (short * 4 // 3, short) if upright else (short, short * 4 // 3)
-        corners = torch.rand(3, 2, 2, generator=generator).sort(dim=1).values
-        boxes = (corners * torch.tensor([width - 32, height - 32])).flatten(1)
-        boxes[:, 2:] += 32
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(boxes)
-        instances.gt_classes = torch.randint(classes, (3,), generator=generator)
-        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "height": height, "width": width})
-    return batch
-
-
 def benchmark_training(args: argparse.Namespace) -> dict:
-    """Forward and backward of a network on the CPU.
-
-    Seconds are those of the process on the CPU and in the kernel: other processes that are busy
-    disturb them less than those of a clock. Sizes change from step to step, as they do in training:
-    what one step frees seldom fits the next.
-    """
-    import_user_code(args.imports)
-    cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
-    model = build_network(cfg).train()
-    generator = torch.Generator().manual_seed(0)
-    steps = []
-    for _ in range(1 + args.repeat):
-        batch = make_images(generator, args.images, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-        faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
-        with EventStorage():
-            sum(model(batch).values()).backward()
-        model.zero_grad()
-        seconds = time.process_time() - start
-        steps.append((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults))
-    # The first step asks for memory in either case.
-    seconds, faults = np.mean(steps[1:], axis=0).tolist()
+    """Steps of a network, see :func:`time_steps`."""
     return {
         "config": args.config_file,
         "images": args.images,
         "threads": torch.get_num_threads(),
         "kept": not args.return_memory,
-        "seconds": seconds,
-        "page_faults": faults,
+        **time_steps(cpu_cfg(args), args.images, args.repeat),
     }
+
+
+def cpu_cfg(args: argparse.Namespace) -> CfgNode:
+    import_user_code(args.imports)
+    return build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
 
 
 def print_training(numbers: dict) -> None:
@@ -301,6 +266,34 @@ def print_training(numbers: dict) -> None:
         f"freed memory {'kept' if numbers['kept'] else 'returned'}: "
         f"{numbers['seconds']:.2f} CPU seconds, {numbers['page_faults']:.0f} page faults"
     )
+
+
+def benchmark_network(args: argparse.Namespace) -> dict:
+    """A step of Region-DH against one of Faster R-CNN, and images at once against one alone."""
+    cfg = cpu_cfg(args)
+    return {
+        "config": args.config_file,
+        "images": args.images,
+        "threads": torch.get_num_threads(),
+        "steps": compare_fusions(cfg, args.images, args.repeat),
+        "at_once": time_numbers_at_once(cfg, args.at_once, args.repeat),
+    }
+
+
+def print_network(numbers: dict) -> None:
+    steps, images = numbers["steps"], numbers["images"]
+    print(f"{numbers['config']}: {numbers['threads']} threads, CPU seconds, fastest of all turns")
+    print(f"a step of {images} images, and its ratio to one of Faster R-CNN")
+    for name, text in (
+        ("plain", "Faster R-CNN"),
+        ("sampled", "sampled regions fused"),
+        ("topk", "best proposals fused"),
+    ):
+        print(f"{text:>22}  {steps[name]:7.3f}  {steps[name] / steps['plain']:5.2f}")
+    print("seconds an image, by the number of images at once")
+    print(f"{'images':>22}  {'training':>8}  {'codes':>7}")
+    for row in numbers["at_once"]:
+        print(f"{row['images']:>22}  {row['training']:8.3f}  {row['codes']:7.3f}")
 
 
 def add_numbers(parser: argparse.ArgumentParser, items: int) -> None:
@@ -362,6 +355,29 @@ def build_parser() -> argparse.ArgumentParser:
     add_import_option(training)
     training.add_overrides()
     training.set_defaults(run=benchmark_training, show=print_training)
+    network = subparsers.add_parser(
+        "network", help="a Region-DH network against Faster R-CNN, and images at once, on the CPU"
+    )
+    network.add_argument("--config-file", required=True, help="of the network")
+    network.add_argument(
+        "--images", type=positive_int, default=8, help="of a step in the comparison (default: 8)"
+    )
+    network.add_argument(
+        "--at-once",
+        type=positive_int,
+        nargs="+",
+        default=AT_ONCE,
+        help=f"numbers of images at once (default: {' '.join(map(str, AT_ONCE))})",
+    )
+    network.add_argument(
+        "--repeat",
+        type=positive_int,
+        default=5,
+        help="turns, of which the fastest counts, after a first one (default: 5)",
+    )
+    add_import_option(network)
+    network.add_overrides()
+    network.set_defaults(run=benchmark_network, show=print_network)
     for subparser in subparsers.choices.values():
         subparser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
         add_overwrite_option(subparser)
