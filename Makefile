@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
+# A process for each core; one that is done takes tests over from the others.
+PYTEST := $(PY) -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test coverage wheel-test lint format clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## create or refresh .venv (DETECTRON2_SOURCE chooses the Detectron2, see INSTALL.md)
 	@$(PYTHON) tools/setup_env.py --venv $(VENV)
@@ -21,16 +23,24 @@ demo: setup  ## generate scenes, train, code, evaluate, report and draw, into ou
 	$(PY) $(if $(value PHOTOS),tools/search_photos.py -- "$${PHOTOS_FOLDER}",tools/demo.py)
 
 test: setup  ## run the tests
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
-lint: setup  ## check style and format
+wheel-test: setup  ## build the wheel, install it elsewhere and use it
+	$(PY) .ci/wheel_test.py
+
+coverage: setup  ## run the tests and list the files by the share of lines that they run
+	$(PYTEST) --cov --cov-report=term
+
+lint: setup  ## check style, format, floors and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m mypy
 
 format: setup  ## fix style and format in place
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:  ## remove .venv and every cache; output/ and datasets/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,8 @@
 
 This file imports setuptools alone. Importing torch or detectron2 here would break every isolated
 build, because neither is there while pip builds the package. For the same reason Detectron2 is
-not a dependency: it has no release on the package registry, so it is found by `make setup` or
-installed by hand (see INSTALL.md).
+not a dependency: it has no release on the package registry, so `make setup`, or `regiondh
+setup-detectron2` in an environment of your own, installs it (see INSTALL.md).
 """
 
 import re
@@ -13,7 +13,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
-PACKAGE = (HERE / "regiondh_d2" / "__init__.py").read_text(encoding="utf-8")
+PACKAGE = (HERE / "regiondh_cli" / "__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE)[1]
 
 # What `regiondh_d2` itself imports. Lower bounds only: constraints.txt holds what is tested.
@@ -28,6 +28,8 @@ CORE = [
     "filelock>=3.12",
     "tqdm>=4.60",
     "fvcore>=0.1.5,<0.1.6",
+    "iopath>=0.1.7",
+    "PyYAML>=6.0",
     "pycocotools>=2.0.7",
 ]
 
@@ -66,8 +68,11 @@ EXTRAS = {
     # Tests, their oracles, and lint.
     "dev": [
         "pytest>=8.0",
+        "pytest-cov>=7.0",
         "pytest-xdist>=3.5",
         "ruff",
+        "import-linter>=2.8",
+        "mypy>=2.0",
         "scikit-learn>=1.4",
         "torchmetrics>=1.3",
         *SEARCH,
@@ -82,9 +87,20 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE", "THIRD_PARTY_NOTICES"],
     python_requires=">=3.11",
-    packages=find_packages(include=["regiondh_d2", "regiondh_d2.*"]),
-    package_data={"regiondh_d2": ["weights/*.pth", "visualization/templates/*"]},
+    # The configs stand at the top of a checkout, as in every Detectron2 project; in an installed
+    # package they are a folder of it.
+    packages=[
+        *find_packages(include=["regiondh_cli", "regiondh_cli.*", "regiondh_d2", "regiondh_d2.*"]),
+        "regiondh_d2.configs",
+    ],
+    package_dir={"regiondh_d2.configs": "configs"},
+    package_data={
+        "regiondh_d2": ["py.typed", "weights/*.pth", "visualization/templates/*"],
+        "regiondh_d2.configs": ["*.yaml", "*/*.yaml"],
+    },
+    entry_points={"console_scripts": ["regiondh = regiondh_cli.main:main"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from regiondh_d2.utils.errors import RegionDHError
 
@@ -44,6 +43,8 @@ def paired_bootstrap(
     mean = float(difference.mean())
     if difference.size == 1:  # always the one that is drawn
         return mean, mean, mean
+    from scipy.stats import bootstrap  # here, since it loads slowly and trainings need none of it
+
     found = bootstrap(
         (difference,),
         np.mean,

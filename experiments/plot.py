@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import regiondh_d2  # noqa: F401  (registers the datasets that tables name)
-from regiondh_d2.engine.command import add_overwrite_option, positive_int, run_command
-from regiondh_d2.utils.arguments import CommandParser
+from regiondh_cli.arguments import CommandParser
+from regiondh_cli.options import add_overwrite_option, positive_int
+from regiondh_d2.engine.command import run_command
 from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.file_io import check_output_file
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import regiondh_d2  # noqa: F401  (registers the datasets)
+from regiondh_cli.arguments import CommandParser
+from regiondh_cli.options import add_import_option
 from regiondh_d2.engine.command import CommandError, run_command
 from regiondh_d2.engine.training_record import data_checksum
-from regiondh_d2.engine.user_code import add_import_option, import_user_code
-from regiondh_d2.utils.arguments import CommandParser
+from regiondh_d2.engine.user_code import import_user_code
 from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import replace_when_complete

@@ -5,7 +5,15 @@ meta-architectures), its datasets and its weight sources (``regiondh://...``) wi
 that a config can name them.
 """
 
+import importlib.util
 import warnings
+
+from regiondh_cli import __version__
+
+if importlib.util.find_spec("detectron2") is None:
+    raise ModuleNotFoundError(
+        "Detectron2 isn't installed: `regiondh setup-detectron2` installs it", name="detectron2"
+    )
 
 with warnings.catch_warnings():
     # Detectron2 and fvcore script functions when they are imported, of which PyTorch complains.
@@ -15,5 +23,4 @@ with warnings.catch_warnings():
     from . import checkpoint, data, modeling  # noqa: F401  (registration is the point of it)
     from .config import add_regiondh_config
 
-__version__ = "0.1.0"
-__all__ = ["add_regiondh_config"]
+__all__ = ["__version__", "add_regiondh_config"]

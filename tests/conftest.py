@@ -1,27 +1,25 @@
-"""Shared fixtures: a small Region-DH network on the CPU, and inputs for it."""
+"""Shared fixtures: a small Region-DH network on the CPU, and inputs for it.
 
-import importlib.util
+What takes seconds to import is imported by the fixtures that need it: pytest reads this file in the
+process that hands out the tests, too, and all others wait for that.
+"""
+
+import logging
 import os
+import pickle
 import resource
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from commands import load_command
+
 # One thread a process, also in those that tests start: there is a process for each core, and the
 # threads of PyTorch that wait for work would keep the others from it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-
-from regiondh_d2 import add_regiondh_config
-from regiondh_d2.checkpoint import RegionDHCheckpointer
-from regiondh_d2.data import generate_scenes
-from regiondh_d2.engine import build_cfg
 
 TINY = """
 MODEL.DEVICE cpu
@@ -44,16 +42,8 @@ TEST.DETECTIONS_PER_IMAGE 10
 
 @pytest.fixture(scope="session")
 def load_tool():
-    """A function from the name of a file in tools/ to it as a module."""
-
-    def load(name):
-        path = Path(__file__).parents[1] / "tools" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    """A function from the name of a file in tools/ to what it runs, as a module."""
+    return load_command
 
 
 @pytest.fixture
@@ -72,15 +62,72 @@ def full_disk():
     return limit
 
 
+@pytest.fixture
+def plain_loggers(monkeypatch):
+    """Commands don't set up loggers, which would stay so for the tests of other modules."""
+    import detectron2.engine.defaults
+
+    from regiondh_d2.engine import defaults, trainer
+
+    def get_logger(*args, name="detectron2", **kwargs):
+        return logging.getLogger(name)
+
+    for module in (defaults, trainer, detectron2.engine.defaults):
+        monkeypatch.setattr(module, "setup_logger", get_logger)
+
+
 @pytest.fixture(scope="session")
-def random_network(tmp_path_factory):
+def forked():
+    """A context in which a command's processes are forks of this one, which import nothing anew.
+
+    What they are given goes through pickle, as it does to processes that are no forks. Where a fork
+    may not work, as with CUDA or with several threads, they start as they always do.
+    """
+    import torch
+    from torch import multiprocessing
+
+    start = multiprocessing.start_processes
+    works = sys.platform == "linux" and os.environ["OMP_NUM_THREADS"] == "1"
+    works = works and not torch.cuda.is_available()
+
+    def fork(worker, args, **options):
+        args = pickle.loads(pickle.dumps(args))
+        return start(worker, args, **options, start_method="fork")
+
+    @contextmanager
+    def patched():
+        with pytest.MonkeyPatch.context() as patch:
+            if works:
+                patch.setattr(multiprocessing, "start_processes", fork)
+            yield
+
+    return patched
+
+
+@pytest.fixture(scope="session")
+def shared_scenes(tmp_path_factory):
+    """A folder of scenes, 8 to search in and 3 queries, to be read only."""
+    from regiondh_d2.data import generate_scenes
+
+    return generate_scenes(
+        tmp_path_factory.mktemp("shared") / "scenes", num_database=8, num_queries=3
+    )
+
+
+@pytest.fixture(scope="session")
+def random_network(shared_scenes, tmp_path_factory):
     """Scenes and the weights of a network whose heads are random, to be read only.
 
     Attributes: ``scenes``, a folder; ``weights``, a file; ``config``, the path of the config; and
     ``opts``, its overrides KEY, VALUE, which lead to differing codes and to some detections.
     """
+    import torch
+    from detectron2.modeling import build_model
+
+    from regiondh_d2.checkpoint import RegionDHCheckpointer
+    from regiondh_d2.engine import build_cfg
+
     folder = tmp_path_factory.mktemp("random_network")
-    generate_scenes(folder / "scenes", num_database=8, num_queries=3)
     name = "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
     config = str(Path(__file__).parents[1] / name)
     opts = [
@@ -95,12 +142,16 @@ def random_network(tmp_path_factory):
     weights = folder / "weights.pth"
     torch.save({"model": model.state_dict()}, weights)
     opts += ["MODEL.WEIGHTS", str(weights)]
-    return SimpleNamespace(scenes=folder / "scenes", weights=weights, config=config, opts=opts)
+    return SimpleNamespace(scenes=shared_scenes, weights=weights, config=config, opts=opts)
 
 
 @pytest.fixture
 def tiny_cfg():
     """The shipped light Region-DH config, shrunk: 3 classes, 12 bits, 20 proposals, 8 fused."""
+    from detectron2.config import get_cfg
+
+    from regiondh_d2 import add_regiondh_config
+
     cfg = get_cfg()
     add_regiondh_config(cfg)
     configs = Path(__file__).parents[1] / "configs"
@@ -112,6 +163,8 @@ def tiny_cfg():
 @pytest.fixture
 def make_model(tiny_cfg):
     """A function that builds the small network with overrides KEY, VALUE, and fixed weights."""
+    import torch
+    from detectron2.modeling import build_model
 
     def make(*opts, seed=0):
         cfg = tiny_cfg.clone()
@@ -125,6 +178,8 @@ def make_model(tiny_cfg):
 @pytest.fixture
 def make_inputs():
     """A function from image sizes (H, W) to inputs with that many random objects an image."""
+    import torch
+    from detectron2.structures import Boxes, Instances
 
     def make(*sizes, objects=2, num_classes=3, seed=0):
         g = torch.Generator().manual_seed(seed)

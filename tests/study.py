@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from builders import code_set
 from experiments.comparison import differences
 from experiments.result_files import ResultFolder
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.retrieval.code_store import write_codes
-from regiondh_d2.structures.codes import CodeSet
-from regiondh_d2.structures.packed import pack_codes
 
 CONFIG = (
     Path(__file__).parents[1] / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
@@ -68,9 +67,7 @@ def measure(folder, run, noise, data="the same"):
     rng = np.random.default_rng(run.seed + 1)
     sets = []
     for role, known in zip(("query", "database"), labels, strict=True):
-        names = [str(row) for row in range(len(known))]
-        codes = pack_codes(known ^ (rng.random(known.shape) < noise))
-        sets.append(CodeSet(codes, run.bits, names, names, known.astype(np.uint8)))
+        sets.append(code_set(known ^ (rng.random(known.shape) < noise), labels=known))
         write_codes(folder / f"output/{run.name}/inference/set/{role}.h5", sets[-1])
     metrics = rank_code_sets(*sets, (TOPK, 1000))[0].metrics
     write_result(folder / "results", run, metrics={"set": metrics}, data_sha256={"set": data})

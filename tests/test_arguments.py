@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from detectron2.engine import default_argument_parser
 
-from regiondh_d2.engine.command import positive_int
-from regiondh_d2.utils.arguments import DEBUG_VARIABLE, CommandParser, is_config_key
+from regiondh_cli.arguments import DEBUG_VARIABLE, CommandParser, is_config_key
+from regiondh_cli.main import subcommand_parser
+from regiondh_cli.options import positive_int
+from regiondh_cli.subcommands import NAMES
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +51,15 @@ def refused(capsys, parser, *words):
     assert err.endswith(" --help)\n")
     assert err.count("\n") == 1
     return err
+
+
+def test_positive_int():
+    assert positive_int("12") == 12
+    for text in ("0", "-3"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{text} is not a positive integer"):
+            positive_int(text)
+    with pytest.raises(ValueError):
+        positive_int("x")
 
 
 PAIRS = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", "out"]
@@ -183,6 +194,8 @@ def test_subcommands(capsys):
     train.add_overrides()
     args = parser.parse_args(["train", "SEED", "1", "--images", "3"])
     assert (args.command, args.images, args.opts) == ("train", 3, ["SEED", "1"])
+    assert parser.parse_args(["train", "MODEL.WEIGHTS", ""]).opts == ["MODEL.WEIGHTS", ""]
+    assert "--images: the value is empty" in refused(capsys, parser, "train", "--images", "")
     assert "did you mean --images?" in refused(capsys, parser, "train", "--image", "3")
     assert "choose from" in refused(capsys, parser, "trian")
 
@@ -196,15 +209,11 @@ def test_debug_reaches_other_processes(parser, monkeypatch):
     assert os.environ[DEBUG_VARIABLE] == "1"
 
 
-COMMANDS = [
-    *sorted(p for p in ROOT.glob("tools/*.py") if p.stem != "setup_env"),
-    *sorted(ROOT.glob("datasets/*.py")),
-    *(ROOT / "experiments" / name for name in ("plot.py", "run.py")),
-]
+SCRIPTS = [ROOT / "experiments" / name for name in ("plot.py", "run.py")]
 
 
-def parsers(path, monkeypatch):
-    """The parsers of a command, with those of its subcommands."""
+def parsers(command, monkeypatch):
+    """The parsers of a subcommand or of a script, with those of its subcommands."""
     made = []
     start = CommandParser.__init__
 
@@ -213,23 +222,21 @@ def parsers(path, monkeypatch):
         start(self, *args, **kwargs)
 
     monkeypatch.setattr(CommandParser, "__init__", noted)
-    # The name tells the study's commands, which are modules of a package, what they belong to.
-    name = f"{path.parent.name}.command_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if hasattr(module, "build_parser"):
-        module.build_parser()
+    if isinstance(command, str):
+        subcommand_parser(command)
     else:
-        with pytest.raises(SystemExit) as stop:
-            module.main(["--help"])
-        assert stop.value.code == 0
+        # The name tells the study's commands, which are modules of a package, where they belong.
+        name = f"{command.parent.name}.command_{command.stem}"
+        spec = importlib.util.spec_from_file_location(name, command)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.build_parser()
     return made
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_every_command_has_this_parser_and_names_its_defaults(path, monkeypatch):
-    made = parsers(path, monkeypatch)
+@pytest.mark.parametrize("command", [*NAMES, *SCRIPTS], ids=lambda c: getattr(c, "stem", c))
+def test_every_command_has_this_parser_and_names_its_defaults(command, monkeypatch):
+    made = parsers(command, monkeypatch)
     assert made
     for parser in made:
         assert "--debug" in parser.format_help()

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from builders import registered
 from regiondh_d2.data import StrictMapper, UnreadableImageError, build_train_loader
 from regiondh_d2.data.training import training_records
 from regiondh_d2.engine import RegionDHTrainer, build_cfg, defaults, setup_cfg
@@ -48,7 +49,6 @@ def record(tmp_path):
 @pytest.fixture
 def register():
     """A function that registers dicts as a dataset, until the test ends."""
-    before = set(DatasetCatalog.list())
 
     def add(name, dicts, classes=CLASSES):
         DatasetCatalog.register(name, lambda: dicts)
@@ -56,10 +56,8 @@ def register():
             MetadataCatalog.get(name).thing_classes = classes
         return name
 
-    yield add
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered():
+        yield add
 
 
 @pytest.fixture(autouse=True)

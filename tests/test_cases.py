@@ -4,10 +4,8 @@ Each test runs over two folders of one form, and expects the same of both. ``twi
 with small pictures; ``cases`` is the folder that the environment variable REGIONDH_CASES names.
 """
 
-import importlib.util
 import itertools
 import json
-import logging
 import os
 import runpy
 import shutil
@@ -16,19 +14,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import detectron2.engine.defaults
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import EpsImagePlugin, Image, ImageDraw, PngImagePlugin
 
+from builders import random_code_set, registered
+from regiondh_d2.commands import extract_codes
+from regiondh_d2.commands import train as train_command
 from regiondh_d2.data import image_reader, photo_files
 from regiondh_d2.data.training import build_train_loader
-from regiondh_d2.engine import build_cfg, command, defaults, searcher, trainer
+from regiondh_d2.engine import build_cfg, command, searcher
 from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
-from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.errors import RegionDHError
 
 ROOT = Path(__file__).parents[1]
@@ -269,16 +267,12 @@ def write_coco(folder):
 def write_code_file(path, count=40, bits=32):
     rng = np.random.default_rng(0)
     path.parent.mkdir()
-    codes = CodeSet(
-        codes=rng.integers(0, 256, (count, bits // 8), dtype=np.uint8),
-        bits=bits,
-        image_ids=[str(i) for i in range(count)],
-        file_names=[f"/photos/im{i:04d}.jpg" for i in range(count)],
-        labels=np.eye(5, dtype=np.uint8)[rng.integers(0, 5, count)],
-        class_names=list("abcde"),
-        model_fingerprint="ab" * 32,
+    names = [f"/photos/im{i:04d}.jpg" for i in range(count)]
+    labels = np.eye(5)[rng.integers(0, 5, count)]
+    write_codes(
+        path,
+        random_code_set(rng, count, bits, labels=labels, class_names="abcde", file_names=names),
     )
-    write_codes(path, codes)
 
 
 @pytest.fixture(scope="module", params=["twin", "cases"])
@@ -305,9 +299,7 @@ def mains(networks, load_tool):
     """The function of each command by its name."""
     names = ("search_photos", "search", "extract_codes", "build_index", "evaluate_codes")
     functions = {name: load_tool(name).main for name in names}
-    spec = importlib.util.spec_from_file_location("check", ROOT / "datasets/check_datasets.py")
-    check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check)
+    check = load_tool("check_datasets")
     train = load_tool("train_net")
 
     def train_net(words):
@@ -332,14 +324,8 @@ def run(mains, capsys, monkeypatch, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def loggers(monkeypatch):
+def loggers(plain_loggers):
     """Loggers stay as they are, for the tests of other modules that read them."""
-
-    def get_logger(*args, name="detectron2", **kwargs):
-        return logging.getLogger(name)
-
-    for module in (defaults, trainer, detectron2.engine.defaults):
-        monkeypatch.setattr(module, "setup_logger", get_logger)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -355,7 +341,7 @@ def networks():
         return built[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (command, searcher):
+        for module in (command, searcher, extract_codes, train_command):
             patch.setattr(module, "load_trained_model", load)
         yield
 
@@ -745,11 +731,8 @@ def datasets(cases, tmp_path):
         lines.append(f"register_retrieval_dataset('both_{name}', {parts})")
     path = tmp_path / "zoo.py"
     path.write_text("\n".join(lines))
-    before = set(DatasetCatalog.list())
-    yield path
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered():
+        yield path
 
 
 @pytest.fixture

@@ -1,44 +1,29 @@
 """The dataset checker and the scenes command, as commands."""
 
 import functools
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from builders import registered_scenes
 from regiondh_d2.data import check
 from regiondh_d2.data.check import check_dataset
-from regiondh_d2.data.datasets.scenes import generate_scenes, register_scenes
+from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.utils.progress import Progress
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "datasets"
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
 def root(tmp_path):
     """Five scenes, registered with the prefix t_."""
-    root = generate_scenes(tmp_path / "s", num_database=3, num_queries=2)
-    before = set(DatasetCatalog.list())
-    register_scenes(root, prefix="t_")
-    yield root
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered_scenes(tmp_path / "s", "t_", database=3, queries=2):
+        yield tmp_path / "s"
 
 
 @pytest.fixture
-def main():
-    return load_script("check_datasets").main
+def main(load_tool):
+    return load_tool("check_datasets").main
 
 
 def test_progress_on_the_images(root, monkeypatch):
@@ -163,8 +148,8 @@ def test_without_names(root, main, capsys):
     assert "t_scenes_retrieval: 5 images" in capsys.readouterr().out
 
 
-def test_prepare_scenes(tmp_path, capsys):
-    main = load_script("prepare_scenes").main
+def test_prepare_scenes(tmp_path, capsys, load_tool):
+    main = load_tool("prepare_scenes").main
     arguments = ["--output", str(tmp_path / "s"), "--num-database", "2", "--num-queries", "1"]
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "5"]) == 1

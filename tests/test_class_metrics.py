@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from builders import code_set
 from regiondh_d2.evaluation.class_metrics import (
     class_means,
     measure_classes,
@@ -10,7 +11,6 @@ from regiondh_d2.evaluation.class_metrics import (
     wrong_answer_labels,
 )
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
-from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.structures.packed import pack_codes
 
 BITS = 11
@@ -97,9 +97,8 @@ def test_classes_from_the_weakest(packed):
     database_labels[:, 2] = False
     names = ["cat", "dog", "sofa", "car"]
     query, database = (
-        CodeSet(codes, BITS, ids, ids, labels=labels.astype(np.uint8), class_names=names)
+        code_set(codes, BITS, labels=labels, class_names=names)
         for codes, labels in ((query_codes, query_labels), (database_codes, database_labels))
-        for ids in [[str(i) for i in range(len(codes))]]
     )
     arguments = (query_codes, database_codes, query_labels, database_labels)
     result = evaluate_ranking(*arguments, bits=BITS, topk=9)

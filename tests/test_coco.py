@@ -13,6 +13,7 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from builders import registered
 from regiondh_d2.data import register_coco
 from regiondh_d2.data.catalog import adopt, find_source, load_dataset, registered_names
 from regiondh_d2.data.check import check_dataset
@@ -52,7 +53,6 @@ def folder(tmp_path):
 @pytest.fixture
 def write(folder, content):
     """Writes the content, or what else is given, and registers it in either way."""
-    before = set(DatasetCatalog.list())
 
     def write(value=None, name="t_coco", ours=True, metadata=None):
         path = folder / f"{name}.json"
@@ -66,10 +66,8 @@ def write(folder, content):
             register_coco_instances(name, metadata or {}, str(path), str(folder / "images"))
         return path
 
-    yield write
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered():
+        yield write
 
 
 def test_dicts_and_classes(write, folder):

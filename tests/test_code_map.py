@@ -5,15 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+from builders import code_set
 from regiondh_d2.evaluation.code_map import code_map
-from regiondh_d2.structures.codes import CodeSet
-from regiondh_d2.structures.packed import pack_codes
-
-
-def code_set(codes):
-    codes = np.array(codes, bool)
-    names = [f"{i}.png" for i in range(len(codes))]
-    return CodeSet(pack_codes(codes), codes.shape[1], names, names)
 
 
 def test_the_map_agrees_with_another_pca():

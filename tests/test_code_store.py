@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from extraction import held_open
 
+from builders import code_set, random_code_set, random_objects
+from extraction import held_open
 from regiondh_d2.retrieval import code_store
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.codes import (
     CodeFileError,
-    CodeSet,
-    InstanceCodes,
     check_code_set,
     check_comparable,
     check_holds,
@@ -26,37 +25,28 @@ from regiondh_d2.structures.codes import (
     move_root,
     take_rows,
 )
-from regiondh_d2.structures.packed import pack_codes, unpack_codes
+from regiondh_d2.structures.packed import unpack_codes
 from regiondh_d2.utils.locks import FileInUseError
 
 
 def make_code_set(rows=5, bits=12, instances=True, **changes):
+    """Codes with all that a file of them can hold."""
     rng = np.random.default_rng(0)
     values = {
-        "codes": pack_codes(rng.random((rows, bits)) < 0.5),
-        "bits": bits,
         "image_ids": [f"{i:06d}" for i in range(rows)],
         "file_names": [f"images/größe {i}.jpg" for i in range(rows)],
-        "labels": (rng.random((rows, 3)) < 0.5).astype(np.uint8),
         "class_names": ["cat", "dog", "vögel"],
         "dataset": "some_val",
         "config": "some.yaml",
         "count_difficult": False,
-        "model_fingerprint": "ab" * 32,
         "settings": "INPUT.FORMAT 'RGB'\ninstances True",
         "activations": rng.random((rows, bits)).astype(np.float16),
         "features": rng.random((rows, 7)).astype(np.float16),
     }
     if instances:
-        values["instances"] = InstanceCodes(
-            codes=pack_codes(rng.random((4, 9)) < 0.5),
-            bits=9,
-            image_index=np.array([0, 0, 2, rows - 1]),
-            boxes=rng.random((4, 4)).astype(np.float32),
-            scores=rng.random(4).astype(np.float32),
-            classes=np.array([0, 2, 1, 1]),
-        )
-    return CodeSet(**(values | changes))
+        classes = np.array([0, 2, 1, 1])
+        values["instances"] = random_objects(rng, [0, 0, 2, rows - 1], 9, classes=classes)
+    return random_code_set(rng, rows, bits, **(values | changes))
 
 
 def make_photo_set(rows=5, **changes):
@@ -156,16 +146,8 @@ def test_one_long_name_costs_its_own_length(tmp_path, column):
     sizes = []
     for last in ("short.jpg", "x" * 2000):
         changes = {column: [*names[:-1], last]}
-        code_set = CodeSet(
-            **{
-                "codes": np.zeros((20_000, 6), np.uint8),
-                "bits": 48,
-                "image_ids": names,
-                "file_names": names,
-                **changes,
-            }
-        )
-        write_codes(tmp_path / "codes.h5", code_set)
+        codes = code_set(np.zeros((20_000, 6), np.uint8), names=names, **changes)
+        write_codes(tmp_path / "codes.h5", codes)
         sizes.append((tmp_path / "codes.h5").stat().st_size)
     assert sizes[0] < sizes[1] < sizes[0] + 10_000 < 1_500_000
 
@@ -465,6 +447,23 @@ def test_check_holds(lacking, line):
     assert str(error.value) == line
 
 
+@pytest.mark.parametrize("name", ["labels", "activations", "features"])
+def test_a_column_is_there_or_an_error(name):
+    code_set = make_code_set()
+    assert code_set.column(name) is getattr(code_set, name)
+    setattr(code_set, name, None)
+    with pytest.raises(CodeFileError, match=f"^no {name} in the codes: extract the codes "):
+        code_set.column(name)
+
+
+def test_objects_are_there_or_an_error():
+    code_set = make_code_set()
+    assert code_set.objects() is code_set.instances
+    code_set.instances = None
+    with pytest.raises(CodeFileError, match="^no detected objects in the codes: extract "):
+        code_set.objects()
+
+
 def make_output(image_code, scores=None):
     """A model's output with detections of these scores, the r-th of class r at (r, 0, 9, 9)."""
     code = torch.tensor(image_code, dtype=torch.bool)
@@ -554,7 +553,7 @@ def test_roots_are_joined_and_those_of_no_image_go():
     assert joined.roots == photos.roots
     assert joined.relative_paths == photos.relative_paths * 2
     assert take_rows(joined, [1, 3]).roots == photos.roots[1:]
-    codes = CodeSet(np.zeros((1, 1), np.uint8), 8, ["a"], ["a"], roots=["a"] * 65537)
+    codes = code_set(np.zeros((1, 1), np.uint8), roots=["a"] * 65537)
     with pytest.raises(CodeFileError, match="65537 roots"):
         check_code_set(codes)
 
@@ -577,9 +576,8 @@ def test_codes_with_a_content_join_those_without():
 )
 def test_move_root(old, new, names, roots):
     before = ["/a/b/c/1", "/a/b/2", "/a/3", "/x/4"]
-    codes = CodeSet(
-        codes=np.zeros((4, 1), np.uint8),
-        bits=8,
+    codes = code_set(
+        np.zeros((4, 1), np.uint8),
         image_ids=[*before[:3], "an id"],
         file_names=before,
         roots=["/a/b", "/a", ""],

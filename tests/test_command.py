@@ -1,6 +1,5 @@
 """What the command lines share: argument types, and failures as one line with an exit status."""
 
-import argparse
 import io
 import os
 import re
@@ -13,26 +12,16 @@ import torch
 from detectron2.config import get_cfg
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from regiondh_cli.arguments import DEBUG_VARIABLE
 from regiondh_d2.checkpoint import WeightsError
 from regiondh_d2.engine import command
 from regiondh_d2.engine.command import (
     CommandError,
     load_trained_model,
-    positive_int,
     run_command,
     run_workers,
 )
-from regiondh_d2.utils.arguments import DEBUG_VARIABLE
 from regiondh_d2.utils.errors import InputNotFoundError, RegionDHError
-
-
-def test_positive_int():
-    assert positive_int("12") == 12
-    for text in ("0", "-3"):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"{text} is not a positive integer"):
-            positive_int(text)
-    with pytest.raises(ValueError):
-        positive_int("x")
 
 
 def failing(error):
@@ -60,7 +49,7 @@ def failing(error):
         (TimeoutError(), "no connection: TimeoutError"),
         (
             ModuleNotFoundError("No module named 'faiss'", name="faiss"),
-            "No module named 'faiss': install what is missing (see INSTALL.md)",
+            "No module named 'faiss': `regiondh doctor` tells what to install",
         ),
         (FloatingPointError("training has diverged"), "training has diverged"),
     ],

@@ -59,6 +59,13 @@ def test_roi_align(output_size, ratio, aligned, memory_format):
     assert_stands_in(layer, x, torch.tensor(ROIS))
 
 
+def test_roi_align_of_boxes_that_are_not_finite_is_zero():
+    layer = ROIAlign((4, 4), 1 / 16, 2, True)
+    use_cpu_layers(layer)
+    rois = torch.tensor([[0.0, torch.nan, 5.0, 60.0, 44.0], [1.0, -torch.inf, 0.0, torch.inf, 9.0]])
+    assert not layer(random(2, 3, 4, 6), rois).any()
+
+
 def test_roi_align_of_no_regions_keeps_the_graph():
     layer = ROIAlign((4, 4), 1 / 16, 2, True)
     use_cpu_layers(layer)

@@ -1,16 +1,16 @@
 """The examples of datasets/README.md do what it says, on a few drawn images."""
 
 import json
-import logging
 import re
-import runpy
 import shlex
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from builders import registered
+from commands import load_command, subcommand_of
+from regiondh_cli.main import subparsers_of
 from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.data.voc import load_voc
 from regiondh_d2.engine.user_code import VARIABLE
@@ -28,18 +28,10 @@ SOLVER: {{MAX_ITER: 1}}
 
 
 @pytest.fixture(autouse=True)
-def as_before():
-    """Removes what an example registers, and the loggers' set-up, for the tests that read logs."""
-    names = set(DatasetCatalog.list())
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "regiondh_d2")]
-    states = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
-    yield
-    for name in set(DatasetCatalog.list()) - names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    for logger, (level, propagate, handlers) in zip(loggers, states, strict=True):
-        logger.setLevel(level)
-        logger.propagate, logger.handlers = propagate, handlers
+def as_before(plain_loggers):
+    """Removes what an example registers; loggers stay as they are for the tests that read logs."""
+    with registered():
+        yield
 
 
 @pytest.fixture
@@ -101,8 +93,7 @@ def test_an_own_dataset_is_checked_trained_and_searched(
     monkeypatch.setenv(VARIABLE, "")
 
     assert check[:2] == ["python", "datasets/check_datasets.py"]
-    checker = runpy.run_path(str(ROOT / check[1]))
-    checker["main"](check[2:])
+    load_tool("check_datasets").main(check[2:])
     assert "zoo_retrieval: 9 images" in capsys.readouterr().out
 
     assert train[:2] == ["python", "tools/train_net.py"]
@@ -119,9 +110,17 @@ def test_an_own_dataset_is_checked_trained_and_searched(
     assert (tmp_path / "output/zoo/model_final.pth").is_file()
 
 
+def help_of(name):
+    """The help of a command and of its subcommands."""
+    parser = load_command(name).build_parser()
+    return "".join(p.format_help() for p in (parser, *subparsers_of(parser).values()))
+
+
 def test_the_options_are_told_where_they_are():
     """The commands that the page names have the option, and no others of these folders have it."""
     paragraph = next(p for p in README.split("\n\n") if p.startswith("**`--import"))
     named = set(re.findall(r"`(\w+)\.py(?: \w+)?`", paragraph))
     files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]
-    assert named == {f.stem for f in files if "add_import_option(" in f.read_text()}
+    taking = {f.stem for f in files if subcommand_of(f.stem) and "--import" in help_of(f.stem)}
+    taking |= {f.stem for f in files if "add_import_option(" in f.read_text()}
+    assert named == taking

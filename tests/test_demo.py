@@ -1,14 +1,16 @@
 """The demo from its command line to its five files, with a network that learns nothing."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from regiondh_d2.engine import demo as demo_module
 from regiondh_d2.engine.demo import DemoResult, format_table
 from regiondh_d2.evaluation.ranking_metrics import METRICS, TIE_ORDERS, evaluate_ranking
 from regiondh_d2.retrieval.code_store import read_codes
@@ -35,9 +37,9 @@ def demo(folder):
 
 
 @pytest.fixture
-def main():
-    """The command's main function, by its path: a package called `tools` may belong to anyone."""
-    return runpy.run_path(str(SCRIPT))["main"]
+def main(load_tool):
+    """The command's main function."""
+    return load_tool("demo").main
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,8 @@ def test_shows_progress_the_table_and_where_the_pictures_lie(finished):
     folder, result = finished
     lines = result.stdout.splitlines()
     metrics = json.loads((folder / "demo" / "metrics.json").read_text())
-    assert any(line.startswith("training: 2/2") for line in lines)
+    assert "training: 2 iterations of 2 images" in lines
+    assert "encoding with the trained network" in lines
     table = {line[:24].strip(): line[24:].split() for line in lines}
     for title, prefix in (
         ("Region-DH", ""),
@@ -102,6 +105,27 @@ def test_shows_progress_the_table_and_where_the_pictures_lie(finished):
         f"picture: {Path('demo') / 'retrieval.png'}",
         f"report: {Path('demo') / 'report.html'}",
     ]
+
+
+def test_codes_are_written_once(finished):
+    folder, _ = finished
+    written = (folder / "demo").rglob("*.h5")
+    assert sorted(file.name for file in written) == ["database.h5", "query.h5"]
+
+
+def test_training_shows_its_losses():
+    lines = []
+    hook = demo_module._ProgressHook(lines.append, every=0.0)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=2)
+    hook.before_train()
+    with EventStorage() as storage:
+        for iteration in range(2):
+            storage.put_scalars(loss_cls=3.0 - iteration, loss_cls_image=1.0)
+            hook.trainer.iter = iteration
+            hook.after_step()
+            storage.step()
+    shown = "of 2 training iterations, 0.0 min left, classification loss of regions"
+    assert lines == [f"1 {shown} 3.00, images 1.00", f"2 {shown} 2.50, images 1.00"]
 
 
 def test_refuses_scenes_of_another_kind(finished, main, monkeypatch, capsys):

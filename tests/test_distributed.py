@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from builders import registered
 from regiondh_d2.data import SCENE_CLASSES, generate_scenes, register_retrieval_dataset
 from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.data.voc import register_voc
@@ -130,19 +131,17 @@ def root(tmp_path_factory):
     generate_scenes(root, num_database=6, num_queries=3)
     lists = root / "ImageSets/Main"
     (lists / "one.txt").write_text((lists / "database.txt").read_text().splitlines()[0] + "\n")
-    before = set(DatasetCatalog.list())
-    register(root)
-    yield root
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered():
+        register(root)
+        yield root
 
 
 @pytest.fixture(scope="module")
-def folder(root, tmp_path_factory):
+def folder(root, tmp_path_factory, forked):
     """What two processes leave."""
     folder = tmp_path_factory.mktemp("two")
-    run_workers(work, 2, (root, folder))
+    with forked():
+        run_workers(work, 2, (root, folder))
     return folder
 
 

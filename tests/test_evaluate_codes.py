@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from builders import FINGERPRINT, code_set
 from regiondh_d2.evaluation import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
-from regiondh_d2.structures.codes import CodeSet
-from regiondh_d2.structures.packed import pack_codes
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "evaluate_codes.py"
@@ -36,15 +35,12 @@ DATABASE_LABELS = np.array([[0, 1, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0
 def write(path, codes=None, labels=None, **changes):
     codes = QUERY if codes is None else codes
     values = {
-        "codes": pack_codes(codes),
-        "bits": codes.shape[1],
-        "image_ids": [str(i) for i in range(len(codes))],
         "file_names": [f"{Path(path).stem}/{i}.jpg" for i in range(len(codes))],
         "labels": labels,
         "class_names": ["a", "b", "c"],
-        "model_fingerprint": "f" * 64,
+        "model_fingerprint": FINGERPRINT,
     }
-    write_codes(path, CodeSet(**(values | changes)))
+    write_codes(path, code_set(codes, **(values | changes)))
     return str(path)
 
 
@@ -201,6 +197,7 @@ def test_wrong_arguments_exit_2(tool, files, arguments):
     assert error.value.code == 2
 
 
+@pytest.mark.slow
 def test_as_a_program(files, tmp_path):
     """A missing file: exit status 1 and one line that names it."""
     absent = str(tmp_path / "absent.h5")

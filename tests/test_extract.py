@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extraction import ATTRIBUTES, BITS, extract_folder, fake_model, make_extractor
 from PIL import Image
 
+from extraction import ATTRIBUTES, BITS, extract_folder, fake_model, make_extractor
 from pictures import pixels_of, save
 from regiondh_d2.config import code_settings
 from regiondh_d2.retrieval import extract

@@ -3,6 +3,7 @@
 REGIONDH_KILLS=10 makes the test with SIGKILL a long one: 1,000 images, killed that many times.
 """
 
+import multiprocessing
 import os
 import random
 import signal
@@ -16,11 +17,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from extraction import held_open
 from PIL import Image
 
+from builders import registered_scenes
+from extraction import held_open
 from pictures import save
-from regiondh_d2.data import generate_scenes, photo_files, register_scenes
+from regiondh_d2.data import generate_scenes, photo_files
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import ImageLoader
@@ -37,7 +39,8 @@ def tool(load_tool):
 
 @pytest.fixture(scope="module")
 def dataset(random_network):
-    return register_scenes(random_network.scenes, "extract_codes_")
+    with registered_scenes(random_network.scenes, "extract_codes_") as name:
+        yield name
 
 
 @pytest.fixture
@@ -77,12 +80,21 @@ def start(arguments):
     )
 
 
-def wait_for_parts(process, output, count):
+def start_fork(main, arguments):
+    """The command in a fork of this process, which imports nothing anew; a process group's head."""
+
+    def run():
+        os.setsid()
+        sys.exit(main(arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def wait_for_parts(is_running, output, count):
     """Returns when that many parts are saved, or the process has ended."""
-    while (
-        process.poll() is None
-        and len(list(output.parent.glob(f"{output.name}.parts/part-*"))) < count
-    ):
+    while is_running() and len(list(output.parent.glob(f"{output.name}.parts/part-*"))) < count:
         time.sleep(0.005)
 
 
@@ -138,30 +150,31 @@ def test_codes_are_those_of_each_image_alone(random_network, undisturbed):
         np.testing.assert_array_equal(bits[row][clear], alone["image_code"].numpy()[clear])
 
 
-@pytest.mark.slow
-def test_two_processes_write_the_file_of_one(random_network, undisturbed, arguments, tmp_path):
+def test_two_processes_write_the_file_of_one(
+    tool, random_network, undisturbed, arguments, tmp_path, capfd, forked
+):
     output = tmp_path / "codes.h5"
     images = [random_network.scenes]
-    process = start(arguments(images, output, "--batch-size", "2", "--num-gpus", "2"))
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert f"{output}: 11 rows, 11 of them coded now" in out
+    with forked():
+        assert tool.main(arguments(images, output, "--batch-size", "2", "--num-gpus", "2")) == 0
+    assert f"{output}: 11 rows, 11 of them coded now" in capfd.readouterr().out
     assert output.read_bytes() == undisturbed.read_bytes()
 
 
-@pytest.mark.slow
-def test_a_failure_of_two_processes_is_one_line(random_network, arguments, tmp_path):
+def test_a_failure_of_two_processes_is_one_line(
+    tool, random_network, arguments, tmp_path, capfd, forked
+):
     opts = ["MODEL.WEIGHTS", str(tmp_path / "absent.pth")]
     images = [random_network.scenes]
-    process = start(arguments(images, tmp_path / "codes.h5", "--num-gpus", "2", opts=opts))
-    _, err = process.communicate()
-    assert process.returncode == 1
+    with forked():
+        words = arguments(images, tmp_path / "codes.h5", "--num-gpus", "2", opts=opts)
+        assert tool.main(words) == 1
+    err = capfd.readouterr().err
     (line,) = [line for line in err.splitlines() if "error" in line]
     assert line.startswith(f"error: MODEL.WEIGHTS: {tmp_path / 'absent.pth'}: no such file")
     assert "Traceback" not in err
 
 
-@pytest.mark.slow
 def test_killed_and_resumed(random_network, undisturbed, arguments, tool, tmp_path):
     """SIGKILL at random moments, then a resumed run by another number of processes."""
     kills = int(os.environ.get("REGIONDH_KILLS", "2"))
@@ -177,12 +190,12 @@ def test_killed_and_resumed(random_network, undisturbed, arguments, tool, tmp_pa
     rng = random.Random(0)
     parts = 0
     for _ in range(kills):
-        process = start(arguments(images, output, *options))
-        wait_for_parts(process, output, parts + rng.randint(1, step))
+        process = start_fork(tool.main, arguments(images, output, *options))
+        wait_for_parts(process.is_alive, output, parts + rng.randint(1, step))
         time.sleep(rng.random() * 0.05)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         parts = len(list((tmp_path / "codes.h5.parts").glob("part-*")))
         assert parts > 0
     assert not output.exists()
@@ -191,11 +204,12 @@ def test_killed_and_resumed(random_network, undisturbed, arguments, tool, tmp_pa
     assert not (tmp_path / "codes.h5.parts").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c(random_network, arguments, tmp_path):
     output = tmp_path / "codes.h5"
     options = ["--batch-size", "1", "--save-every", "0"]
     process = start(arguments([random_network.scenes], output, *options))
-    wait_for_parts(process, output, 1)
+    wait_for_parts(lambda: process.poll() is None, output, 1)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130

@@ -7,11 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
-from regiondh_d2.data import generate_scenes
-from regiondh_d2.data.datasets.scenes import register_scenes
+from builders import registered_scenes
 from regiondh_d2.engine import feature_cache
 from regiondh_d2.engine.feature_cache import CachedRegions, FeatureCache
 from regiondh_d2.modeling.cached import CachedNetwork
@@ -24,14 +23,8 @@ NAME = f"{PREFIX}regiondh_scenes_database"
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     """Four registered scenes."""
-    root = tmp_path_factory.mktemp("scenes")
-    before = set(DatasetCatalog.list())
-    generate_scenes(root, num_database=4, num_queries=1)
-    register_scenes(root, PREFIX)
-    yield DatasetCatalog.get(NAME)
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered_scenes(tmp_path_factory.mktemp("scenes"), PREFIX, database=4):
+        yield DatasetCatalog.get(NAME)
 
 
 @pytest.fixture
@@ -236,13 +229,8 @@ def test_a_file_that_lacks_a_newer_key_was_made_by_its_default(cfg, model, scene
 @pytest.fixture
 def own_scenes(tmp_path):
     """Four scenes of this test alone, which it may change."""
-    before = set(DatasetCatalog.list())
-    generate_scenes(tmp_path / "own", num_database=4, num_queries=1)
-    register_scenes(tmp_path / "own", "feature_cache_own_")
-    yield "feature_cache_own_regiondh_scenes_database"
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered_scenes(tmp_path / "own", "feature_cache_own_", database=4):
+        yield "feature_cache_own_regiondh_scenes_database"
 
 
 @pytest.mark.parametrize("change", ["replaced", "touched", "objects", "fewer"])

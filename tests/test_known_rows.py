@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from extraction import BITS, extract_folder, fake_model, make_extractor
 
+from extraction import BITS, extract_folder, fake_model, make_extractor
 from pictures import pixels_of, save
 from regiondh_d2.data import photo_files
 from regiondh_d2.retrieval.code_store import read_codes
@@ -215,10 +215,23 @@ def test_a_root_that_is_told(album, tmp_path):
     album.photos.rename(tmp_path / "new = place")
     os.utime(tmp_path / "new = place" / "a.png", ns=(OLD + 7, OLD + 7))
     move = f"{album.photos}={tmp_path / 'new = place'}"
-    for _ in range(2):  # a command that is repeated
-        coded, result = album.run(tmp_path / "new = place", moves=[move])
+    for number_of_lines in (0, 1):  # a command that is repeated
+        log = []
+        coded, result = album.run(tmp_path / "new = place", moves=[move], log=log.append)
         assert (coded, result.rows) == ([], 4)
+        assert sum("nothing is moved" in line for line in log) == number_of_lines
     assert album.codes().roots == [str(tmp_path / "new = place")]
+
+
+def test_a_mistyped_root_is_told_where_photos_are_in_the_new_one_already(album):
+    wrong, log = album.photos.with_name("phots"), []
+    album.run(moves=[f"{wrong}={album.photos}"], log=log.append)
+    (line,) = [line for line in log if "--root" in line]
+    assert line == (
+        f"--root {wrong}={album.photos}: no photo was in {wrong}, and some are in the new folder "
+        "already: nothing is moved"
+    )
+    assert album.contents() == ALL
 
 
 def test_a_root_that_no_photo_is_in(album, tmp_path):

@@ -12,11 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from builders import code_set
 from regiondh_d2.checkpoint import write_weights
 from regiondh_d2.checkpoint.conversion import ConvertedWeights
 from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.retrieval.code_store import write_codes
-from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.file_io import carries_mark, write_json
 from regiondh_d2.utils.marks import mark_folder, mark_of
 from regiondh_d2.visualization.draw import save_image
@@ -31,7 +31,7 @@ def noise(width=160, height=120):
 
 
 def codes():
-    return CodeSet(np.zeros((2, 1), np.uint8), 8, ["a", "b"], ["a.jpg", "b.jpg"])
+    return code_set(np.zeros((2, 1), np.uint8))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "gif", "webp", "tif", "avif"])

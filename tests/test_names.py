@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from regiondh_d2.retrieval.images import UnreadableImage
-from regiondh_d2.retrieval.search import Answer, SearchResult
+from regiondh_d2.retrieval.queries import Answer, SearchResult
 from regiondh_d2.utils.file_io import write_json
 from regiondh_d2.visualization.dataset_pictures import draw_record
 from regiondh_d2.visualization.draw import save_image

@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from builders import random_code_set, random_objects
 from regiondh_d2.evaluation import object_queries
 from regiondh_d2.evaluation.object_queries import (
     class_recall,
@@ -13,40 +14,20 @@ from regiondh_d2.evaluation.object_queries import (
     least_distances,
     object_recall,
 )
-from regiondh_d2.structures.codes import CodeFileError, CodeSet, InstanceCodes
-from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.structures.codes import CodeFileError
 
 BITS, INSTANCE_BITS = 3, 4
 CLASSES = ["cat", "dog", "sofa", "bus"]
 
 
 def make_instances(rng, image_index, classes, **changes):
-    count = len(classes)
-    corner = rng.random((count, 2)) * 50
-    values = {
-        "codes": pack_codes(rng.random((count, INSTANCE_BITS)) < 0.4),
-        "bits": INSTANCE_BITS,
-        "image_index": np.array(image_index, np.int64),
-        "boxes": np.hstack([corner, corner + 20]).astype(np.float32),
-        "scores": np.ones(count, np.float32),
-        "classes": np.array(classes, np.int64),
-    }
-    return InstanceCodes(**(values | changes))
+    values = {"scores": np.ones(len(classes), np.float32), "classes": np.array(classes, np.int64)}
+    return random_objects(rng, image_index, INSTANCE_BITS, density=0.4, **(values | changes))
 
 
 def make_codes(rng, labels, instances, **changes):
-    labels = np.array(labels, np.uint8)
-    values = {
-        "codes": pack_codes(rng.random((len(labels), BITS)) < 0.4),
-        "bits": BITS,
-        "image_ids": [str(i) for i in range(len(labels))],
-        "file_names": [f"{i}.jpg" for i in range(len(labels))],
-        "labels": labels,
-        "class_names": CLASSES,
-        "model_fingerprint": "f" * 64,
-        "instances": instances,
-    }
-    return CodeSet(**(values | changes))
+    values = {"labels": labels, "class_names": CLASSES, "instances": instances}
+    return random_code_set(rng, len(labels), BITS, density=0.4, **(values | changes))
 
 
 @pytest.fixture

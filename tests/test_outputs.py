@@ -10,16 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from regiondh_d2.data.datasets.scenes import register_scenes
+from builders import code_set, random_code_set, registered_scenes
 from regiondh_d2.engine import build_cfg, setup_cfg
 from regiondh_d2.engine.defaults import check_training_outputs, config_inputs, dataset_inputs
 from regiondh_d2.evaluation import RetrievalEvaluator
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.retrieval.index_folder import write_index_folder
-from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.errors import OutputExistsError
 from regiondh_d2.utils.file_io import carries_mark, mark_folder
 
@@ -66,13 +64,8 @@ def world(made, random_network, tmp_path, monkeypatch, load_tool):
     monkeypatch.chdir(folder)
     photos = [str(folder / name) for name in ("a.jpg", "b.jpg", "c.png")]
     bits = build_cfg(random_network.config).MODEL.REGION_DH.BITS
-    codes = CodeSet(
-        np.random.default_rng(0).integers(0, 256, (3, bits // 8), np.uint8),
-        bits,
-        photos,
-        photos,
-        labels=np.eye(3, dtype=np.uint8),
-        class_names=["x", "y", "z"],
+    codes = random_code_set(
+        np.random.default_rng(0), 3, bits, names=photos, labels=np.eye(3), model_fingerprint=""
     )
     write_codes("codes.h5", codes)
     write_codes("queries.h5", codes)
@@ -89,11 +82,8 @@ def world(made, random_network, tmp_path, monkeypatch, load_tool):
 def scenes(world):
     """The name of a dataset in the working directory."""
     shutil.copytree(world.scenes, "scenes")
-    name = register_scenes(world.folder / "scenes", "t_outputs_")
-    yield name
-    for one in [n for n in DatasetCatalog.list() if n.startswith("t_outputs_")]:
-        DatasetCatalog.remove(one)
-        MetadataCatalog.remove(one)
+    with registered_scenes(world.folder / "scenes", "t_outputs_") as name:
+        yield name
 
 
 def search(output, option="--save"):
@@ -341,7 +331,7 @@ def test_other_weights_in_the_folder_of_a_training(tmp_path):
 def test_a_codes_file_that_an_evaluation_would_replace(tmp_path):
     codes = tmp_path / "inference/t_set/query.h5"
     codes.parent.mkdir(parents=True)
-    write_codes(codes, CodeSet(np.zeros((1, 1), np.uint8), 8, ["a"], ["a"], np.ones((1, 1))))
+    write_codes(codes, code_set(np.zeros((1, 1), np.uint8), labels=np.ones((1, 1))))
     before = codes.read_bytes()
     for eval_only in (False, True):
         opts = ["TEST.RETRIEVAL.DATABASE_CODES", codes, "DATASETS.TEST", "('t_set',)"]

@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from builders import code_set, photo_code_set
 from regiondh_d2.retrieval import photo_state
 from regiondh_d2.retrieval.photo_state import (
     PhotoCheck,
@@ -16,7 +16,6 @@ from regiondh_d2.retrieval.photo_state import (
     prune,
     root_problem,
 )
-from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.file_io import file_sha256, mark_folder
 from regiondh_d2.utils.marks import picture_mark
 
@@ -36,24 +35,7 @@ def write(path, content):
 
 def encode(*photos, roots, hashed=True):
     """A code set of files as they are now, each below the first root that it lies in."""
-    names = [os.fspath(photo) for photo in photos]
-    roots = [os.fspath(root) for root in roots]
-    stats = [os.stat(name) for name in names]
-    contents = [list(hashlib.sha256(Path(name).read_bytes()).digest()) for name in names]
-    return CodeSet(
-        codes=np.arange(len(names), dtype=np.uint8)[:, None],
-        bits=8,
-        image_ids=names,
-        file_names=names,
-        roots=roots,
-        root_index=np.array(
-            [next(i for i, r in enumerate(roots) if n.startswith(f"{r}/")) for n in names],
-            np.uint16,
-        ),
-        size=np.array([s.st_size for s in stats]),
-        mtime_ns=np.array([s.st_mtime_ns for s in stats]),
-        content_sha256=np.array(contents, np.uint8) if hashed else None,
-    )
+    return photo_code_set(photos, roots=roots, hashed=hashed)
 
 
 @pytest.fixture
@@ -208,21 +190,15 @@ def test_our_own_pictures_and_folders(tmp_path, root, photos):
 
 def test_names_that_count_from_nowhere_are_not_looked_at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    items = CodeSet(
-        codes=np.zeros((3, 1), np.uint8),
-        bits=8,
-        image_ids=["a", "b", "c"],
-        file_names=["datasets/a.jpg", str(tmp_path / "no.jpg"), str(tmp_path / "a\0b.jpg")],
-    )
+    names = ["datasets/a.jpg", str(tmp_path / "no.jpg"), str(tmp_path / "a\0b.jpg")]
+    items = code_set(np.zeros((3, 1), np.uint8), names=names)
     (tmp_path / "other.jpg").write_bytes(b"")
     assert states(items) == [THERE, GONE, GONE]
 
 
 def test_the_folder_of_older_codes_stands_for_a_root(root, photos):
     items = encode(*photos, roots=[root], hashed=False)
-    old = CodeSet(
-        codes=items.codes, bits=8, image_ids=items.image_ids, file_names=list(items.file_names)
-    )
+    old = code_set(items.codes, names=list(items.file_names))
     photos[1].unlink()
     assert states(old) == [THERE, GONE, THERE, THERE]
     old.file_names[0] = "datasets/a.jpg"

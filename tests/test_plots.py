@@ -8,25 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders import CLASS_NAMES, code_set
 from regiondh_d2.evaluation.bit_statistics import bit_statistics
 from regiondh_d2.evaluation.code_map import code_map
 from regiondh_d2.evaluation.curves import DistanceCounts, RadiusCurve
-from regiondh_d2.structures.codes import CodeFileError, CodeSet
+from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.structures.packed import pack_codes
 from regiondh_d2.utils.errors import MissingPackageError
 from regiondh_d2.visualization import plots
-
-
-def code_set(codes, labels=None, class_names=("cat", "dog", "sofa"), files=None):
-    codes = np.array(codes, bool)
-    return CodeSet(
-        codes=pack_codes(codes),
-        bits=codes.shape[1],
-        image_ids=[str(i) for i in range(len(codes))],
-        file_names=files or [f"{i}.png" for i in range(len(codes))],
-        labels=None if labels is None else np.array(labels, np.uint8),
-        class_names=list(class_names),
-    )
 
 
 def lines(figure):
@@ -104,7 +93,7 @@ def test_correlations_are_drawn_on_a_fixed_scale():
 
 def test_the_map_shows_images_of_one_class():
     labels = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]]
-    codes = code_set(np.eye(5), labels)
+    codes = code_set(np.eye(5), labels=labels, class_names=CLASS_NAMES)
     places, _ = code_map(codes)
     figure = plots.plot_code_map(codes)
     assert {name: p.tolist() for name, p in lines(figure).items()} == {
@@ -116,7 +105,7 @@ def test_the_map_shows_images_of_one_class():
 def test_rare_classes_share_a_color(monkeypatch):
     monkeypatch.setattr(plots, "MAP_CLASSES", 1)
     labels = [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]]
-    shown = lines(plots.plot_code_map(code_set(np.eye(4), labels)))
+    shown = lines(plots.plot_code_map(code_set(np.eye(4), labels=labels, class_names=CLASS_NAMES)))
     assert {name: len(points) for name, points in shown.items()} == {"dog": 2, "other classes": 2}
 
 

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from builders import code_set, object_codes
 from regiondh_d2.evaluation.reference_codes import (
     REFERENCES,
     feature_codes,
@@ -17,7 +18,7 @@ from regiondh_d2.evaluation.reference_codes import (
     spectral_codes,
 )
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
-from regiondh_d2.structures.codes import CodeFileError, CodeSet, InstanceCodes
+from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.structures.packed import unpack_codes
 
 
@@ -31,23 +32,12 @@ def sets():
         features = labels @ rng.random((5, 12)) + 0.1 * rng.random((count, 12))
         images, classes = labels.nonzero()
         scores = rng.random(len(images)).astype(np.float32)
-        instances = InstanceCodes(
-            codes=np.zeros((len(images), 1), np.uint8),
-            bits=8,
-            image_index=images,
-            boxes=np.zeros((len(images), 4), np.float32),
-            scores=scores,
-            classes=classes,
-        )
-        names = [str(i) for i in range(count)]
-        return CodeSet(
-            codes=np.zeros((count, 1), np.uint8),
-            bits=8,
-            image_ids=names,
-            file_names=names,
+        empty = np.zeros((len(images), 1), np.uint8)
+        return code_set(
+            np.zeros((count, 1), np.uint8),
             labels=labels,
             features=features.astype(np.float16),
-            instances=instances,
+            instances=object_codes(empty, images, scores=scores, classes=classes),
             model_fingerprint="a",
         )
 

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders import FINGERPRINT, code_set
+from regiondh_d2.evaluation import retrieval_analysis
 from regiondh_d2.evaluation.ranking_metrics import METRICS, evaluate_ranking
+from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
-from regiondh_d2.structures.codes import CodeSet, take_rows
+from regiondh_d2.structures.codes import take_rows
 from regiondh_d2.structures.packed import pack_codes
 from regiondh_d2.utils.marks import mark_of
+from regiondh_d2.visualization import report
 
 CLASSES = ("cat", "dog", "sofa", "dining table")
 BITS, QUERIES, IMAGES, TOPK = 10, 30, 80, 20
@@ -76,7 +80,7 @@ def tool(load_tool):
     return load_tool("report")
 
 
-def code_set(rng, count, role, folder, classes=CLASSES):
+def make_codes(rng, count, role, folder, classes=CLASSES):
     """Codes that follow labels, and an image of one color for each."""
     labels = rng.random((count, len(classes))) < 0.3
     labels[0], labels[-1] = False, True  # the first can't be measured
@@ -84,16 +88,15 @@ def code_set(rng, count, role, folder, classes=CLASSES):
     codes = labels @ planes + 0.7 * rng.normal(size=(count, BITS)) > 0.3
     codes[:, 3] = True
     names = [str(folder / f"{role}{i}.png") for i in range(count)]
-    return CodeSet(
-        codes=pack_codes(codes),
-        bits=BITS,
+    return code_set(
+        codes,
         image_ids=[f"{role}{i}" for i in range(count)],
         file_names=names,
-        labels=labels.astype(np.uint8),
+        labels=labels,
         class_names=list(classes),
         dataset="few",
         config="small.yaml",
-        model_fingerprint="f" * 64,
+        model_fingerprint=FINGERPRINT,
     )
 
 
@@ -103,7 +106,7 @@ def write_files(folder):
     images.mkdir()
     rng = np.random.default_rng(0)
     for role, count in (("query", QUERIES), ("database", IMAGES)):
-        codes = code_set(rng, count, role, images)
+        codes = make_codes(rng, count, role, images)
         for i, name in enumerate(codes.file_names):
             Image.new("RGB", (30, 20), (2 * i, 255 - 2 * i, 0)).save(name)
         write_codes(folder / f"{role}.h5", codes)
@@ -167,6 +170,17 @@ def test_metrics_with_their_bounds(page, ranking):
     for name, cells in table.items():
         orders = ("", "-pessimistic", "-optimistic", "-index_order")
         assert cells == [f"{metrics[name + order]:.3f}" for order in orders]
+
+
+def test_a_ranking_that_is_known_is_not_made_again(standard, ranking, tmp_path, monkeypatch):
+    folder, _ = standard
+    query, database, _ = ranking
+    ranked = rank_code_sets(query, database, TOPK)
+    monkeypatch.setattr(retrieval_analysis, "rank_code_sets", None)
+    files = (folder / "query.h5", folder / "database.h5")
+    notes = report.write_report(tmp_path / "page.html", *files, topk=TOPK, ranked=ranked)
+    assert (tmp_path / "page.html").read_bytes() == (folder / "out/page.html").read_bytes()
+    assert notes == ranked[1]
 
 
 def test_classes_from_the_weakest(page, ranking):
@@ -361,7 +375,7 @@ def test_further_numbers_and_references(write, files, ranking, capsys):
 @pytest.mark.parametrize("queries", [1, 2])
 def test_a_few_codes_of_one_bit(tool, files, queries, capsys):
     for role, count in (("query", queries), ("database", 3)):
-        codes = code_set(np.random.default_rng(0), 3, role, files / "images", classes=("a", "b"))
+        codes = make_codes(np.random.default_rng(0), 3, role, files / "images", classes=("a", "b"))
         codes.codes, codes.bits = pack_codes(np.ones((3, 1), bool)), 1
         codes.class_names = []
         write_codes(files / f"{role}.h5", take_rows(codes, range(3 - count, 3)))

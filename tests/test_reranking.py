@@ -6,12 +6,15 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from builders import FINGERPRINT, code_set
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking, reranked_distances
 from regiondh_d2.retrieval.index_folder import write_index_folder
-from regiondh_d2.retrieval.search import RERANKINGS, Query, search_index
-from regiondh_d2.structures.codes import CodeFileError, CodeSet, take_rows
+from regiondh_d2.retrieval.queries import Query
+from regiondh_d2.retrieval.second_stage import RERANKINGS
+from regiondh_d2.structures.codes import CodeFileError, take_rows
 from regiondh_d2.structures.packed import pack_codes
+from searching import search_index
 
 BITS = 6
 
@@ -20,16 +23,12 @@ def make_codes(seed, count, classes=3, **changes):
     rng = np.random.default_rng(seed)
     activations = rng.random((count, BITS)).astype(np.float16)
     values = {
-        "codes": pack_codes(activations > 0.5),
-        "bits": BITS,
-        "image_ids": [str(i) for i in range(count)],
-        "file_names": [f"{i}.jpg" for i in range(count)],
-        "labels": (rng.random((count, classes)) < 0.4).astype(np.uint8),
-        "model_fingerprint": "f" * 64,
+        "labels": rng.random((count, classes)) < 0.4,
+        "model_fingerprint": FINGERPRINT,
         "activations": activations,
         "features": rng.normal(size=(count, 4)).astype(np.float16),
     }
-    return CodeSet(**(values | changes))
+    return code_set(activations > 0.5, **(values | changes))
 
 
 @pytest.mark.parametrize("by", RERANKINGS)

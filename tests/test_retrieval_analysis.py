@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
+from builders import code_set
 from regiondh_d2.evaluation.bit_statistics import bit_statistics
 from regiondh_d2.evaluation.curves import count_distances, precision_at, radius_curve
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.evaluation.retrieval_analysis import RANKED_BY, analyze_retrieval, extremes
-from regiondh_d2.structures.codes import CodeSet
-from regiondh_d2.structures.packed import pack_codes
 
 BITS, TOPK = 9, 7
 
@@ -18,10 +17,7 @@ def codes():
     rng = np.random.default_rng(3)
     labels = rng.random((40, 3)) < 0.4
     bits = labels @ rng.normal(size=(3, BITS)) + rng.normal(size=(40, BITS)) > 0.4
-    names = [f"{i}.png" for i in range(40)]
-    return CodeSet(
-        pack_codes(bits), BITS, names, names, labels=labels.astype(np.uint8), class_names=["a"] * 3
-    )
+    return code_set(bits, labels=labels, class_names=["a"] * 3)
 
 
 @pytest.mark.parametrize("exclude_self", [False, True])

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from builders import registered
 from regiondh_d2.data.check import is_present
 from regiondh_d2.data.datasets.builtin import COCO_RETRIEVAL, VOC_RETRIEVAL
 from regiondh_d2.data.retrieval import register_retrieval_dataset
@@ -30,7 +31,6 @@ def image(image_id, category_ids=(), **extra):
 @pytest.fixture
 def register():
     """Registers detection datasets in memory, and removes everything afterwards."""
-    before = set(DatasetCatalog.list())
 
     def add(name, dicts, classes=CLASSES, **metadata):
         DatasetCatalog.register(name, lambda: dicts)
@@ -38,10 +38,8 @@ def register():
             metadata["thing_classes"] = classes
         MetadataCatalog.get(name).set(**metadata)
 
-    yield add
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered():
+        yield add
 
 
 def roles(name):

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from builders import code_set
 from regiondh_d2.data import generate_scenes
-from regiondh_d2.retrieval.code_store import read_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.utils.file_io import carries_mark
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +54,7 @@ def steps(tool, monkeypatch):
 
         return main
 
-    monkeypatch.setattr(tool, "load_tool", load)
+    monkeypatch.setattr(tool, "subcommand", load)
     return seen
 
 
@@ -62,6 +64,7 @@ def answers_of(printed):
     return [line.split(maxsplit=2)[2] for line in lines]
 
 
+@pytest.mark.slow
 def test_as_a_program(place):
     """Encoded, indexed, searched and drawn in one process, and a broken photo is left out."""
     (place / "mine" / "broken.jpg").write_bytes(b"no image")
@@ -70,7 +73,7 @@ def test_as_a_program(place):
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stderr
     assert "unreadable" in result.stderr
-    assert result.stdout.count("$ tools/") == 3
+    assert result.stdout.count("$ regiondh ") == 3
     codes = read_codes(place / "output/photos/photos.h5")
     assert (len(codes), codes.bits) == (3, 64)
     record = json.loads((place / "output/photos/index/index.json").read_text())
@@ -86,7 +89,7 @@ def test_again_with_changes_and_with_another_folder(tool, place, scenes, capsys)
     assert tool.main(["mine", "--output", "mine/out"]) == 0
     assert tool.main(["yours", "--output", "mine/out", "--query", "mine/b.jpg"]) == 0
     printed = capsys.readouterr()
-    assert sorted(answers_of(printed.out.split("tools/search.py")[2])) == [
+    assert sorted(answers_of(printed.out.split("$ regiondh search ")[2])) == [
         str(place / "yours" / name) for name in ("a.jpg", "b.jpg", "c.jpg")
     ]
     assert len(read_codes("mine/out/photos.h5")) == 6
@@ -111,21 +114,21 @@ def test_the_commands_that_are_printed_do_the_same(tool, steps, place, monkeypat
     network = ["--config-file", str(tool.CONFIG)]
     codes, index, picture = (f"out put/{name}" for name in ("photos.h5", "index", "answers.png"))
     assert steps == [
-        ["extract_codes", *network, "--resume", "--skip-bad", "--input", "mine", "--output", codes],
-        ["build_index", codes, "--output", index],
+        ["extract-codes", *network, "--resume", "--skip-bad", "--input", "mine", "--output", codes],
+        ["build-index", codes, "--output", index],
         ["search", *network, "--index", index, "--within", "mine"]
         + ["--query", "chosen 'one'.jpg", "--save", picture],
     ]
-    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("$ tools/")]
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("$ regiondh ")]
     assert len(lines) == 3
     for line, step in zip(lines, steps, strict=True):
         words = subprocess.run(
-            ["sh", "-c", f'for word in {line[len("$ tools/") :]}; do echo "$word"; done'],
+            ["sh", "-c", f'for word in {line[len("$ regiondh ") :]}; do echo "$word"; done'],
             capture_output=True,
             text=True,
             check=True,
         ).stdout.splitlines()
-        assert words == [f"{step[0]}.py", *step[1:]]
+        assert words == step
 
 
 def test_patterns_are_handed_on(tool, steps, place, monkeypatch):
@@ -137,14 +140,14 @@ def test_patterns_are_handed_on(tool, steps, place, monkeypatch):
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_step_that_fails_ends_the_command(tool, steps, place, monkeypatch, failing):
     monkeypatch.setattr(tool, "choose_query", lambda codes, photos: "q.jpg")
-    load, statuses = tool.load_tool, [0, 0, 0]
+    load, statuses = tool.subcommand, [0, 0, 0]
     statuses[failing] = 1
 
     def load_failing(name):
         main = load(name)
         return lambda words: main(words) or statuses[len(steps) - 1]
 
-    monkeypatch.setattr(tool, "load_tool", load_failing)
+    monkeypatch.setattr(tool, "subcommand", load_failing)
     assert tool.main(["mine"]) == 1
     assert len(steps) == failing + 1
 
@@ -153,7 +156,7 @@ def test_an_interrupted_step_is_told_how_to_go_on(tool, steps, place, monkeypatc
     def load(name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool, "load_tool", load)
+    monkeypatch.setattr(tool, "subcommand", load)
     assert tool.main(["mine"]) == 130
     assert capsys.readouterr().err == "interrupted: run it again to go on\n"
 
@@ -209,18 +212,11 @@ def test_an_output_of_version_0_1_goes_on(tool, steps, place, monkeypatch):
 
 
 def test_the_default_query_is_one_that_was_encoded_and_is_there(tool, place):
-    import numpy as np
-
-    from regiondh_d2.retrieval.code_store import write_codes
-    from regiondh_d2.structures.codes import CodeSet
-
     names = [str(place / folder / f"{name}.jpg") for folder in ("yours", "mine") for name in "abc"]
     names.append(str(place / "mine too" / "b.jpg"))
-    items = CodeSet(
-        codes=np.zeros((7, 1), np.uint8),
-        bits=8,
-        image_ids=names,
-        file_names=names,
+    items = code_set(
+        np.zeros((7, 1), np.uint8),
+        names=names,
         roots=[str(place)],
         size=np.array([os.stat(name).st_size if os.path.exists(name) else 1 for name in names]),
     )

@@ -1,39 +1,55 @@
 """tools/train_net.py end to end on a few scenes: train, resume, evaluate, cached features."""
 
-import ast
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from regiondh_d2.data import generate_scenes
+from builders import registered_scenes
+from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.trainer import FiniteCheckpointer
+from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.utils.errors import RegionDHError
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tools/train_net.py"
 CONFIG = ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
+PREFIX = "train_net_test_"
+TRAIN, TEST = f"{PREFIX}regiondh_scenes_database", f"{PREFIX}scenes_retrieval"
+DATASETS = ["DATASETS.TRAIN", f"('{TRAIN}',)", "DATASETS.TEST", f"('{TEST}',)"]
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    """A folder of scenes, and an output folder that the tests share in order."""
-    folder = tmp_path_factory.mktemp("train_net")
-    generate_scenes(folder / "scenes", num_database=8, num_queries=4)
-    return folder
+@pytest.fixture(scope="module", autouse=True)
+def datasets(shared_scenes):
+    with registered_scenes(shared_scenes, PREFIX):
+        yield
 
 
-def train_net(workspace, *args):
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(CONFIG)]
-    env = {**os.environ, "DETECTRON2_DATASETS": str(workspace), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*command, *args], cwd=workspace, env=env, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def train_net(load_tool, plain_loggers, tmp_path, monkeypatch, capsys):
+    """A function that runs the command in this process, with the scenes unless told otherwise.
+
+    It returns the exit status and the last line of errors.
+    """
+    tool = load_tool("train_net")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "")
+
+    def run(*words, datasets=DATASETS):
+        words = ["--config-file", CONFIG, *words, *datasets, "DATALOADER.NUM_WORKERS", 0]
+        args = tool.build_parser().parse_args([str(word) for word in words])
+        capsys.readouterr()
+        status = run_command(lambda: tool.run(args))
+        return SimpleNamespace(status=status, error=last_line(capsys.readouterr().err))
+
+    return run
 
 
 def last_line(text):
@@ -46,90 +62,75 @@ def metrics_of(folder):
     return {key: value for line in lines for key, value in json.loads(line).items()}
 
 
-def test_train_resume_and_evaluate(workspace):
-    output = workspace / "run"
-    result = train_net(workspace, "OUTPUT_DIR", str(output))
-    assert result.returncode == 0, result.stderr
+def test_train_resume_and_evaluate(train_net, tmp_path, caplog):
+    output = tmp_path / "run"
+    result = train_net("OUTPUT_DIR", output)
+    assert result.status == 0, result.error
     last = metrics_of(output)
     assert {"loss_cls_image", "loss_hash_image", "loss_hash_instance"} <= set(last)
     assert 0.0 < last["retrieval/MAP_min@5"] <= 1.0
     assert "bbox/AP50" in last
-    database = read_codes(output / "inference/scenes_retrieval/database.h5")
+    database = read_codes(output / f"inference/{TEST}/database.h5")
     assert (len(database), database.bits) == (8, 48)
     assert len(database.model_fingerprint) == 64
     assert database.config == str(output / "config.yaml")
 
-    result = train_net(workspace, "--resume", "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "5")
-    assert result.returncode == 0, result.stderr
-    assert "Starting training from iteration 3" in result.stdout
+    with caplog.at_level("INFO"):
+        result = train_net("--resume", "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 5)
+    assert result.status == 0, result.error
+    assert "Starting training from iteration 3" in caplog.text
 
-    weights = str(output / "model_final.pth")
-    evaluated = workspace / "evaluated"
-    result = train_net(
-        workspace, "--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(evaluated)
-    )
-    assert result.returncode == 0, result.stderr
-    trained = read_codes(output / "inference/scenes_retrieval/query.h5")
-    again = read_codes(evaluated / "inference/scenes_retrieval/query.h5")
+    evaluated = tmp_path / "evaluated"
+    weights = output / "model_final.pth"
+    result = train_net("--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", evaluated)
+    assert result.status == 0, result.error
+    trained = read_codes(output / f"inference/{TEST}/query.h5")
+    again = read_codes(evaluated / f"inference/{TEST}/query.h5")
     assert trained.model_fingerprint == again.model_fingerprint
     assert (trained.codes == again.codes).all()
 
 
-def test_heads_train_on_cached_features(workspace):
+def test_heads_train_on_cached_features(train_net, random_network, tmp_path):
     """The codes from cached features are those from images, but for half-precision rounding."""
-    output = workspace / "cached"
+    output = tmp_path / "cached"
     frozen = [f"MODEL.REGION_DH.LR_FACTORS.{p}" for p in ("BACKBONE", "PROPOSAL_GENERATOR")]
     opts = [x for key in frozen for x in (key, "0.0")]
     opts += ["MODEL.REGION_DH.WHOLE_IMAGE", "pooled", "MODEL.REGION_DH.NORMALIZE_FUSED", "True"]
-    result = train_net(
-        workspace, *opts, "MODEL.REGION_DH.FEATURE_CACHE", "cache", "OUTPUT_DIR", str(output)
-    )
-    assert result.returncode == 0, result.stderr
-    names = ["regiondh_scenes_database.npz", "scenes_retrieval.npz"]
-    assert sorted(p.name for p in (workspace / "cache").iterdir()) == names
+    cache = ["MODEL.REGION_DH.FEATURE_CACHE", "cache"]
+    result = train_net(*opts, *cache, "OUTPUT_DIR", output)
+    assert result.status == 0, result.error
+    assert sorted(os.listdir("cache")) == [f"{TRAIN}.npz", f"{TEST}.npz"]
 
-    images = workspace / "from_images"
-    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
-    result = train_net(workspace, "--eval-only", *opts, *weights, "OUTPUT_DIR", str(images))
-    assert result.returncode == 0, result.stderr
+    images = tmp_path / "from_images"
+    weights = ["MODEL.WEIGHTS", output / "model_final.pth"]
+    result = train_net("--eval-only", *opts, *weights, "OUTPUT_DIR", images)
+    assert result.status == 0, result.error
     cached, direct = (
-        read_codes(folder / "inference/scenes_retrieval/database.h5") for folder in (output, images)
+        read_codes(folder / f"inference/{TEST}/database.h5") for folder in (output, images)
     )
     assert abs(cached.activations.astype(float) - direct.activations).max() < 0.02
 
-    other = train_net(
-        workspace,
-        *opts,
-        "MODEL.REGION_DH.FEATURE_CACHE",
-        "cache",
-        "MODEL.WEIGHTS",
-        str(workspace / "run/model_final.pth"),
-        "OUTPUT_DIR",
-        str(workspace / "other"),
-    )
-    assert other.returncode == 1
-    assert re.match(r"error: \S+_database\.npz was made by other", last_line(other.stderr))
+    weights = ["MODEL.WEIGHTS", random_network.weights]
+    result = train_net(*opts, *cache, *weights, "OUTPUT_DIR", tmp_path / "other")
+    assert result.status == 1
+    assert re.match(r"error: \S+_database\.npz was made by other", result.error)
 
 
-def test_a_cache_needs_frozen_features(workspace):
-    result = train_net(
-        workspace,
-        "MODEL.REGION_DH.FEATURE_CACHE",
-        "unused",
-        "OUTPUT_DIR",
-        str(workspace / "refused"),
-    )
-    assert result.returncode == 1
-    assert re.match(r"error: .+LR_FACTORS\.BACKBONE", last_line(result.stderr))
+def test_a_cache_needs_frozen_features(train_net):
+    result = train_net("MODEL.REGION_DH.FEATURE_CACHE", "unused", "OUTPUT_DIR", "refused")
+    assert result.status == 1
+    assert re.match(r"error: .+LR_FACTORS\.BACKBONE", result.error)
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(workspace):
-    output = workspace / "diverging"
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
+    train_net, tmp_path
+):
+    output = tmp_path / "diverging"
     opts = ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
-    result = train_net(workspace, *opts, "SOLVER.BASE_LR", "1e30", "OUTPUT_DIR", str(output))
-    assert result.returncode == 1
+    result = train_net(*opts, "SOLVER.BASE_LR", "1e30", "OUTPUT_DIR", output)
+    assert result.status == 1
     line = r"error: training has diverged at iteration [12]: (Predicted .+Inf/NaN|loss_\w+ is \S+)"
-    assert re.match(line, last_line(result.stderr))
+    assert re.match(line, result.error)
     assert (output / "last_checkpoint").read_text() == "model_0000000.pth"
     weights = torch.load(output / "model_0000000.pth", weights_only=True)["model"]
     assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -148,52 +149,58 @@ def test_weights_that_are_not_finite_are_not_saved(make_model, tmp_path, value):
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "good.pth")
 
 
-def test_two_processes_train_and_evaluate(workspace):
-    output = workspace / "two"
-    result = train_net(workspace, "--num-gpus", "2", "OUTPUT_DIR", str(output))
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_a_program(shared_scenes, tmp_path):
+    """On datasets of one's own, which new processes know only if they import the same module."""
+    (tmp_path / "my_zoo.py").write_text(
+        "from regiondh_d2.data.datasets.scenes import register_scenes\n"
+        f"register_scenes({str(shared_scenes)!r}, {PREFIX!r})\n"
+    )
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "--config-file", CONFIG, "--import", "my_zoo"]
+        + ["--num-gpus", "2", *DATASETS, "OUTPUT_DIR", "two", "DATALOADER.NUM_WORKERS", "1"],
+        cwd=tmp_path,  # and not the checkout
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
-    assert 0.0 < metrics_of(output)["retrieval/MAP_min@5"] <= 1.0
-    assert len(read_codes(output / "inference/scenes_retrieval/database.h5")) == 8
+    assert 0.0 < metrics_of(tmp_path / "two")["retrieval/MAP_min@5"] <= 1.0
+    assert len(read_codes(tmp_path / f"two/inference/{TEST}/database.h5")) == 8
     assert "FutureWarning" not in result.stderr + result.stdout
 
 
-def test_own_datasets_are_evaluated_in_two_processes_and_nothing_is_trained(workspace):
+def test_two_processes_evaluate_and_train_nothing(train_net, random_network, tmp_path, forked):
     """What a script of one's own with --eval-only and --num-gpus did not do."""
-    (workspace / "my_zoo.py").write_text(
-        "from regiondh_d2.data.datasets.scenes import register_scenes\n"
-        f"register_scenes({str(workspace / 'scenes')!r}, 'zoo_')\n"
-    )
-    output = workspace / "zoo"
+    output = tmp_path / "zoo"
     output.mkdir()
     (output / "model_final.pth").write_bytes(b"trained for days")
-    opts = ["DATASETS.TRAIN", "('zoo_regiondh_scenes_database',)"]
-    opts += ["DATASETS.TEST", "('zoo_scenes_retrieval',)", "OUTPUT_DIR", str(output)]
-    weights = ["MODEL.WEIGHTS", str(workspace / "run/model_final.pth")]
-    own = ["--import", "my_zoo", "--eval-only", "--num-gpus", "2"]
-    result = train_net(workspace, *own, *opts, *weights)
-    assert result.returncode == 0, result.stderr
-    assert len(read_codes(output / "inference/zoo_scenes_retrieval/database.h5")) == 8
+    words = ["MODEL.WEIGHTS", random_network.weights, "OUTPUT_DIR", output]
+    with forked():
+        result = train_net("--eval-only", "--num-gpus", 2, *words)
+    assert result.status == 0, result.error
+    assert len(read_codes(output / f"inference/{TEST}/database.h5")) == 8
     assert (output / "model_final.pth").read_bytes() == b"trained for days"
-    assert "FutureWarning" not in result.stderr + result.stdout
-
-    result = train_net(workspace, "--eval-only", *opts, *weights)
-    assert result.returncode == 1
-    line = last_line(result.stderr)
-    assert re.match(r"error: DATASETS.TRAIN has 'zoo_\w+', which isn't registered; known: ", line)
-    assert "--import MODULE_OR_FILE" in line
 
 
-def test_weights_that_do_not_fit_are_not_evaluated(workspace):
+def test_a_dataset_that_is_not_registered_is_told(train_net, random_network):
+    datasets = ["DATASETS.TRAIN", "('zoo_scenes',)", "DATASETS.TEST", f"('{TEST}',)"]
+    result = train_net("--eval-only", "MODEL.WEIGHTS", random_network.weights, datasets=datasets)
+    assert result.status == 1
+    line = r"error: DATASETS.TRAIN has 'zoo_\w+', which isn't registered; known: "
+    assert re.match(line, result.error)
+    assert "--import MODULE_OR_FILE" in result.error
+
+
+def test_weights_that_do_not_fit_are_not_evaluated(train_net, random_network, tmp_path):
     result = train_net(
-        workspace,
         *("--eval-only", "MODEL.REGION_DH.BITS", "64"),
-        *("MODEL.WEIGHTS", str(workspace / "run/model_final.pth")),
-        *("OUTPUT_DIR", str(workspace / "misfit")),
+        *("MODEL.WEIGHTS", random_network.weights, "OUTPUT_DIR", "misfit"),
     )
-    assert result.returncode == 1
-    line = last_line(result.stderr)
-    assert re.match(r"error: \S+run/model_final\.pth lacks \d+ tensors .+48.+there, 64", line)
-    assert not (workspace / "misfit/inference").exists()
+    assert result.status == 1
+    assert re.match(r"error: \S+weights\.pth lacks \d+ tensors .+48.+there, 64", result.error)
+    assert not (tmp_path / "misfit/inference").exists()
 
 
 def test_what_the_machines_of_a_training_must_say(load_tool):
@@ -210,31 +217,16 @@ def test_what_the_machines_of_a_training_must_say(load_tool):
             tool.build_parser().parse_args(arguments)
 
 
-def test_commands_import_the_package_before_what_makes_pytorch_complain():
-    """The package hides what PyTorch says of Detectron2's code while it imports that."""
-    files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]
-    assert len(files) > 15
-    for file in files:
-        modules = []
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.Import):
-                modules += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                modules.append(node.module)
-        theirs = [m for m in modules if m.split(".")[0] in ("detectron2", "fvcore", "timm")]
-        ours = [m for m in modules if m.split(".")[0] == "regiondh_d2"]
-        assert not theirs or modules.index(ours[0]) < modules.index(theirs[0]), file
-
-
-def test_a_failure_of_one_of_two_processes_is_told_in_one_line(workspace):
-    refused = ["SOLVER.IMS_PER_BATCH", "3", "OUTPUT_DIR", str(workspace / "three")]
-    result = train_net(workspace, "--num-gpus", "2", *refused)
-    assert result.returncode == 1
+def test_a_failure_of_one_of_two_processes_is_told_in_one_line(train_net, forked):
+    refused = ["SOLVER.IMS_PER_BATCH", "3", "OUTPUT_DIR", "three"]
+    with forked():
+        result = train_net("--num-gpus", "2", *refused)
+    assert result.status == 1
     line = r"error: SOLVER\.IMS_PER_BATCH 3 is no multiple of the 2 processes"
-    assert re.match(line, last_line(result.stderr))
+    assert re.match(line, result.error)
 
 
-def test_an_unknown_key_is_named(workspace):
-    result = train_net(workspace, "MODEL.REGION_DH.BITZ", "48")
-    assert result.returncode == 1
-    assert re.match(r"error: .+BITZ", last_line(result.stderr))
+def test_an_unknown_key_is_named(train_net):
+    result = train_net("MODEL.REGION_DH.BITZ", "48")
+    assert result.status == 1
+    assert re.match(r"error: .+BITZ", result.error)

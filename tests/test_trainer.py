@@ -14,10 +14,9 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from builders import registered_scenes
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.checkpoint import RegionDHCheckpointer, WeightsError, model_fingerprint
-from regiondh_d2.data import generate_scenes
-from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine import RegionDHTrainer, build_cfg, defaults, setup_cfg
 from regiondh_d2.engine.defaults import asked_of
 from regiondh_d2.engine.trainer import (
@@ -263,13 +262,8 @@ def test_a_training_that_starts_anew_has_a_best_of_its_own(tmp_path):
 @pytest.fixture
 def scenes(tmp_path):
     """Registered scenes: 6 images to search in, 3 queries."""
-    before = set(DatasetCatalog.list())
-    generate_scenes(tmp_path / "scenes", num_database=6, num_queries=3)
-    register_scenes(tmp_path / "scenes", PREFIX)
-    yield tmp_path / "scenes"
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered_scenes(tmp_path / "scenes", PREFIX, database=6, queries=3):
+        yield tmp_path / "scenes"
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
+from builders import registered_scenes
 from regiondh_d2.config import training_settings
-from regiondh_d2.data import generate_scenes
-from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine import training_record
 from regiondh_d2.engine.trainer import FiniteCheckpointer
 from regiondh_d2.engine.training_record import (
@@ -31,17 +30,12 @@ NAME = f"{PREFIX}regiondh_scenes_database"
 @pytest.fixture
 def cfg(tiny_cfg, tmp_path):
     """Of a training on two scenes, from a file of weights."""
-    generate_scenes(tmp_path / "scenes", num_database=2, num_queries=1)
-    before = set(DatasetCatalog.list())
-    register_scenes(tmp_path / "scenes", PREFIX)
-    (tmp_path / "start.pth").write_bytes(b"weights")
-    tiny_cfg.DATASETS.TRAIN = (NAME,)
-    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "start.pth")
-    tiny_cfg.OUTPUT_DIR = str(tmp_path / "run")
-    yield tiny_cfg
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered_scenes(tmp_path / "scenes", PREFIX, database=2):
+        (tmp_path / "start.pth").write_bytes(b"weights")
+        tiny_cfg.DATASETS.TRAIN = (NAME,)
+        tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "start.pth")
+        tiny_cfg.OUTPUT_DIR = str(tmp_path / "run")
+        yield tiny_cfg
 
 
 def training(cfg, *opts):

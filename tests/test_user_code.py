@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+from commands import subcommand_of
+from regiondh_cli.main import subparsers_of
+from regiondh_cli.options import add_import_option
+from regiondh_d2.engine import user_code
 from regiondh_d2.engine.command import run_workers
-from regiondh_d2.engine.user_code import VARIABLE, add_import_option, import_user_code
+from regiondh_d2.engine.user_code import VARIABLE, import_user_code
 from regiondh_d2.utils.errors import RegionDHError
 
 ROOT = Path(__file__).parents[1]
@@ -94,11 +97,14 @@ def worker(folder):
     Path(folder, f"{os.getpid()}.txt").write_text(t_uc_for_workers.VALUE)
 
 
-def test_worker_processes_import_the_same(tmp_path):
-    torch.set_num_threads(1)
+def test_worker_processes_import_the_same(tmp_path, monkeypatch, forked):
     write("elsewhere/t_uc_for_workers.py", "VALUE = 'here'\n")
     import_user_code(["elsewhere/t_uc_for_workers.py"])
-    run_workers(worker, 2, (str(tmp_path),))
+    # New processes know nothing of it.
+    del sys.modules["t_uc_for_workers"]
+    monkeypatch.setattr(user_code, "_FILES", {})
+    with forked():
+        run_workers(worker, 2, (str(tmp_path),))
     found = list(tmp_path.glob("*.txt"))
     assert [path.read_text() for path in found] == ["here"] * 2
     assert f"{os.getpid()}.txt" not in [path.name for path in found]
@@ -171,12 +177,14 @@ def test_the_option_may_be_repeated():
 TOOLS = [path.stem for path in (ROOT / "tools").glob("*.py") if path.stem not in ("setup_env",)]
 
 
-@pytest.mark.parametrize("name", sorted(TOOLS))
+@pytest.mark.parametrize("name", sorted([*TOOLS, "check_datasets"]))
 def test_every_command_that_takes_a_dataset_or_a_config_takes_the_option(load_tool, name):
     module = load_tool(name)
-    dests = {a.dest for a in module.build_parser()._actions}
+    parser = module.build_parser()
+    actions = [a for p in (parser, *subparsers_of(parser).values()) for a in p._actions]
+    dests = {a.dest for a in actions}
     fixed = {"demo"}  # it makes its own dataset
     if dests & {"dataset", "config_file", "opts"} and name not in fixed:
         assert "imports" in dests
-    text = (ROOT / f"tools/{name}.py").read_text()
-    assert ("add_import_option(" in text) == ("import_user_code(args.imports)" in text)
+    file = module.__file__ if subcommand_of(name) else ROOT / f"tools/{name}.py"
+    assert ("imports" in dests) == ("import_user_code(args.imports)" in Path(file).read_text())

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from extraction import make_extractor
 
+from extraction import make_extractor
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.config import changed_settings, code_settings
 from regiondh_d2.engine import build_cfg
@@ -99,8 +99,8 @@ def test_index_folders_open(engine):
     folder = read_index_folder(DATA / f"index_{engine}")
     scenes = read_codes(DATA / "scenes.h5")
     assert folder.items.image_ids == scenes.image_ids
-    for level, codes in (("image", scenes.codes), ("instance", scenes.instances.codes)):
-        distances, rows = folder.level(level).search(codes[:3], 1)
+    for granularity, codes in (("image", scenes.codes), ("instance", scenes.instances.codes)):
+        distances, rows = folder.index(granularity).search(codes[:3], 1)
         assert (distances == 0).all()
         np.testing.assert_array_equal(codes[rows[:, 0]], codes[:3])
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from regiondh_d2.data.datasets.scenes import generate_scenes, register_scenes
+from builders import registered_scenes
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml")
@@ -20,12 +19,8 @@ def tool(load_tool):
 @pytest.fixture
 def scenes(tmp_path):
     """Five scenes, registered with the prefix v_."""
-    before = set(DatasetCatalog.list())
-    register_scenes(generate_scenes(tmp_path / "s", num_database=3, num_queries=2), prefix="v_")
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registered_scenes(tmp_path / "s", "v_", database=3, queries=2):
+        yield
 
 
 def test_a_dataset_from_end_to_end(tool, scenes, tmp_path, capsys):

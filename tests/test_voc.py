@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 from detectron2.structures import BoxMode
 
+from builders import registered
 from regiondh_d2.data.datasets.builtin import VOC_DETECTION, SplitByIdDigest, register_builtin
 from regiondh_d2.data.voc import (
     VOC_CLASSES,
@@ -45,12 +46,8 @@ def write_tree(root, xmls, split="train"):
 @pytest.fixture
 def catalogs():
     """Removes what a test registers."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        if name in MetadataCatalog.list():
-            MetadataCatalog.remove(name)
+    with registered():
+        yield
 
 
 def test_dict_of_one_image(tmp_path):

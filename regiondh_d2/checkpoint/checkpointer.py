@@ -129,7 +129,8 @@ class RegionDHCheckpointer(DetectionCheckpointer):
 
     def _with_heuristics(self, data: dict[str, Any]) -> dict[str, Any]:
         """Detectron2's ``FILE?matching_heuristics=True``: names are matched by their ends."""
-        queries = parse_qs(self._parsed_url_during_load.query)
+        url: Any = self._parsed_url_during_load
+        queries = parse_qs(url.query)
         if queries.pop("matching_heuristics", ["False"]) == ["True"]:
             data["matching_heuristics"] = True
         if queries:

@@ -87,7 +87,7 @@ class COCOSource:
         try:
             content = _read_json(path)
         except FileNotFoundError:
-            message = f"{shown}: no such file (see datasets/README.md)"
+            message = f"{shown}: no such file (see `regiondh check-dataset --help`)"
             if problems is None:
                 raise InputNotFoundError(message) from None
             problems.append(message)
@@ -252,7 +252,7 @@ class _Reader:
                 self._on_defect(f"{key} is an empty list: a dataset needs some")
             else:
                 lists.append(value)
-        return tuple(lists) if len(lists) == 3 else None
+        return (lists[0], lists[1], lists[2]) if len(lists) == 3 else None
 
     def _read_categories(self, categories: list) -> None:
         names: dict[int, str] = {}
@@ -311,10 +311,10 @@ class _Reader:
                         f"file_name: there is no such image in {display_name(self._folder.path)}:"
                         " add it, drop the entry, or name the right folder"
                     )
-                other = id_of.setdefault(os.path.normpath(path), number)
-                if other != number:
+                first = id_of.setdefault(os.path.normpath(path), number)
+                if first != number:
                     raise _Defect(
-                        f"file_name: the same file is that of image id {_show(other)}, too: drop"
+                        f"file_name: the same file is that of image id {_show(first)}, too: drop"
                         " one of them"
                     )
             except _Defect as defect:
@@ -345,7 +345,7 @@ class _Reader:
                 if number is not None:
                     where += f" (id {_show(number)})"
                 image_id = _id(annotation.get("image_id"))
-                record = records.get(image_id)
+                record = None if image_id is None else records.get(image_id)
                 if record is not None:
                     where += f" of image {display_name(record['file_name'])}"
                 if number is None:
@@ -368,7 +368,8 @@ class _Reader:
                     self._left_out.append(f"{where}: {defect}")
                 else:
                     # A missing id hides the image.
-                    known = records.get(_id(_get(annotation, "image_id")))
+                    image_id = _id(_get(annotation, "image_id"))
+                    known = None if image_id is None else records.get(image_id)
                     if known is not None and " of image " not in where:
                         where += f" of image {display_name(known['file_name'])}"
                     self._on_defect(f"{where}: {defect}")
@@ -381,7 +382,8 @@ class _Reader:
 
     def _read_object(self, annotation: dict, record: dict) -> tuple[dict, bool]:
         category = _field(annotation, "category_id")
-        if _id(category) not in self.position_of:
+        position = self._position(category)
+        if position is None:
             known = ", ".join(map(str, self.position_of))
             raise _Defect(f"category_id {_show(category)} is that of no category; known: {known}")
         box, clipped = _read_box(_field(annotation, "bbox"), record["width"], record["height"])
@@ -398,7 +400,7 @@ class _Reader:
         read = {
             "iscrowd": int(crowd),
             "bbox": box,
-            "category_id": self.position_of[_id(category)],
+            "category_id": position,
             "bbox_mode": BoxMode.XYWH_ABS,
             "area": area,
         }
@@ -413,10 +415,15 @@ class _Reader:
             read["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
         return read, clipped
 
+    def _position(self, category_id: Any) -> int | None:
+        """The position of a category among the classes; None if the id is of none."""
+        number = _id(category_id)
+        return self.position_of.get(number) if isinstance(number, int) else None
+
     def _note_unused(self, categories: list, used: set[int]) -> None:
         """A note on a heading of the others, which some tools write as category 0."""
         for category in categories:
-            position = self.position_of.get(_id(_get(category, "id")))
+            position = self._position(_get(category, "id"))
             # Roboflow's, and that of LabelMe's converter.
             heading = (
                 _get(category, "supercategory") == "none"

@@ -28,11 +28,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from struct import error as StructError
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from ..config import DEFAULT_MAX_PIXELS
 from ..utils.display import display_name
@@ -361,7 +361,8 @@ def _gray_to_8_bits(image: Image.Image, rawmode: str) -> Image.Image:
 
 def _gray_rule(image: Image.Image, rawmode: str) -> tuple[int, bool]:
     """By how many bits to shift a gray of more than 8, and whether 0 is white."""
-    inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0  # which Pillow leaves to us
+    # Pillow leaves it to us to invert them.
+    inverted = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0
     return 4 if rawmode == "I;12" else 8, inverted
 
 
@@ -372,20 +373,20 @@ def _alpha_of_key(
     if key is None:
         return None
     pixels = np.asarray(image)
-    key = np.array(key)
-    if rawmode == "RGB;16B":
+    transparent = np.array(key)
+    if rawmode == "RGB;16B" and file is not None:
         # Pillow reads the high bytes alone; for this once we let it read the low ones.
-        again = _open(file)
+        again: Any = _open(file)
         again.tile = [(*again.tile[0][:3], "RGB;16L")]
         again.load()
         pixels = pixels.astype(np.uint16) << 8 | np.asarray(again)
     elif image.mode == "L":  # grays of few bits are spread to 8, the key is not
-        key = key * {"L;2": 85, "L;4": 17}.get(rawmode, 1) & 255
+        transparent = transparent * {"L;2": 85, "L;4": 17}.get(rawmode, 1) & 255
     elif image.mode == "RGB":
-        key = key & 255
+        transparent = transparent & 255
     elif image.mode == "1":
-        key = key != 0
-    differs = pixels != key
+        transparent = transparent != 0
+    differs = pixels != transparent
     if differs.ndim == 3:
         differs = differs.any(axis=-1)
     return Image.fromarray(differs.astype(np.uint8) * np.uint8(255))

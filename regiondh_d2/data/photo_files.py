@@ -27,6 +27,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import carries_mark
 from ..utils.marks import FOLDER_MARK
+from ..utils.paths import folder_start
 from .image_formats import (
     HEIF_ENDINGS,
     HEIF_HINT,
@@ -162,7 +163,7 @@ def is_system_file(name: str) -> bool:
 
 def is_below(path: str, folder: str) -> bool:
     """Whether a path is a folder or lies in it, by the text of both, which must be absolute."""
-    return path == folder or path.startswith(os.path.join(folder, ""))
+    return path == folder or path.startswith(folder_start(folder))
 
 
 def lies_in_any(path: str, folders: Collection[str]) -> bool:
@@ -227,7 +228,7 @@ class _Scanner:
     def scan(self, inputs: Sequence[str | os.PathLike]) -> PhotoScan:
         result = self._result
         given = []
-        for name in map(os.fspath, inputs):
+        for name in [os.fspath(path) for path in inputs]:
             if os.path.isdir(name):
                 given.append((os.path.realpath(name), True))
             elif os.path.exists(name):

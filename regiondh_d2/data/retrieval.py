@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -123,7 +124,10 @@ def register_retrieval_dataset(
         if part not in DatasetCatalog.list():
             fail(f"{part!r} is not a registered dataset: register it first")
 
-    metadata = {"database_datasets": source.database, "query_datasets": source.queries}
+    metadata: dict[str, Any] = {
+        "database_datasets": source.database,
+        "query_datasets": source.queries,
+    }
     classes = common_classes(source.parts, fail)
     if classes is not None:
         metadata["thing_classes"] = classes

@@ -107,7 +107,7 @@ class StrictMapper(DatasetMapper):
             reason = " ".join(str(error).split())
         raise UnreadableImageError(
             f"{display_name(name)}: cannot be read ({reason}): replace it or drop it from the "
-            "dataset; datasets/check_datasets.py --images finds all such files"
+            "dataset; `regiondh check-dataset --images` finds all such files"
         )
 
 

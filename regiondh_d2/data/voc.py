@@ -195,7 +195,8 @@ def _require_layout(dirname: str) -> None:
             raise VOCNotFoundError(
                 f"{root / folder}: no such folder; expected"
                 f" {root.name}/{{Annotations,ImageSets/Main,JPEGImages}} in {root.parent}: set"
-                " $DETECTRON2_DATASETS to the folder that holds it (see datasets/README.md)"
+                " $DETECTRON2_DATASETS to the folder that holds it (see"
+                " `regiondh check-dataset --help`)"
             )
 
 
@@ -213,7 +214,7 @@ def _read_list(
         )
         raise VOCNotFoundError(
             f"{path}: no such image list; the folder has {', '.join(present) or 'no lists'}"
-            " (see datasets/README.md)"
+            " (see `regiondh check-dataset --help`)"
         ) from None
     except RegionDHError as error:
         on_defect(VOCFormatError(f"{path}: {error}"))

@@ -1,10 +1,22 @@
+"""Training, its set-up from configs, and search by image.
+
+What search needs is imported when :class:`RegionDHSearcher` or :class:`QueryEncoder` is asked for:
+a training doesn't need it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from .cached_trainer import CachedHeadsTrainer, trainer_class
 from .defaults import build_cfg, setup_cfg
-from .searcher import RegionDHSearcher
 from .trainer import RegionDHTrainer, build_optimizer
+
+if TYPE_CHECKING:
+    from .query_encoder import QueryEncoder
+    from .searcher import RegionDHSearcher
 
 __all__ = [
     "CachedHeadsTrainer",
+    "QueryEncoder",
     "RegionDHSearcher",
     "RegionDHTrainer",
     "build_cfg",
@@ -12,3 +24,15 @@ __all__ = [
     "setup_cfg",
     "trainer_class",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RegionDHSearcher":
+        from .searcher import RegionDHSearcher
+
+        return RegionDHSearcher
+    if name == "QueryEncoder":
+        from .query_encoder import QueryEncoder
+
+        return QueryEncoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns blocks of more than 32 MiB to the kernel when they are freed, and the
     free end of its heap; the kernel clears the pages when they are touched anew. The feature maps
-    of a training step are such blocks (``tools/benchmark.py training`` shows what it costs).
+    of a training step are such blocks (``regiondh benchmark training`` shows what it costs).
     PyTorch keeps the memory of CUDA devices itself, but not that of the CPU.
 
     Returns:

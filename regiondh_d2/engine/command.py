@@ -1,6 +1,5 @@
-"""What the command lines share: arguments, errors as one line, processes, trained weights."""
+"""What the commands share: errors as one line, processes, trained weights."""
 
-import argparse
 import errno
 import logging
 import multiprocessing
@@ -20,14 +19,14 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from regiondh_cli.arguments import DEBUG_VARIABLE
+
 from ..checkpoint import (
     RegionDHCheckpointer,
     WeightsError,
     has_last_checkpoint,
     require_weights,
 )
-from ..retrieval.search import RERANKINGS
-from ..utils.arguments import DEBUG_VARIABLE
 from ..utils.display import display_name, tolerate_any_text
 from ..utils.errors import RegionDHError
 from ..utils.progress import close_bars
@@ -37,12 +36,7 @@ from .user_code import import_user_code
 
 __all__ = [
     "CommandError",
-    "add_overwrite_option",
-    "add_rerank_options",
-    "add_root_option",
-    "check_rerank_options",
     "load_trained_model",
-    "positive_int",
     "run_command",
     "run_workers",
 ]
@@ -60,62 +54,6 @@ TIMEOUT = timedelta(days=30)
 
 class CommandError(Exception):
     """A failure that is told already, in one line."""
-
-
-def positive_int(text: str) -> int:
-    """An argument type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
-    return value
-
-
-def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--overwrite``, which goes to :func:`.utils.file_io.check_output_file`."""
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="also replace existing files that this program did not write; what the command reads "
-        "is never replaced",
-    )
-
-
-def add_root_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--root OLD=NEW``, a list for :func:`.retrieval.index_folder.move_roots`."""
-    parser.add_argument(
-        "--root",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="the folder OLD of photos stands at NEW now; repeatable",
-    )
-
-
-def add_rerank_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--rerank N`` and ``--rerank-by``, one of :data:`.retrieval.search.RERANKINGS`.
-
-    :func:`check_rerank_options` looks at what was given.
-    """
-    parser.add_argument(
-        "--rerank",
-        type=positive_int,
-        metavar="N",
-        help="order the N nearest images of a query anew, by a distance finer than that of codes",
-    )
-    parser.add_argument(
-        "--rerank-by",
-        choices=RERANKINGS,
-        help="with --rerank: by the distance of the query's activations to the images' codes, or "
-        "by that of features, which few models have (ImageHash); code files hold them if they were "
-        f"extracted with --activations or --features (default: {RERANKINGS[0]})",
-    )
-
-
-def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with status 2 where ``--rerank-by`` lacks ``--rerank``; set its default, in place."""
-    if args.rerank_by and args.rerank is None:
-        parser.error("--rerank-by is of a second stage: give --rerank N, too")
-    args.rerank_by = args.rerank_by or RERANKINGS[0]
 
 
 def run_command(
@@ -213,7 +151,7 @@ def _told(error: BaseException) -> str | None:
             return text
         case ImportError():
             ours = (error.name or "").split(".")[0] == __package__.split(".")[0]
-            return None if ours else f"{text}: install what is missing (see INSTALL.md)"
+            return None if ours else f"{text}: `regiondh doctor` tells what to install"
         case BrokenPipeError() if error.filename is None:
             return "standard output was closed before the end"
         case OSError() if error.filename is not None:

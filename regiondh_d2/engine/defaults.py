@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -37,6 +37,7 @@ from ..utils.display import display_name
 from ..utils.errors import OutputExistsError, RegionDHError
 from ..utils.file_io import refuse_inputs, same_file
 from .config_file import merge_config_file, merge_overrides
+from .config_names import find_config
 from .config_rules import check_values
 from .network import makes_codes
 from .training_record import changes_on_resume
@@ -74,7 +75,8 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     ``MODEL.DEVICE`` falls back to the CPU, with a warning, where CUDA isn't available.
 
     Args:
-        config_file: path of a yaml file, or "" for the defaults.
+        config_file: path of a yaml file, the short name of one that comes with the package
+            (:func:`.config_names.find_config`), or "" for the defaults.
         opts: KEY VALUE pairs.
 
     Raises:
@@ -85,7 +87,7 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_regiondh_config(cfg)
     if config_file:
-        merge_config_file(cfg, config_file)
+        merge_config_file(cfg, find_config(config_file))
     merge_overrides(cfg, opts)
     check_values(cfg)
     check_components(cfg)
@@ -115,6 +117,8 @@ def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
         for key, value in zip(opts[::2], opts[1::2], strict=False)
         if key == "MODEL.WEIGHTS"
     }
+    with suppress(RegionDHError):
+        config_file = find_config(config_file) if config_file else ""
     left, seen = [config_file], {os.path.realpath("")}
     while left:
         file = left.pop()
@@ -288,13 +292,15 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """
     setup_logger(name="regiondh_d2", abbrev_name="regiondh")
     cfg = build_cfg(args.config_file, args.opts)
+    if args.config_file:  # Detectron2 reads it, too, and knows no short names
+        args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     check_datasets(cfg)
     asked = Asked(bool(getattr(args, "eval_only", False)), bool(getattr(args, "resume", False)))
     processes = getattr(args, "num_gpus", 1) * getattr(args, "num_machines", 1)
     if processes > 1 and comm.get_world_size() == 1:
         raise RegionDHError(
             f"--num-gpus and --num-machines ask for {processes} processes, but this script runs in "
-            "one: start it by detectron2.engine.launch, or use tools/train_net.py, which imports "
+            "one: start it by detectron2.engine.launch, or use `regiondh train`, which imports "
             "your datasets with --import MODULE_OR_FILE"
         )
     resumes = asked.resume and has_last_checkpoint(cfg.OUTPUT_DIR)

@@ -1,4 +1,4 @@
-"""The whole way on generated scenes: train, code, evaluate beside two references, report, draw."""
+"""Everything on generated scenes: train, encode, evaluate beside two references, report, draw."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fvcore.common.config import CfgNode
 
 from ..data.datasets.scenes import generate_scenes, register_scenes
 from ..evaluation import RetrievalEvaluator, evaluate_ranking
-from ..retrieval.code_store import read_codes, write_codes
 from ..retrieval.color_histogram import color_histograms, itq_codes
 from ..structures.codes import CodeSet
 from ..utils.errors import RegionDHError
 from ..utils.file_io import check_output_folder, mark_folder, write_json
+from ..utils.progress import Progress
 from ..visualization.draw import save_image
 from ..visualization.grid import draw_grid
 from ..visualization.report import write_report
 from ..visualization.retrieval_pictures import retrieval_rows
 from .defaults import build_cfg, check_datasets, config_inputs
-from .trainer import RegionDHTrainer
+from .trainer import RegionDHTrainer, retrieval_evaluators
 
 __all__ = ["DemoResult", "format_table", "run_demo"]
 
@@ -71,9 +71,9 @@ def run_demo(
     overwrite: bool = False,
     log: Callable[[str], None] = print,
 ) -> DemoResult:
-    """Generate scenes, train Region-DH on them, code, evaluate, report and draw.
+    """Generate scenes, train Region-DH on them, encode, evaluate, report and draw.
 
-    Complete scenes of an earlier run are reused; everything else starts anew. The results in
+    Complete scenes of an earlier run are used again; everything else is made anew. The results in
     ``output`` are those of one run: an earlier run's are removed first, once all arguments are
     known to be good.
 
@@ -112,36 +112,37 @@ def run_demo(
     _remove_results(output)
     (output / "training").mkdir()
     _log_to_file(output / "training")
-    coding = cfg.clone()
-    cfg.DATASETS.TEST = ()  # the demo codes when it says so, not the trainer at its end
+    test_cfg = cfg.clone()
+    cfg.DATASETS.TEST = ()  # the trainer would encode at its end, and the demo does so itself
 
     seed_all_rng(cfg.SEED)
     trainer = RegionDHTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.register_hooks([_LogHook(log)])
+    trainer.register_hooks([_ProgressHook(log)])
     metrics: dict[str, float] = {}
 
-    log("untrained: coding with ImageNet weights and random hash layers")
+    log("untrained: encoding with ImageNet weights and random hash layers")
     untrained = RetrievalEvaluator(dataset, topk=cfg.TEST.RETRIEVAL.TOPK)
-    result = RegionDHTrainer.test(coding, trainer.model, [untrained])
+    result = RegionDHTrainer.test(test_cfg, trainer.model, [untrained])
     metrics.update({f"untrained/{k}": v for k, v in result["retrieval"].items()})
 
     log(f"training: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images")
     trainer.train()
 
-    log("coding with the trained network")
-    result = RegionDHTrainer.test(coding, trainer.model)
+    log("encoding with the trained network")
+    evaluator = RegionDHTrainer.build_evaluator(test_cfg, dataset)
+    result = RegionDHTrainer.test(test_cfg, trainer.model, [evaluator])
     metrics.update(result["retrieval"])
     metrics.update({f"bbox/{k}": v for k, v in result.get("bbox", {}).items()})
-    codes = output / "training" / "inference" / dataset
-    query, database = read_codes(codes / "query.h5"), read_codes(codes / "database.h5")
+    (trained,) = retrieval_evaluators(evaluator)
+    query, database = trained.codes
+    for name in ("query.h5", "database.h5"):
+        shutil.move(output / "training" / "inference" / dataset / name, output / name)
 
-    log("color histogram: coding by iterative quantization")
+    log("color histogram: encoding by iterative quantization")
     reference = _color_histogram_metrics(query, database, cfg.TEST.RETRIEVAL.TOPK)
     metrics.update({f"color_histogram/{k}": v for k, v in reference.items()})
 
-    write_codes(output / "query.h5", query)
-    write_codes(output / "database.h5", database)
     picture = output / "retrieval.png"
     _draw(query, database, picture)
     write_json(output / "metrics.json", metrics)
@@ -153,6 +154,7 @@ def run_demo(
         topk=cfg.TEST.RETRIEVAL.TOPK,
         metrics_file=output / "metrics.json",
         title="Region-DH on generated scenes",
+        ranked=trained.ranked,
     )
     for note in notes:
         log(f"warning: {note}")
@@ -171,7 +173,7 @@ def format_table(result: DemoResult) -> str:
 
 
 def _forget_datasets() -> None:
-    """The names of an earlier demo of this process, which may be in another folder, are free."""
+    """Frees the dataset names of an earlier demo of this process, perhaps in another folder."""
     for name in filter(re.compile(f"{PREFIX}(regiondh_)?scenes_").match, DatasetCatalog.list()):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -215,34 +217,26 @@ def _log_to_file(folder: Path) -> None:
         logger.addHandler(handler)
 
 
-class _LogHook(HookBase):
-    """A line of progress about every 15 seconds."""
+class _ProgressHook(HookBase):
+    """Shows the progress of a training, with its losses."""
 
-    PERIOD = 15.0
-
-    def __init__(self, log: Callable[[str], None]):
+    def __init__(self, log: Callable[[str], None], every: float = 15.0):
         self._log = log
-        self._start = self._last = 0.0
+        self._every = every
 
     def before_train(self) -> None:
-        self._start = self._last = time.perf_counter()
+        self._progress = Progress(
+            self._log, "training iterations", self.trainer.max_iter, self._every
+        )
 
     def after_step(self) -> None:
-        now, done = time.perf_counter(), self.trainer.iter + 1
-        if now - self._last < self.PERIOD and done < self.trainer.max_iter:
-            return
-        self._last = now
-        left = (now - self._start) / done * (self.trainer.max_iter - done)
         losses = get_event_storage().histories()
-        shown = "  ".join(
+        shown = ", ".join(
             f"{name} {losses[key].median(20):.2f}"
             for name, key in (("regions", "loss_cls"), ("images", "loss_cls_image"))
             if key in losses
         )
-        self._log(
-            f"training: {done}/{self.trainer.max_iter}  classification loss of {shown}  "
-            f"{left / 60:.1f} min left"
-        )
+        self._progress.show(self.trainer.iter + 1, shown and f"classification loss of {shown}")
 
 
 def _color_histogram_metrics(query: CodeSet, database: CodeSet, topk: int) -> dict[str, float]:
@@ -259,7 +253,7 @@ def _color_histogram_metrics(query: CodeSet, database: CodeSet, topk: int) -> di
 
 
 def _draw(query: CodeSet, database: CodeSet, path: Path) -> None:
-    """Queries at even distances, so that nobody chose them."""
+    """Draws the answers to some queries, taken at even distances so that nobody chose them."""
     count = min(PICTURE_QUERIES, len(query))
     rows = np.linspace(0, len(query) - 1, count).round().astype(int).tolist()
     tiles = retrieval_rows(query, database, rows, PICTURE_RESULTS)

@@ -8,7 +8,6 @@ fastest turn of each counts.
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable
 
@@ -202,4 +201,9 @@ def _in_turns(runs: dict, repeat: int) -> dict:
 
 
 def _page_faults() -> int:
+    """Page faults of this process without reading a disk; 0 where the system doesn't tell."""
+    try:
+        import resource  # here, because Windows has no such module
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

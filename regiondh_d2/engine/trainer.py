@@ -319,7 +319,7 @@ class RegionDHTrainer(DefaultTrainer):
         if cfg.MODEL.REGION_DH.FEATURE_CACHE:
             raise RegionDHError(
                 "MODEL.REGION_DH.FEATURE_CACHE is set, which only CachedHeadsTrainer reads: use "
-                "regiondh_d2.engine.trainer_class(cfg), or tools/train_net.py"
+                "regiondh_d2.engine.trainer_class(cfg), or `regiondh train`"
             )
         return model
 
@@ -374,12 +374,12 @@ class RegionDHTrainer(DefaultTrainer):
         if asked.eval_only:
             raise RegionDHError(
                 "--eval-only was given, but this script trains: call test() instead, or use "
-                "tools/train_net.py, which imports your datasets with --import MODULE_OR_FILE"
+                "`regiondh train`, which imports your datasets with --import MODULE_OR_FILE"
             )
         if asked.resume and not self._may_go_on:
             raise RegionDHError(
                 "--resume was given, but this script starts anew: call resume_or_load(resume=True) "
-                "first, or use tools/train_net.py, which imports your datasets with --import "
+                "first, or use `regiondh train`, which imports your datasets with --import "
                 "MODULE_OR_FILE"
             )
         if self.cfg.TEST.RETRIEVAL.DATABASE_CODES and self.cfg.DATASETS.TEST:
@@ -483,7 +483,7 @@ class RegionDHTrainer(DefaultTrainer):
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        retrieval = [found for e in evaluators for found in _retrieval_evaluators(e)]
+        retrieval = [found for e in evaluators for found in retrieval_evaluators(e)]
         if retrieval:
             fingerprint = model_fingerprint(cls.model_of(model))
             for evaluator in retrieval:
@@ -504,13 +504,13 @@ def _reads_queries_alone(cfg, dataset_name: str) -> bool:
     return bool(cfg.TEST.RETRIEVAL.DATABASE_CODES) and kind == "regiondh_retrieval"
 
 
-def _retrieval_evaluators(evaluator: DatasetEvaluator) -> Iterator[RetrievalEvaluator]:
-    """Those among an evaluator and the ones in it."""
+def retrieval_evaluators(evaluator: DatasetEvaluator) -> Iterator[RetrievalEvaluator]:
+    """The evaluators of retrieval among an evaluator and those that it joins."""
     if isinstance(evaluator, RetrievalEvaluator):
         yield evaluator
     elif isinstance(evaluator, DatasetEvaluators):
         for part in evaluator._evaluators:
-            yield from _retrieval_evaluators(part)
+            yield from retrieval_evaluators(part)
 
 
 def _refuse_impossible(cfg) -> None:

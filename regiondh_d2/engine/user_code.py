@@ -6,7 +6,6 @@ into the variable, so that worker processes and the commands that a command runs
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib
 import importlib.util
@@ -18,29 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from regiondh_cli.legal_values import IMPORT_VARIABLE
+
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
 
-__all__ = ["VARIABLE", "add_import_option", "import_user_code"]
+__all__ = ["VARIABLE", "import_user_code"]
 
-VARIABLE = "REGIONDH_IMPORT"
+VARIABLE = IMPORT_VARIABLE
 
 # Of each file that was imported here; a module that is imported by name is in sys.modules.
 _FILES: dict[str, ModuleType] = {}
-
-
-def add_import_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--import``, to be given to :func:`import_user_code` as ``args.imports``."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE_OR_FILE",
-        help="import this module (a dotted name, also of the current folder) or .py file first, "
-        "which registers your datasets or components; may be repeated. The environment variable "
-        f"{VARIABLE} names more of them, with {os.pathsep!r} between",
-    )
 
 
 def import_user_code(names: Sequence[str] = ()) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..retrieval.search import RERANKINGS, fine_distances
+from ..retrieval.second_stage import RERANKINGS, fine_distances
 from ..structures.codes import CodeSet, check_comparable, check_holds
 from .ranking_metrics import RankingResult, evaluate_distances
 from .same_images import find_same_images
@@ -34,7 +34,7 @@ def evaluate_reranking(
         database: with labels, and ``features`` if ``by`` names these.
         topk: cut-offs, at most the database's size.
         rerank: how many images of each ranking are ordered again.
-        by: one of :data:`~regiondh_d2.retrieval.search.RERANKINGS`.
+        by: one of :data:`~regiondh_d2.retrieval.second_stage.RERANKINGS`.
         progress: called as ``progress(queries done, queries)`` after each chunk of queries.
         exclude_self: whether a query's own image is left out of its ranking, before the rerank.
 

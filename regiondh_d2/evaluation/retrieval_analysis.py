@@ -65,6 +65,7 @@ def analyze_retrieval(
     *,
     exclude_self: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    ranked: tuple[RankingResult, list[str]] | None = None,
 ) -> RetrievalAnalysis:
     """Measures a retrieval from all sides.
 
@@ -73,11 +74,14 @@ def analyze_retrieval(
         topk: cut-off of the metrics.
         exclude_self: whether a query that is in the database is left out of its own ranking.
         progress: is told how many queries are ranked, and of how many.
+        ranked: what :func:`.rank_code_sets` gave for these codes, if that is known already.
 
     Raises:
         ValueError: no query shares a label with any database item.
     """
-    result, notes = rank_code_sets(query, database, topk, progress, exclude_self=exclude_self)
+    if ranked is None:
+        ranked = rank_code_sets(query, database, topk, progress, exclude_self=exclude_self)
+    result, notes = ranked
     exclude = find_same_images(query, database).pairs if exclude_self else None
     counts = count_distances(
         query.codes,

@@ -195,7 +195,8 @@ class ImageHash(RegionDH):
         """
         if detected_instances is not None or not do_postprocess:
             raise RegionDHError("ImageHash has no codes of objects; use RegionDH")
-        return self.describe(*self.propose(batched_inputs), batched_inputs)
+        features, proposals, sizes = self.propose(batched_inputs)
+        return self.describe(features, proposals, sizes, batched_inputs)
 
     encode_images = inference
 

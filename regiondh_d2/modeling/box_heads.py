@@ -91,11 +91,12 @@ class LightBoxHead(PooledBoxHead):
             nn.init.kaiming_normal_(self.conv_head.weight, mode="fan_out", nonlinearity="relu")
             width = conv_dim
         self.pooled_dim = width
-        layers = []
+        layers: list[nn.Module] = []
         for _ in range(num_fc):
-            layers += [nn.Linear(width, fc_dim), nn.ReLU()]
-            nn.init.kaiming_uniform_(layers[-2].weight, a=1)
-            nn.init.zeros_(layers[-2].bias)
+            linear = nn.Linear(width, fc_dim)
+            nn.init.kaiming_uniform_(linear.weight, a=1)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.ReLU()]
             width = fc_dim
         self.fc = nn.Sequential(*layers)
         self.output_shape = ShapeSpec(channels=width)

@@ -147,8 +147,8 @@ def _cells(
     number = bins * samples
     steps = (torch.arange(number, device=start.device, dtype=start.dtype) + 0.5) / number
     at = start[:, None] + extent[:, None] * steps
-    inside = (at >= -1.0) & (at <= size)  # beyond, a sample is 0
-    at = at.clamp(min=0.0, max=size - 1.0)
+    inside = (at >= -1.0) & (at <= size)  # beyond, a sample is 0, as of a box that isn't finite
+    at = torch.where(inside, at, 0.0).clamp(min=0.0, max=size - 1.0)
     first = at.floor()
     second_weight = at - first
     weights = torch.stack([1.0 - second_weight, second_weight], dim=2) * inside[:, :, None]

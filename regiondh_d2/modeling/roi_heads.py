@@ -337,13 +337,13 @@ class RegionDHROIHeads(StandardROIHeads):
             without any detection or proposal.
         """
         boxes = [self._fusable_boxes(p) for p in proposals]
-        fused = [self._fused_index(len(p)) for p in proposals]
+        fused_index = [self._fused_index(len(p)) for p in proposals]
         if not detect:
-            boxes = [b[index] for b, index in zip(boxes, fused, strict=True)]
+            boxes = [b[index] for b, index in zip(boxes, fused_index, strict=True)]
             regions = self._regions(features, boxes)
             return None, self._fuse(regions.split([len(b) for b in boxes]))
         images = self._regions(features, boxes).split([len(b) for b in boxes])
-        fused = [r.select(index) for r, index in zip(images, fused, strict=True)]
+        fused = [r.select(index) for r, index in zip(images, fused_index, strict=True)]
         codes = self._fuse(fused)
 
         images = [r.select(slice(len(p))) for r, p in zip(images, proposals, strict=True)]
@@ -390,15 +390,15 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _fuse(self, images: list[RegionOutputs]) -> ImageCodes:
         """Fuse the regions of each image and hash the result."""
-        beside = []
+        beside: list[torch.Tensor] = []
         if self.whole_image in BESIDE:  # the last region of each image isn't fused, but joined
             whole = [getattr(r, BESIDE[self.whole_image])[-1].float() for r in images]
             beside = [torch.stack(whole)]
             images = [r.select(slice(-1)) for r in images]
-        p = [r.probabilities for r in images]
+        p = pad_sequence([r.probabilities for r in images], batch_first=True)
         x = [r.activations if self.fusion_input == "h1" else r.features for r in images]
-        counts = torch.tensor([len(rows) for rows in p], device=p[0].device)
-        p, x = pad_sequence(p, batch_first=True), pad_sequence(x, batch_first=True)
+        counts = torch.tensor([len(rows) for rows in x], device=p.device)
+        x = pad_sequence(x, batch_first=True)
         fused = cross_proposal_fusion(p, x, self.fusion_norm, counts)
         fused = torch.cat([fused, *beside], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())

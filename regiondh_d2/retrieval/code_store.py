@@ -172,7 +172,7 @@ def read_codes(path: str | os.PathLike) -> CodeSet:
     if path.is_dir():
         raise CodeFileError(f"{shown}: is a folder; name a code file in it")
     if not path.is_file():
-        raise CodeFileError(f"{shown}: no such file; write it with tools/extract_codes.py")
+        raise CodeFileError(f"{shown}: no such file; write it with `regiondh extract-codes`")
     with open(path, "rb") as file:  # HDF5 would call a file without permission damaged
         length = os.fstat(file.fileno()).st_size
     try:

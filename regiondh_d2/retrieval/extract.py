@@ -51,8 +51,8 @@ from ..utils.locks import hold_lock
 from ..utils.progress import Progress
 from .code_store import read_codes, write_codes
 from .images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
-from .index_folder import move_roots
 from .known_rows import Folders, KnownRows, Source
+from .moved_folders import move_roots_once
 from .photo_state import root_problem
 
 __all__ = [
@@ -145,11 +145,6 @@ def check_output(output: str | os.PathLike, resume: bool) -> None:
         )
 
 
-def _new(move: str) -> list[str]:
-    """The folders that may be the second one of OLD=NEW, since names may have "=", too."""
-    return [os.path.realpath(move[i + 1 :]) for i, letter in enumerate(move) if letter == "="]
-
-
 def _parts_folder(output: Path) -> Path:
     """Beside the file that a link leads to, since what is in it becomes that file."""
     real = Path(os.path.realpath(output))
@@ -174,7 +169,7 @@ def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[st
     """
     if not os.path.exists(output):
         return {}
-    codes = _moved(read_codes(output), moves)
+    codes = move_roots_once(read_codes(output), moves)
     known = zip(codes.size.tolist(), codes.mtime_ns.tolist(), strict=True)
     return dict(zip(codes.file_names, known, strict=True))
 
@@ -220,19 +215,6 @@ def images_to_code(
     if not scan.images and lines:
         raise RegionDHError(f"{'; '.join(lines)} (a disk that isn't plugged in?)")
     return entries_of_scan(replace(scan, missing=[]), inputs), lines
-
-
-def _moved(code_set: CodeSet, moves: Sequence[str], strict: bool = True) -> CodeSet:
-    """The code set with the moves that have not been made in it yet."""
-    for move in moves:
-        try:
-            code_set = move_roots(code_set, [move])
-        except CodeFileError:
-            if strict and not any(
-                is_below(n, new) for n in code_set.file_names for new in _new(move)
-            ):
-                raise
-    return code_set
 
 
 class CodeExtractor:
@@ -396,7 +378,8 @@ class CodeExtractor:
                 path.unlink()
                 continue
             self._check_source(path, code_set)
-            moved = _moved(code_set, moves, strict=not is_part)
+            log = None if is_part else self._log
+            moved = move_roots_once(code_set, moves, strict=not is_part, log=log)
             if is_part:
                 paths.add(path)
             elif code_set.settings != ours or moved is not code_set:

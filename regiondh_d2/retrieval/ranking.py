@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .hamming_index import create_index
+from .engines import create_index
 
 __all__ = ["top_by_distance_then_row"]
 

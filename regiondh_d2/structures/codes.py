@@ -16,6 +16,7 @@ import numpy as np
 from ..config import changes_of_image_codes
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from ..utils.paths import folder_start
 from .packed import check_packed, pack_codes
 
 __all__ = [
@@ -39,6 +40,9 @@ UNKNOWN = -1  # a size or a time of modification that is not known
 
 SHA256_BYTES = 32
 _MAX_ROOTS = 1 << 16  # root_index is uint16
+
+# Stands for a column that was not given. CodeSet puts a column of its own in its place.
+_NOT_GIVEN = np.empty(0, np.int64)
 
 # Arrays with a row for each image, and for each detection.
 _COLUMNS = (
@@ -125,23 +129,42 @@ class CodeSet:
     features: np.ndarray | None = None
     instances: InstanceCodes | None = None
     roots: Sequence[str] = ("",)
-    root_index: np.ndarray | None = None
-    size: np.ndarray | None = None
-    mtime_ns: np.ndarray | None = None
+    root_index: np.ndarray = field(default_factory=lambda: _NOT_GIVEN)
+    size: np.ndarray = field(default_factory=lambda: _NOT_GIVEN)
+    mtime_ns: np.ndarray = field(default_factory=lambda: _NOT_GIVEN)
     content_sha256: np.ndarray | None = None
     class_weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.codes)
         self.roots = list(self.roots)
-        if self.root_index is None:
+        if self.root_index is _NOT_GIVEN:
             self.root_index = np.zeros(rows, np.uint16)
         for name in ("size", "mtime_ns"):
-            if getattr(self, name) is None:
+            if getattr(self, name) is _NOT_GIVEN:
                 setattr(self, name, np.full(rows, UNKNOWN, np.int64))
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def column(self, name: str) -> np.ndarray:
+        """An optional column that must be there: "labels", "activations" or "features".
+
+        Raises:
+            CodeFileError: the code set lacks it.
+        """
+        check_holds(self, "the codes", name)
+        return getattr(self, name)
+
+    def objects(self) -> InstanceCodes:
+        """The detected objects, which must be there.
+
+        Raises:
+            CodeFileError: the code set has none.
+        """
+        check_holds(self, "the codes", "instances")
+        assert self.instances is not None
+        return self.instances
 
     @property
     def relative_paths(self) -> list[str]:
@@ -165,7 +188,7 @@ def _below(root: str, file_name: str) -> str:
     """
     if not root:
         return file_name
-    start = os.path.join(root, "")
+    start = folder_start(root)
     if not file_name.startswith(start):
         raise RegionDHError(f"{display_name(file_name)} is not below {display_name(root)}")
     return file_name[len(start) :].replace(os.sep, "/")
@@ -183,8 +206,8 @@ def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
         CodeFileError: no image is in ``old``.
     """
     if not any(_is_in(name, old) for name in code_set.file_names):
-        roots = ", ".join(display_name(root) for root in code_set.roots if root) or "none"
-        raise CodeFileError(f"no image is in {display_name(old)}; the roots are: {roots}")
+        known = ", ".join(display_name(root) for root in code_set.roots if root) or "none"
+        raise CodeFileError(f"no image is in {display_name(old)}; the roots are: {known}")
 
     def moved(path: str) -> str:
         return new + path[len(old) :] if _is_in(path, old) else path
@@ -217,7 +240,7 @@ def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
 
 
 def _is_in(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(os.path.join(folder, ""))
+    return path == folder or path.startswith(folder_start(folder))
 
 
 def _with_distinct_roots(code_set: CodeSet) -> CodeSet:
@@ -317,7 +340,7 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
 
 
 def _concatenate_instances(parts: Sequence[InstanceCodes]) -> InstanceCodes:
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name in _INSTANCE_COLUMNS
     }
     return replace(parts[0], **columns)
@@ -361,9 +384,10 @@ def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
         raise CodeFileError("codes with instances of different bits cannot be joined in one set")
     roots, root_index = _join_roots(code_sets)
     weights = [part.class_weights for part in code_sets if part.class_weights is not None]
+    columns: dict[str, Any] = {name: column(name) for name in _COLUMNS if name != "root_index"}
     return replace(
         first,
-        **{name: column(name) for name in _COLUMNS if name != "root_index"},
+        **columns,
         image_ids=[image_id for code_set in code_sets for image_id in code_set.image_ids],
         file_names=[name for code_set in code_sets for name in code_set.file_names],
         instances=_concatenate_instances(instances) if instances else None,
@@ -399,7 +423,7 @@ def check_root_count(count: int) -> None:
         )
 
 
-def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
+def take_rows(code_set: CodeSet, rows: Sequence[int] | np.ndarray) -> CodeSet:
     """Some rows of a code set, in the order given, each with its instances.
 
     Args:
@@ -407,7 +431,10 @@ def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
         rows: row numbers; one that is there twice is taken twice.
     """
     rows = np.asarray(rows, np.int64)
-    found = {name: getattr(code_set, name) for name in _COLUMNS}
+    columns = {name: getattr(code_set, name) for name in _COLUMNS}
+    taken_columns: dict[str, Any] = {
+        name: None if values is None else values[rows] for name, values in columns.items()
+    }
     instances = code_set.instances
     if instances is not None:
         # Instances of row r are order[first[r]], order[first[r] + 1] and so on, count[r] of them.
@@ -417,13 +444,15 @@ def take_rows(code_set: CodeSet, rows: Sequence[int]) -> CodeSet:
         taken = count[rows]
         start = np.cumsum(taken) - taken
         picked = order[np.arange(taken.sum()) + np.repeat(first[rows] - start, taken)]
-        columns = {name: getattr(instances, name)[picked] for name in _INSTANCE_COLUMNS}
-        columns["image_index"] = np.repeat(np.arange(len(rows)), taken)
-        instances = replace(instances, **columns)
+        instance_columns: dict[str, Any] = {
+            name: getattr(instances, name)[picked] for name in _INSTANCE_COLUMNS
+        }
+        instance_columns["image_index"] = np.repeat(np.arange(len(rows)), taken)
+        instances = replace(instances, **instance_columns)
     return _with_distinct_roots(
         replace(
             code_set,
-            **{name: None if values is None else values[rows] for name, values in found.items()},
+            **taken_columns,
             image_ids=[code_set.image_ids[row] for row in rows],
             file_names=[code_set.file_names[row] for row in rows],
             instances=instances,
@@ -539,7 +568,11 @@ def check_code_set(code_set: CodeSet) -> None:
 
 def _check_files(code_set: CodeSet, rows: int) -> None:
     """As :func:`check_code_set`, for what is known of the images' files."""
-    wanted = {"root_index": (rows,), "size": (rows,), "mtime_ns": (rows,)}
+    wanted: dict[str, tuple[int, ...]] = {
+        "root_index": (rows,),
+        "size": (rows,),
+        "mtime_ns": (rows,),
+    }
     if code_set.content_sha256 is not None:
         wanted["content_sha256"] = (rows, SHA256_BYTES)
     for name, shape in wanted.items():

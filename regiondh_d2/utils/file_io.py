@@ -146,12 +146,12 @@ def check_output_folder(
     name = display_name(path)
     if not os.fspath(path):
         raise RegionDHError("an output folder has an empty name: name a folder")
-    inputs = [given for given in inputs if given is not None]
-    refuse_inputs(path, inputs)
+    given = [path for path in inputs if path is not None]
+    refuse_inputs(path, given)
     if os.path.lexists(path) and not os.path.isdir(path):
         raise OutputExistsError(f"{name}: is a file; name a folder to write")
     if os.path.isdir(path):
-        _refuse_held(path, name, [*inputs, *map(os.path.realpath, inputs), *photos])
+        _refuse_held(path, name, [*given, *map(os.path.realpath, given), *photos])
     if os.path.isdir(path) and not overwrite and not _is_empty(path):
         found = mark_of(path)
         if found is None or kind not in (None, found):
@@ -189,9 +189,14 @@ def refuse_inputs(
     """
     status = _status(os.path.realpath(path))  # what is replaced: "a.jpg/" would be a.jpg, too
     own = None if status is None else (status.st_dev, status.st_ino)
+    is_file = status is not None and stat.S_ISREG(status.st_mode)
+    # A file of several names may have one in a folder that is an input.
+    several = own if status is not None and is_file and status.st_nlink > 1 else None
     above = {(s.st_dev, s.st_ino) for s in map(_status, _folders_above(path)) if s is not None}
     for given in inputs:
-        found = None if given is None else _status(given)
+        if given is None:
+            continue
+        found = _status(given)
         if found is None:
             continue
         identity = (found.st_dev, found.st_ino)
@@ -199,14 +204,12 @@ def refuse_inputs(
             raise _input_error(path, given, "which this command reads")
         if not stat.S_ISDIR(found.st_mode):
             continue
-        # A file of several names may have one in that folder.
-        several = own is not None and stat.S_ISREG(status.st_mode) and status.st_nlink > 1
-        if identity in above or (several and _holds(given, own)):
+        if identity in above or (several is not None and _holds(given, several)):
             raise OutputExistsError(
                 f"{display_name(path)}: lies in {display_name(given)}, which this command reads: "
                 "name an output elsewhere"
             )
-    if own is None or not stat.S_ISREG(status.st_mode):
+    if not is_file:
         return
     for photo in photos:
         found = _status(photo)
@@ -216,7 +219,7 @@ def refuse_inputs(
 
 def _holds(folder: str | os.PathLike, identity: tuple[int, int]) -> bool:
     """Whether a folder, or one in it, has a file of this device and inode."""
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(os.fsdecode(folder)):
         for name in names:
             found = _status(os.path.join(parent, name))
             if found is not None and (found.st_dev, found.st_ino) == identity:

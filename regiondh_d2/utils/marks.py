@@ -57,22 +57,25 @@ _END = 4096  # bytes that are looked at, at either end of a file
 _FORM_LIMIT = 1 << 20  # a JSON file of version 0.1 is smaller
 
 # Marks of files by their first bytes: the kind, how the file begins, and the mark.
-_MARKS = (
-    ("picture", rb"\x89PNG\r\n\x1a\n", rb"\x00\x00\x00\x14tEXtSoftware\x00regiondh_d2"),
-    ("picture", rb"\xff\xd8\xff", rb"\xff\xfe\x00\x0dregiondh_d2"),
-    ("picture", rb"GIF8[79]a", rb"!\xfe\x0bregiondh_d2\x00"),
-    ("picture", rb"RIFF.{4}WEBP|II\*\x00|MM\x00\*|.{4}ftypavi[fs]", rb"regiondh_d2\x00"),
-    ("plot", rb"\s*<(?:\?xml|svg)", rb"<dc:title>regiondh_d2</dc:title>"),
-    ("plot", rb"%PDF-", rb"/Creator \(regiondh_d2\)"),
-    ("plot", rb"%!PS-", rb"%%Creator: regiondh_d2\s"),
-    ("page", rb"\s*<!DOCTYPE html>", re.escape(GENERATOR).encode()),
-    # What torch.save writes of a dict that begins with ``format``.
-    ("weights", rb"PK\x03\x04", rb"data\.pkl.{0,96}?\x06\x00\x00\x00format.{0,8}?regiondh-weights"),
-    ("json", rb"\s*[\[{]", rb'^\s*(?:\[\s*)?\{\s*"format"\s*:\s*"regiondh-'),
-)
 _MARKS = tuple(
     (kind, re.compile(begin, re.DOTALL), re.compile(mark, re.DOTALL))
-    for kind, begin, mark in _MARKS
+    for kind, begin, mark in (
+        ("picture", rb"\x89PNG\r\n\x1a\n", rb"\x00\x00\x00\x14tEXtSoftware\x00regiondh_d2"),
+        ("picture", rb"\xff\xd8\xff", rb"\xff\xfe\x00\x0dregiondh_d2"),
+        ("picture", rb"GIF8[79]a", rb"!\xfe\x0bregiondh_d2\x00"),
+        ("picture", rb"RIFF.{4}WEBP|II\*\x00|MM\x00\*|.{4}ftypavi[fs]", rb"regiondh_d2\x00"),
+        ("plot", rb"\s*<(?:\?xml|svg)", rb"<dc:title>regiondh_d2</dc:title>"),
+        ("plot", rb"%PDF-", rb"/Creator \(regiondh_d2\)"),
+        ("plot", rb"%!PS-", rb"%%Creator: regiondh_d2\s"),
+        ("page", rb"\s*<!DOCTYPE html>", re.escape(GENERATOR).encode()),
+        # What torch.save writes of a dict that begins with ``format``.
+        (
+            "weights",
+            rb"PK\x03\x04",
+            rb"data\.pkl.{0,96}?\x06\x00\x00\x00format.{0,8}?regiondh-weights",
+        ),
+        ("json", rb"\s*[\[{]", rb'^\s*(?:\[\s*)?\{\s*"format"\s*:\s*"regiondh-'),
+    )
 )
 
 # What version 0.1 wrote.

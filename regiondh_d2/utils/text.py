@@ -67,9 +67,20 @@ class _Font:
         picture.paste(glyphs, place, glyphs)
 
 
+def _usable_font(source: str, size: int) -> _Font:
+    """A font file in a size; "" is Pillow's own font.
+
+    Raises:
+        OSError: the file can't be used.
+    """
+    font = _font(source, size)
+    if font is None:
+        raise OSError(f"{source}: no font that can be used")
+    return font
+
+
 @lru_cache(maxsize=256)
 def _font(source: str, size: int) -> _Font | None:
-    """A font file in a size; "" is Pillow's own font. None of a file that can't be used."""
     if not source:
         return _Font(ImageFont.load_default(size))
     for used in (size, *_BITMAP_SIZES):
@@ -106,9 +117,6 @@ def _source(letter: str) -> str | None:
 
 
 def _has(source: str, letter: str) -> bool:
-    found = _font(source, 16)
-    if found is None:
-        return False
     try:
         return _shape(source, letter) != _shape(source, _MISSING)
     except (OSError, ValueError):  # a damaged font
@@ -117,7 +125,7 @@ def _has(source: str, letter: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _shape(source: str, letter: str) -> tuple:
-    found = _font(source, 16)
+    found = _usable_font(source, 16)
     font = found.font
     if isinstance(font, ImageFont.FreeTypeFont):
         # Without rules that put a circle under an accent that stands alone.
@@ -141,8 +149,8 @@ def drawable(text: str) -> str:
 def _runs(text: str, size: int) -> Iterator[tuple[str, _Font]]:
     """A drawable text in parts of one font each."""
     seen = "".join(letter for letter in text if letter not in _UNSEEN)
-    for source, letters in groupby(seen, _source):
-        yield "".join(letters), _font(source, size)
+    for source, letters in groupby(seen, lambda letter: _source(letter) or ""):
+        yield "".join(letters), _usable_font(source, size)
 
 
 def text_width(text: str, size: int) -> float:
@@ -174,7 +182,7 @@ def draw_text(
 
 @lru_cache(maxsize=64)
 def _ascent(size: int) -> int:
-    return -round(_font("", size).font.getbbox("A", anchor="ls")[1]) + round(size * 0.24)
+    return -round(_usable_font("", size).font.getbbox("A", anchor="ls")[1]) + round(size * 0.24)
 
 
 def fit_text(text: str, size: int, width: float, keep_end: bool = False) -> str:

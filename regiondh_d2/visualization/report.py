@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.ranking_metrics import METRICS
+from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.retrieval_analysis import (
     MAIN_METRICS,
     RANKED_BY,
@@ -80,6 +80,7 @@ def write_report(
     title: str | None = None,
     exclude_self: bool = False,
     log: Callable[[str], None] | None = None,
+    ranked: tuple[RankingResult, list[str]] | None = None,
 ) -> list[str]:
     """Measures two labeled code files and writes a page about them, complete or not at all.
 
@@ -94,6 +95,7 @@ def write_report(
         title: heading of the page; the dataset's name if None.
         exclude_self: whether a query that is in the database is left out of its own ranking.
         log: takes lines of progress.
+        ranked: what :func:`.rank_code_sets` gave for these codes, if that is known already.
 
     Returns:
         What the reader should be warned of, a line each; the page shows them as well.
@@ -119,6 +121,7 @@ def write_report(
         topk,
         exclude_self=exclude_self,
         progress=lambda done, _: progress.show(done),
+        ranked=ranked,
     )
     metrics = found.result.metrics
     worst, best = (_strips(query, database, found, rows) for rows in (found.worst, found.best))

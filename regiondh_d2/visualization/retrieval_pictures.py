@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..config import DEFAULT_MAX_PIXELS, recorded_max_pixels
+from ..retrieval.queries import Answer, SearchResult
 from ..retrieval.ranking import top_by_distance_then_row
-from ..retrieval.search import Answer, SearchResult
 from ..structures.codes import CodeFileError, CodeSet, check_comparable
 from .draw import BLUE, GRAY, GREEN, RED, draw_boxes
 from .grid import AbsentPicture, Tile, draw_grid, why_absent

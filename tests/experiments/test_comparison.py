@@ -4,11 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
-from study import TOPK, compare, entries, measure, rewrite
 
 from experiments.comparison import paired_bootstrap
 from experiments.result_files import ResultFolder
 from regiondh_d2.utils.errors import RegionDHError
+from study import TOPK, compare, entries, measure, rewrite
 
 
 def drop(folder, run):

@@ -1,7 +1,6 @@
 """Tables of results, and documents that they are put in."""
 
 import pytest
-from study import BOUNDS, SHOWN, write_result, write_table
 
 from experiments.documents import fill_document, markdown_table
 from experiments.options import TABLE
@@ -9,6 +8,7 @@ from experiments.plots import metrics_against_bits
 from experiments.result_files import ResultFolder
 from experiments.rows import read_table
 from regiondh_d2.utils.errors import RegionDHError
+from study import BOUNDS, SHOWN, write_result, write_table
 
 STUDY = TABLE.parent
 

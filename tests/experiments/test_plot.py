@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from study import write_result
 
+from builders import random_code_set
 from experiments import plot as command
 from experiments.plots import metrics_against_bits
 from experiments.result_files import ResultFolder
 from experiments.rows import read_table
 from regiondh_d2.retrieval.code_store import write_codes
-from regiondh_d2.structures.codes import CodeSet
-from regiondh_d2.structures.packed import pack_codes
+from study import write_result
 
 PLOTS = ("MAP_against_bits", "MAP_min_against_bits", "ACG_against_bits")
 CURVES = ("precision_recall", "precision_at_k")
@@ -38,14 +37,7 @@ def workspace(tmp_path, monkeypatch):
     for name in names:
         Image.new("RGB", (8, 8), "navy").save(name)
     for role in ("query", "database"):
-        codes = CodeSet(
-            codes=pack_codes(rng.random((6, 8)) < 0.5),
-            bits=8,
-            image_ids=[Path(name).stem for name in names],
-            file_names=names,
-            labels=labels,
-            class_names=["x", "y"],
-        )
+        codes = random_code_set(rng, 6, 8, file_names=names, labels=labels, class_names=["x", "y"])
         path = Path("output/a_8_seed0/inference/set", f"{role}.h5")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_codes(path, codes)

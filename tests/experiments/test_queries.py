@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from study import SHOWN, compare, entry_of, measure
 
 from experiments.queries import per_query, read_run_codes
 from experiments.result_files import ResultFolder
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.utils.errors import RegionDHError
+from study import SHOWN, compare, entry_of, measure
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study import RESULT, entry_of, measure, rewrite, write_result, write_table
 
 from experiments.documents import markdown_table
 from experiments.result_files import ResultFolder
 from experiments.rows import Row, read_table
 from regiondh_d2.utils.errors import RegionDHError
+from study import RESULT, entry_of, measure, rewrite, write_result, write_table
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from study import write_table
 
 from experiments.options import TABLE
 from experiments.rows import read_table
 from regiondh_d2.utils.errors import RegionDHError
+from study import write_table
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,5 +1,7 @@
 """The command that trains, measures and summarizes; it runs in this process, trainings do not."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -9,19 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from study import SHOWN, entries, measure, write_result, write_table
 
+from builders import registered_scenes
 from experiments import run as command
 from experiments.result_files import ResultFolder
 from experiments.rows import read_table
-from regiondh_d2.data import generate_scenes
-from regiondh_d2.data.datasets.scenes import register_scenes
 from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes
+from study import SHOWN, entries, measure, write_result, write_table
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "study_run_test_"
@@ -168,9 +169,6 @@ def test_the_command_has_the_options_of_all_commands():
 def workspace(tmp_path_factory):
     """A folder with scenes, which trainings register, and rows "first", done, and "second"."""
     folder = tmp_path_factory.mktemp("study")
-    before = set(DatasetCatalog.list())
-    generate_scenes(folder / "scenes", num_database=4, num_queries=2)
-    register_scenes(folder / "scenes", PREFIX)
     (folder / "register.py").write_text(
         "from regiondh_d2.data.datasets.scenes import register_scenes\n"
         f"register_scenes({str(folder / 'scenes')!r}, {PREFIX!r})\n"
@@ -179,18 +177,27 @@ def workspace(tmp_path_factory):
     (first, _) = read_table(folder / "table.yaml")
     (done,) = first.runs()
     write_result(folder / "results", done, command=shlex.join(done.command(Path("output"))))
-    with pytest.MonkeyPatch.context() as patch:
+    shutil.copy(folder / "results/first.json", folder / "first as it was.json")
+    scenes = registered_scenes(folder / "scenes", PREFIX, database=8, queries=4)
+    with scenes, pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(folder / "register.py"))
         yield folder
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
-@pytest.fixture
-def here(workspace, monkeypatch):
-    monkeypatch.chdir(workspace)
-    return workspace
+@pytest.fixture(scope="module")
+def resumed(workspace):
+    """The workspace, to be read only, after a run of "second" was killed and gone on with.
+
+    Attributes: ``left``, the files of results after the kill; ``code``, ``out`` and ``err`` of the
+    command that went on.
+    """
+    with contextlib.chdir(workspace):
+        start_and_kill(Path("output/second_8_seed0/minutes.json"))
+        left = sorted(path.name for path in Path("results").glob("[!.]*"))
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = command.main(FOLDERS)
+    return SimpleNamespace(left=left, code=code, out=out.getvalue(), err=err.getvalue())
 
 
 def row_on_scenes(name, *opts):
@@ -218,17 +225,14 @@ def start_and_kill(begun):
     assert begun.is_file(), out.decode()
 
 
-def test_a_killed_table_goes_on_and_skips_what_is_done(run, here):
+def test_a_killed_table_goes_on_and_skips_what_is_done(run, workspace, resumed, monkeypatch):
+    monkeypatch.chdir(workspace)
     results = ResultFolder(Path("results"))
-    done = Path("results/first.json").read_bytes()
-    start_and_kill(Path("output/second_8_seed0/minutes.json"))
-    assert sorted(p.name for p in results.path.iterdir()) == ["first.json"]
-
-    code, out, err = run()
-    assert code == 0, err
-    assert "1 of 2 runs are done" in out
-    assert f"second_8_seed0 on {PREFIX}scenes_retrieval: MAP@1000 " in out
-    assert Path("results/first.json").read_bytes() == done
+    assert resumed.left == ["first.json"]
+    assert resumed.code == 0, resumed.err
+    assert "1 of 2 runs are done" in resumed.out
+    assert f"second_8_seed0 on {PREFIX}scenes_retrieval: MAP@1000 " in resumed.out
+    assert Path("results/first.json").read_bytes() == Path("first as it was.json").read_bytes()
     assert not Path("output/first_8_seed0").exists()
     (second,) = read_table("table.yaml")[1].runs()
     result = results.read(second)
@@ -238,7 +242,7 @@ def test_a_killed_table_goes_on_and_skips_what_is_done(run, here):
     assert sorted(kept) == sorted(f"{PREFIX}scenes_retrieval/{name}" for name in SHOWN)
     for name in SHOWN:
         values = kept[f"{PREFIX}scenes_retrieval/{name}"]
-        assert values.shape == (2,)
+        assert values.shape == (4,)
         assert np.nanmean(values.astype(float)) == pytest.approx(metrics[name], rel=1e-3)
     assert "bbox/AP50" in result["box_ap"]
     assert result["command"].startswith("tools/train_net.py --config-file")
@@ -255,8 +259,12 @@ def test_a_killed_table_goes_on_and_skips_what_is_done(run, here):
     assert (code, out) == (0, "2 of 2 runs are done\n"), err
 
 
-def test_a_network_is_not_filed_under_changed_options(run, here):
+def test_a_network_is_not_filed_under_changed_options(
+    run, workspace, resumed, tmp_path, monkeypatch
+):
     """The row's options are changed, and its result is dropped, as the error advises."""
+    here = Path(shutil.copytree(workspace, tmp_path / "copy"))
+    monkeypatch.chdir(here)
     write_table(here, second=row_on_scenes("second", "SOLVER.BASE_LR", 0.001))
     code, out, err = run()
     assert (code, out) == (1, "")
@@ -272,8 +280,9 @@ def test_a_network_is_not_filed_under_changed_options(run, here):
     assert not Path("results/second.json").exists()
 
 
-def test_a_run_that_fails_names_its_log_and_leaves_no_result(run, here):
-    write_table(here, broken=row_on_scenes("broken", "SOLVER.BASE_LR", 1e30))
+def test_a_run_that_fails_names_its_log_and_leaves_no_result(run, workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path, broken=row_on_scenes("broken", "SOLVER.BASE_LR", 1e30))
     code, _, err = run()
     assert code == 1
     assert "broken_8_seed0 failed" in last_line(err)

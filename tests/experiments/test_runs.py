@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from study import CONFIG, PREFIX, RESULT, measure, write_table
 
 from experiments import runs
 from experiments.result_files import ResultFolder
@@ -18,6 +17,7 @@ from experiments.runs import Minutes, check_result, check_run, train_run
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.training_record import Training, TrainingRecorder
 from regiondh_d2.utils.errors import RegionDHError
+from study import CONFIG, PREFIX, RESULT, measure, write_table
 
 
 def row_of(folder, opts, **values):

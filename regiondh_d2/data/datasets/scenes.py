@@ -217,11 +217,11 @@ def _object_mask(name: str, length: int, rng: np.random.Generator) -> np.ndarray
 def _color(rng: np.random.Generator) -> np.ndarray:
     """A random RGB color, float32 (3,) in [0, 255]."""
     hue, saturation, value = rng.random(), rng.uniform(0.15, 1.0), rng.uniform(0.15, 1.0)
-    return np.float32(colorsys.hsv_to_rgb(hue, saturation, value)) * 255
+    return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32) * 255
 
 
 def _luma(color: np.ndarray) -> np.ndarray:
-    return color @ np.float32([0.299, 0.587, 0.114])
+    return color @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _contrasting_color(against: float, rng: np.random.Generator, contrast: float) -> np.ndarray:
@@ -230,7 +230,7 @@ def _contrasting_color(against: float, rng: np.random.Generator, contrast: float
         color = _color(rng)
         if abs(_luma(color) - against) >= contrast:
             return color
-    return np.float32([255, 255, 255] if against < 128 else [0, 0, 0])
+    return np.full(3, 255 if against < 128 else 0, np.float32)
 
 
 def _texture(h: int, w: int, base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -320,7 +320,8 @@ def _paint(canvas: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> No
     """Lay a textured object of opacity `mask` (h, w) over `canvas` (h, w, 3), in place."""
     around = float(_luma(canvas).mean())
     base = _contrasting_color(around, rng, contrast=55)
-    paint = _texture(*mask.shape, base, rng)
+    height, width = mask.shape
+    paint = _texture(height, width, base, rng)
     if rng.random() < 0.5:
         opaque = Image.fromarray((mask > 0.5).astype(np.uint8) * 255)
         inner = np.asarray(opaque.filter(ImageFilter.MinFilter(3))) > 0
@@ -368,9 +369,10 @@ def _draw_scene(
     objects = []
     for name, seen, area in zip(names, visible, areas, strict=True):
         rows, columns = np.nonzero(seen)
-        box = (columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1)
+        left, top = int(columns.min()) + 1, int(rows.min()) + 1
+        right, bottom = int(columns.max()) + 1, int(rows.max()) + 1
         difficult = bool(seen.sum() < _DIFFICULT_VISIBLE * area)
-        objects.append((name, tuple(int(v) for v in box), difficult))
+        objects.append((name, (left, top, right, bottom), difficult))
     return image, objects
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -54,7 +55,7 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.OUT_INDICES: {list(out_indices)} must name stages in ascending order, "
                 f"from 0; timm returns the features of {name!r} in that order alone"
             )
-        dilation = {"output_stride": output_stride} if output_stride else {}
+        dilation: dict[str, Any] = {"output_stride": output_stride} if output_stride else {}
         try:
             model = timm.create_model(
                 name, features_only=True, out_indices=tuple(out_indices), **dilation
@@ -80,7 +81,7 @@ class TimmBackbone(Backbone):
         self._out_features = [f"stage{i}" for i in out_indices]
         # Some transformers (Swin) have their channels last.
         self._channels_last = str(getattr(self.model, "output_fmt", "")).endswith("NHWC")
-        info = self.model.feature_info
+        info: Any = self.model.feature_info
         self._out_feature_channels = dict(zip(self._out_features, info.channels(), strict=True))
         self._out_feature_strides = dict(zip(self._out_features, info.reduction(), strict=True))
 
@@ -91,8 +92,9 @@ class TimmBackbone(Backbone):
     @property
     def input_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per-channel mean and standard deviation of the input, RGB, in pixel values 0 to 255."""
-        config = self.model.default_cfg
-        return tuple(tuple(255.0 * v for v in config[key]) for key in ("mean", "std"))
+        config: Any = self.model.default_cfg
+        mean, std = (tuple(255.0 * v for v in config[key]) for key in ("mean", "std"))
+        return mean, std
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map normalized images (N, 3, H, W) to features (N, C_i, H / stride_i, W / stride_i)."""
@@ -107,9 +109,11 @@ def _drop_blocks_above(model: nn.Module, stage: int) -> None:
 
     timm does so itself, but for EfficientNet, MobileNetV3 and their kin.
     """
-    blocks = model.feature_info.info[stage].get("stage")  # how many blocks the stage needs
-    if blocks is not None and isinstance(getattr(model, "blocks", None), nn.Sequential):
-        del model.blocks[blocks:]
+    info: Any = model.feature_info
+    count = info.info[stage].get("stage")  # how many blocks the stage needs
+    blocks = getattr(model, "blocks", None)
+    if count is not None and isinstance(blocks, nn.Sequential):
+        del blocks[count:]
 
 
 def _freeze_stages(model: nn.Module, num_stages: int) -> None:
@@ -119,10 +123,12 @@ def _freeze_stages(model: nn.Module, num_stages: int) -> None:
     """
     if num_stages <= 0:
         return
-    stages = model.feature_info.info
+    info: Any = model.feature_info
+    stages = info.info
     if num_stages > len(stages):
+        config: Any = model.default_cfg
         raise RegionDHError(
-            f"MODEL.BACKBONE.FREEZE_AT: {num_stages}, but {model.default_cfg['architecture']} has "
+            f"MODEL.BACKBONE.FREEZE_AT: {num_stages}, but {config['architecture']} has "
             f"{len(stages)} stages"
         )
     # A network that timm flattens into a list of modules has underscores where the info has dots;

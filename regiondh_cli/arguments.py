@@ -8,6 +8,7 @@ well; lets an option with several values take overrides that follow it; takes a 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import sys
@@ -31,13 +32,11 @@ _SEVERAL = ("+", "*")
 
 @lru_cache
 def _config_keys() -> frozenset[str]:
-    from detectron2.config import get_cfg  # here, because this import takes seconds
-
-    from ..config import add_regiondh_config, flat_items
-
-    cfg = get_cfg()
-    add_regiondh_config(cfg)
-    return frozenset(key for key, _ in flat_items(cfg))
+    """Every key of the config. Only the library knows them, whose import takes seconds."""
+    cfg = importlib.import_module("detectron2.config").get_cfg()
+    config = importlib.import_module("regiondh_d2.config")
+    config.add_regiondh_config(cfg)
+    return frozenset(key for key, _ in config.flat_items(cfg))
 
 
 def is_config_key(word: str) -> bool:
@@ -55,6 +54,16 @@ def is_config_key(word: str) -> bool:
         return False
     levels = {key.split(".")[0] for key in keys}
     return bool(get_close_matches(word.split(".")[0], levels, 1, 0.8))
+
+
+def _may_be_key(word: str) -> bool:
+    """:func:`is_config_key`, also where the library can't be imported."""
+    if not _LEVELS.fullmatch(word):
+        return False
+    try:
+        return is_config_key(word)
+    except ImportError:
+        return True
 
 
 class _Store(argparse.Action):
@@ -87,7 +96,8 @@ class CommandParser(argparse.ArgumentParser):
     - An empty value is an error, but as that of an override (``MODEL.WEIGHTS ""``).
     - Of an option with one value the last counts; one with several values adds them up.
     - An error is one line on standard error, and exit status 2.
-    - ``--debug`` shows the traceback of any error, see :func:`..engine.command.run_command`.
+    - ``--debug`` shows the traceback of any error, see
+      :func:`regiondh_d2.engine.command.run_command`.
     """
 
     def __init__(self, *args, **kwargs):
@@ -126,9 +136,9 @@ class CommandParser(argparse.ArgumentParser):
     def _get_values(self, action, arg_strings):
         """As argparse; an empty text, as an unset variable of a shell leaves, is no value.
 
-        As a folder it would be the working directory.
+        As a folder it would be the working directory. The words of a subcommand are for its parser.
         """
-        if "" in arg_strings:
+        if "" in arg_strings and action.nargs != argparse.PARSER:
             raise argparse.ArgumentError(action, "the value is empty")
         return super()._get_values(action, arg_strings)
 
@@ -138,7 +148,9 @@ class CommandParser(argparse.ArgumentParser):
     def _arrange(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
         """Options as ``--option=value``, then other arguments; and the overrides."""
         rest = deque(words)
-        options, others, overrides = [], [], []
+        options: list[str] = []
+        others: list[str] = []
+        overrides: list[str] = []
         while rest:
             word = rest.popleft()
             name, equals, value = word.partition("=")
@@ -163,8 +175,11 @@ class CommandParser(argparse.ArgumentParser):
         nargs = action.nargs
         if nargs == 0:
             return [name]
-        most = {None: 1, "?": 1}.get(nargs, nargs if isinstance(nargs, int) else len(rest))
-        values = []
+        if isinstance(nargs, int):
+            most = nargs
+        else:
+            most = 1 if nargs in (None, "?") else len(rest)
+        values: list[str] = []
         while rest and len(values) < most:
             if nargs in _SEVERAL and rest[0] == "--" and not self._takes_files():
                 rest.popleft()
@@ -206,7 +221,7 @@ class CommandParser(argparse.ArgumentParser):
                 message += f"; the file of that name is written ./{word}"
         else:
             message = f"{word}: not expected here"
-            if not self._takes_overrides and is_config_key(word):
+            if not self._takes_overrides and _may_be_key(word):
                 self.error(f"{message}: this command takes no config overrides KEY VALUE")
         near = get_close_matches(word, options, 1, 0.75) or get_close_matches(
             f"--{word}", options, 1, 0.75

@@ -1,0 +1,38 @@
+"""What options may be, as literals: the library that defines the values can't be imported here.
+
+A test compares each with the library's.
+"""
+
+ENGINES = ("faiss", "numpy")
+GRANULARITIES = ("image", "instance")
+RERANKINGS = ("activations", "features")
+
+# Reference codes that need nothing but the code files, and those that need the network's weights.
+REFERENCES = (
+    "true_labels",
+    "detected_classes",
+    "random",
+    "lsh",
+    "pca",
+    "itq",
+    "spectral",
+)
+IMAGE_CLASSES = "image_classes"
+ONE_BIT_A_CLASS = ("true_labels", "detected_classes", IMAGE_CLASSES)
+
+ANALYSES = ("parameter", "flop", "time")
+
+LAYOUTS = ("c4", "fpn")
+RESNETS = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
+WEIGHT_SOURCES = (
+    "imagenet/tf_efficientnet_lite0",
+    *(f"torchvision/{network}-{layout}" for network in sorted(RESNETS) for layout in LAYOUTS),
+    "torchvision/vgg16",
+)
+
+# PASCAL VOC 2007: test queries in trainval.
+VOC_QUERIES, VOC_DATABASE = 4952, 5011
+
+# Environment variables, each read by the library, too.
+IMPORT_VARIABLE = "REGIONDH_IMPORT"
+DATASETS_VARIABLE = "DETECTRON2_DATASETS"

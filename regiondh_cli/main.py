@@ -1,0 +1,180 @@
+"""From a command line to the subcommand that it names."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from . import __version__, subcommands
+from .arguments import CommandParser
+from .detectron2_setup import explain_import_error
+from .display import display_name
+
+__all__ = ["build_parser", "main", "run_script", "subcommand_parser", "subparsers_of"]
+
+DESCRIPTION = "Region-based deep hashing: find images, and objects in them, by short binary codes."
+EPILOG = "regiondh SUBCOMMAND --help shows the options of one."
+
+
+def build_parser() -> CommandParser:
+    """The parser of ``regiondh``, with those of all subcommands."""
+    parser = CommandParser(prog="regiondh", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"regiondh {__version__}")
+    parsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
+    for name in subcommands.NAMES:
+        module = subcommands.load(name)
+        summary = _summary(module)
+        part = parsers.add_parser(name, help=summary, **_parser_options(module))
+        module.add_arguments(part)
+    return parser
+
+
+def subcommand_parser(name: str, prog: str | None = None) -> CommandParser:
+    """The parser of one subcommand.
+
+    Args:
+        name: such as "extract-codes".
+        prog: how the program is called in messages; by default ``regiondh NAME``.
+    """
+    module = subcommands.load(name)
+    parser = CommandParser(prog=prog or f"regiondh {name}", **_parser_options(module))
+    module.add_arguments(parser)
+    return parser
+
+
+def _summary(module: ModuleType) -> str:
+    return (module.__doc__ or "").splitlines()[0]
+
+
+def _parser_options(module: ModuleType) -> dict:
+    return {"description": _summary(module), **getattr(module, "PARSER", {})}
+
+
+def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, CommandParser]:
+    """The parsers of a parser's subcommands by name; none where it has no subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return action.choices
+    return {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``regiondh``.
+
+    Args:
+        argv: its arguments; those of the process if None.
+
+    Returns:
+        The exit status: 0, 1 after a failure, or 130 after Ctrl-C. A wrong argument ends the
+        process with status 2.
+    """
+
+    def start() -> int:
+        parser = build_parser()
+        args = parser.parse_args(argv)
+        return _run(args.subcommand, subparsers_of(parser)[args.subcommand], args)
+
+    return _tell_missing(start)
+
+
+def run_script(name: str, script: str, argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand as a script of a checkout, such as ``tools/search.py``.
+
+    Args:
+        name: of the subcommand.
+        script: the script's path, whose name its messages show.
+        argv: as of :func:`main`.
+
+    Returns:
+        As :func:`main`.
+    """
+
+    def start() -> int:
+        parser = subcommand_parser(name, os.path.basename(script))
+        return _run(name, parser, parser.parse_args(argv))
+
+    return _tell_missing(start)
+
+
+def _run(name: str, parser: CommandParser, args: argparse.Namespace) -> int:
+    module = subcommands.load(name)
+    if hasattr(module, "check"):
+        module.check(parser, args)
+    interrupted = getattr(module, "INTERRUPTED", "interrupted").format_map(vars(args))
+    try:
+        if hasattr(module, "run"):
+            return module.run(args)
+        _require_library()
+        # First the package, which keeps PyTorch quiet while it imports Detectron2.
+        work = importlib.import_module(f"regiondh_d2.commands.{subcommands.module_name(name)}")
+        run_command = importlib.import_module("regiondh_d2.engine.command").run_command
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    keep = not getattr(args, "return_memory", False)
+    return run_command(lambda: work.run(args), interrupted=interrupted, keep_memory=keep)
+
+
+class MissingError(Exception):
+    """What the library needs isn't installed, or does not import; the message is one line."""
+
+
+# What fails first where a package is installed without what it needs, and the command that helps.
+_REQUIRED = {
+    "torch": "PyTorch isn't installed: `pip install torch torchvision`, then `regiondh doctor`",
+    "detectron2": "Detectron2 isn't installed: `regiondh setup-detectron2` installs it",
+}
+
+
+def _require_library() -> None:
+    """Look for the two large packages without importing them.
+
+    Raises:
+        MissingError: one isn't installed.
+    """
+    for package, line in _REQUIRED.items():
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise MissingError(line)
+
+
+def _tell_missing(start: Callable[[], int]) -> int:
+    """Run a command; a library that is missing or does not import is told in one line."""
+    try:
+        return start()
+    except MissingError as error:
+        line = str(error)
+    except Exception as error:
+        failure = _import_failure(error)
+        if failure is None:
+            raise
+        line = failure
+    print(f"error: {display_name(line)}", file=sys.stderr)
+    return 1
+
+
+def _import_failure(error: Exception) -> str | None:
+    """The line on an import that failed; None of a defect of ours."""
+    if isinstance(error, ImportError):
+        package = (error.name or "").split(".")[0]
+        if package in _REQUIRED and isinstance(error, ModuleNotFoundError):
+            return _REQUIRED[package]
+        if package.startswith("regiondh"):
+            return None
+    folders = [
+        frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    if any("/detectron2/" in folder for folder in folders):
+        text = explain_import_error(f"{type(error).__name__}: {error}")
+        return (
+            f"Detectron2 does not import ({text}): `regiondh setup-detectron2 registry` replaces "
+            "it, `regiondh doctor` tells more"
+        )
+    if isinstance(error, ImportError):
+        return f"{error}: `regiondh doctor` tells what to install"
+    return None

@@ -1,0 +1,142 @@
+"""Types of arguments, and options that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+
+from .legal_values import IMPORT_VARIABLE, RERANKINGS
+
+__all__ = [
+    "add_config_option",
+    "add_exclude_self_option",
+    "add_import_option",
+    "add_overwrite_option",
+    "add_rerank_options",
+    "add_root_option",
+    "box",
+    "check_rerank_options",
+    "positive_int",
+    "seconds",
+    "whole_number",
+]
+
+
+def positive_int(text: str) -> int:
+    """An argument type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
+    return value
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument type: a whole number of at least ``least`` and at most ``most``."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"{text} is above {most}")
+        return value
+
+    parse.__name__ = "number"  # argparse names it in its message
+    return parse
+
+
+def seconds(text: str) -> float:
+    """An argument type: a time of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
+    return value
+
+
+def box(text: str) -> tuple[float, ...]:
+    """An argument type: x1,y1,x2,y2."""
+    numbers = tuple(map(float, text.split(",")))
+    if len(numbers) != 4:
+        raise argparse.ArgumentTypeError(f"{text} is not x1,y1,x2,y2")
+    return numbers
+
+
+def add_config_option(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add ``--config-file``, a path or the short name of a config of the package."""
+    parser.add_argument(
+        "--config-file",
+        required=required,
+        metavar="C",
+        help="config of the model: a file, or the short name of one that comes with the package, "
+        "such as voc07/regiondh_effnetlite0_64",
+    )
+
+
+def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--overwrite``, which the guard of outputs reads."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace existing files that this program did not write; what the command reads "
+        "is never replaced",
+    )
+
+
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--root OLD=NEW``, a list."""
+    parser.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="the folder OLD of photos stands at NEW now; repeatable",
+    )
+
+
+def add_exclude_self_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--exclude-self`` of a measurement by queries that may be in the database."""
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave a query that is in the database, too, out of its own ranking",
+    )
+
+
+def add_rerank_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rerank N`` and ``--rerank-by``; :func:`check_rerank_options` looks at them."""
+    parser.add_argument(
+        "--rerank",
+        type=positive_int,
+        metavar="N",
+        help="order the N nearest images of a query anew, by a distance finer than that of codes",
+    )
+    parser.add_argument(
+        "--rerank-by",
+        choices=RERANKINGS,
+        help="with --rerank: by the distance of the query's activations to the images' codes, or "
+        "by that of features, which few models have (ImageHash); code files hold them if they were "
+        f"extracted with --activations or --features (default: {RERANKINGS[0]})",
+    )
+
+
+def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with status 2 where ``--rerank-by`` lacks ``--rerank``; set its default, in place."""
+    if args.rerank_by and args.rerank is None:
+        parser.error("--rerank-by is of a second stage: give --rerank N, too")
+    args.rerank_by = args.rerank_by or RERANKINGS[0]
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--import``, a list ``args.imports`` of modules and files."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE_OR_FILE",
+        help="import this module (a dotted name, also of the current folder) or .py file first, "
+        "which registers your datasets or components; may be repeated. The environment variable "
+        f"{IMPORT_VARIABLE} names more of them, with {os.pathsep!r} between",
+    )

@@ -1,0 +1,51 @@
+"""The subcommands: a module each, of its name with ``_`` for ``-``.
+
+A module has:
+
+- a docstring, whose first line is shown by ``--help``;
+- ``add_arguments(parser)``;
+- ``check(parser, args)``, where options exclude or need each other; it ends with status 2;
+- ``PARSER``, further arguments of its parser;
+- ``INTERRUPTED``, the line after Ctrl-C, a format of the arguments' values;
+- ``run(args)``, which returns the exit status, of a subcommand that needs the standard library
+  alone. That of any other is in the module of the same name in ``regiondh_d2.commands``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = ["NAMES", "load"]
+
+# In the order of --help.
+NAMES = (
+    "doctor",
+    "setup-detectron2",
+    "search-photos",
+    "extract-codes",
+    "build-index",
+    "search",
+    "evaluate-codes",
+    "evaluate-objects",
+    "report",
+    "train",
+    "check-dataset",
+    "prepare-scenes",
+    "visualize-data",
+    "convert-weights",
+    "analyze-model",
+    "benchmark",
+    "demo",
+    "completion",
+)
+
+
+def module_name(name: str) -> str:
+    """The last part of the name of a subcommand's modules."""
+    return name.replace("-", "_")
+
+
+def load(name: str) -> ModuleType:
+    """The module of a subcommand."""
+    return importlib.import_module(f"{__name__}.{module_name(name)}")

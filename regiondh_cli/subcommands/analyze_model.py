@@ -1,0 +1,33 @@
+"""Parameters, operations and time of a network, by part: backbone, RPN, RoI head, hash heads.
+
+Needs nothing but a config: weights are random and the image is noise. How many boxes pass NMS
+depends on both, so measure the time of a trained network with a photo.
+"""
+
+from ..arguments import CommandParser
+from ..legal_values import ANALYSES
+from ..options import add_config_option, add_import_option, add_overwrite_option, positive_int
+
+
+def add_arguments(parser: CommandParser) -> None:
+    add_config_option(parser)
+    parser.add_argument(
+        "--tasks", nargs="+", choices=ANALYSES, default=list(ANALYSES), help="default: all of them"
+    )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        help="measure on this photo with the weights of the config (default: noise of the test's "
+        "size, and random weights)",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="runs to time, of which the fastest counts (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
+    add_import_option(parser)
+    add_overwrite_option(parser)
+    parser.add_overrides()

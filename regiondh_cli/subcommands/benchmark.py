@@ -1,0 +1,90 @@
+"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
+
+from ..arguments import CommandParser
+from ..legal_values import VOC_DATABASE, VOC_QUERIES
+from ..options import add_config_option, add_import_option, add_overwrite_option, positive_int
+
+BATCHES = (1, 8, 64, 1000)  # of queries
+AT_ONCE = (1, 2, 4, 8)  # images
+
+
+def _add_numbers(parser: CommandParser, items: int) -> None:
+    for name, default, text in (
+        ("--items", items, "number of codes in the database"),
+        ("--bits", 64, "code length"),
+        ("--topk", 1000, "cut-off"),
+        ("--repeat", 5, "runs, of which the fastest counts"),
+    ):
+        parser.add_argument(
+            name, type=positive_int, default=default, help=f"{text} (default: {default})"
+        )
+
+
+def add_arguments(parser: CommandParser) -> None:
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    evaluation = benchmarks.add_parser(
+        "evaluation", help="retrieval metrics against a sort per query in Python"
+    )
+    _add_numbers(evaluation, items=VOC_DATABASE)
+    evaluation.add_argument(
+        "--queries",
+        type=positive_int,
+        default=VOC_QUERIES,
+        help=f"number of queries (default: {VOC_QUERIES})",
+    )
+    evaluation.add_argument(
+        "--baseline-queries",
+        type=positive_int,
+        default=500,
+        help="queries to measure the baseline on; it is scaled to all (default: 500)",
+    )
+    search = benchmarks.add_parser("search", help="the Hamming index against FAISS alone")
+    _add_numbers(search, items=1_000_000)
+    search.add_argument(
+        "--batches",
+        type=positive_int,
+        nargs="+",
+        default=BATCHES,
+        help=f"numbers of queries at once (default: {' '.join(map(str, BATCHES))})",
+    )
+    training = benchmarks.add_parser("training", help="steps of a network on the CPU")
+    add_config_option(training)
+    training.add_argument(
+        "--return-memory",
+        action="store_true",
+        help="let the C library return freed memory to the kernel; by default all commands keep it",
+    )
+    training.add_argument("--images", type=positive_int, default=8, help="(default: 8)")
+    training.add_argument(
+        "--repeat",
+        type=positive_int,
+        default=8,
+        help="steps, of which the mean counts, after a first one (default: 8)",
+    )
+    add_import_option(training)
+    training.add_overrides()
+    network = benchmarks.add_parser(
+        "network", help="a Region-DH network against Faster R-CNN, and images at once, on the CPU"
+    )
+    add_config_option(network)
+    network.add_argument(
+        "--images", type=positive_int, default=8, help="of a step in the comparison (default: 8)"
+    )
+    network.add_argument(
+        "--at-once",
+        type=positive_int,
+        nargs="+",
+        default=AT_ONCE,
+        help=f"numbers of images at once (default: {' '.join(map(str, AT_ONCE))})",
+    )
+    network.add_argument(
+        "--repeat",
+        type=positive_int,
+        default=5,
+        help="turns, of which the fastest counts, after a first one (default: 5)",
+    )
+    add_import_option(network)
+    network.add_overrides()
+    for subparser in benchmarks.choices.values():
+        subparser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
+        add_overwrite_option(subparser)

@@ -1,0 +1,58 @@
+"""Build a search index from a code file.
+
+The index folder holds everything that a search needs: the codes of the images, those of the
+detected objects if the file has any, ids, file names, labels and boxes. An index of the same name
+is replaced when the new one is complete. An index folder may be given in place of the code file, to
+build it anew without photos that have gone, or for photos whose folder stands elsewhere now.
+"""
+
+import argparse
+
+from ..arguments import CommandParser
+from ..legal_values import ENGINES, GRANULARITIES
+from ..options import add_root_option, positive_int
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_argument(
+        "codes",
+        metavar="CODES.h5",
+        help="codes of the images to search in: a code file, or an index folder to build anew",
+    )
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="the index folder")
+    parser.add_argument(
+        "--level",
+        choices=GRANULARITIES,
+        help="what to search: whole images or detected objects (default: both, if the file has "
+        "objects)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="faiss is faster, numpy needs no further package; both are exact (default: faiss "
+        "where it is installed, else numpy)",
+    )
+    parser.add_argument(
+        "--nlist",
+        type=positive_int,
+        help="search approximately, in so many lists (FAISS IVF); prints the measured recall",
+    )
+    parser.add_argument(
+        "--nprobe",
+        type=positive_int,
+        help="with --nlist: lists compared with a query (default: 16)",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="leave out photos that have gone; those of a folder that is missing, empty or can't "
+        "be read stay, since its disk may not be plugged in",
+    )
+    add_root_option(parser)
+
+
+def check(parser: CommandParser, args: argparse.Namespace) -> None:
+    if args.nprobe and not args.nlist:
+        parser.error("--nprobe needs --nlist")
+    if args.nlist and (args.engine or "faiss") != "faiss":
+        parser.error(f"--nlist needs --engine faiss, not {args.engine}")

@@ -1,0 +1,31 @@
+"""Train Region-DH on generated scenes, measure it beside two references, and draw what it finds."""
+
+from ..arguments import CommandParser
+from ..options import whole_number
+
+CONFIG = "quick_schedules/regiondh_effnetlite0_scenes"
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--output", default="output/demo", metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--images",
+        type=whole_number(1),
+        default=400,
+        help="to train on and to search in (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--queries", type=whole_number(1), default=100, help="to search with (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--iterations", type=whole_number(1), help="of training (default: the config's number)"
+    )
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
+    parser.add_argument("--config-file", default=CONFIG, metavar="C", help="default: %(default)s")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write into any folder; what stands there under the names of the demo's files is lost",
+    )

@@ -1,0 +1,33 @@
+"""Measure object queries: every annotated object of a dataset searches a database.
+
+The database's images are ranked by the least distance of their detected objects to the object, and,
+to compare, by the distance of the whole images' codes; relevant are those that hold its class.
+"""
+
+from ..arguments import CommandParser
+from ..options import add_config_option, add_import_option, add_overwrite_option
+
+
+def add_arguments(parser: CommandParser) -> None:
+    add_config_option(parser)
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        help="a registered dataset, whose annotated objects are the queries",
+    )
+    parser.add_argument(
+        "--database",
+        required=True,
+        metavar="D.h5",
+        help="codes to search in, by the same model, with labels and detected objects",
+    )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave the image that an object is in out of the object's ranking",
+    )
+    parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
+    add_import_option(parser)
+    add_overwrite_option(parser)
+    parser.add_overrides()

@@ -1,0 +1,95 @@
+"""Encode images, a dataset or files and folders, into one code file; go on where it stopped."""
+
+import argparse
+
+from ..arguments import CommandParser
+from ..options import add_config_option, add_import_option, positive_int, seconds
+
+INTERRUPTED = "interrupted: go on with the same command and --resume ({output})"
+
+
+def add_arguments(parser: CommandParser) -> None:
+    add_config_option(parser)
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--dataset", metavar="NAME", help="encode a registered dataset")
+    images.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="encode these files, and the images in these folders and the folders in them",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and folders whose name, or path below the given folder, matches, "
+        "such as 'raw*' or 'holiday/drafts'; repeatable",
+    )
+    parser.add_argument("--output", required=True, metavar="CODES.h5", help="the file to write")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after an interruption, or add new images to a finished output",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="with --resume: read all files and compare their content, not only those whose size "
+        "or time of modification is another",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="with --resume: remove the codes of photos that have gone from the given folders",
+    )
+    parser.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="with --resume: the photos in folder OLD are in folder NEW now; repeatable",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that can't be read"
+    )
+    parser.add_argument(
+        "--no-instances", action="store_true", help="encode images alone, which is faster"
+    )
+    parser.add_argument(
+        "--activations", action="store_true", help="also store what the codes are rounded from"
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="also store the features of each image, where the model has some (ImageHash)",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=4, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--save-every",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="the most that an interruption can lose (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes, on CPUs as well (default: %(default)s)",
+    )
+    add_import_option(parser)
+    parser.add_overrides()
+
+
+def check(parser: CommandParser, args: argparse.Namespace) -> None:
+    """Exit with status 2 where an option would have no effect."""
+    for option in ("verify", "prune", "root"):
+        if getattr(args, option) and not args.resume:
+            parser.error(f"--{option} is of a code file that exists: give --resume, too")
+    for option in ("exclude", "prune", "root"):
+        if getattr(args, option) and args.dataset:
+            parser.error(f"--{option} is of folders of photos, not of a dataset: leave it out")

@@ -1,0 +1,91 @@
+"""Search an index by an image, by an object in it, or by several objects at once."""
+
+import argparse
+
+from ..arguments import CommandParser
+from ..legal_values import ENGINES
+from ..options import (
+    add_config_option,
+    add_import_option,
+    add_overwrite_option,
+    add_rerank_options,
+    add_root_option,
+    box,
+    check_rerank_options,
+    positive_int,
+)
+
+
+def add_arguments(parser: CommandParser) -> None:
+    add_config_option(parser)
+    parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
+    parser.add_argument("--query", required=True, metavar="IMAGE", help="the image to search with")
+    parser.add_argument(
+        "--box",
+        type=box,
+        action="append",
+        metavar="X1,Y1,X2,Y2",
+        help="search for the object in this box, in pixels of the image; repeated, for images that "
+        "hold all the objects",
+    )
+    parser.add_argument(
+        "--instance",
+        type=positive_int,
+        action="append",
+        metavar="N",
+        help="search for the N-th detection by score; may be repeated and joined with --box",
+    )
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="answer with detections of this class alone, or with images that hold one",
+    )
+    parser.add_argument(
+        "--all-objects",
+        action="store_true",
+        help="with one object: answer with all near objects, several of an image, too (default: "
+        "an image answers once, by its nearest object)",
+    )
+    parser.add_argument(
+        "--group-by-class",
+        action="store_true",
+        help="answer for each class that the network sees in the image, with a probability of 0.5 "
+        "or more: with the K nearest images among those in which an object of the class was "
+        "detected; with --json then a list, one for each class",
+    )
+    parser.add_argument(
+        "--topk", type=positive_int, default=10, metavar="K", help="default: %(default)s"
+    )
+    add_rerank_options(parser)
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
+    )
+    parser.add_argument(
+        "--within",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="answer with photos in this folder alone; repeatable",
+    )
+    add_root_option(parser)
+    parser.add_argument(
+        "--no-file-check",
+        dest="check_files",
+        action="store_false",
+        help="answer with photos that have gone or changed since they were encoded, too (default: "
+        "they are left out and counted)",
+    )
+    parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")
+    parser.add_argument("--json", metavar="OUT.json", help="also write the answers")
+    add_import_option(parser)
+    add_overwrite_option(parser)
+    parser.add_overrides()
+
+
+def check(parser: CommandParser, args: argparse.Namespace) -> None:
+    check_rerank_options(parser, args)
+    if args.group_by_class and (args.box or args.instance or args.class_name):
+        parser.error("--group-by-class is for whole images: without --box, --instance and --class")
+    if args.all_objects and len(args.box or ()) + len(args.instance or ()) != 1:
+        parser.error("--all-objects is for a query of one object: give one --box or --instance")

@@ -1,0 +1,33 @@
+"""Make a folder of photos searchable with the network that comes with the package, and search it.
+
+Does what three subcommands do, which it prints: extract-codes, build-index and search. Run again,
+it encodes new and changed photos only. Several folders may share an output: all their photos are
+kept in it, and answers come from the folder that is named.
+"""
+
+from pathlib import Path
+
+from ..arguments import CommandParser
+
+INTERRUPTED = "interrupted: run it again to go on"
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_argument("photos", type=Path, metavar="FOLDER", help="searched with its subfolders")
+    parser.add_argument(
+        "--query", type=Path, metavar="FILE", help="what to search for (default: one of the photos)"
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and folders of such a name, or path below FOLDER; repeatable",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/photos"),
+        metavar="FOLDER",
+        help="for the codes, the index and the picture (default: %(default)s)",
+    )

@@ -1,0 +1,311 @@
+"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
+
+import argparse
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+
+from ..engine.defaults import build_cfg, config_inputs
+from ..engine.step_times import compare_fusions, time_numbers_at_once, time_steps
+from ..engine.user_code import import_user_code
+from ..evaluation.ranking_metrics import evaluate_ranking
+from ..retrieval.engines import create_index
+from ..structures.packed import pack_codes, unpack_codes
+from ..utils.errors import RegionDHError
+from ..utils.file_io import check_output_file, write_json
+
+# PASCAL VOC 2007, about 1.5 of them an image.
+VOC_CLASSES = 20
+
+# A search of one query takes a millisecond: the fastest of a few such runs is still chance.
+LEAST_QUERIES = 300
+
+
+def describe_machine() -> dict[str, str | int]:
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+        name = names[0] if names else name
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return {
+        "cpu": name,
+        "cores": cores,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def make_labels(rng: np.random.Generator, rows: int, classes: int) -> np.ndarray:
+    """Multi-hot uint8 (rows, classes), one class in a third of the images, as "person" in VOC."""
+    share = np.full(classes, 0.04)
+    share[0] = 0.35
+    labels = (rng.random((rows, classes)) < share).astype(np.uint8)
+    labels[np.arange(rows), rng.integers(0, classes, rows)] = 1
+    return labels
+
+
+def make_codes(rng: np.random.Generator, labels: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """Packed codes that know the labels, with noise: random hyperplanes of the label vectors."""
+    logits = labels @ projection
+    return pack_codes(logits + rng.standard_normal(logits.shape) > 0)
+
+
+def rank_in_python(
+    query: np.ndarray,
+    database: np.ndarray,
+    query_labels: np.ndarray,
+    database_labels: np.ndarray,
+    k: int,
+) -> dict[str, float]:
+    """One query the usual way: sort (distance, row) pairs, then walk over the top k.
+
+    Args:
+        query: bool (K,).
+        database: bool (N, K).
+        query_labels: int (C,), multi-hot.
+        database_labels: int (N, C), multi-hot.
+        k: cut-off.
+    """
+    distances = np.count_nonzero(database != query, axis=1).tolist()
+    shared = (database_labels @ query_labels).tolist()
+    ranking = sorted(zip(distances, range(len(distances)), strict=True))
+    hits = label_sum = 0
+    ap = wap = dcg = 0.0
+    for rank, (_, row) in enumerate(ranking[:k], start=1):
+        s = shared[row]
+        label_sum += s
+        if s:
+            hits += 1
+            ap += hits / rank
+            wap += label_sum / rank
+            dcg += (2**s - 1) / math.log2(rank + 1)
+    ideal = sorted(shared, reverse=True)[:k]
+    idcg = sum((2**s - 1) / math.log2(rank + 1) for rank, s in enumerate(ideal, start=1))
+    relevant = sum(s > 0 for s in shared)
+    return {
+        "MAP": ap / hits if hits else 0.0,
+        "MAP_min": ap / min(relevant, k),
+        "MAP_all": ap / relevant,
+        "WMAP": wap / hits if hits else 0.0,
+        "ACG": label_sum / k,
+        "NDCG": dcg / idcg,
+        "P": hits / k,
+    }
+
+
+def benchmark_evaluation(args: argparse.Namespace) -> dict:
+    """Our metrics against sorting in Python, on codes and labels of VOC 2007's size."""
+    rng = np.random.default_rng(0)
+    projection = rng.standard_normal((VOC_CLASSES, args.bits))
+    query_labels = make_labels(rng, args.queries, VOC_CLASSES)
+    database_labels = make_labels(rng, args.items, VOC_CLASSES)
+    query = make_codes(rng, query_labels, projection)
+    database = make_codes(rng, database_labels, projection)
+    k = min(args.topk, args.items)
+
+    seconds = []
+    for _ in range(args.repeat):
+        start = time.perf_counter()
+        result = evaluate_ranking(
+            query, database, query_labels, database_labels, bits=args.bits, topk=k
+        )
+        seconds.append(time.perf_counter() - start)
+    ours = min(seconds)
+
+    sample = min(args.baseline_queries, args.queries)
+    query_bits, database_bits = unpack_codes(query, args.bits), unpack_codes(database, args.bits)
+    labels, items = query_labels.astype(int), database_labels.astype(int)
+    measurable = np.flatnonzero((labels[:sample] @ items.T).any(axis=1))
+    start = time.perf_counter()
+    plain = [rank_in_python(query_bits[q], database_bits, labels[q], items, k) for q in measurable]
+    per_query = (time.perf_counter() - start) / max(1, len(measurable))
+    for q, values in zip(measurable, plain, strict=True):
+        for metric, value in values.items():
+            found = result.per_query[f"{metric}@{k}-index_order"][q]
+            if abs(found - value) > 1e-9:
+                raise RegionDHError(f"{metric}@{k} of query {q}: {found}, but sorting says {value}")
+    baseline = per_query * args.queries
+    return {
+        "queries": args.queries,
+        "database": args.items,
+        "bits": args.bits,
+        "topk": k,
+        "seconds": ours,
+        "baseline_seconds": baseline,
+        "baseline_queries_measured": len(measurable),
+        "ratio": baseline / ours,
+    }
+
+
+def print_evaluation(numbers: dict) -> None:
+    print(
+        f"{numbers['queries']} queries, {numbers['database']} codes of {numbers['bits']} bits, "
+        f"k = {numbers['topk']}"
+    )
+    print(f"ours, all metrics with expectation, bounds and index order: {numbers['seconds']:.3f} s")
+    print(
+        f"sorting every query in Python, index order only: {numbers['baseline_seconds']:.1f} s "
+        f"(scaled from {numbers['baseline_queries_measured']} queries)"
+    )
+    print(f"ratio: {numbers['ratio']:.0f}")
+
+
+def benchmark_search(args: argparse.Namespace) -> dict:
+    """Our index against FAISS alone with either of its two ways of selection, by batch size."""
+    index = create_index(args.bits)
+    import faiss  # after ours, which says what to install where it is missing
+
+    rng = np.random.default_rng(0)
+
+    def random_codes(rows: int) -> np.ndarray:
+        return pack_codes(rng.integers(2, size=(rows, args.bits), dtype=np.uint8))
+
+    database = random_codes(args.items)
+    index.add(database)
+    ways = {"seconds": index.search}
+    # An index each: the codes that the last search left in the cache would help the next one.
+    for name, use_heap in (("faiss_heap_seconds", True), ("faiss_counting_seconds", False)):
+        raw = faiss.IndexBinaryFlat(8 * database.shape[1])
+        raw.add(database)
+        raw.use_heap = use_heap
+        ways[name] = raw.search
+    k = min(args.topk, args.items)
+    return {
+        "database": args.items,
+        "bits": args.bits,
+        "topk": k,
+        "batches": [compare_search(ways, random_codes(n), k, args.repeat) for n in args.batches],
+    }
+
+
+def compare_search(
+    ways: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]],
+    query: np.ndarray,
+    k: int,
+    repeat: int,
+) -> dict[str, float]:
+    """The fastest of some runs of every way to search, in turns; small batches run more often.
+
+    Args:
+        ways: searches by the name of their seconds, ours as "seconds".
+        query: uint8 (Q, B), packed.
+        k: how many answers.
+        repeat: the least number of runs.
+
+    Raises:
+        ValueError: two ways find other distances.
+    """
+    best = dict.fromkeys(ways, math.inf)
+    answers = {}
+    for _ in range(max(repeat, LEAST_QUERIES // len(query))):
+        for name, search in ways.items():
+            start = time.perf_counter()
+            answers[name] = search(query, k)
+            best[name] = min(best[name], time.perf_counter() - start)
+    for name, (distances, _) in answers.items():
+        if not np.array_equal(distances, answers["seconds"][0]):
+            raise RegionDHError(f"{name}: FAISS alone found other distances than the index")
+    baseline = min(seconds for name, seconds in best.items() if name != "seconds")
+    return {"queries": len(query), **best, "ratio": baseline / best["seconds"]}
+
+
+def print_search(numbers: dict) -> None:
+    print(
+        f"{numbers['database']} codes of {numbers['bits']} bits, k = {numbers['topk']}; queries/s"
+    )
+    heads = ("batch", "ours", "FAISS, heap", "FAISS, counting", "ours to the faster")
+    print("  ".join(heads))
+    for batch in numbers["batches"]:
+        queries = batch["queries"]
+        speeds = [
+            f"{queries / batch[key]:.0f}"
+            for key in ("seconds", "faiss_heap_seconds", "faiss_counting_seconds")
+        ]
+        cells = zip(heads, [str(queries), *speeds, f"{batch['ratio']:.3f}"], strict=True)
+        print("  ".join(cell.rjust(len(head)) for head, cell in cells))
+
+
+def benchmark_training(args: argparse.Namespace) -> dict:
+    """Steps of a network, see :func:`time_steps`."""
+    return {
+        "config": args.config_file,
+        "images": args.images,
+        "threads": torch.get_num_threads(),
+        "kept": not args.return_memory,
+        **time_steps(cpu_cfg(args), args.images, args.repeat),
+    }
+
+
+def cpu_cfg(args: argparse.Namespace) -> CfgNode:
+    import_user_code(args.imports)
+    return build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+
+
+def print_training(numbers: dict) -> None:
+    print(
+        f"{numbers['config']}: a step of {numbers['images']} images, {numbers['threads']} threads, "
+        f"freed memory {'kept' if numbers['kept'] else 'returned'}: "
+        f"{numbers['seconds']:.2f} CPU seconds, {numbers['page_faults']:.0f} page faults"
+    )
+
+
+def benchmark_network(args: argparse.Namespace) -> dict:
+    """A step of Region-DH against one of Faster R-CNN, and images at once against one alone."""
+    cfg = cpu_cfg(args)
+    return {
+        "config": args.config_file,
+        "images": args.images,
+        "threads": torch.get_num_threads(),
+        "steps": compare_fusions(cfg, args.images, args.repeat),
+        "at_once": time_numbers_at_once(cfg, args.at_once, args.repeat),
+    }
+
+
+def print_network(numbers: dict) -> None:
+    steps, images = numbers["steps"], numbers["images"]
+    print(f"{numbers['config']}: {numbers['threads']} threads, CPU seconds, fastest of all turns")
+    print(f"a step of {images} images, and its ratio to one of Faster R-CNN")
+    for name, text in (
+        ("plain", "Faster R-CNN"),
+        ("sampled", "sampled regions fused"),
+        ("topk", "best proposals fused"),
+    ):
+        print(f"{text:>22}  {steps[name]:7.3f}  {steps[name] / steps['plain']:5.2f}")
+    print("seconds an image, by the number of images at once")
+    print(f"{'images':>22}  {'training':>8}  {'codes':>7}")
+    for row in numbers["at_once"]:
+        print(f"{row['images']:>22}  {row['training']:8.3f}  {row['codes']:7.3f}")
+
+
+# What measures and what shows, by the name of the benchmark.
+BENCHMARKS = {
+    "evaluation": (benchmark_evaluation, print_evaluation),
+    "search": (benchmark_search, print_search),
+    "training": (benchmark_training, print_training),
+    "network": (benchmark_network, print_network),
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    measure, show = BENCHMARKS[args.benchmark]
+    inputs = config_inputs(getattr(args, "config_file", ""), getattr(args, "opts", ()))
+    check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
+    machine = describe_machine()
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    numbers = measure(args)
+    if args.json:
+        values = {args.benchmark: numbers, "machine": machine}
+        write_json(args.json, values, format="regiondh-benchmark")
+    show(numbers)

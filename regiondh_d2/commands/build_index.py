@@ -1,0 +1,100 @@
+"""Build a search index from a code file.
+
+The index folder holds everything that a search needs: the codes of the images, those of the
+detected objects if the file has any, ids, file names, labels and boxes. An index of the same name
+is replaced when the new one is complete. An index folder may be given in place of the code file, to
+build it anew without photos that have gone, or for photos whose folder stands elsewhere now.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+
+from ..checkpoint.zoo import network_name
+from ..retrieval.code_store import read_codes
+from ..retrieval.index_folder import (
+    IndexFolder,
+    read_index_folder,
+    write_index_folder,
+)
+from ..retrieval.index_record import check_index_output
+from ..retrieval.moved_folders import move_roots
+from ..retrieval.photo_state import describe_away, prune
+from ..structures.codes import CodeSet
+from ..utils.display import display_name, print_line
+from ..utils.errors import RegionDHError
+from ..utils.file_io import check_output_folder, same_file
+
+
+def describe(folder: IndexFolder) -> list[str]:
+    """A line for each index."""
+    lines = []
+    for granularity, numbers in folder.record["levels"].items():
+        line = f"{granularity}: {numbers['count']} codes of {numbers['bits']} bits"
+        for name, value in numbers.items():
+            if name.startswith("recall"):
+                line += f", {name} {value:.4f} on its own codes"
+        lines.append(line)
+    return lines
+
+
+def read_items(path: str) -> CodeSet:
+    """The codes of a code file or of an index folder."""
+    if os.path.isdir(path):
+        return read_index_folder(path, engine="numpy").items
+    return read_codes(path)
+
+
+def without_gone(items: CodeSet, source: str) -> CodeSet:
+    """The codes without those of photos that have gone, which are told.
+
+    Raises:
+        RegionDHError: nothing is known of any photo, or all have gone.
+    """
+    found = prune(items)
+    name = display_name(source)
+    if found.kept_away:
+        line = f"{describe_away(found.away)}: {found.kept_away} photos below it stay"
+        if found.kept_away == len(items):
+            raise RegionDHError(f"{line}; there is nothing to prune")
+        print_line(f"warning: {line}", sys.stderr)
+    if len(found.gone) == len(items) > 0:
+        raise RegionDHError(f"{name}: all {len(items)} photos have gone; nothing would be left")
+    if found.gone:
+        print(
+            f"pruned: {len(found.gone)} photos that have gone, first {display_name(found.gone[0])}"
+        )
+    return found.items
+
+
+def run(args: argparse.Namespace) -> None:
+    options = {"nlist": args.nlist, "nprobe": args.nprobe}
+    options = {name: value for name, value in options.items() if value is not None}
+    start = time.perf_counter()
+    has_faiss = importlib.util.find_spec("faiss") is not None
+    engine = args.engine or ("faiss" if has_faiss or args.nlist else "numpy")
+    # An index may be built anew from itself, generation beside generation.
+    source = [] if same_file(args.codes, args.output) else [args.codes]
+    check_output_folder(args.output, inputs=source, overwrite=True)
+    check_index_output(args.output)  # which knows what may be in an index folder
+    items = move_roots(read_items(args.codes), args.root)
+    if args.prune:
+        items = without_gone(items, args.codes)
+    folder = write_index_folder(
+        args.output,
+        items,
+        granularities=[args.level] if args.level else None,
+        engine=engine,
+        source=args.codes,
+        network=network_name(items.model_fingerprint),
+        **options,
+    )
+    if not folder.record["fingerprint"]:
+        print_line(
+            f"warning: {args.codes} has no model fingerprint: searches cannot check their model",
+            sys.stderr,
+        )
+    print("\n".join(describe(folder)))
+    print_line(f"{args.output}: {engine}, built in {time.perf_counter() - start:.1f} s")

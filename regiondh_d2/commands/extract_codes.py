@@ -1,0 +1,171 @@
+"""Code images: a dataset, or files and folders, into one code file; resumable when interrupted."""
+
+import argparse
+import os
+import sys
+
+import torch
+from detectron2.data import MetadataCatalog
+
+from ..checkpoint import model_fingerprint
+from ..config import code_settings
+from ..data.catalog import load_dataset, require_dataset
+from ..data.photo_files import PhotoScan, find_photos
+from ..data.retrieval import with_labels
+from ..engine import build_cfg
+from ..engine.command import load_trained_model, run_workers
+from ..engine.config_names import find_config
+from ..engine.defaults import config_inputs, dataset_inputs
+from ..engine.user_code import import_user_code
+from ..retrieval.extract import (
+    CodeExtractor,
+    ExtractionResult,
+    check_output,
+    images_to_code,
+    known_files,
+)
+from ..retrieval.images import ImageEntry, ImageLoader, dataset_images
+from ..utils.display import print_line
+from ..utils.errors import RegionDHError
+from ..utils.file_io import check_output_file, refuse_inputs
+
+
+def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
+    """The images of a dataset to code, and its class names."""
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    require_dataset(name, "--dataset")
+    dicts = load_dataset(name)
+    if any("annotations" in record for record in dicts):
+        dicts = [with_labels(record) for record in dicts]
+    class_names = list(MetadataCatalog.get(name).get("thing_classes", []))
+    if len(class_names) != count:
+        raise RegionDHError(
+            f"{name} has {len(class_names)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
+            f"{count}: use the config of a model for this dataset"
+        )
+    return dataset_images(dicts, cfg.TEST.RETRIEVAL.COUNT_DIFFICULT), class_names
+
+
+def classes_of_model(cfg) -> list[str]:
+    """The class names of the datasets that the model's config names, if they may be its own."""
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
+    return next((c for c in known if len(c) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
+
+
+def encode(
+    args: argparse.Namespace,
+    cfg,
+    scan: PhotoScan | None,
+    images: list[ImageEntry],
+    class_names: list[str],
+) -> None:
+    """What every process does."""
+    model = load_trained_model(cfg)
+    if not hasattr(model, "encode_images"):
+        raise RegionDHError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no images; use RegionDH"
+        )
+    extractor = CodeExtractor(
+        model.encode_images if args.no_instances else model.inference,
+        ImageLoader(cfg),
+        {
+            "dataset": args.dataset or "",
+            "config": os.path.basename(find_config(args.config_file)),
+            "class_names": class_names,
+            "count_difficult": cfg.TEST.RETRIEVAL.COUNT_DIFFICULT,
+            "model_fingerprint": model_fingerprint(model),
+            "settings": code_settings(
+                cfg,
+                activations=args.activations,
+                features=args.features,
+                instances=not args.no_instances,
+            ),
+        },
+        size_divisibility=model.backbone.size_divisibility,
+        batch_size=args.batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        instance_min_score=cfg.TEST.RETRIEVAL.INSTANCE_MIN_SCORE,
+        activations=args.activations,
+        features=args.features,
+        save_every=args.save_every,
+        log=lambda line: print(line, flush=True),
+    )
+    result = extractor.extract(
+        images,
+        args.output,
+        resume=args.resume,
+        skip_bad=args.skip_bad,
+        scan=scan,
+        moves=args.root,
+        verify=args.verify,
+        prune=args.prune,
+    )
+    if result is not None:  # the main process
+        print_summary(result, args.output)
+
+
+def print_summary(result: ExtractionResult, output: str) -> None:
+    """The lines at the end.
+
+    Raises:
+        RegionDHError: there is no output, because of images that can't be read.
+    """
+    for error in result.unreadable:
+        print_line(f"unreadable: {error}", sys.stderr)
+    for name in result.vanished:
+        print_line(f"deleted meanwhile: {name}", sys.stderr)
+    bad = len(result.unreadable)
+    if not result.complete and bad + len(result.vanished) == result.images:
+        raise RegionDHError(f"none of the {result.images} images can be read")
+    if not result.complete:
+        raise RegionDHError(
+            f"{bad} of {result.images} images can't be read; the others are coded: fix or remove "
+            "those and go on with --resume, or leave them out with --resume --skip-bad"
+        )
+    left_out = f", {bad} unreadable left out" if bad else ""
+    pruned = f", {result.pruned} of photos that have gone removed" if result.pruned else ""
+    rows = f"{result.rows} rows, {result.coded} of them coded now"
+    print_line(f"{output}: {rows}{left_out}{pruned}")
+    if result.gone:
+        print_line(
+            f"{result.gone} of the rows are of photos that have gone: remove them with --resume "
+            "--prune"
+        )
+
+
+def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
+    cfg = build_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
+        raise RegionDHError(
+            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}"
+        )
+    check_output(args.output, args.resume)
+    inputs = config_inputs(args.config_file, args.opts)
+    if args.dataset:
+        inputs += dataset_inputs([args.dataset])
+    inputs += [path for path in args.input or () if os.path.isfile(path)]
+    refuse_inputs(args.output, inputs)
+    known = known_files(args.output, args.root)  # tells of a file that another program writes
+    check_output_file(args.output, overwrite=None, kind="codes")
+    if args.dataset:
+        scan, notes = None, []
+        images, class_names = dataset_entries(args.dataset, cfg)
+    else:
+        scan = find_photos(
+            args.input,
+            args.exclude,
+            lambda photo: known.get(photo.path) == (photo.size, photo.mtime_ns),
+        )
+        images, notes = images_to_code(scan, args.input, known)
+        class_names = classes_of_model(cfg)
+    refuse_inputs(args.output, photos=[image.file_name for image in images])
+    for line in notes:
+        print_line(line, sys.stderr)
+    try:
+        run_workers(encode, args.num_gpus, (args, cfg, scan, images, class_names))
+    finally:
+        for line in scan.summary() if scan else ():
+            print_line(line)

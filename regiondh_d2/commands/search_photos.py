@@ -1,0 +1,128 @@
+"""Make a folder of photos searchable with the network that comes with the package, and search it.
+
+Does what three subcommands do, which it prints: extract-codes, build-index and search. Run again,
+it encodes new and changed photos only. Several folders may share an output: all their photos are
+kept in it, and answers come from the folder that is named.
+"""
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from regiondh_cli import main as command_line
+
+from ..data.photo_files import is_below, is_system_file
+from ..engine.defaults import build_cfg
+from ..retrieval.code_store import read_codes
+from ..retrieval.images import ImageLoader
+from ..retrieval.index_record import check_index_output
+from ..retrieval.photo_state import PhotoCheck, PhotoState
+from ..utils.display import display_name
+from ..utils.errors import InputNotFoundError, OutputExistsError, RegionDHError
+from ..utils.file_io import check_output_file, mark_folder
+from ..utils.marks import mark_of
+
+CONFIG = "voc07/regiondh_effnetlite0_64"
+OUTPUTS = ("photos.h5", "photos.h5.bak", "photos.h5.parts", "index", "answers.png")
+
+
+def subcommand(name: str) -> Callable[[Sequence[str]], int]:
+    """A function from the arguments of another subcommand to its exit status."""
+    return lambda words: command_line.main([name, *words])
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses all that would fail later, before any photo is encoded; then prepares the output.
+
+    Raises:
+        RegionDHError: there is no such folder, the query can't be read, or the output can't be
+            written, holds others' files, or would lie around the photos.
+    """
+    if not args.photos.is_dir():
+        is_there = os.path.lexists(args.photos)
+        what = "is no folder: name the folder of photos" if is_there else "no such folder of photos"
+        raise InputNotFoundError(f"{display_name(args.photos)}: {what}")
+    if args.query is not None:
+        ImageLoader(build_cfg(CONFIG))(str(args.query))
+    check_output(args.output, args.photos)
+    check_index_output(args.output / "index")
+    picture = args.output / "answers.png"
+    check_output_file(picture, inputs=[args.query], overwrite=None, kind="picture")
+    mark_folder(args.output, "photos")  # so that its pictures are never taken for photos
+
+
+def check_output(output: Path, photos: Path) -> None:
+    """Refuses an output folder that others' files are in, or the photos.
+
+    What is in an output folder of ours is never taken for photos.
+    """
+    name = display_name(output)
+    if not os.path.lexists(output):
+        return
+    if not output.is_dir():
+        raise OutputExistsError(f"{name}: is a file; name a folder for the output")
+    if is_below(os.path.realpath(photos), os.path.realpath(output)):
+        raise OutputExistsError(
+            f"{name}: the photos are in this folder; name another, of its own, for the output"
+        )
+    if mark_of(output) == "photos":
+        return
+    # Version 0.1 put no mark into it.
+    others = [x for x in os.listdir(output) if x not in OUTPUTS and not is_system_file(x)]
+    if others:
+        raise OutputExistsError(
+            f"{name}: holds {display_name(min(others))}, which isn't of this program; name an "
+            "empty or a new folder for the output"
+        )
+
+
+def choose_query(codes: Path, photos: Path) -> str:
+    """One of the photos of a folder that were encoded, and are still as they were.
+
+    Raises:
+        RegionDHError: there is none.
+    """
+    items = read_codes(codes)
+    check = PhotoCheck(items)
+    folder = os.path.realpath(photos)
+    rows = [row for row, name in enumerate(items.file_names) if is_below(name, folder)]
+    # From the middle on, where a name is chosen by nobody.
+    for row in [*rows[len(rows) // 2 :], *rows[: len(rows) // 2]]:
+        if check.state(row) is PhotoState.THERE:
+            return items.file_names[row]
+    raise RegionDHError(f"{display_name(photos)}: no photo in it can be read")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The three steps; the exit status of the one that failed, or 0."""
+    check_arguments(args)
+    codes, index, picture = (args.output / name for name in ("photos.h5", "index", "answers.png"))
+    network = ["--config-file", CONFIG]
+
+    def step(name: str, *arguments: str | os.PathLike) -> int:
+        words = [str(word) for word in arguments]
+        print(f"\n$ regiondh {name} {display_name(shlex.join(words))}", flush=True)
+        return subcommand(name)(words)
+
+    exclude = [f"--exclude={pattern}" for pattern in args.exclude]
+    status = step(
+        "extract-codes",
+        *[*network, "--resume", "--skip-bad", *exclude, "--input", args.photos],
+        *["--output", codes],
+    )
+    if status:
+        return status
+    status = step("build-index", codes, "--output", index)
+    if status:
+        return status
+    query = args.query or choose_query(codes, args.photos)
+    status = step(
+        "search",
+        *[*network, "--index", index, "--within", args.photos, "--query", query],
+        *["--save", picture],
+    )
+    if not status:
+        print(f"\npicture: {display_name(picture)}")
+    return status

@@ -1,0 +1,69 @@
+"""The configs that come with the package, found from any folder by short names.
+
+That of ``configs/voc07/regiondh_effnetlite0_64.yaml`` is ``voc07/regiondh_effnetlite0_64``.
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..utils.display import display_name
+from ..utils.errors import InputNotFoundError
+
+__all__ = ["config_names", "find_config"]
+
+SUFFIX = ".yaml"
+NEAR = 3  # how many names an error suggests
+
+
+def configs_folder() -> Path:
+    """The folder of the configs: in an installed package, or else at the top of the checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """The short names of all configs, sorted; those of ``Base-`` files, too."""
+    folder = configs_folder()
+    files = folder.rglob(f"*{SUFFIX}")
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+
+
+def find_config(name: str | os.PathLike) -> str:
+    """The file of a config.
+
+    Args:
+        name: a path; or, where there is no such file, the short name of a config that comes with
+            the package, also with ``configs/`` before it or ``.yaml`` behind it.
+
+    Returns:
+        The path: ``name`` itself where there is such a file or folder.
+
+    Raises:
+        InputNotFoundError: there is neither; the text has the names that are nearest.
+    """
+    given = os.fspath(name)
+    if os.path.lexists(given):
+        return given
+    short = short_name(given)
+    names = config_names()
+    if short in names:
+        return str(configs_folder() / f"{short}{SUFFIX}")
+    # Near as a whole, or of the same last part.
+    last = short.rpartition("/")[2]
+    near = [known for known in names if known.rpartition("/")[2] == last]
+    near += [known for known in get_close_matches(short, names, NEAR, 0.6) if known not in near]
+    hint = f"; did you mean {' or '.join(near[:NEAR])}?" if near else ""
+    raise InputNotFoundError(f"{display_name(given)}: no such config file{hint}")
+
+
+def short_name(name: str) -> str:
+    """A config's name as :func:`config_names` has it, if it is one: on Windows, too.
+
+    Args:
+        name: may have backslashes, ``configs/`` before it and ``.yaml`` behind it.
+    """
+    return name.replace("\\", "/").removeprefix("./").removeprefix("configs/").removesuffix(SUFFIX)

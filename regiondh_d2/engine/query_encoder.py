@@ -1,0 +1,185 @@
+"""Queries from images: what a search by image or by object compares, encoded by a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from ..checkpoint import model_fingerprint
+from ..config import recorded_max_pixels
+from ..retrieval.images import ImageLoader
+from ..retrieval.queries import Box, Query, QueryObject, name_of_class
+from ..structures.packed import pack_codes
+from ..utils.errors import RegionDHError
+from ..utils.file_io import file_sha256
+
+__all__ = ["QueryEncoder", "encode_boxes", "query_loader"]
+
+_SEEN = 0.5  # the probability from which on a class is taken to be in an image
+
+
+class QueryEncoder:
+    """Encodes images, and objects in them, as queries. It needs no index.
+
+    A :class:`~regiondh_d2.retrieval.service.SearchService` answers them.
+
+    Attributes:
+        model: the network.
+        fingerprint: of the network; an index of another one can't be searched.
+        class_names: of the classes that the network sees.
+    """
+
+    def __init__(self, model: nn.Module, load: ImageLoader, class_names: Sequence[str] = ()):
+        """
+        Args:
+            model: a :class:`~regiondh_d2.modeling.meta_arch.RegionDH` in evaluation mode.
+            load: reads queries as the indexed images were read.
+            class_names: names of the model's classes; numbers stand for them where there are none.
+
+        Raises:
+            RegionDHError: the model encodes no images.
+        """
+        if not hasattr(model, "encode_images"):
+            raise RegionDHError(f"{type(model).__name__} codes no images; use RegionDH")
+        self.model = model
+        self.fingerprint = model_fingerprint(model)
+        self.class_names = class_names
+        self._load = load
+
+    @torch.no_grad()
+    def encode(
+        self,
+        image: str | os.PathLike,
+        box: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        instance: int | Sequence[int] | None = None,
+    ) -> Query:
+        """The codes of an image, or of objects in it.
+
+        Args:
+            image: file of the query.
+            box: an object's box, XYXY in pixels of the file's image (turned as its EXIF orientation
+                says), or several of them. What of it is outside the image is cut off.
+            instance: the number of a detection of the model, from 1 by descending score, or
+                several of them. With ``box`` too, the query has all these objects.
+
+        Raises:
+            UnreadableImage: the image can't be read.
+            RegionDHError: there is no such box or detection.
+        """
+        file_name = os.fspath(image)
+        inputs = self._load(file_name)
+        content = file_sha256(file_name)
+        boxes = [] if box is None else _check_boxes(box, file_name, inputs)
+        numbers = [] if instance is None else np.atleast_1d(instance).tolist()
+        if not boxes and not numbers:
+            (output,) = self.model.encode_images([inputs])
+            return Query(
+                file_name,
+                _pack(output["image_code"][None]),
+                activation=_to_numpy(output["image_activation"]),
+                feature=_to_numpy(output.get("image_feature")),
+                classes=self._seen_classes(_to_numpy(output["image_probabilities"])),
+                content_sha256=content,
+            )
+        codes, objects = [], []
+        if boxes:
+            codes.append(_pack(encode_boxes(self.model, inputs, Boxes(torch.tensor(boxes)))))
+            objects += map(QueryObject, boxes)
+        if numbers:
+            detected = self._detections(inputs, numbers, file_name)
+            codes.append(_pack(detected.pred_codes))
+            objects += self._query_objects(detected)
+        return Query(file_name, np.concatenate(codes), tuple(objects), content_sha256=content)
+
+    def _seen_classes(self, probabilities: np.ndarray) -> tuple[str, ...]:
+        """Names of the classes that are seen, of probabilities (C,)."""
+        order = np.argsort(-probabilities, kind="stable")
+        return tuple(name_of_class(self.class_names, i) for i in order if probabilities[i] >= _SEEN)
+
+    def _detections(self, inputs: dict, numbers: Sequence[int], file_name: str) -> Instances:
+        """The detections of these numbers, boxes in the file's image."""
+        (output,) = self.model.inference([inputs])
+        instances = output["instances"].to("cpu")
+        for number in numbers:
+            if not 1 <= number <= len(instances):
+                raise RegionDHError(
+                    f"{file_name}: there is no detection {number}, they are numbered from 1 to "
+                    f"{len(instances)}; give a box instead"
+                )
+        order = instances.scores.argsort(descending=True, stable=True)
+        return instances[order[[number - 1 for number in numbers]]]
+
+    def _query_objects(self, detected: Instances) -> list[QueryObject]:
+        columns = (detected.pred_boxes.tensor, detected.pred_classes, detected.scores)
+        return [
+            QueryObject(tuple(box), name_of_class(self.class_names, class_id), score)
+            for box, class_id, score in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+
+
+def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
+    """Reads a query as the indexed photos were read, whatever the pixel limit of the config is now.
+
+    Args:
+        settings: of the index's code set.
+        cfg: config of the model.
+    """
+    load = ImageLoader(cfg)
+    load.max_pixels = recorded_max_pixels(settings, load.max_pixels)
+    return load
+
+
+def encode_boxes(model: nn.Module, inputs: dict, boxes: Boxes) -> torch.Tensor:
+    """The H1 codes of boxes in an image.
+
+    Args:
+        model: a :class:`~regiondh_d2.modeling.meta_arch.RegionDH` in evaluation mode.
+        inputs: what an :class:`ImageLoader` makes of the image.
+        boxes: in pixels of the file's image.
+
+    Returns:
+        bool (R, K1).
+    """
+    height, width = inputs["image"].shape[1:]
+    given = Instances((height, width), pred_boxes=boxes.clone())
+    given.pred_boxes.scale(width / inputs["width"], height / inputs["height"])
+    (coded,) = model.inference([inputs], [given], do_postprocess=False)
+    return coded.pred_codes
+
+
+def _to_numpy(values: torch.Tensor | None) -> np.ndarray | None:
+    return None if values is None else values.float().cpu().numpy()
+
+
+def _pack(codes: torch.Tensor) -> np.ndarray:
+    return pack_codes(codes.cpu().numpy())
+
+
+def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
+    """Boxes cut off at the borders of the image."""
+    boxes = np.array(box, dtype=np.float32)
+    if not boxes.size or boxes.shape[-1] != 4 or boxes.ndim > 2:
+        raise RegionDHError(f"box {box} is not x1, y1, x2, y2, or a list of such boxes")
+    size = (inputs["width"], inputs["height"])
+    checked = []
+    for corners in boxes.reshape(-1, 4):
+        x1, y1, x2, y2 = corners.tolist()
+        text = ",".join(f"{value:g}" for value in corners)
+        if not (np.isfinite(corners).all() and x1 < x2 and y1 < y2):
+            raise RegionDHError(
+                f"box {text} is empty: x1,y1 is its left top, x2,y2 its right bottom"
+            )
+        x1, x2 = np.clip([x1, x2], 0, size[0]).tolist()
+        y1, y2 = np.clip([y1, y2], 0, size[1]).tolist()
+        if x1 >= x2 or y1 >= y2:
+            raise RegionDHError(
+                f"box {text} is outside {file_name}, which has {size[0]} x {size[1]} pixels"
+            )
+        checked.append((x1, y1, x2, y2))
+    return checked

@@ -1,0 +1,162 @@
+"""The answers to an encoded query: what :class:`.service.SearchService` puts together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..structures.codes import CodeSet
+from .candidates import CandidateSearch, PhotoFilter
+from .hamming_index import HammingIndex
+from .queries import Answer, FoundObject, Query, SearchOptions, name_of_class
+from .second_stage import fine_distances, fine_values
+
+__all__ = ["answers_to_image", "answers_to_object", "answers_to_objects", "known_labels"]
+
+_GROWTH = 4  # how many times longer a shortlist becomes where too many of its photos have gone
+
+
+def answers_to_image(
+    items: CodeSet,
+    index: HammingIndex,
+    query: Query,
+    options: SearchOptions,
+    photos: PhotoFilter,
+    allowed: np.ndarray | None,
+) -> list[Answer]:
+    """Images that are like an image.
+
+    Args:
+        items: what is indexed.
+        index: of the images.
+        query: with the code of an image, and for a ``rerank`` what :func:`.fine_values` takes.
+        options: which answers.
+        photos: which photos may answer.
+        allowed: bool (N,), which images may answer by their class; None for all.
+    """
+    topk = options.topk
+    search = CandidateSearch(index, items.codes, allowed, None, photos)
+    if options.rerank is None:
+        distances, rows = search.nearest_present(query.codes, topk)
+        return [
+            _answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)
+        ]
+    values = fine_values(query, options.rerank_by)
+    count = max(topk, options.rerank)
+    while True:
+        distances, rows = search.nearest(query.codes, count)
+        squares = fine_distances(values, items, rows, options.rerank_by)
+        order = np.argsort(squares, kind="stable")
+        chosen = order[list(photos.take_present(rows[order], topk))]
+        if len(chosen) == topk or len(rows) < count:
+            return [
+                replace(_answer(items, rows[i], distances[i]), fine_distance=float(squares[i]))
+                for i in chosen
+            ]
+        count *= _GROWTH
+
+
+def answers_to_object(
+    items: CodeSet,
+    index: HammingIndex,
+    query: Query,
+    options: SearchOptions,
+    photos: PhotoFilter,
+    allowed: np.ndarray | None,
+) -> list[Answer]:
+    """Images that hold an object like that of the query, or these objects themselves.
+
+    Args:
+        items, options, photos: as of :func:`answers_to_image`.
+        index: of the detected objects.
+        query: with the code of one object.
+        allowed: bool (M,), which detected objects may answer by their class; None for all.
+    """
+    found = items.instances
+    search = CandidateSearch(
+        index, found.codes, allowed, found.image_index, photos, not options.all_objects
+    )
+    distances, rows = search.nearest_present(query.codes, options.topk)
+    return [
+        _answer(items, found.image_index[row], distance, (_found_object(items, row, distance),))
+        for distance, row in zip(distances, rows, strict=True)
+    ]
+
+
+def answers_to_objects(
+    items: CodeSet,
+    index: HammingIndex,
+    query: Query,
+    options: SearchOptions,
+    photos: PhotoFilter,
+    allowed: np.ndarray | None,
+) -> list[Answer]:
+    """Images that hold objects like all those of the query.
+
+    Args:
+        items, index, options, photos, allowed: as of :func:`answers_to_object`.
+        query: with the codes of several objects.
+    """
+    found = items.instances
+    shape = (len(query.codes), len(items))
+    least = np.full(shape, index.bits + 1, np.int64)
+    nearest = np.full(shape, -1, np.int64)
+    search = CandidateSearch(index, found.codes, allowed, found.image_index, photos, True)
+    for i in range(len(query.codes)):
+        distances, rows = search.nearest(query.codes[i : i + 1], max(1, len(index)))
+        least[i, found.image_index[rows]] = distances
+        nearest[i, found.image_index[rows]] = rows
+    total = least.sum(axis=0)
+    images = np.lexsort((photos.order, total))  # stable, so equal ones stay by row
+    if photos.inside is not None:
+        images = images[photos.inside[images]]
+    if allowed is not None:
+        images = images[(nearest[:, images] >= 0).any(axis=0)]
+    answers = []
+    for image in images[list(photos.take_present(images, options.topk))]:
+        objects = (
+            None if row < 0 else _found_object(items, row, distance)
+            for row, distance in zip(nearest[:, image], least[:, image], strict=True)
+        )
+        answers.append(_answer(items, image, total[image], tuple(objects)))
+    return answers
+
+
+def known_labels(items: CodeSet, query: Query, same: np.ndarray) -> tuple[str, ...] | None:
+    """See :attr:`.queries.SearchResult.labels`; ``same`` are the rows of the query itself."""
+    labels = _labels(items, same[0]) if len(same) else None
+    if labels is None or not query.objects:
+        return labels
+    classes = tuple(dict.fromkeys(found.class_name for found in query.objects))
+    return classes if set(classes) <= set(labels) else None
+
+
+def _answer(
+    items: CodeSet, row: int, distance: int, objects: tuple[FoundObject | None, ...] = ()
+) -> Answer:
+    return Answer(
+        distance=int(distance),
+        image_id=items.image_ids[row],
+        file_name=items.file_names[row],
+        row=int(row),
+        labels=_labels(items, row),
+        objects=objects,
+    )
+
+
+def _found_object(items: CodeSet, row: int, distance: int) -> FoundObject:
+    found = items.instances
+    return FoundObject(
+        box=tuple(found.boxes[row].tolist()),
+        class_name=name_of_class(items.class_names, int(found.classes[row])),
+        score=float(found.scores[row]),
+        distance=int(distance),
+        row=int(row),
+    )
+
+
+def _labels(items: CodeSet, row: int) -> tuple[str, ...] | None:
+    if items.labels is None:
+        return None
+    return tuple(name_of_class(items.class_names, i) for i in np.flatnonzero(items.labels[row]))

@@ -1,0 +1,151 @@
+"""The nearest codes that may answer a query, in the order of answers.
+
+That order is (distance, not same file, not same content, row): at equal distance the query itself
+stands first, then its copies. So the same query always has the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .hamming_index import HammingIndex
+from .photo_state import PhotoCheck, PhotoState
+
+__all__ = ["CandidateSearch", "PhotoFilter"]
+
+_GROWTH = 4  # how many times more codes are asked for where too few may answer
+
+
+@dataclass
+class PhotoFilter:
+    """Which photos may answer a query, and which of equally near ones come first.
+
+    Attributes:
+        same: rows of the images that are the query itself or copies of it.
+        order: int8 (N,), 0 for the query itself, 1 for its copies, 2 for all others.
+        inside: bool (N,), the images that answers are restricted to; None for all.
+        check: looks at files; None takes all photos to be there.
+        left_out: states of the photos that were passed over, by row.
+        unchecked: rows of photos of which nothing is known, and that may answer all the same.
+    """
+
+    same: np.ndarray
+    order: np.ndarray
+    inside: np.ndarray | None
+    check: PhotoCheck | None
+    left_out: dict[int, PhotoState] = field(default_factory=dict)
+    unchecked: set[int] = field(default_factory=set)
+
+    def take_present(self, images: Iterable[int], count: int) -> Iterator[int]:
+        """Positions, in ``images``, of the first ``count`` whose photos are there.
+
+        No file after these is looked at.
+        """
+        for position, image in enumerate(images):
+            if count < 1:
+                return
+            image = int(image)
+            state = PhotoState.THERE if self.check is None else self.check.state(image)
+            if state is PhotoState.AWAY and not self.check.root(image):
+                self.unchecked.add(image)
+                state = PhotoState.THERE
+            if state is PhotoState.THERE:
+                count -= 1
+                yield position
+            else:
+                self.left_out[image] = state
+
+
+@dataclass
+class CandidateSearch:
+    """Searches an index of images or of objects for those that may answer.
+
+    Attributes:
+        index: what to search in.
+        codes: uint8 (N, B), the codes of all its rows.
+        allowed: bool (N,), rows that may answer; None for all.
+        image_of: int (N,), the image of each row; None where rows are images.
+        photos: which images may answer.
+        once_an_image: whether only the first row of an image is kept.
+    """
+
+    index: HammingIndex
+    codes: np.ndarray
+    allowed: np.ndarray | None
+    image_of: np.ndarray | None
+    photos: PhotoFilter
+    once_an_image: bool = False
+
+    def __post_init__(self) -> None:
+        same, inside = self.photos.same, self.photos.inside
+        if self.image_of is not None:
+            same = np.flatnonzero(np.isin(self.image_of, same)) if len(same) else same
+            inside = None if inside is None else inside[self.image_of]
+        if self.allowed is None:
+            self.allowed = inside
+        elif inside is not None:
+            self.allowed = self.allowed & inside
+        same = same[self.index.holds(same)]
+        self._same = same if self.allowed is None else same[self.allowed[same]]
+
+    def nearest_present(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`nearest`, without photos that aren't there."""
+        return self._grow_until(code, k, self.photos.take_present)
+
+    def nearest(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first k candidates; no file is looked at.
+
+        Args:
+            code: uint8 (1, B), one query.
+            k: how many.
+
+        Returns:
+            Distances and rows, (k,) each; fewer only if there are fewer.
+        """
+        return self._grow_until(code, k, lambda images, k: range(min(k, len(images))))
+
+    def _grow_until(
+        self, code: np.ndarray, k: int, take: Callable[[np.ndarray, int], Iterable[int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Asks the index for more codes until ``take(images, k)`` takes k positions of them."""
+        asked = k
+        while True:
+            distances, rows, complete = self._candidates(code, asked)
+            images = rows if self.image_of is None else self.image_of[rows]
+            taken = list(take(images, k))
+            if len(taken) >= k or complete:
+                return distances[taken], rows[taken]
+            asked *= _GROWTH
+
+    def _candidates(self, code: np.ndarray, asked: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Distances and rows that may answer among the ``asked`` nearest codes, in their order.
+
+        The rows of the query itself are among them wherever they stand in a tie: without them, the
+        first ones by (distance, row) would stay the first ones by our order. The last value is
+        whether the index has no further codes.
+        """
+        (distances,), (rows,) = self.index.search(code, asked)
+        complete = asked >= len(self.index)
+        kept = rows >= 0  # an approximate index may find too few
+        distances, rows = distances[kept], rows[kept]
+        farthest = distances[-1] if len(distances) and not complete else None
+        if self.allowed is not None:
+            kept = self.allowed[rows]
+            distances, rows = distances[kept], rows[kept]
+        if len(self._same):
+            further = np.setdiff1d(self._same, rows)
+            at = np.bitwise_count(self.codes[further] ^ code).sum(axis=1, dtype=distances.dtype)
+            if farthest is not None:
+                further, at = further[at <= farthest], at[at <= farthest]
+            rows, distances = np.concatenate([rows, further]), np.concatenate([distances, at])
+            images = rows if self.image_of is None else self.image_of[rows]
+            order = np.lexsort((rows, self.photos.order[images], distances))
+            distances, rows = distances[order], rows[order]
+        if self.once_an_image:
+            _, first = np.unique(self.image_of[rows], return_index=True)
+            first.sort()
+            distances, rows = distances[first], rows[first]
+        return distances, rows, complete

@@ -1,0 +1,84 @@
+"""The engines that search by Hamming distance, and :func:`create_index`, which makes an index.
+
+To add an engine, write a :class:`~regiondh_d2.retrieval.hamming_index.HammingIndex`, or a
+:class:`CodeArrayIndex`, which lacks the search alone, and name it in :data:`ENGINES`. Packages that
+it needs are imported when an index is made. The tests of all engines take their names from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ...utils.errors import RegionDHError
+from ..hamming_index import HammingIndex
+from .code_array import CodeArrayIndex
+from .faiss_engine import FaissIndex
+from .faiss_ivf_engine import FaissIVFIndex
+from .numpy_engine import NumpyIndex
+from .recall import self_recall
+
+__all__ = [
+    "ENGINES",
+    "CodeArrayIndex",
+    "Engine",
+    "FaissIVFIndex",
+    "FaissIndex",
+    "NumpyIndex",
+    "create_index",
+    "self_recall",
+]
+
+
+class Engine(NamedTuple):
+    """How an index of an engine is made.
+
+    Attributes:
+        create: from the code length and the options to an empty index.
+        options: names of the options that ``create`` takes, all of them optional.
+    """
+
+    create: Callable[..., HammingIndex]
+    options: tuple[str, ...] = ()
+
+
+def _create_faiss(
+    bits: int, nlist: int | None = None, nprobe: int | None = None
+) -> FaissIndex | FaissIVFIndex:
+    if nlist is not None:
+        return FaissIVFIndex(bits, nlist, nprobe)
+    if nprobe is not None:
+        raise RegionDHError("engine 'faiss' does not take nprobe without nlist")
+    return FaissIndex(bits)
+
+
+ENGINES: dict[str, Engine] = {
+    "faiss": Engine(_create_faiss, ("nlist", "nprobe")),
+    "numpy": Engine(NumpyIndex),
+}
+
+
+def create_index(bits: int, engine: str = "faiss", **options: Any) -> HammingIndex:
+    """An empty index.
+
+    Args:
+        bits: code length.
+        engine: "faiss" (needs the package faiss-cpu) or "numpy", a key of :data:`ENGINES`. Both are
+            exact and give the same answers.
+        options: for "faiss", ``nlist`` and ``nprobe`` make a :class:`FaissIVFIndex`, which is
+            approximate.
+
+    Raises:
+        ImportError: the engine's package isn't installed.
+        ValueError: wrong bits, engine or options.
+    """
+    if engine not in ENGINES:
+        raise RegionDHError(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}")
+    create, known = ENGINES[engine]
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        raise RegionDHError(
+            f"engine {engine!r} does not take {', '.join(unknown)}: "
+            + (f"its options are {', '.join(known)}" if known else "it has no options")
+        )
+    return create(bits, **options)

@@ -1,0 +1,79 @@
+"""An index over one array of codes, which it need not copy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+
+from ...structures.packed import pad_columns
+from ..hamming_index import HammingIndex
+
+__all__ = ["CodeArrayIndex", "width_in_words"]
+
+
+def width_in_words(width: int) -> int:
+    """The bytes of whole words that hold a code of so many bytes: 4, or a multiple of 8."""
+    return 4 if width <= 4 else -(-width // 8) * 8
+
+
+class CodeArrayIndex(HammingIndex):
+    """Holds its codes in one array, a row each, and searches it exactly.
+
+    The rows of the array are whole words, since those are compared fastest, with zeros behind the
+    code: see :func:`width_in_words`. The first codes that are added are not copied if they are
+    contiguous and of that width. So an index folder and its index share one array.
+
+    An engine implements :meth:`_nearest_positions`.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self._padded_width = width_in_words(self.width)
+        self._clear({})
+
+    @property
+    def codes(self) -> np.ndarray:
+        """All codes held, uint8 (N, width), by ascending row: a view that must not be changed."""
+        codes = self._padded[:, : self.width]
+        codes.flags.writeable = False
+        return codes
+
+    def _add(self, codes: np.ndarray, rows: np.ndarray) -> None:
+        padded = pad_columns(codes, self._padded_width)
+        if len(self._padded):
+            rows = np.concatenate([self._rows_held(), rows])
+            padded = np.concatenate([self._padded, padded])
+        self._hold(padded, rows)
+
+    def _remove(self, rows: np.ndarray) -> None:
+        held = self._rows_held()
+        kept = np.isin(held, rows, assume_unique=True, invert=True)
+        self._hold(self._padded[kept], held[kept])
+
+    def _clear(self, arrays: dict[str, np.ndarray]) -> None:
+        self._hold(np.empty((0, self._padded_width), np.uint8), np.empty(0, np.int64))
+
+    def _hold(self, padded: np.ndarray, rows: np.ndarray) -> None:
+        self._padded = padded
+        # None where the positions in the array are the rows, as long as nothing is removed.
+        self._rows = None if not len(rows) or rows[-1] == len(rows) - 1 else rows
+
+    def _rows_held(self) -> np.ndarray:
+        return np.arange(len(self._padded)) if self._rows is None else self._rows
+
+    def _search(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        distances, positions = self._nearest_positions(pad_columns(codes, self._padded_width), k)
+        return distances, positions if self._rows is None else self._rows[positions]
+
+    @abstractmethod
+    def _nearest_positions(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest codes of each query, ordered by (distance, position in the array).
+
+        Args:
+            queries: uint8 (Q, padded width), at least one.
+            k: 1 ... number of codes.
+
+        Returns:
+            Distances, int32, and positions in ``self._padded``, int64, each (Q, k).
+        """

@@ -1,0 +1,104 @@
+"""Index files: npz archives of what an index holds, which every engine reads.
+
+============= ============================== ===============================================
+``bits``      int64 ()
+``codes``     uint8 (N, ceil(bits / 8))      codes in the index, by ascending row
+``removed``   int64 (R,)                     rows that were removed; with the rows of
+                                             ``codes`` they are 0 ... N + R - 1
+``centroids`` uint8 (nlist, padded width)    of an approximate index only: its lists
+============= ============================== ===============================================
+
+Version 1 of index folders has such files; version 2 has the codes in its code file and, for an
+approximate index, a file of ``bits`` and ``centroids`` alone. FAISS's own files would do for FAISS
+alone, and have no checksums: a damaged byte would change answers, and nobody would know.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.errors import RegionDHError
+from ..utils.file_io import replace_when_complete
+from ..utils.locks import refuse_if_busy
+
+__all__ = ["IndexFileError", "read_arrays", "rows_of_file", "write_arrays"]
+
+# What numpy and zipfile raise for bytes that are not as written.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class IndexFileError(RegionDHError):
+    """An index that cannot be read or written; one line with the file and the fix."""
+
+
+def write_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+    """Write an archive: complete, or absent (an older file of that name stays)."""
+    with replace_when_complete(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """All arrays of an archive, ``names`` among them.
+
+    Raises:
+        IndexFileError: no such file, damaged, or one of ``names`` is missing.
+        FileInUseError: another program keeps the file for itself.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise IndexFileError(f"{path}: no such file; build the index with `regiondh build-index`")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except _DAMAGE as error:
+        refuse_if_busy(path, error)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise IndexFileError(
+            f"{path}: not a readable index file, damaged or incomplete ({reason}); build the index "
+            "again"
+        ) from error
+    absent = [name for name in names if name not in arrays]
+    if absent:
+        raise IndexFileError(f"{path}: {absent[0]} is missing; build the index again")
+    return arrays
+
+
+def rows_of_file(path: str | os.PathLike, count: int, removed: np.ndarray) -> np.ndarray:
+    """The rows of a file's codes, int64 (N,), ascending.
+
+    Args:
+        path: the file, for messages.
+        count: N, how many codes it holds.
+        removed: its array of that name.
+
+    Raises:
+        IndexFileError: ``removed`` is not a list of distinct rows below N + R.
+    """
+    total = count + removed.size
+    held = np.ones(total, bool)
+    if removed.dtype == np.int64 and ((removed >= 0) & (removed < total)).all():
+        held[removed] = False
+    rows = np.flatnonzero(held)
+    if len(rows) != count:
+        raise IndexFileError(
+            f"{path}: removed is not a list of rows below {total}; build the index again"
+        )
+    return rows

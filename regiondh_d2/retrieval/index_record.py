@@ -1,0 +1,193 @@
+"""The files of an index folder: ``index.json``, which names them, and their generations."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..data.photo_files import is_system_file
+from ..utils.display import display_name
+from ..utils.errors import RegionDHError
+from ..utils.file_io import mark_folder
+from ..utils.locks import hold_lock, refuse_if_busy
+from ..utils.marks import FOLDER_MARK
+from .engines import ENGINES
+from .index_file import IndexFileError
+
+__all__ = [
+    "FORMAT",
+    "GRANULARITIES",
+    "OLD_CODES",
+    "RECORD",
+    "VERSION",
+    "check_index_output",
+    "new_generation",
+    "read_record",
+]
+
+FORMAT = "regiondh-index"
+VERSION = 2
+GRANULARITIES = ("image", "instance")
+"""What an index answers with; ``index.json`` calls them levels."""
+
+RECORD = "index.json"
+OLD_CODES = "items.h5"  # of version 1
+
+_LOCK = ".lock"
+_GENERATION = re.compile(r"(codes|image|instance)-([0-9]{1,9})\.(h5|npz)")
+_OLD_FILES = (OLD_CODES, "image.npz", "instance.npz")
+
+
+def check_index_output(path: str | os.PathLike) -> None:
+    """Refuses to write an index where something else is: a mistyped path must not cost data.
+
+    Raises:
+        IndexFileError: ``path`` is a file, or a folder with anything but an index in it.
+    """
+    path, name = Path(path), display_name(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise IndexFileError(f"{name}: is a file; name a folder for the index")
+    names = {file for file in os.listdir(path) if not is_system_file(file)}
+    if not names:
+        return
+    is_marked = (path / FOLDER_MARK).is_file()
+    strangers = {file for file in names if not _GENERATION.fullmatch(file)}
+    # Without index.json, only what a build left that was killed.
+    if RECORD not in names and (strangers or not is_marked):
+        raise IndexFileError(f"{name}: holds files but no index; name another folder")
+    strangers -= {RECORD, *_OLD_FILES}
+    if strangers:
+        raise IndexFileError(
+            f"{name}: holds {display_name(min(strangers))} beside an index; move that away or name "
+            "another folder"
+        )
+    if not is_marked and names == {RECORD} and not _is_own_record(path / RECORD):
+        raise IndexFileError(
+            f"{name}: holds an {RECORD} that isn't an index's; name another folder"
+        )
+
+
+def _is_own_record(path: Path) -> bool:
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.get("format") == FORMAT
+
+
+@contextmanager
+def new_generation(path: Path) -> Iterator[int]:
+    """Yields the number of a new generation, whose files the block writes, ``index.json`` last.
+
+    Then the files of older ones go; after a failure those of the new one.
+
+    Raises:
+        FileInUseError: another program writes this index.
+    """
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with hold_lock(path / _LOCK, path):
+            mark_folder(path, "index")
+            generation = 1 + max(map(_generation_of, os.listdir(path)), default=0)
+            try:
+                yield generation
+            except BaseException:
+                used = _used_files(path)  # after Ctrl-C these may be the new ones
+                _remove(path, lambda name: _generation_of(name) == generation and name not in used)
+                raise
+            used = _used_files(path)
+            _remove(path, lambda name: name not in used)
+    finally:
+        if is_new and not (path / RECORD).exists():
+            for name in (FOLDER_MARK, _LOCK):
+                (path / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _generation_of(name: str) -> int:
+    match = _GENERATION.fullmatch(name)
+    return int(match[2]) if match else 0
+
+
+def _used_files(path: Path) -> set[str]:
+    try:
+        return set(read_record(path)["files"].values())
+    except RegionDHError:
+        return set()
+
+
+def _remove(path: Path, is_wanted: Callable[[str], bool]) -> None:
+    """Removes files of generations, and of version 1, for which ``is_wanted`` is true of the name.
+
+    A reader that misses them, because it opens the folder at this moment, reads ``index.json``
+    again. A file that can't be removed, since another program has it open, goes the next time.
+    """
+    for name in os.listdir(path):
+        if (name in _OLD_FILES or _GENERATION.fullmatch(name)) and is_wanted(name):
+            with suppress(OSError):
+                (path / name).unlink()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """``index.json`` of a folder, with the keys of version 2; ``version`` is that of the files.
+
+    Raises:
+        IndexFileError: no index folder, not readable, of another version, or something is wrong.
+        FileInUseError: another program keeps the file for itself.
+    """
+    name, record_name = display_name(path), display_name(path / RECORD)
+    if not (path / RECORD).is_file():
+        raise IndexFileError(f"{name}: no index folder; build one with `regiondh build-index`")
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        refuse_if_busy(path / RECORD, error)
+        raise IndexFileError(f"{record_name}: not readable ({error}); build it again") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise IndexFileError(f"{record_name}: not of format {FORMAT!r}; build the index again")
+    version = record.get("version")
+    if version not in (1, VERSION) or isinstance(version, bool):
+        raise IndexFileError(
+            f"{name}: format version {version}, this release reads 1 and {VERSION}; update "
+            "regiondh_d2 or build the index again"
+        )
+    if version == 1:
+        # It has another key for the fingerprint, and names no files.
+        fingerprint = record.pop("model_fingerprint", None)
+        files = {"codes": OLD_CODES}
+        record = {**record, "fingerprint": fingerprint, "network": "", "files": files}
+    kinds = {"engine": str, "options": dict, "fingerprint": str, "levels": dict, "files": dict}
+    for key, kind in kinds.items():
+        if not isinstance(record.get(key), kind):
+            raise IndexFileError(f"{record_name}: {key} is missing or wrong; build it again")
+    if record["engine"] not in ENGINES or not record["levels"].keys() <= set(GRANULARITIES):
+        raise IndexFileError(
+            f"{record_name}: engine {record['engine']!r} or levels "
+            f"{', '.join(record['levels'])} are not known; build the index again"
+        )
+    if version == VERSION:
+        _check_files(record, record_name)
+    return record
+
+
+def _check_files(record: Mapping[str, Any], record_name: str) -> None:
+    """Refuses names that aren't those of a generation's files, such as one that leads elsewhere."""
+    files, levels = record["files"], record["levels"]
+    named = all(
+        isinstance(file, str)
+        and (match := _GENERATION.fullmatch(file))
+        and match[1] == key
+        and match[3] == ("h5" if key == "codes" else "npz")
+        for key, file in files.items()
+    )
+    if "codes" not in files or not named or not all(isinstance(v, dict) for v in levels.values()):
+        raise IndexFileError(f"{record_name}: files or levels are wrong; build the index again")

@@ -1,0 +1,192 @@
+"""Queries, what is asked of an index, and its answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "Answer",
+    "Box",
+    "FoundObject",
+    "Query",
+    "QueryObject",
+    "SearchOptions",
+    "SearchResult",
+    "name_of_class",
+]
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class QueryObject:
+    """An object to search for.
+
+    Attributes:
+        box: XYXY, pixels of the original image.
+        class_name, score: the detector's opinion; None for a box that was given.
+    """
+
+    box: Box
+    class_name: str | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """An encoded query.
+
+    Attributes:
+        file_name: the query's image.
+        codes: packed uint8, (1, B) of the image or (Q, B1) of Q objects in it.
+        objects: those objects, or none for the image as a whole.
+        activation: float (K,), what the image's code is rounded from, or None where unknown.
+        feature: float (D,), features of the image, or None where the model has none.
+        classes: names of the classes that the model sees in the image, the most probable first.
+        content_sha256: of the query's file, or None where it is unknown.
+    """
+
+    file_name: str
+    codes: np.ndarray
+    objects: tuple[QueryObject, ...] = ()
+    activation: np.ndarray | None = None
+    feature: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    content_sha256: bytes | None = None
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Which answers are wanted.
+
+    Attributes:
+        topk: how many. There are fewer only if fewer fit, or the index is approximate.
+        class_name: restricts the answers to objects of this predicted class, or, for an image, to
+            images in which one was detected.
+        rerank: how many of the nearest images to order anew; ``topk`` where that is more. None
+            leaves their order.
+        rerank_by: what by, one of :data:`~.second_stage.RERANKINGS`.
+        all_objects: whether all near objects answer to an object, several of an image, too.
+        within: folders; restricts the answers to photos in them.
+        check_files: whether to look at the files of answers, and to leave out those that have gone
+            or changed since they were encoded.
+    """
+
+    topk: int = 10
+    class_name: str | None = None
+    rerank: int | None = None
+    rerank_by: str = "activations"
+    all_objects: bool = False
+    within: Sequence[str | os.PathLike] = ()
+    check_files: bool = True
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """A detected object of the database.
+
+    Attributes:
+        box: XYXY, pixels of the original image.
+        class_name, score: what the detector says.
+        distance: to the query's object.
+        row: its row among the instances of the index.
+    """
+
+    box: Box
+    class_name: str
+    score: float
+    distance: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An image of the database, or an object in it.
+
+    Attributes:
+        distance: to the query.
+        image_id, file_name: of the image.
+        row: the image's row in the index.
+        labels: names of the image's labels, or None where they are unknown.
+        objects: one for each object of the query, its nearest; None where the image has none.
+        fine_distance: the squared distance that a ``rerank`` ordered by.
+    """
+
+    distance: int
+    image_id: str
+    file_name: str
+    row: int
+    labels: tuple[str, ...] | None
+    objects: tuple[FoundObject | None, ...] = ()
+    fine_distance: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Answers to a query, the nearest first.
+
+    Attributes:
+        file_name, objects: of the :class:`Query`.
+        labels: what is known to be in the query, or None: the labels of its image, if the index
+            holds that with labels; for objects their classes, if those are among these labels.
+        class_name: the class that the answers are restricted to, or None.
+        searched: how many images or objects the index holds.
+        bits: length of the codes compared.
+        answers: at most as many as were asked for.
+        all_objects: whether an image may answer more than once.
+        gone, changed: how many photos were left out because their file has gone, or has changed
+            since it was encoded. Only those are counted that would have answered.
+        away: how many because nothing is known of them: their folder can't be read, or is missing
+            or empty, as that of a disk is that isn't plugged in.
+        unchecked: how many answers nothing is known of, and no root was recorded of either: the
+            codes may have been made elsewhere, as those of datasets and of version 0.1.
+        away_reason: a line about the folders of both, "" where there are none.
+    """
+
+    file_name: str
+    objects: tuple[QueryObject, ...]
+    labels: tuple[str, ...] | None
+    class_name: str | None
+    searched: int
+    bits: int
+    answers: tuple[Answer, ...]
+    all_objects: bool = False
+    gone: int = 0
+    changed: int = 0
+    away: int = 0
+    unchecked: int = 0
+    away_reason: str = ""
+
+    def notes(self) -> list[str]:
+        """What was left out of the answers or unknown and what to do, a line each, if anything."""
+        lines = []
+        count = self.gone + self.changed
+        if count:
+            one = count == 1
+            lines.append(
+                f"{count} photo{' has' if one else 's have'} gone or changed since "
+                f"{'it was' if one else 'they were'} encoded: left out; to bring the index up to "
+                "date, run extract-codes --resume and build-index --prune"
+            )
+        if self.away:
+            lines.append(
+                f"{self.away} photo{'s' if self.away > 1 else ''} left out, of which nothing is "
+                f"known now: {self.away_reason}"
+            )
+        if self.unchecked:
+            lines.append(f"whether these photos are still there is not known: {self.away_reason}")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return asdict(self)
+
+
+def name_of_class(names: Sequence[str], class_id: int) -> str:
+    """A class's name, or its number where there are no names."""
+    return names[class_id] if len(names) else str(class_id)

@@ -1,0 +1,336 @@
+"""The search service: an index folder as it is now, that answers queries from many threads.
+
+It needs no network: queries come encoded, from :class:`~regiondh_d2.engine.QueryEncoder` or from
+code files. Answers are to a whole image, to one object, or to several objects at once, and are
+ordered as :mod:`.candidates` says:
+
+- An image is compared with images, by H2 codes. With ``rerank``, that many nearest ones are ordered
+  anew by a finer squared distance; of equally far ones the order stays. See :mod:`.second_stage`.
+- Grouped by class, an image has answers for each class that the network sees in it: the images that
+  are nearest by H2 codes among those in which an object of the class was detected. An image may
+  answer for several classes.
+- One object is compared with the detected objects of all images, by H1 codes. An image answers
+  once, by its nearest object. With ``all_objects`` every detection is an answer of its own, also
+  where two classes were seen in one thing.
+- Several objects ask for images that hold all of them. An image's distance is the sum, over the
+  objects of the query, of the least distance of any object detected in it; one of them may stand
+  for two of the query's. In an image without any detection, each object of the query is one bit
+  further than the code length, so such images come last.
+
+Photos that have gone or changed since they were encoded are no answers; the next ones take their
+places. Only the files of answers are looked at, see :mod:`.photo_state`, when they are given.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.display import display_name
+from ..utils.errors import RegionDHError, unknown_value_message
+from ..utils.paths import folder_start
+from .answers import answers_to_image, answers_to_object, answers_to_objects, known_labels
+from .candidates import PhotoFilter
+from .hamming_index import HammingIndex
+from .index_file import IndexFileError
+from .index_folder import IndexFolder, read_index_folder
+from .index_record import RECORD
+from .photo_state import PhotoCheck, PhotoState, describe_away
+from .queries import Query, SearchOptions, SearchResult
+from .second_stage import RERANKINGS, fine_values
+
+__all__ = ["SearchService", "SnapshotHolder"]
+
+_FOLDERS_KEPT = 16  # filters of ``within`` that are kept for the next query
+_NO_OBJECTS = (
+    "the index has no detected objects to know classes from; extract the codes with objects"
+)
+# What a query may lack for a second stage.
+_LACKS = {
+    "activations": "rerank by activations: the query has none",
+    "features": "rerank by features: the model gives none for the query; rerank by activations",
+}
+
+
+class SearchService:
+    """A snapshot of an index folder: what it held when it was opened, for as long as it is used.
+
+    Searching changes nothing that an answer depends on, so any number of threads may ask at once.
+    :class:`SnapshotHolder` has the snapshot of a folder that grows.
+
+    Attributes:
+        folder: the codes, objects, names and indexes. They must not be changed.
+    """
+
+    def __init__(self, folder: IndexFolder):
+        self.folder = folder
+        names = folder.items.file_names
+        # The first row of each file name.
+        self._row_of_file = {name: len(names) - 1 - i for i, name in enumerate(reversed(names))}
+        self._class_filter = lru_cache(maxsize=None)(self._find_class)
+        self._folder_filter = lru_cache(_FOLDERS_KEPT)(self._find_below)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike, engine: str | None = None, moves: Sequence[str] = ()
+    ) -> SearchService:
+        """The snapshot of a folder as it is now.
+
+        Args:
+            path, engine, moves: as for :func:`.index_folder.read_index_folder`, whose errors it
+                raises.
+        """
+        return cls(read_index_folder(path, engine, moves))
+
+    def check(
+        self, options: SearchOptions, num_objects: int = 0, *, by_class: bool = False
+    ) -> None:
+        """Refuses what no query can be asked of this index, before there is one.
+
+        Args:
+            options: what is wanted.
+            num_objects: how many objects the query will have; 0 for a whole image.
+            by_class: whether it is for :meth:`search_by_class`.
+
+        Raises:
+            IndexFileError: the folder lacks the index to search in, or has no photo in one of
+                ``within``.
+            RegionDHError: no such class, no detected objects to know classes from, ``rerank`` for
+                objects or by what isn't known of the images, ``all_objects`` without exactly one
+                object, or a number below 1.
+        """
+        for name, number in (("topk", options.topk), ("rerank", options.rerank)):
+            if number is not None and number < 1:
+                raise RegionDHError(f"{name} must be at least 1, not {number}")
+        if options.all_objects and num_objects != 1:
+            raise RegionDHError(
+                "all_objects is for a query of one object: give one box or instance"
+            )
+        if options.rerank is not None:
+            self._check_rerank(options.rerank_by, num_objects)
+        self._index(num_objects)
+        if by_class and self.folder.items.instances is None:
+            raise RegionDHError(f"answers by class: {_NO_OBJECTS}")
+        if options.class_name is not None:
+            self._class_filter(options.class_name)
+        if options.within:
+            self.rows_below(options.within)
+
+    def search(self, query: Query, options: SearchOptions | None = None) -> SearchResult:
+        """The nearest images or objects; see the module for their order.
+
+        Args:
+            query: encoded by the model of the index.
+            options: which answers; by default the ten nearest.
+
+        Raises:
+            IndexFileError: as :meth:`check`, or nothing is known of the folders of all photos that
+                would answer.
+            RegionDHError: as :meth:`check`, ``rerank`` by what isn't known of the query, or codes
+                of another length.
+        """
+        options = options or SearchOptions()
+        self.check(options, len(query.objects))
+        if options.rerank is not None and fine_values(query, options.rerank_by) is None:
+            raise RegionDHError(_LACKS[options.rerank_by])
+        items, index = self.folder.items, self._index(len(query.objects))
+        photos = self._photo_filter(query, options)
+        instances, images = None, None
+        if options.class_name is not None:
+            instances, images = self._class_filter(options.class_name)
+        if not query.objects:
+            answers = answers_to_image(items, index, query, options, photos, images)
+        elif len(query.objects) == 1:
+            answers = answers_to_object(items, index, query, options, photos, instances)
+        else:
+            answers = answers_to_objects(items, index, query, options, photos, instances)
+        counts = Counter(photos.left_out.values())
+        unchecked = sum(answer.row in photos.unchecked for answer in answers)
+        away = ""
+        if counts[PhotoState.AWAY] or unchecked:
+            away = describe_away(photos.check.away)
+            if not answers and not counts[PhotoState.GONE] and not counts[PhotoState.CHANGED]:
+                raise IndexFileError(away)
+        return SearchResult(
+            file_name=query.file_name,
+            objects=query.objects,
+            labels=known_labels(items, query, photos.same),
+            class_name=options.class_name,
+            searched=len(index),
+            bits=index.bits,
+            answers=tuple(answers),
+            all_objects=options.all_objects,
+            gone=counts[PhotoState.GONE],
+            changed=counts[PhotoState.CHANGED],
+            away=counts[PhotoState.AWAY],
+            unchecked=unchecked,
+            away_reason=away,
+        )
+
+    def search_by_class(
+        self, query: Query, options: SearchOptions | None = None
+    ) -> list[SearchResult]:
+        """A :meth:`search` for each of the query's classes, restricted to it.
+
+        Args:
+            query: of an image.
+            options: as there; ``topk`` counts for each class.
+
+        Returns:
+            A result for each of ``query.classes``, in their order, with its ``class_name``.
+
+        Raises:
+            IndexFileError, RegionDHError: as there.
+        """
+        options = options or SearchOptions()
+        return [self.search(query, replace(options, class_name=name)) for name in query.classes]
+
+    def rows_like(
+        self, file_name: str, content_sha256: bytes | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the images that are a query itself.
+
+        A row of the query's file whose content is known to be another is of an older state of it,
+        and not among them.
+
+        Args:
+            file_name: of the query.
+            content_sha256: of the query's file, or None where it is unknown.
+
+        Returns:
+            The rows of the same file, and those of another file of the same content, int64,
+            ascending.
+        """
+        contents = self.folder.items.content_sha256
+        same_content = set()
+        if content_sha256 is not None and contents is not None and len(contents):
+            wanted = np.frombuffer(content_sha256, np.uint8)
+            near = np.flatnonzero(contents[:, 0] == wanted[0])  # compares one byte of most rows
+            same_content.update(near[(contents[near] == wanted).all(axis=1)].tolist())
+        same_file = set()
+        for name in (os.path.abspath(file_name), os.path.realpath(file_name), file_name):
+            row = self._row_of_file.get(name)
+            if row is None:
+                continue
+            known = content_sha256 is not None and contents is not None and contents[row].any()
+            if not known or row in same_content:
+                same_file.add(row)
+        others = same_content - same_file
+        return np.array(sorted(same_file), np.int64), np.array(sorted(others), np.int64)
+
+    def rows_below(self, folders: Sequence[str | os.PathLike]) -> np.ndarray:
+        """Which images lie in one of these folders, bool (N,).
+
+        Raises:
+            IndexFileError: no image lies in one of them.
+        """
+        inside = np.zeros(len(self.folder.items), bool)
+        for folder in folders:
+            found = self._folder_filter(os.path.abspath(folder), os.path.realpath(folder))
+            if not found.any():
+                raise IndexFileError(
+                    f"{display_name(folder)}: the index {display_name(self.folder.path)} has no "
+                    "photo in this folder; extract codes of it and build the index again"
+                )
+            inside |= found
+        return inside
+
+    def _find_below(self, *places: str) -> np.ndarray:
+        """Which images lie in a folder, bool (N,), whose name may be written in several ways."""
+        starts = tuple(folder_start(place) for place in places)
+        names = self.folder.items.file_names
+        return np.fromiter((name.startswith(starts) for name in names), bool, len(names))
+
+    def _find_class(self, class_name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Which instances are of a predicted class, bool (M,), and which images hold one, (N,)."""
+        items = self.folder.items
+        if items.instances is None:
+            raise RegionDHError(f"class {class_name!r}: {_NO_OBJECTS}")
+        names = list(items.class_names)
+        if class_name not in names:
+            known = f"use one of {', '.join(names)}" if names else "the index names no classes"
+            raise RegionDHError(f"class {class_name!r} is not known: {known}")
+        instances = items.instances.classes == names.index(class_name)
+        images = np.zeros(len(items), bool)
+        images[items.instances.image_index[instances]] = True
+        return instances, images
+
+    def _check_rerank(self, by: str, num_objects: int) -> None:
+        if by not in RERANKINGS:
+            raise RegionDHError(unknown_value_message("rerank_by", by, RERANKINGS))
+        if num_objects:
+            raise RegionDHError("rerank is for whole images: objects have codes alone")
+        if by == "features" and self.folder.items.features is None:
+            raise RegionDHError(
+                "rerank by features: the index has none; extract its codes with --features"
+            )
+
+    def _index(self, num_objects: int) -> HammingIndex:
+        return self.folder.index("instance" if num_objects else "image")
+
+    def _photo_filter(self, query: Query, options: SearchOptions) -> PhotoFilter:
+        items = self.folder.items
+        same_file, same_content = self.rows_like(query.file_name, query.content_sha256)
+        order = np.full(len(items), 2, np.int8)
+        order[same_file], order[same_content] = 0, 1
+        return PhotoFilter(
+            same=np.concatenate([same_file, same_content]),
+            order=order,
+            inside=self.rows_below(options.within) if options.within else None,
+            check=PhotoCheck(items) if options.check_files else None,
+        )
+
+
+class SnapshotHolder:
+    """The newest snapshot of an index folder: opened once, and anew when the folder has changed.
+
+    Whoever has taken a snapshot keeps it, whole, while the next one takes its place here.
+
+    Args:
+        path, engine, moves: as for :meth:`SearchService.open`.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, engine: str | None = None, moves: Sequence[str] = ()
+    ):
+        self._arguments = (path, engine, tuple(moves))
+        self._record = Path(path) / RECORD
+        self._lock = threading.Lock()
+        self._state = self._state_of_record()
+        self._service = SearchService.open(*self._arguments)
+
+    def current(self) -> SearchService:
+        """The snapshot of the folder as it is now.
+
+        While a thread opens a new generation, others have the snapshot before it.
+
+        Raises:
+            IndexFileError, RegionDHError: the new generation can't be opened, as
+                :func:`.index_folder.read_index_folder` tells. The snapshots that were taken stay
+                good, and the next call tries again.
+        """
+        if self._state_of_record() != self._state and self._lock.acquire(blocking=False):
+            try:
+                # Before the folder is read: if it changes meanwhile, the next call sees that.
+                state = self._state_of_record()
+                if state != self._state:  # no other thread was faster
+                    self._service = SearchService.open(*self._arguments)
+                    self._state = state
+            finally:
+                self._lock.release()
+        return self._service
+
+    def _state_of_record(self) -> tuple[int, ...] | None:
+        """Tells one ``index.json`` from the next; None if there is none."""
+        try:
+            status = os.stat(self._record)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,78 @@
+"""Answers that are restricted to a class, or grouped by class."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from regiondh_d2.retrieval.index_folder import write_index_folder
+from regiondh_d2.retrieval.queries import Query
+from searching import (
+    BITS,
+    BOX,
+    CLASSES,
+    INSTANCE_BITS,
+    distances_to,
+    make_items,
+    queries,
+    search_by_class,
+    search_index,
+    sort_pairs,
+)
+
+
+@pytest.fixture(params=["faiss", "numpy"])
+def folder(request, tmp_path):
+    return write_index_folder(tmp_path / "index", make_items(), engine=request.param)
+
+
+def test_answers_by_class(folder):
+    """The images in which a detection is of the class, sorted by (distance, row)."""
+    items, found = folder.items, folder.items.instances
+    query = Query("q.jpg", queries(1, BITS), classes=("sofa", "cat"))
+    results = search_by_class(folder, query, 6)
+    assert [result.class_name for result in results] == ["sofa", "cat"]
+    distances = distances_to(query.codes[0], items.codes, BITS)
+    for result in results:
+        holders = set(found.image_index[found.classes == CLASSES.index(result.class_name)])
+        allowed = [row in holders for row in range(len(items))]
+        rows = [(answer.distance, answer.row) for answer in result.answers]
+        assert rows == sort_pairs(distances, allowed, 6)
+    assert results[0].answers != results[1].answers
+    assert search_by_class(folder, replace(query, classes=())) == []
+
+
+def test_answers_by_class_are_reranked(folder):
+    activation = np.random.default_rng(2).random(BITS).astype(np.float32)
+    query = Query("q.jpg", queries(1, BITS), activation=activation, classes=("cat", "dog"))
+    for result in search_by_class(folder, query, 6, 20):
+        assert result == search_index(folder, query, 6, result.class_name, 20)
+        assert result.answers[0].fine_distance is not None
+
+
+def test_a_filter_is_not_exhausted_by_nearer_codes_of_other_classes(tmp_path):
+    items = make_items(found=300)
+    items.instances.codes[:] = 0
+    items.instances.classes[:] = 1
+    last = np.arange(290, 300)
+    items.instances.codes[last] = 0xF0
+    items.instances.classes[last] = 0
+    folder = write_index_folder(tmp_path / "index", items, engine="numpy")
+    query = Query("q.jpg", np.zeros((1, 2), np.uint8), (BOX,))
+    result = search_index(folder, query, 4, "cat", all_objects=True)
+    assert [answer.objects[0].row for answer in result.answers] == [290, 291, 292, 293]
+
+
+def test_unknown_classes(tmp_path):
+    query = Query("q.jpg", queries(1, BITS))
+    for class_names, message in (
+        (CLASSES, "class 'cow' is not known: use one of cat, dog, sofa"),
+        ([], "class 'cow' is not known: the index names no classes"),
+    ):
+        items = make_items(class_names=class_names)
+        folder = write_index_folder(tmp_path / "index", items, engine="numpy")
+        with pytest.raises(ValueError, match=message):
+            search_index(folder, query, 3, "cow")
+    result = search_index(folder, Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,)), 1)
+    (one,) = result.answers[0].objects
+    assert one.class_name == str(items.instances.classes[one.row])

@@ -1,0 +1,79 @@
+"""A shortlist that is ordered anew, against a sort of squared distances by loops."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
+from regiondh_d2.retrieval.queries import Query
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
+from searching import BITS, BOX, INSTANCE_BITS, make_items, queries, search_index
+
+
+@pytest.fixture(params=["faiss", "numpy"])
+def folder(request, tmp_path):
+    return write_index_folder(tmp_path / "index", make_items(), engine=request.param)
+
+
+@pytest.mark.parametrize("class_name", [None, "cat"])
+@pytest.mark.parametrize("rerank", [3, 25, 1000])
+def test_a_shortlist_is_ordered_by_activations(folder, rerank, class_name):
+    """Against a sort of (squared distance, distance, row) over the shortlist."""
+    items = folder.items
+    activation = np.random.default_rng(2).random(BITS).astype(np.float32)
+    query = Query("q.jpg", pack_codes(activation[None] > 0.5), activation=activation)
+    plain = search_index(folder, query, max(8, rerank), class_name).answers
+    expected = sorted(
+        (
+            sum(
+                (float(a) - bit) ** 2
+                for a, bit in zip(activation, unpack_codes(items.codes, BITS)[one.row], strict=True)
+            ),
+            one.distance,
+            one.row,
+        )
+        for one in plain
+    )[:8]
+    answers = search_index(folder, query, 8, class_name, rerank=rerank).answers
+    assert [(one.distance, one.row) for one in answers] == [one[1:] for one in expected]
+    assert [one.fine_distance for one in answers] == pytest.approx([one[0] for one in expected])
+    assert [one.row for one in answers] != [one.row for one in plain[:8]]
+    assert plain[0].fine_distance is None
+
+
+def test_equal_activations_keep_the_order(folder):
+    query = Query("q.jpg", queries(1, BITS), activation=np.full(BITS, 0.5, np.float32))
+    plain = [one.row for one in search_index(folder, query, 9).answers]
+    assert [one.row for one in search_index(folder, query, 9, rerank=20).answers] == plain
+
+
+@pytest.mark.parametrize("rerank", [3, 25])
+def test_a_shortlist_is_ordered_by_features(tmp_path, rerank):
+    """Against a sort of the shortlist by a loop's squared distances."""
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(60, 5)).astype(np.float16)
+    write_index_folder(tmp_path / "index", make_items(features=features), engine="numpy")
+    folder = read_index_folder(tmp_path / "index")
+    feature = rng.normal(size=5).astype(np.float32)
+    query = Query("q.jpg", queries(1, BITS), feature=feature)
+    plain = [one.row for one in search_index(folder, query, max(8, rerank)).answers]
+    squares = [sum((float(feature[i]) - float(row[i])) ** 2 for i in range(5)) for row in features]
+    expected = sorted(plain, key=lambda row: squares[row])[:8]
+    found = search_index(folder, query, 8, None, rerank, "features").answers
+    assert [one.row for one in found] == expected != plain[:8]
+    assert [one.fine_distance for one in found] == pytest.approx([squares[row] for row in expected])
+
+
+def test_what_a_rerank_lacks(folder, tmp_path):
+    image, features = Query("q.jpg", queries(1, BITS)), np.zeros((60, 5), np.float16)
+    rich = write_index_folder(tmp_path / "rich", make_items(features=features), engine="numpy")
+    for where, query, by, message in (
+        (folder, Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,)), "activations", "whole images"),
+        (folder, image, "activations", "rerank by activations: the query has none"),
+        (folder, replace(image, feature=features[0]), "features", "extract its codes with --feat"),
+        (rich, image, "features", "the model gives none for the query"),
+        (folder, image, "color", "'color' isn't one of activations, features"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search_index(where, query, 9, None, 20, by)
