@@ -43,7 +43,7 @@ from ..config import changed_settings, feature_settings
 from ..data.catalog import load_dataset
 from ..data.training import StrictMapper, has_labels_alone
 from ..modeling.box_heads import PooledBoxHead
-from ..modeling.cached import CachedBoxes
+from ..modeling.indexed_boxes import IndexedBoxes
 from ..modeling.roi_heads import whole_image_box
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
@@ -62,7 +62,7 @@ class CachedRegions(Dataset):
     """A map dataset over the views of a cache file, in the form that ``RegionDH`` takes.
 
     Each item is the image's dataset dict without its annotations, with ``region_features`` (R, D)
-    float16, ``proposals`` and ``instances``, whose boxes are :class:`CachedBoxes`. After
+    float16, ``proposals`` and ``instances``, whose boxes are :class:`IndexedBoxes`. After
     :meth:`precompute` there is ``region_outputs`` (R, F) float16, too.
     """
 
@@ -107,7 +107,7 @@ class CachedRegions(Dataset):
         boxes = torch.from_numpy(t["boxes"][first:last])
         num_proposals, whole_image = int(t["num_proposals"][view]), int(last - first) - 1
         size = tuple(int(v) for v in t["image_size"][view])
-        boxes = CachedBoxes(boxes, torch.arange(len(boxes)))
+        boxes = IndexedBoxes(boxes, torch.arange(len(boxes)))
         proposals = Instances(size, proposal_boxes=boxes[:num_proposals])
         proposals.objectness_logits = torch.from_numpy(
             t["objectness"][first : first + num_proposals]
@@ -440,13 +440,14 @@ def _view(model, inputs: dict) -> dict[str, np.ndarray]:
     whole = whole_image_box(proposals.image_size, model.device)
     boxes = Boxes.cat([proposals.proposal_boxes, truth.gt_boxes, whole])
     heads = model.roi_heads
-    pooled = heads.box_pooler([features[f] for f in heads.box_in_features], [boxes])
+    maps = [features[f] for f in heads.box_in_features]
+    pooled = heads.box_head.pool_regions(maps, [boxes], heads.box_pooler)
     objectness = boxes.tensor.new_zeros(len(boxes))
     objectness[: len(proposals)] = proposals.objectness_logits
     classes = torch.full((len(boxes),), -1, dtype=torch.int16)
     classes[len(proposals) : -1] = truth.gt_classes.cpu().to(torch.int16)
     return {
-        "features": heads.box_head.pool(pooled).cpu().numpy().astype(np.float16),
+        "features": pooled.cpu().numpy().astype(np.float16),
         "boxes": boxes.tensor.cpu().numpy(),
         "objectness": objectness.cpu().numpy(),
         "gt_class": classes.numpy(),
