@@ -113,7 +113,7 @@ class LightBoxHead(PooledBoxHead):
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`PooledBoxHead.pool`."""
         if self.conv_head is not None:
-            weight, bias = self._convolution()
+            weight, bias = _folded(self.conv_head)
             x = F.relu6(F.conv2d(x, weight, bias), inplace=True)
         return x.mean(dim=(2, 3))
 
@@ -135,16 +135,17 @@ class LightBoxHead(PooledBoxHead):
             or not all(isinstance(level, CPUROIAlign) for level in pooler.level_poolers)
         ):
             return super().pool_regions(maps, boxes, pooler)
-        weight, bias = self._convolution()
+        weight, bias = _folded(self.conv_head)
         x = pooler([F.conv2d(m, weight) for m in maps], boxes)
         return F.relu6(x + bias[:, None, None], inplace=True).mean(dim=(2, 3))
 
-    def _convolution(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias of the convolution and its norm, which save a pass over its outputs."""
-        norm = self.conv_head.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = self.conv_head.weight * scale[:, None, None, None]
-        return weight, norm.bias - norm.running_mean * scale
+
+def _folded(convolution) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a convolution and its norm, which save a pass over its outputs."""
+    norm = convolution.norm
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = convolution.weight * scale[:, None, None, None]
+    return weight, norm.bias - norm.running_mean * scale
 
 
 @ROI_BOX_HEAD_REGISTRY.register()

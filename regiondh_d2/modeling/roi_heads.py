@@ -396,9 +396,9 @@ class RegionDHROIHeads(StandardROIHeads):
             beside = [torch.stack(whole)]
             images = [r.select(slice(-1)) for r in images]
         p = pad_sequence([r.probabilities for r in images], batch_first=True)
-        x = [r.activations if self.fusion_input == "h1" else r.features for r in images]
-        counts = torch.tensor([len(rows) for rows in x], device=p.device)
-        x = pad_sequence(x, batch_first=True)
+        rows = [r.activations if self.fusion_input == "h1" else r.features for r in images]
+        counts = torch.tensor([len(r) for r in rows], device=p.device)
+        x = pad_sequence(rows, batch_first=True)
         fused = cross_proposal_fusion(p, x, self.fusion_norm, counts)
         fused = torch.cat([fused, *beside], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
