@@ -6,6 +6,7 @@ to compare, by the distance of the whole images' codes; relevant are those that 
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -56,7 +57,8 @@ class ObjectEncoder:
             WeightsError: see :func:`load_trained_model`.
             ValueError: the model codes no images.
         """
-        self._model = load_trained_model(cfg)
+        # Of any architecture: what it can is asked of it.
+        self._model: Any = load_trained_model(cfg)
         if not hasattr(self._model, "encode_images"):
             raise RegionDHError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no objects; use "
@@ -93,7 +95,7 @@ class ObjectEncoder:
         }
         with_objects = [{**output, "instances": objects} for output, objects in coded]
         query = codes_from_outputs([output for output, _ in coded], **fields)
-        return query, codes_from_outputs(with_objects, **fields).instances
+        return query, codes_from_outputs(with_objects, **fields).objects()
 
     @torch.no_grad()
     def _code_image(self, record: dict) -> tuple[dict, Instances]:
@@ -180,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
         print_line(f"warning: {note}", sys.stderr)
     print(
         f"{metrics['num_queries']} objects in {len(query)} images, searched in {len(database)} "
-        f"images with {len(database.instances.codes)} detected objects"
+        f"images with {len(database.objects().codes)} detected objects"
     )
     print(format_table(metrics))
     left_out = metrics["num_queries_without_relevant"]

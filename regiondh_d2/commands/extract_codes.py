@@ -125,8 +125,9 @@ def run(args: argparse.Namespace) -> None:
     refuse_inputs(args.output, inputs)
     known = known_files(args.output, args.root)  # tells of a file that another program writes
     check_output_file(args.output, overwrite=None, kind="codes")
+    scan: PhotoScan | None = None
+    notes: list[str] = []
     if args.dataset:
-        scan, notes = None, []
         images, class_names = dataset_entries(args.dataset, cfg)
     else:
         scan = find_photos(

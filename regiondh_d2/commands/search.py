@@ -223,7 +223,7 @@ def run(args: argparse.Namespace) -> None:
     searcher = RegionDHSearcher.from_cfg(service, cfg)
     for note in searcher.notes:
         print_line(f"warning: {note}", sys.stderr)
-    results = []
+    results: list[SearchResult] = []
     for result in search_all(args, options, searcher, queries):
         if results and queries.several:
             print()

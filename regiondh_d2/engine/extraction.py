@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import nn
 
 from ..checkpoint import model_fingerprint
 from ..config import code_settings
@@ -25,7 +25,7 @@ def classes_of_model(cfg: CfgNode) -> list[str]:
 
 
 def code_extractor(
-    model: nn.Module,
+    model: Any,
     cfg: CfgNode,
     *,
     config: str,

@@ -105,7 +105,9 @@ class PhotoNetwork:
         self._current: str | None = None  # the index of the last call of index()
         self._folder: str | None = None  # the photos of that call
 
-    def encode(self, images: QueryImage | Sequence[QueryImage]) -> Query | list[Query]:
+    def encode(
+        self, images: QueryImage | list[QueryImage] | tuple[QueryImage, ...]
+    ) -> Query | list[Query]:
         """The codes of one image, or of several.
 
         Returns:
@@ -183,6 +185,7 @@ class PhotoNetwork:
             self.model, self.cfg, config=self._config, class_names=self.class_names, log=log
         )
         result = extractor.extract(images, codes, resume=True, skip_bad=True, scan=scan)
+        assert result is not None  # it is, on the main process
         for error in result.unreadable:
             log(f"unreadable: {error}")
         if not result.complete or not result.rows:
@@ -201,7 +204,7 @@ class PhotoNetwork:
 
     def search(
         self,
-        images: QueryImage | Sequence[QueryImage],
+        images: QueryImage | list[QueryImage] | tuple[QueryImage, ...],
         index: str | os.PathLike | None = None,
         **options: Any,
     ) -> SearchResult | list[SearchResult]:

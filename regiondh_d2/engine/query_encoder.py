@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class QueryEncoder:
         """
         if not hasattr(model, "encode_images"):
             raise RegionDHError(f"{type(model).__name__} codes no images; use RegionDH")
-        self.model = model
+        self.model: Any = model  # nn.Module doesn't say what a network of ours can
         self.fingerprint = model_fingerprint(model)
         self.class_names = class_names
         self._load = load
@@ -93,10 +93,11 @@ class QueryEncoder:
                 _pack(output["image_code"][None]),
                 activation=_to_numpy(output["image_activation"]),
                 feature=_to_numpy(output.get("image_feature")),
-                classes=self._seen_classes(_to_numpy(output["image_probabilities"])),
+                classes=self._seen_classes(output["image_probabilities"].float().cpu().numpy()),
                 content_sha256=content,
             )
-        codes, objects = [], []
+        codes: list[np.ndarray] = []
+        objects: list[QueryObject] = []
         if boxes:
             codes.append(_pack(encode_boxes(self.model, inputs, Boxes(torch.tensor(boxes)))))
             objects += map(QueryObject, boxes)
@@ -132,7 +133,7 @@ class QueryEncoder:
         """
         inputs, _ = self._read(image)
         found = self._query_objects(self._all_detections(inputs))
-        return [one for one in found if one.score >= min_score]
+        return [one for one in found if one.score is not None and one.score >= min_score]
 
     def _read(self, image: QueryImage) -> tuple[dict, bytes | None]:
         """The network's inputs, and the sha256 of the file where there is one."""
@@ -188,7 +189,7 @@ def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
     return load
 
 
-def encode_boxes(model: nn.Module, inputs: dict, boxes: Boxes) -> torch.Tensor:
+def encode_boxes(model: Any, inputs: dict, boxes: Boxes) -> torch.Tensor:
     """The H1 codes of boxes in an image.
 
     Args:

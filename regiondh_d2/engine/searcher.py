@@ -99,7 +99,7 @@ class RegionDHSearcher:
 
     def search(
         self,
-        image: QueryImage | Sequence[QueryImage],
+        image: QueryImage | list[QueryImage] | tuple[QueryImage, ...],
         box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         topk: int = 10,
         *,

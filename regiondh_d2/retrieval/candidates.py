@@ -48,10 +48,12 @@ class PhotoFilter:
             if count < 1:
                 return
             image = int(image)
-            state = PhotoState.THERE if self.check is None else self.check.state(image)
-            if state is PhotoState.AWAY and not self.check.root(image):
-                self.unchecked.add(image)
-                state = PhotoState.THERE
+            state = PhotoState.THERE
+            if self.check is not None:
+                state = self.check.state(image)
+                if state is PhotoState.AWAY and not self.check.root(image):
+                    self.unchecked.add(image)
+                    state = PhotoState.THERE
             if state is PhotoState.THERE:
                 count -= 1
                 yield position
@@ -152,7 +154,7 @@ class CandidateSearch:
             images = rows if self.image_of is None else self.image_of[rows]
             order = np.lexsort((rows, self.photos.order[images], distances))
             distances, rows = distances[order], rows[order]
-        if self.once_an_image:
+        if self.once_an_image and self.image_of is not None:
             _, first = np.unique(self.image_of[rows], return_index=True)
             first.sort()
             distances, rows = distances[first], rows[first]

@@ -222,7 +222,7 @@ class _Reader:
             raise _NewerVersionError(f"format version {version}; this release reads {VERSION}")
         if version < 1:
             raise CodeFileError(f"format version {version} is none")
-        columns = {
+        columns: dict[str, Any] = {
             name: self._array(name, kinds)
             for name, (kinds, _, optional) in _COLUMNS.items()
             if not (optional or (version == 1 and name in _NEW_IN_2)) or name in file

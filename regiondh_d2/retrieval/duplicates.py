@@ -51,13 +51,15 @@ class CopyFinder:
             values = items.activations[rows].astype(np.float32)
             near = np.abs(values - items.activations[row].astype(np.float32)).max(axis=1)
             return rows[near <= ACTIVATION_TOLERANCE].tolist()
-        own = items.features[row].astype(np.float32)
-        away = np.linalg.norm(items.features[rows].astype(np.float32) - own, axis=1)
+        features = items.column("features")
+        own = features[row].astype(np.float32)
+        away = np.linalg.norm(features[rows].astype(np.float32) - own, axis=1)
         return rows[away <= FEATURE_TOLERANCE * np.linalg.norm(own)].tolist()
 
     @cached_property
     def _rows_of_content(self) -> dict[bytes, list[int]]:
-        return _rows_by_bytes(self._items.content_sha256)
+        contents = self._items.content_sha256
+        return {} if contents is None else _rows_by_bytes(contents)
 
     @cached_property
     def _rows_of_code(self) -> dict[bytes, list[int]]:

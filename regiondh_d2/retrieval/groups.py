@@ -119,7 +119,7 @@ def _distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _connected_parts(words: np.ndarray, max_distance: int) -> list[np.ndarray]:
     """Positions of each connected part of two and more codes, ascending."""
-    parts = []
+    parts: list[np.ndarray] = []
     if max_distance < 0:
         return parts
     left = np.arange(len(words))  # positions that no part has reached

@@ -173,8 +173,11 @@ class SearchService:
         if options.rerank is not None and fine_values(query, options.rerank_by) is None:
             raise RegionDHError(_LACKS[options.rerank_by])
         threshold = self.threshold(options, len(query.objects))
+        most = options.max_distance
         if threshold is not None:
-            options = replace(options, max_distance=threshold.distance)
+            most = threshold.distance
+        assert not isinstance(most, str)  # check() refuses any other text
+        options = replace(options, max_distance=most)
         items, index = self.folder.items, self._index(len(query.objects))
         photos = self._photo_filter(query, options)
         instances, images = None, None
@@ -192,7 +195,7 @@ class SearchService:
         counts = Counter(photos.left_out.values())
         unchecked = sum(answer.row in photos.unchecked for answer in answers)
         away = ""
-        if counts[PhotoState.AWAY] or unchecked:
+        if photos.check is not None and (counts[PhotoState.AWAY] or unchecked):
             away = describe_away(photos.check.away)
             if not answers and not counts[PhotoState.GONE] and not counts[PhotoState.CHANGED]:
                 raise IndexFileError(away)
@@ -210,7 +213,7 @@ class SearchService:
             away=counts[PhotoState.AWAY],
             unchecked=unchecked,
             away_reason=away,
-            max_distance=options.max_distance,
+            max_distance=most,
             threshold=threshold,
             folded=options.fold_duplicates,
         )
