@@ -11,7 +11,7 @@ import pytest
 
 from regiondh_d2.data import photo_files
 from regiondh_d2.engine import user_code
-from regiondh_d2.retrieval import index_folder
+from regiondh_d2.retrieval import moved_folders
 from regiondh_d2.structures import codes
 from regiondh_d2.utils import paths
 from regiondh_d2.utils.display import display_name
@@ -56,7 +56,7 @@ def test_every_module_imports_without_what_only_unix_has():
 def windows(monkeypatch):
     """Paths as on Windows, in the modules that split and join them."""
     there = SimpleNamespace(path=ntpath, sep="\\", altsep="/", pathsep=";", environ=os.environ)
-    for module in (codes, photo_files, user_code, index_folder, paths):
+    for module in (codes, photo_files, user_code, moved_folders, paths):
         monkeypatch.setattr(module, "os", there)
 
 
@@ -96,7 +96,7 @@ def test_a_module_to_import_is_no_file(windows):
 
 def test_a_root_may_have_a_drive(windows):
     items = SimpleNamespace(file_names=[r"D:\old\a.jpg"])
-    assert index_folder._split_move(r"D:\old=E:\new", items) == (r"D:\old", r"E:\new")
+    assert moved_folders._split_move(r"D:\old=E:\new", items) == (r"D:\old", r"E:\new")
 
 
 def test_a_path_of_windows_is_shown_as_it_is():
