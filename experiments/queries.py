@@ -134,7 +134,7 @@ def read_run_codes(run: Run, networks: Path, dataset: str) -> tuple[CodeSet, Cod
     for file, code_set in zip(files, codes, strict=True):
         if network and code_set.model_fingerprint not in ("", network):
             raise RegionDHError(
-                f"{file} was coded by model {code_set.model_fingerprint[:12]}, not by "
+                f"{file} was encoded by model {code_set.model_fingerprint[:12]}, not by "
                 f"{networks / run.name / 'model_final.pth'} ({network[:12]}): delete the folder "
                 f"{folder.parent} and run the row again to measure that"
             )

@@ -198,7 +198,8 @@ def test_from_folder(random_network, workspace):
     opts = [*opts, "INPUT.MIN_SIZE_TEST", "96"]
     (note,) = RegionDHSearcher.from_folder(index, config, opts).notes
     assert (
-        note == "the index was coded with another INPUT.MIN_SIZE_TEST than 96: distances may be off"
+        note
+        == "the index was encoded with another INPUT.MIN_SIZE_TEST than 96: distances may be off"
     )
 
 

@@ -79,7 +79,7 @@ class ObjectEncoder:
         Returns:
             The codes of the images, with what is detected in them, and of the annotated objects.
         """
-        progress = Progress(log, "images coded", len(records))
+        progress = Progress(log, "images encoded", len(records))
         coded = []
         for record in records:
             coded.append(self._code_image(record))

@@ -120,12 +120,12 @@ def print_summary(result: ExtractionResult, output: str) -> None:
         raise RegionDHError(f"none of the {result.images} images can be read")
     if not result.complete:
         raise RegionDHError(
-            f"{bad} of {result.images} images can't be read; the others are coded: fix or remove "
+            f"{bad} of {result.images} images can't be read; the others are encoded: fix or remove "
             "those and go on with --resume, or leave them out with --resume --skip-bad"
         )
     left_out = f", {bad} unreadable left out" if bad else ""
     pruned = f", {result.pruned} of photos that have gone removed" if result.pruned else ""
-    rows = f"{result.rows} rows, {result.coded} of them coded now"
+    rows = f"{result.rows} rows, {result.coded} of them encoded now"
     print_line(f"{output}: {rows}{left_out}{pruned}")
     if result.gone:
         print_line(

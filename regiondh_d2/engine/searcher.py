@@ -199,5 +199,5 @@ def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:
         )
     if differing:
         key, value = min(differing)
-        notes.append(f"the index was coded with another {key} than {value}: distances may be off")
+        notes.append(f"the index was encoded with another {key} than {value}: distances may be off")
     return notes

@@ -155,7 +155,7 @@ def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeS
     if objects.bits != database.instances.bits:
         raise CodeFileError(
             f"the objects have {objects.bits} bits and those of the database "
-            f"{database.instances.bits}: code both with the same model"
+            f"{database.instances.bits}: encode both with the same model"
         )
     return notes
 

@@ -150,7 +150,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         changes = changes_of_image_codes(codes.settings, self._settings)
         if changes:
             raise CodeFileError(
-                f"{name} was coded with other settings than the queries would be: {changes[0]}: "
+                f"{name} was encoded with other settings than the queries would be: {changes[0]}: "
                 "extract the database's codes with this config, or set "
                 "TEST.RETRIEVAL.DATABASE_CODES to ''"
             )
@@ -275,7 +275,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         coded_again = sum(r.role == "database" for r in records)
         if database is not None and coded_again:
             self._logger.warning(
-                "%s: %d images of the database were coded again; a loader of "
+                "%s: %d images of the database were encoded again; a loader of "
                 "RegionDHTrainer.build_test_loader leaves them out",
                 self._dataset_name,
                 coded_again,

@@ -6,7 +6,7 @@ codes reach a precision at 1 of 1. Numbers of such an evaluation say less about 
 Two rows show the same image if their contents are the same, where both code files know them by
 their sha256. Otherwise the same file does, and where a file isn't known, the same image id. Ids
 alone are not enough, since two folders may both number their images from 1; and one file that had
-different contents when it was coded is not the same image.
+different contents when it was encoded is not the same image.
 """
 
 from __future__ import annotations
