@@ -62,6 +62,7 @@ def measure_classes(
         metrics: names without cut-off of the means.
         own_metric: name without cut-off of :attr:`ClassMetrics.alone`, which also decides the
             order.
+        answers: how many of each query's answers are checked for wrong ones.
         exclude: int (P, 2), pairs of a query's and a database row that are left out.
     """
     names = query.class_names or [f"class {i}" for i in range(query.labels.shape[1])]

@@ -63,6 +63,7 @@ class RetrievalEvaluator(DatasetEvaluator):
     Attributes:
         codes: queries and database of the last :meth:`evaluate`; None before it, and always None
             outside the main process.
+        ranked: the result of :func:`rank_code_sets` for them, likewise.
     """
 
     codes: tuple[CodeSet, CodeSet] | None = None

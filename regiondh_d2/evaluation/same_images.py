@@ -31,6 +31,7 @@ class SameImages:
     Attributes:
         pairs: int64 (P, 2), a query's row and the row of the same image in the database, by
             ascending query and database row.
+        num_queries: number of all queries.
         repeated: int64 (D,), database rows that show the image of an earlier row.
         first_repeated: the name of the first of these images, "" if there are none.
     """
