@@ -146,7 +146,7 @@ def test_failures_are_one_line_before_the_coding(tool, database, arguments, tmp_
         (["--database", "absent.h5"], (), "absent.h5"),
         (["--database", unlabeled], (), "no labels in the database codes"),
         (["--database", other], (), "and the database by eeeeeeeeeeee: encode both with the same"),
-        ([], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN codes no objects"),
+        ([], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN encodes no objects"),
         (["--dataset", "absent"], (), "absent"),
     ):
         assert tool.main(arguments(*options, "--json", str(out), opts=opts)) == 1

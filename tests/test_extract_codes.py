@@ -214,7 +214,7 @@ def test_ctrl_c(random_network, arguments, tmp_path):
     _, err = process.communicate()
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        f"interrupted: go on with the same command and --resume ({output})"
+        f"interrupted: continue with the same command and --resume ({output})"
     )
     assert "Traceback" not in err
 
@@ -303,7 +303,7 @@ def one_image(tmp_path):
         (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "absent.pth"], "absent.pth: no such file"),
         (["MODEL.REGION_DH.BITS", "16"], "(first: roi_heads."),
-        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN codes no images"),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN encodes no images"),
     ],
 )
 def test_wrong_configs(tool, arguments, one_image, tmp_path, capsys, opts, message):

@@ -158,7 +158,7 @@ def test_an_interrupted_step_is_told_how_to_go_on(tool, steps, place, monkeypatc
 
     monkeypatch.setattr(tool, "subcommand", load)
     assert tool.main(["mine"]) == 130
-    assert capsys.readouterr().err == "interrupted: run it again to go on\n"
+    assert capsys.readouterr().err == "interrupted: run it again to continue\n"
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_features_of_models_that_give_them(searcher, photo):
 
 
 def test_a_model_that_codes_no_images(searcher):
-    with pytest.raises(ValueError, match="Linear codes no images; use RegionDH"):
+    with pytest.raises(ValueError, match="Linear encodes no images; use RegionDH"):
         QueryEncoder(torch.nn.Linear(2, 2), None)
 
 

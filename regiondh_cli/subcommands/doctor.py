@@ -1,4 +1,4 @@
-"""Tell what is installed, which Detectron2 is used, and what is missing with its fix."""
+"""Print what is installed, which Detectron2 is used, and how to install missing parts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ..detectron2_setup import (
 from ..display import print_line
 from ..requirements import Requirement, missing, requirements
 
-PARSER = {"epilog": "Exit status: 0 where all that is required is here, else 1."}
+PARSER = {"epilog": "Exit status: 0 if nothing required is missing, else 1."}
 
 MIN_PYTHON = (3, 11)
 # Extras that are not for people who only use the package.
 QUIET_EXTRAS = (NEEDS, "dev")
-# Of importing PyTorch on a slow disk.
+# Enough to import PyTorch from a slow disk.
 PROBE_TIMEOUT_S = 300
 
 # Runs after PROBE, in the same process, and prints a line of its own.
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell_packages(known: list[Requirement], problems: list[str]) -> None:
-    """What the package itself requires."""
+    """The requirements of the package itself."""
     for requirement in known:
         if not requirement.extra:
             print_line(f"  {requirement.name} {requirement.version() or 'missing'}")
@@ -120,8 +120,8 @@ def _tell_libraries(known: list[Requirement], problems: list[str]) -> None:
 
 
 def _probe() -> tuple[dict | None, dict]:
-    """What another process finds, which may crash without harm: of Detectron2, of PyTorch."""
-    # It imports the package that this process is of, also from a folder without installation.
+    """Import Detectron2 and PyTorch in another process, which may crash, and return its answers."""
+    # It imports the same package as this process, even from a folder without installation.
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.getenv("PYTHONPATH")]))
     try:
         done = subprocess.run(
@@ -143,7 +143,7 @@ def _probe() -> tuple[dict | None, dict]:
 
 
 def _tell_extras(known: list[Requirement]) -> None:
-    """What is optional: nothing of it is a problem."""
+    """The extras; a missing one is no problem."""
     extras = dict.fromkeys(x.extra for x in known if x.extra and x.extra not in QUIET_EXTRAS)
     for extra in extras:
         parts = [x for x in known if x.extra == extra]

@@ -24,7 +24,7 @@ from ..utils.file_io import check_output_file, write_json
 # PASCAL VOC 2007, about 1.5 of them an image.
 VOC_CLASSES = 20
 
-# A search of one query takes a millisecond: the fastest of a few such runs is still chance.
+# A search of one query takes a millisecond, so a few runs are too noisy.
 LEAST_QUERIES = 300
 
 
@@ -58,7 +58,7 @@ def make_labels(rng: np.random.Generator, rows: int, classes: int) -> np.ndarray
 
 
 def make_codes(rng: np.random.Generator, labels: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """Packed codes that know the labels, with noise: random hyperplanes of the label vectors."""
+    """Packed codes made from labels with noise: random hyperplanes of the label vectors."""
     logits = labels @ projection
     return pack_codes(logits + rng.standard_normal(logits.shape) > 0)
 
@@ -166,7 +166,7 @@ def print_evaluation(numbers: dict) -> None:
 def benchmark_search(args: argparse.Namespace) -> dict:
     """Our index against FAISS alone with either of its two ways of selection, by batch size."""
     index = create_index(args.bits)
-    import faiss  # after ours, which says what to install where it is missing
+    import faiss  # after ours, which says what to install if it is missing
 
     rng = np.random.default_rng(0)
 
@@ -176,7 +176,7 @@ def benchmark_search(args: argparse.Namespace) -> dict:
     database = random_codes(args.items)
     index.add(database)
     ways = {"seconds": index.search}
-    # An index each: the codes that the last search left in the cache would help the next one.
+    # A separate index for each: otherwise the cache of one search would help the next.
     for name, use_heap in (("faiss_heap_seconds", True), ("faiss_counting_seconds", False)):
         raw = faiss.IndexBinaryFlat(8 * database.shape[1])
         raw.add(database)
@@ -200,7 +200,7 @@ def compare_search(
     """The fastest of some runs of every way to search, in turns; small batches run more often.
 
     Args:
-        ways: searches by the name of their seconds, ours as "seconds".
+        ways: search functions by the name of their result, ours as "seconds".
         query: uint8 (Q, B), packed.
         k: how many answers.
         repeat: the least number of runs.
@@ -257,9 +257,9 @@ def make_images(generator: torch.Generator, number: int, classes: int) -> list[d
 
 
 def page_faults() -> int:
-    """Page faults of this process without reading a disk; 0 where the system doesn't tell."""
+    """Page faults of this process without disk reads; 0 if the system doesn't count them."""
     try:
-        import resource  # here, because Windows has no such module
+        import resource  # imported here, since Windows has no such module
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -268,9 +268,9 @@ def page_faults() -> int:
 def benchmark_training(args: argparse.Namespace) -> dict:
     """Forward and backward of a network on the CPU.
 
-    Seconds are those of the process on the CPU and in the kernel: other processes that are busy
-    disturb them less than those of a clock. Sizes change from step to step, as they do in training:
-    what one step frees seldom fits the next.
+    Seconds are CPU time of the process, kernel included, which other busy processes disturb less
+    than wall time. Sizes change from step to step, as in training, so memory freed by one step
+    seldom fits the next.
     """
     import_user_code(args.imports)
     cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
@@ -285,7 +285,7 @@ def benchmark_training(args: argparse.Namespace) -> dict:
         model.zero_grad()
         seconds = time.process_time() - start
         steps.append((seconds, page_faults() - faults))
-    # The first step asks for memory in either case.
+    # The first step allocates memory in either case.
     seconds, faults = np.mean(steps[1:], axis=0).tolist()
     return {
         "config": args.config_file,
@@ -305,7 +305,7 @@ def print_training(numbers: dict) -> None:
     )
 
 
-# What measures and what shows, by the name of the benchmark.
+# By the name of the benchmark, the functions that measure and print.
 BENCHMARKS = {
     "evaluation": (benchmark_evaluation, print_evaluation),
     "search": (benchmark_search, print_search),

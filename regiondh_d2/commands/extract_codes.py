@@ -1,4 +1,4 @@
-"""Code images: a dataset, or files and folders, into one code file; resumable when interrupted."""
+"""Encode a dataset, or files and folders, into one code file; can be resumed."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ from ..utils.file_io import check_output_file, refuse_inputs
 
 
 def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
-    """The images of a dataset to code, and its class names."""
+    """The images of a dataset to encode, and its class names."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     require_dataset(name, "--dataset")
     dicts = load_dataset(name)
@@ -47,7 +47,7 @@ def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
 
 
 def classes_of_model(cfg) -> list[str]:
-    """The class names of the datasets that the model's config names, if they may be its own."""
+    """The class names of the config's datasets, if they may be the model's."""
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
     return next((c for c in known if len(c) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
@@ -60,11 +60,11 @@ def encode(
     images: list[ImageEntry],
     class_names: list[str],
 ) -> None:
-    """What every process does."""
+    """Run in every process."""
     model = load_trained_model(cfg)
     if not hasattr(model, "encode_images"):
         raise RegionDHError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no images; use RegionDH"
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} encodes no images; use RegionDH"
         )
     extractor = CodeExtractor(
         model.encode_images if args.no_instances else model.inference,
@@ -106,7 +106,7 @@ def encode(
 
 
 def print_summary(result: ExtractionResult, output: str) -> None:
-    """The lines at the end.
+    """Print the lines at the end.
 
     Raises:
         RegionDHError: there is no output, because of images that can't be read.
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
         inputs += dataset_inputs([args.dataset])
     inputs += [path for path in args.input or () if os.path.isfile(path)]
     refuse_inputs(args.output, inputs)
-    known = known_files(args.output, args.root)  # tells of a file that another program writes
+    known = known_files(args.output, args.root)  # an error if another program writes the file
     check_output_file(args.output, overwrite=None, kind="codes")
     if args.dataset:
         scan, notes = None, []

@@ -29,7 +29,7 @@ def describe(found: QueryObject | FoundObject | None) -> str:
 
 
 def headline(result: SearchResult) -> str:
-    """The query, and what it is compared with."""
+    """A line about the query and what is searched."""
     query = ", ".join([result.file_name, *map(describe, result.objects)])
     what = "objects" if result.objects else "images"
     if result.objects and not result.all_objects:
@@ -40,7 +40,7 @@ def headline(result: SearchResult) -> str:
 
 
 def format_table(result: SearchResult) -> str:
-    """The answers, a line each, or why there are none."""
+    """The answers, a line each, or a line that there are none."""
     if not result.answers:
         only = f"nothing of class {result.class_name} found" if result.class_name else "none found"
         return display_name(only)
@@ -69,7 +69,7 @@ def padding(cell: str, width: int) -> str:
 
 
 def class_tiles(result: SearchResult, max_pixels: int) -> list[Tile]:
-    """The tiles of a search that is restricted to a class, which stands under the query."""
+    """The tiles of a search restricted to a class, with the class under the query."""
     query, *answers = search_tiles(result, max_pixels)
     return [replace(query, caption=f"query: {result.class_name}"), *answers]
 
@@ -111,7 +111,7 @@ def search(
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Refuses outputs that can't be written or would replace what must stay."""
+    """Check the outputs."""
     if args.save:
         picture_format(args.save)
     inputs = [args.query, args.index, *config_inputs(args.config_file, args.opts)]
@@ -121,7 +121,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import_user_code(args.imports)
-    # First what would otherwise fail at the end.
+    # Check first what would otherwise fail at the end.
     check_outputs(args)
     cfg = build_cfg(args.config_file, args.opts)
     service = SearchService.open(args.index, args.engine, args.root)
