@@ -330,7 +330,7 @@ class Environment:
         lines: queue.Queue[str | None] = queue.Queue()
 
         def pump() -> None:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 lines.put(line)
             lines.put(None)
 

@@ -49,7 +49,7 @@ def subcommand_parser(name: str, prog: str | None = None) -> CommandParser:
 
 
 def _summary(module: ModuleType) -> str:
-    return module.__doc__.splitlines()[0]
+    return (module.__doc__ or "").splitlines()[0]
 
 
 def _parser_options(module: ModuleType) -> dict:
@@ -151,9 +151,10 @@ def _tell_missing(start: Callable[[], int]) -> int:
     except MissingError as error:
         line = str(error)
     except Exception as error:
-        line = _import_failure(error)
-        if line is None:
+        failure = _import_failure(error)
+        if failure is None:
             raise
+        line = failure
     print(f"error: {display_name(line)}", file=sys.stderr)
     return 1
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from regiondh_d2.structures.codes import CodeSet, InstanceCodes
+from builders import code_set, object_codes
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 MODEL = "ab" * 32
@@ -16,25 +16,24 @@ def random_codes(rng, rows, bits):
 
 def make_items(rows=300, found=900, bits=20, instance_bits=48, **changes):
     rng = np.random.default_rng(bits)
+    codes = random_codes(rng, rows, bits)
     values = {
-        "codes": random_codes(rng, rows, bits),
-        "bits": bits,
         "image_ids": [f"{i:06d}" for i in range(rows)],
         "file_names": [f"bilder/größe {i}.jpg" for i in range(rows)],
         "labels": (rng.random((rows, 3)) < 0.5).astype(np.uint8),
         "class_names": ["cat", "dog", "sofa"],
         "dataset": "some_val",
         "model_fingerprint": MODEL,
-        "instances": InstanceCodes(
-            codes=random_codes(rng, found, instance_bits),
-            bits=instance_bits,
-            image_index=np.sort(rng.integers(0, rows, found)),
+        "instances": object_codes(
+            random_codes(rng, found, instance_bits),
+            np.sort(rng.integers(0, rows, found)),
+            instance_bits,
             boxes=rng.random((found, 4)).astype(np.float32),
             scores=rng.random(found).astype(np.float32),
             classes=rng.integers(0, 3, found),
         ),
     }
-    return CodeSet(**(values | changes))
+    return code_set(codes, bits, **(values | changes))
 
 
 def sort_pairs(query, codes, bits, k):

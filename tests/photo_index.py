@@ -1,13 +1,12 @@
 """Ten photos, an index of them, and the order in which they answer."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 
+from builders import object_codes, photo_code_set
 from regiondh_d2.retrieval.queries import Query, QueryObject
-from regiondh_d2.structures.codes import CodeSet, InstanceCodes
 
 BITS = 8
 BOX = QueryObject((1.0, 2.0, 3.0, 4.0))
@@ -36,30 +35,19 @@ def path_of(root, i):
 def make_items(root, **changes):
     """Each photo has two objects: one at the photo's distance, and one 3 further."""
     count = len(DISTANCES)
-    names = [str(path_of(root, i)) for i in range(count)]
-    stats = [os.stat(name) for name in names]
-    contents = [list(hashlib.sha256(Path(name).read_bytes()).digest()) for name in names]
+    objects = object_codes(
+        np.array([[code_at(d + e)] for d in DISTANCES for e in (0, 3)], np.uint8),
+        np.repeat(np.arange(count), 2),
+        classes=np.tile([0, 1], count),
+    )
     values = {
-        "codes": np.array([[code_at(d)] for d in DISTANCES], np.uint8),
-        "bits": BITS,
-        "image_ids": names,
-        "file_names": names,
         "labels": np.eye(count, dtype=np.uint8)[:, :3],
         "class_names": ["cat", "dog", "sofa"],
-        "roots": [str(root)],
-        "size": np.array([s.st_size for s in stats]),
-        "mtime_ns": np.array([s.st_mtime_ns for s in stats]),
-        "content_sha256": np.array(contents, np.uint8),
-        "instances": InstanceCodes(
-            codes=np.array([[code_at(d + e)] for d in DISTANCES for e in (0, 3)], np.uint8),
-            bits=BITS,
-            image_index=np.repeat(np.arange(count), 2),
-            boxes=np.zeros((2 * count, 4), np.float32),
-            scores=np.zeros(2 * count, np.float32),
-            classes=np.tile([0, 1], count),
-        ),
+        "instances": objects,
     }
-    return CodeSet(**(values | changes))
+    codes = np.array([[code_at(d)] for d in DISTANCES], np.uint8)
+    files = [path_of(root, i) for i in range(count)]
+    return photo_code_set(files, codes, roots=[root], **(values | changes))
 
 
 def query_of(root, i, objects=0, **changes):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from builders import code_set, object_codes
 from regiondh_d2.retrieval.queries import QueryObject, SearchOptions
 from regiondh_d2.retrieval.service import SearchService
-from regiondh_d2.structures.codes import CodeSet, InstanceCodes
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 BITS, INSTANCE_BITS = 20, 12
@@ -15,24 +15,22 @@ BOX = QueryObject((1.0, 2.0, 3.0, 4.0))
 def make_items(images=60, found=150, **changes):
     """Short codes, so that many distances are equal; the last ten images have no detection."""
     rng = np.random.default_rng(0)
+    codes = rng.random((images, BITS)) < 0.3
     values = {
-        "codes": pack_codes(rng.random((images, BITS)) < 0.3),
-        "bits": BITS,
         "image_ids": [f"{i:06d}" for i in range(images)],
         "file_names": [f"photos/{i}.jpg" for i in range(images)],  # from nowhere: not looked at
         "labels": (rng.random((images, 3)) < 0.5).astype(np.uint8),
         "class_names": CLASSES,
         "model_fingerprint": "ab" * 32,
-        "instances": InstanceCodes(
-            codes=pack_codes(rng.random((found, INSTANCE_BITS)) < 0.3),
-            bits=INSTANCE_BITS,
-            image_index=np.sort(rng.integers(0, images - 10, found)),
+        "instances": object_codes(
+            rng.random((found, INSTANCE_BITS)) < 0.3,
+            np.sort(rng.integers(0, images - 10, found)),
             boxes=rng.random((found, 4)).astype(np.float32),
             scores=rng.random(found).astype(np.float32),
             classes=rng.choice(3, found, p=[0.08, 0.46, 0.46]),
         ),
     }
-    return CodeSet(**(values | changes))
+    return code_set(codes, **(values | changes))
 
 
 def search_index(

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+from builders import code_set
 from photo_index import (
-    BITS,
     DISTANCES,
     SEARCHES,
     ZERO,
@@ -19,7 +19,6 @@ from photo_index import (
 )
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query
-from regiondh_d2.structures.codes import CodeSet
 from searching import search_index
 
 
@@ -105,13 +104,8 @@ def test_random_codes_against_a_sort(tmp_path):
     for engine in ("numpy", "faiss"):
         count = 200
         contents = rng.integers(0, 256, (20, 32), dtype=np.uint8)[rng.integers(0, 20, count)]
-        items = CodeSet(
-            codes=rng.integers(0, 8, (count, 1), dtype=np.uint8),
-            bits=BITS,
-            image_ids=[str(i) for i in range(count)],
-            file_names=[f"{i}.jpg" for i in range(count)],
-            content_sha256=contents,
-        )
+        codes = rng.integers(0, 8, (count, 1), dtype=np.uint8)
+        items = code_set(codes, content_sha256=contents)
         folder = write_index_folder(tmp_path / engine, items, engine=engine)
         for row in (0, 77, 199):
             distances = np.bitwise_count(items.codes[:, 0] ^ 5)

@@ -8,10 +8,12 @@ from pictures import plain
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.text import text_width
 from regiondh_d2.visualization.draw import (
+    BOX_COLORS,
     RED,
     Label,
     draw_above,
     draw_box,
+    draw_boxes,
     draw_labels,
     fit_image,
     picture_format,
@@ -171,3 +173,12 @@ def test_saved_complete_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="no space"):
         save_image(Broken(), tmp_path / "grid.png")
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_boxes_are_drawn_on_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (120, 60)).save(tmp_path / "turned.png", exif=exif)
+    image = draw_boxes(tmp_path / "turned.png", [None, (5, 70, 50, 110)])
+    assert image.size == (60, 120)
+    assert image.getpixel((5, 90)) == BOX_COLORS[1]

@@ -1,21 +1,25 @@
 """Retrieval as pictures: the right neighbors, frames and names, and rows of several methods."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from builders import CLASS_NAMES, code_set
+from builders import CLASS_NAMES, code_set, object_codes
 from pictures import plain
 from regiondh_d2.config import DEFAULT_MAX_PIXELS
-from regiondh_d2.retrieval.queries import Answer, SearchResult
+from regiondh_d2.retrieval.index_folder import write_index_folder
+from regiondh_d2.retrieval.queries import Answer, FoundObject, Query, QueryObject, SearchResult
 from regiondh_d2.structures.codes import CodeFileError
-from regiondh_d2.visualization.draw import BLUE, GRAY, GREEN, RED
-from regiondh_d2.visualization.grid import AbsentPicture, GridLayout, Tile
+from regiondh_d2.visualization.draw import BLUE, BOX_COLORS, GRAY, GREEN, RED
+from regiondh_d2.visualization.grid import AbsentPicture, GridLayout, Tile, draw_grid
 from regiondh_d2.visualization.retrieval_pictures import (
     compare_methods,
     retrieval_rows,
     search_tiles,
 )
+from searching import BOX, search_index
 
 
 def make_codes(codes, labels, files, **more):
@@ -118,3 +122,69 @@ def test_several_methods_answer_the_same_queries(tmp_path):
 
     with pytest.raises(CodeFileError, match="B has no query '7'"):
         compare_methods({"B": (query, far)}, ["7"])
+
+
+# Answers of a search
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    """An index of four black images with two objects each, the second one a sofa."""
+    names = [str(tmp_path / f"{i}.png") for i in range(4)]
+    for name in names:
+        Image.new("RGB", (120, 90)).save(name)
+    items = code_set(
+        np.array([[0], [1], [3], [7]], np.uint8),
+        names=names,
+        labels=[[1, 0, 1], [1, 1, 1], [0, 1, 0], [0, 1, 1]],
+        class_names=list(CLASS_NAMES),
+        instances=object_codes(
+            np.array([[0], [255]] * 4, np.uint8),
+            np.repeat(np.arange(4), 2),
+            boxes=np.tile([[10, 10, 50, 50], [60, 20, 110, 80]], (4, 1)).astype(np.float32),
+            classes=np.array([0, 2] * 4),
+        ),
+    )
+    return write_index_folder(tmp_path / "index", items, engine="numpy")
+
+
+def test_tiles_of_labeled_images(indexed):
+    query = Query(indexed.items.file_names[0], indexed.items.codes[:1])
+    tiles = search_tiles(search_index(indexed, query, 4))
+    assert [tile.caption for tile in tiles] == ["query", *(f"distance {i}" for i in range(4))]
+    assert [tile.frame for tile in tiles] == [BLUE, GREEN, GREEN, RED, GREEN]
+    assert tiles[0].names == [("cat", True), ("sofa", True)]
+    assert tiles[2].names == [("cat", True), ("sofa", True), ("dog", False)]
+    assert {tile.image.getpixel((0, 0)) for tile in tiles} == {(0, 0, 0)}
+
+
+def test_tiles_of_objects_have_boxes_and_neutral_frames(indexed, tmp_path):
+    name = str(tmp_path / "other.png")
+    Image.new("RGB", (120, 90)).save(name)
+    codes = np.array([[0], [255]], np.uint8)
+    objects = (
+        QueryObject((10.0, 10.0, 50.0, 50.0), "cow", 0.5),
+        replace(BOX, box=(60, 20, 110, 80)),
+    )
+    tiles = search_tiles(search_index(indexed, Query(name, codes, objects), 2))
+    assert [tile.frame for tile in tiles] == [BLUE, GRAY, GRAY]
+    assert [tile.names for tile in tiles] == [
+        [("cow", False)],
+        *[[("cat", False), ("sofa", False)]] * 2,
+    ]
+    for tile in tiles:
+        assert tile.image.getpixel((10, 30)) == BOX_COLORS[0]
+        assert tile.image.getpixel((110, 30)) == BOX_COLORS[1]
+        assert tile.image.getpixel((30, 30)) == (0, 0, 0)
+    picture = np.asarray(draw_grid([tiles]))
+    assert not (picture == RED).all(axis=2).any()  # no legend of colors that aren't used
+    assert not (picture == GREEN).all(axis=2).any()
+
+
+def test_tiles_of_images_that_lack_objects(indexed):
+    found = FoundObject((60.0, 20.0, 110.0, 80.0), "sofa", 0.5, 0, 1)
+    answer = Answer(9, "0", indexed.items.file_names[0], 0, None, (None, found))
+    result = SearchResult(answer.file_name, (BOX, BOX), None, None, 8, 8, (answer,))
+    _, tile = search_tiles(result)
+    assert tile.names == [("sofa", False)]
+    assert tile.image.getpixel((110, 30)) == BOX_COLORS[1]

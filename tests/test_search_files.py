@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from builders import code_set, photo_code_set
 from photo_index import (
-    BITS,
     DISTANCES,
     SEARCHES,
     ZERO,
@@ -24,7 +25,6 @@ from regiondh_d2.retrieval import photo_state
 from regiondh_d2.retrieval.index_file import IndexFileError
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
 from regiondh_d2.retrieval.queries import Query
-from regiondh_d2.structures.codes import CodeSet
 from searching import search_by_class, search_index
 
 
@@ -146,13 +146,11 @@ def test_one_of_two_roots_is_away(root, tmp_path):
     (root / "b").symlink_to(other)  # while the items are made
     items = make_items(root)
     (root / "b").unlink()
-    items = CodeSet(
-        **{name: getattr(items, name) for name in items.__dataclass_fields__}
-        | {
-            "file_names": names,
-            "roots": [str(root), str(other)],
-            "root_index": (np.arange(10) % 2).astype(np.uint16),
-        }
+    items = replace(
+        items,
+        file_names=names,
+        roots=[str(root), str(other)],
+        root_index=(np.arange(10) % 2).astype(np.uint16),
     )
     folder = write_index_folder(tmp_path / "index", items, engine="numpy")
     query = Query("q.jpg", ZERO)
@@ -195,8 +193,8 @@ def test_an_index_copied_with_its_photos(folder, root, tmp_path):
 def test_older_codes_without_roots_and_sizes(root, tmp_path):
     """Absolute names can be looked at, and relative ones of datasets can't."""
     names = [str(path_of(root, i)) for i in range(10)]
-    plain = {"codes": make_items(root).codes, "bits": BITS, "image_ids": names}
-    write_index_folder(tmp_path / "old", CodeSet(file_names=names, **plain), engine="numpy")
+    codes = make_items(root).codes
+    write_index_folder(tmp_path / "old", code_set(codes, names=names), engine="numpy")
     old = read_index_folder(tmp_path / "old")
     path_of(root, 1).unlink()
     path_of(root, 3).write_bytes(b"other content, which nobody can know")
@@ -214,7 +212,7 @@ def test_older_codes_without_roots_and_sizes(root, tmp_path):
     assert rows(search_index(moved, Query("q.jpg", ZERO), 4)) == [3, 5, 6, 0]
 
     relative = [f"datasets/{i}.jpg" for i in range(10)]
-    write_index_folder(tmp_path / "set", CodeSet(file_names=relative, **plain), engine="numpy")
+    write_index_folder(tmp_path / "set", code_set(codes, names=relative), engine="numpy")
     result = search_index(read_index_folder(tmp_path / "set"), Query("q.jpg", ZERO), 4)
     assert (rows(result), result.notes()) == ([1, 3, 5, 6], [])
 
@@ -225,15 +223,7 @@ def test_names_that_are_not_utf8(tmp_path):
     names = [os.fsdecode(os.fsencode(root) + b"/" + name) for name in (b"\xe9.jpg", b"b\n.jpg")]
     for name in names:
         Path(name).write_bytes(os.fsencode(name))
-    items = CodeSet(
-        codes=np.zeros((2, 1), np.uint8),
-        bits=BITS,
-        image_ids=names,
-        file_names=names,
-        roots=[str(root)],
-        size=np.array([os.stat(name).st_size for name in names]),
-        mtime_ns=np.array([os.stat(name).st_mtime_ns for name in names]),
-    )
+    items = photo_code_set(names, np.zeros((2, 1), np.uint8), roots=[root], hashed=False)
     write_index_folder(tmp_path / "index", items, engine="numpy")
     folder = read_index_folder(tmp_path / "index")
     result = search_index(folder, Query(names[1], ZERO), 2)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from builders import code_set, object_codes
 from regiondh_d2.config import DEFAULT_MAX_PIXELS
 from regiondh_d2.engine import QueryEncoder, RegionDHSearcher, build_cfg
 from regiondh_d2.retrieval.images import ImageLoader, UnreadableImage
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
 from regiondh_d2.retrieval.queries import SearchOptions
 from regiondh_d2.retrieval.service import SearchService
-from regiondh_d2.structures.codes import CodeSet, InstanceCodes
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
 from searching import CLASSES, index_scenes
 
@@ -35,16 +35,13 @@ def searcher(make_model, photo, tmp_path):
     with torch.no_grad():
         (output,) = model.inference([load(str(photo))])
     found = output["instances"]
-    items = CodeSet(
-        codes=pack_codes(output["image_code"][None].numpy()),
-        bits=12,
-        image_ids=["photo"],
-        file_names=[str(photo)],
+    items = code_set(
+        output["image_code"][None].numpy(),
+        names=[str(photo)],
         class_names=CLASSES,
-        instances=InstanceCodes(
-            codes=pack_codes(found.pred_codes.numpy()),
-            bits=12,
-            image_index=np.zeros(len(found), np.int64),
+        instances=object_codes(
+            found.pred_codes.numpy(),
+            np.zeros(len(found), np.int64),
             boxes=found.pred_boxes.tensor.numpy(),
             scores=found.scores.numpy(),
             classes=found.pred_classes.numpy(),

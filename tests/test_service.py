@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from builders import code_set
 from regiondh_d2.retrieval.index_file import IndexFileError
 from regiondh_d2.retrieval.index_folder import IndexFolder, write_index_folder
 from regiondh_d2.retrieval.queries import Query, SearchOptions
 from regiondh_d2.retrieval.service import SearchService, SnapshotHolder
-from regiondh_d2.structures.codes import CodeSet, take_rows
+from regiondh_d2.structures.codes import take_rows
 from regiondh_d2.utils.errors import RegionDHError
 from searching import BITS, BOX, INSTANCE_BITS, make_items, queries, search_index
 
@@ -59,13 +60,7 @@ def test_rows_like_a_query_are_found_by_a_plain_comparison(tmp_path):
     rng = np.random.default_rng(1)
     contents = rng.integers(0, 2, (500, 32), dtype=np.uint8)
     contents[300:] = contents[rng.integers(0, 300, 200)]
-    items = CodeSet(
-        codes=np.zeros((500, 1), np.uint8),
-        bits=8,
-        image_ids=[""] * 500,
-        file_names=[f"{i}.jpg" for i in range(500)],
-        content_sha256=contents,
-    )
+    items = code_set(np.zeros((500, 1), np.uint8), content_sha256=contents)
     folder = SearchService(IndexFolder(tmp_path, {}, items))
     for row in range(0, 500, 7):
         expected = [i for i in range(500) if contents[i].tobytes() == contents[row].tobytes()]

@@ -19,9 +19,7 @@ from ..structures.packed import pack_codes
 from ..utils.errors import RegionDHError
 from ..utils.file_io import file_sha256
 
-__all__ = ["MAX_PIXELS", "QueryEncoder", "encode_boxes", "query_loader"]
-
-MAX_PIXELS = "MODEL.REGION_DH.MAX_PIXELS"  # a line of settings
+__all__ = ["QueryEncoder", "encode_boxes", "query_loader"]
 
 _SEEN = 0.5  # the least probability of a class that counts as seen in an image
 

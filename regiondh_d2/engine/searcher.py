@@ -12,11 +12,12 @@ from ..retrieval.queries import Query, SearchOptions, SearchResult
 from ..retrieval.service import SearchService
 from .command import load_trained_model
 from .defaults import build_cfg
-from .query_encoder import MAX_PIXELS, QueryEncoder, query_loader
+from .query_encoder import QueryEncoder, query_loader
 
 __all__ = ["RegionDHSearcher"]
 
-_IMAGE_READER = "IMAGE_READER"  # a setting with its own rule here
+# Settings with their own rules here.
+_IMAGE_READER, _MAX_PIXELS = "IMAGE_READER", "MODEL.REGION_DH.MAX_PIXELS"
 
 
 class RegionDHSearcher:
@@ -188,7 +189,7 @@ def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:
     differing = [
         (key, value)
         for key, value in ours
-        if key not in (_IMAGE_READER, MAX_PIXELS) and theirs.get(key) != value
+        if key not in (_IMAGE_READER, _MAX_PIXELS) and theirs.get(key) != value
     ]
     if not settings:
         return []
