@@ -183,7 +183,7 @@ class ResultFolder:
         entries = as_dict(content).get("runs")
         keys = [_key(entry) for entry in entries] if isinstance(entries, list) else [None]
         if None in keys or len(set(keys)) < len(keys):
-            what = "a run without bits and seed" if None in keys else "a run stands twice"
+            what = "a run without bits and seed" if None in keys else "a run occurs twice"
             what = what if isinstance(entries, list) else "no runs"
             raise RegionDHError(
                 f"{file} is damaged ({what}): restore it, or delete it to train the row again"

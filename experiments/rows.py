@@ -113,7 +113,7 @@ class _TableLoader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = sorted({str(name) for name in names if names.count(name) > 1})
         if twice:
-            raise RegionDHError(f"{twice[0]} stands twice in it")
+            raise RegionDHError(f"{twice[0]} occurs twice in it")
         return super().construct_mapping(node, deep)
 
 

@@ -125,7 +125,7 @@ def check_run(
         if not known and not os.path.isfile(path):
             raise RegionDHError(f"row {row.name}: MODEL.WEIGHTS {path}: no such file")
         return cfg, now
-    fix = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {row.name} anew"
+    fix = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {row.name} again"
     if not checkpoint.is_file():
         raise RegionDHError(f"{checkpoint}, the last checkpoint there, is missing: {fix}")
     before = recorded_training(checkpoint)

@@ -157,7 +157,7 @@ def _add_region_dh(cfg: CN) -> None:
     node.LATENT_INIT_STD = 0.005
     node.LATENT_INIT_BIAS = 0.0
     # What the instance classifier reads: "h1" (the paper: the activations of H1) or "box_features"
-    # (fc7, so that H1 stands beside the classifier instead of under it).
+    # (fc7, so that H1 is beside the classifier, not below it).
     node.CLASSIFIER_INPUT = "h1"
 
     # Cross-proposal fusion. Which regions are fused, in training and at test alike:

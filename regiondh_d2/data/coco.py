@@ -269,7 +269,7 @@ class _Reader:
                     raise _Defect(f"id must be a whole number, got {_show(category['id'])}")
                 if number in names:
                     other, number = display_name(names[number]), None
-                    raise _Defect(f"id {category['id']} is that of {other}, too: number them anew")
+                    raise _Defect(f"id {category['id']} is that of {other}, too: renumber them")
                 if not isinstance(name, str) or not name.strip():
                     raise _Defect(f"name must be text, got {_show(name)}")
                 if not _is_unicode(name):
@@ -301,7 +301,7 @@ class _Reader:
                     raise _Defect(f"id must be a number or text, got {_show(image['id'])}")
                 if number in records:
                     other = display_name(records[number]["file_name"])
-                    raise _Defect(f"id {_show(number)} is that of {other}, too: number them anew")
+                    raise _Defect(f"id {_show(number)} is that of {other}, too: renumber them")
                 if not isinstance(_field(image, "file_name"), str) or not name.strip():
                     raise _Defect(f"file_name must be text, got {_show(name)}")
                 width, height = (_side(image, key) for key in ("width", "height"))
@@ -351,7 +351,7 @@ class _Reader:
                 if number is None:
                     raise _Defect(f"id must be a number or text, got {_show(annotation['id'])}")
                 if number in seen:
-                    raise _Defect("id is that of another annotation, too: number them anew")
+                    raise _Defect("id is that of another annotation, too: renumber them")
                 seen.add(number)
                 _field(annotation, "image_id")
                 if record is None:

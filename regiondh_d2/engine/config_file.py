@@ -212,7 +212,7 @@ def _values(node: yaml.MappingNode, shown: str, prefix: str = "") -> Iterator[tu
         name = f"{prefix}{key.value}"
         if name in seen:
             raise RegionDHError(
-                f"{shown}, line {key.start_mark.line + 1}: {name} stands twice; leave one"
+                f"{shown}, line {key.start_mark.line + 1}: {name} occurs twice; keep one"
             )
         seen.add(name)
         if isinstance(value, yaml.MappingNode):
