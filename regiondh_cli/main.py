@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         return _run(args.subcommand, subparsers_of(parser)[args.subcommand], args)
 
-    return _tell_missing(start)
+    return _print_missing(start)
 
 
 def run_script(name: str, script: str, argv: Sequence[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def run_script(name: str, script: str, argv: Sequence[str] | None = None) -> int
         parser = subcommand_parser(name, os.path.basename(script))
         return _run(name, parser, parser.parse_args(argv))
 
-    return _tell_missing(start)
+    return _print_missing(start)
 
 
 def _run(name: str, parser: CommandParser, args: argparse.Namespace) -> int:
@@ -144,7 +144,7 @@ def _require_library() -> None:
             raise MissingError(line)
 
 
-def _tell_missing(start: Callable[[], int]) -> int:
+def _print_missing(start: Callable[[], int]) -> int:
     """Run a command; print one line if a library is missing or can't be imported."""
     try:
         return start()

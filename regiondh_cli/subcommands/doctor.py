@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     known = requirements()
     if known is None:
         problems.append("regiondh_d2 is not installed: `pip install -e .` in its folder")
-    _tell_packages(known or [], problems)
-    _tell_libraries(known or [], problems)
-    _tell_extras(known or [])
+    _print_packages(known or [], problems)
+    _print_libraries(known or [], problems)
+    _print_extras(known or [])
     print()
     for problem in problems:
         print_line(f"missing: {problem}")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _tell_packages(known: list[Requirement], problems: list[str]) -> None:
+def _print_packages(known: list[Requirement], problems: list[str]) -> None:
     """The requirements of the package itself."""
     for requirement in known:
         if not requirement.extra:
@@ -87,7 +87,7 @@ def _tell_packages(known: list[Requirement], problems: list[str]) -> None:
     problems += [_line(requirement) for requirement in lacking]
 
 
-def _tell_libraries(known: list[Requirement], problems: list[str]) -> None:
+def _print_libraries(known: list[Requirement], problems: list[str]) -> None:
     """Detectron2, what it imports, and the devices that PyTorch sees."""
     detectron2, torch = _probe()
     if detectron2 is None:
@@ -142,7 +142,7 @@ def _probe() -> tuple[dict | None, dict]:
     return json.loads(lines[0]), json.loads(lines[1])
 
 
-def _tell_extras(known: list[Requirement]) -> None:
+def _print_extras(known: list[Requirement]) -> None:
     """The extras; a missing one is no problem."""
     extras = dict.fromkeys(x.extra for x in known if x.extra and x.extra not in QUIET_EXTRAS)
     for extra in extras:
