@@ -328,9 +328,11 @@ class Environment:
             env={**os.environ, **(env or {})},
         )
         lines: queue.Queue[str | None] = queue.Queue()
+        pipe = process.stdout
+        assert pipe is not None  # Popen was told to make one
 
         def pump() -> None:
-            for line in process.stdout or ():
+            for line in pipe:
                 lines.put(line)
             lines.put(None)
 

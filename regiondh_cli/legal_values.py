@@ -6,6 +6,7 @@ A test compares them with the library's.
 ENGINES = ("faiss", "numpy")
 GRANULARITIES = ("image", "instance")
 RERANKINGS = ("activations", "features")
+AUTO = "auto"  # a calibrated --max-distance
 
 # Reference codes that need only the code files, and those that need the network's weights.
 REFERENCES = (

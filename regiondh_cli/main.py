@@ -49,7 +49,7 @@ def subcommand_parser(name: str, prog: str | None = None) -> CommandParser:
 
 
 def _summary(module: ModuleType) -> str:
-    return (module.__doc__ or "").splitlines()[0]
+    return (module.__doc__ or "").partition("\n")[0]  # python -OO drops docstrings
 
 
 def _parser_options(module: ModuleType) -> dict:

@@ -7,17 +7,19 @@ import math
 import os
 from collections.abc import Callable
 
-from .legal_values import IMPORT_VARIABLE, RERANKINGS
+from .legal_values import AUTO, IMPORT_VARIABLE, RERANKINGS
 
 __all__ = [
     "add_config_option",
     "add_exclude_self_option",
     "add_import_option",
+    "add_max_distance_option",
     "add_overwrite_option",
     "add_rerank_options",
     "add_root_option",
     "box",
     "check_rerank_options",
+    "max_distance",
     "positive_int",
     "seconds",
     "whole_number",
@@ -45,6 +47,15 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
     parse.__name__ = "number"  # argparse names it in its message
     return parse
+
+
+def max_distance(text: str) -> int | str:
+    """An argument type: a distance in bits, or "auto"."""
+    if text == AUTO:
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is neither {AUTO} nor a number of bits")
+    return int(text)
 
 
 def seconds(text: str) -> float:
@@ -101,6 +112,19 @@ def add_exclude_self_option(parser: argparse.ArgumentParser) -> None:
         "--exclude-self",
         action="store_true",
         help="leave a query that is also in the database out of its own ranking",
+    )
+
+
+def add_max_distance_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add ``--max-distance D``, a number or "auto"."""
+    parser.add_argument(
+        "--max-distance",
+        type=max_distance,
+        default=default,
+        metavar=f"D|{AUTO}",
+        help="nothing further away than D bits counts as similar; auto: the largest distance at "
+        "which at most 1%% of random pairs of indexed photos, without a detected class in common, "
+        "would be similar" + (" (default: %(default)s)" if default else ""),
     )
 
 

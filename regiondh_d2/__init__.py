@@ -7,6 +7,7 @@ that a config can name them.
 
 import importlib.util
 import warnings
+from typing import TYPE_CHECKING, Any
 
 from regiondh_cli import __version__
 
@@ -23,4 +24,16 @@ with warnings.catch_warnings():
     from . import checkpoint, data, modeling  # noqa: F401  (registration is the point of it)
     from .config import add_regiondh_config
 
-__all__ = ["__version__", "add_regiondh_config"]
+if TYPE_CHECKING:
+    from .engine.photo_network import PhotoNetwork, load
+
+__all__ = ["PhotoNetwork", "__version__", "add_regiondh_config", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs more than a training does is imported when it is asked for."""
+    if name in ("PhotoNetwork", "load"):
+        from .engine import photo_network
+
+        return getattr(photo_network, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,9 +4,10 @@
     python tests/architecture.py --before 6a6c7f4   # beside those of a commit
     python tests/architecture.py --before 6a6c7f4 --write CONTRIBUTING.md
 
-A room is a package folder of regiondh_d2, or a module beside them. An arrow is a pair of modules of
-two rooms of which one imports the other, wherever in the file. It goes down if the imported room is
-on a lower floor. The floors are those of pyproject.toml.
+A room is a package folder of regiondh_d2, a module beside them, or regiondh_cli. An arrow is a pair
+of modules of two rooms of which one imports the other, wherever in the file. It goes down if the
+imported room is on a lower floor. The floors are those of pyproject.toml; regiondh_cli, which needs
+the standard library alone, lies below them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = "regiondh_d2"
+PACKAGE, COMMAND_LINE = "regiondh_d2", "regiondh_cli"
+PACKAGES = (PACKAGE, COMMAND_LINE)
 BEGIN, END = "<!-- rooms -->", "<!-- end of rooms -->"
 # Where modules that stood alone at commit 6a6c7f4 are now.
 EARLIER = {"conversion": "checkpoint", "zoo": "checkpoint", "progress": "utils"}
@@ -46,23 +48,24 @@ def floors() -> dict[str, int]:
     (layers,) = (contract["layers"] for contract in contracts if contract["id"] == "floors")
     return {
         room.strip(" ()"): floor
-        for floor, rooms in enumerate(reversed(layers))
+        for floor, rooms in enumerate([COMMAND_LINE, *reversed(layers)])
         for room in rooms.split("|")
     }
 
 
 def working_tree() -> dict[str, str]:
-    """The Python files of the package: names from the root of the repository, and texts."""
+    """The Python files of the packages: names from the root of the repository, and texts."""
     return {
         path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-        for path in sorted((ROOT / PACKAGE).rglob("*.py"))
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
     }
 
 
 def commit(name: str) -> dict[str, str]:
     """As :func:`working_tree`, of a commit."""
-    command = ["git", "archive", name, PACKAGE]
-    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    tree = _git("ls-tree", "--name-only", name).decode().split()
+    archive = _git("archive", name, *(package for package in PACKAGES if package in tree))
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         return {
             member.name: files.extractfile(member).read().decode()
@@ -71,8 +74,12 @@ def commit(name: str) -> dict[str, str]:
         }
 
 
+def _git(*arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
+
+
 def count_rooms(files: Mapping[str, str]) -> dict[str, Room]:
-    """The rooms of a package's files, by name; the package's own ``__init__`` is in none."""
+    """The rooms of the packages' files, by name; the library's own ``__init__`` is in none."""
     modules = {module_of(name) for name in files}
     floor_of = floors()
     rooms: dict[str, Room] = {}
@@ -104,15 +111,17 @@ def package_of(name: str) -> list[str]:
 
 
 def room_of(module: str) -> str | None:
-    """The room of a module; None for the package itself and what starts it."""
+    """The room of a module; None for the library itself and what starts it."""
     parts = module.split(".")
+    if parts[0] == COMMAND_LINE:
+        return COMMAND_LINE
     if len(parts) == 1 or parts[1] == "__main__":
         return None
     return EARLIER.get(parts[1], parts[1])
 
 
 def imports(text: str, package: list[str], modules: set[str]) -> Iterator[str]:
-    """The modules of the package that a text imports; ``package`` is where its dots count from."""
+    """The modules of the packages that a text imports; ``package`` is where its dots count from."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -1,5 +1,6 @@
 """The benchmark's command line, on sizes that take no time. No number of seconds is asserted."""
 
+import itertools
 import json
 
 import numpy as np
@@ -121,3 +122,38 @@ def test_training(tool, tmp_path, capsys, monkeypatch, random_network, options):
     assert numbers["kept"] == bool(kept) == (not options)
     word = "returned" if options else "kept"
     assert f"freed memory {word}: 3.00 CPU seconds" in capsys.readouterr().out
+
+
+def test_network(tool, tmp_path, capsys, monkeypatch, random_network):
+    """A clock that moves by a second each time it is read."""
+    now = itertools.count()
+    runs = []
+
+    def clock():
+        tick = next(now)
+        runs.append(tick)
+        return tick
+
+    monkeypatch.setattr(tool.time, "process_time", clock)
+    out = tmp_path / "numbers.json"
+    arguments = ["--config-file", random_network.config, "--images", "2", "--at-once", "1", "3"]
+    arguments += ["--repeat", "1", "--json", str(out), *random_network.opts]
+    assert tool.main(["network", *arguments]) == 0
+    numbers = json.loads(out.read_text())["network"]
+    assert numbers["steps"] == {"plain": 1, "sampled": 1, "topk": 1}
+    assert numbers["at_once"] == [
+        {"images": n, "training": pytest.approx(1 / n), "codes": pytest.approx(1 / n)}
+        for n in (1, 3)
+    ]
+    assert len(runs) == 3 * (3 + 4)  # a start, and start and end, of each step and number
+    printed = capsys.readouterr().out
+    assert "best proposals fused    1.000   1.00" in printed
+    assert printed.splitlines()[-1].split() == ["3", "0.333", "0.333"]
+
+
+def test_a_network_without_fusion_is_refused(tool, random_network, capsys):
+    config = random_network.config
+    options = ["MODEL.META_ARCHITECTURE", "ImageHash", "MODEL.ROI_HEADS.NAME", "WholeImageHeads"]
+    arguments = ["network", "--config-file", config, *random_network.opts, *options]
+    assert tool.main(arguments) == 1
+    assert "WholeImageHeads has no fusion" in capsys.readouterr().err

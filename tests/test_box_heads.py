@@ -5,9 +5,12 @@ import timm
 import torch
 import torchvision
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import Res5ROIHeads, build_box_head
+from detectron2.structures import Boxes
 
 from regiondh_d2.modeling.box_heads import LightBoxHead, PooledBoxHead, Res5BoxHead, VGGBoxHead
+from regiondh_d2.modeling.cpu_layers import use_cpu_layers
 
 HEADS = {
     "light": lambda: LightBoxHead(ShapeSpec(channels=8), conv_dim=10, num_fc=2, fc_dim=7),
@@ -35,6 +38,31 @@ def test_no_regions_still_reach_every_parameter(name):
     head(torch.zeros(0, 8, 4, 4)).sum().backward()
     assert list(head.parameters())
     assert all(p.grad is not None for p in head.parameters())
+
+
+class Pooler(ROIPooler):
+    """An ROIPooler that notes how many channels it pools."""
+
+    def forward(self, x, boxes):
+        self.channels = x[0].shape[1]
+        return super().forward(x, boxes)
+
+
+@pytest.mark.parametrize("kind", ["ROIAlignV2", "ROIPool"])
+@pytest.mark.parametrize("num_regions", [0, 1, 9])
+@pytest.mark.parametrize("name", HEADS)
+def test_regions_of_maps_are_pooled_as_their_features(name, num_regions, kind):
+    """The light head convolves the maps where that is less, and pooling is linear."""
+    head = HEADS[name]().eval()
+    pooler = Pooler((4, 4), [1 / 16], 2, kind)
+    use_cpu_layers(pooler)
+    maps = [torch.randn(2, 8, 4, 6)]
+    corners = torch.rand(num_regions, 2, 2).sort(dim=1).values * 90
+    boxes = [Boxes(corners.flatten(1)), Boxes(torch.tensor([[0.0, -20.0, 110.0, 64.0]]))]
+    found = head.pool_regions(maps, boxes, pooler)
+    first = name == "light" and num_regions == 9 and kind == "ROIAlignV2"
+    assert pooler.channels == (10 if first else 8)
+    torch.testing.assert_close(found, head.pool(pooler(maps, boxes)), rtol=1e-4, atol=1e-5)
 
 
 # --- LightBoxHead --------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from regiondh_d2.modeling.cached import CachedBoxes, CachedNetwork
+from regiondh_d2.modeling.cached import CachedNetwork
+from regiondh_d2.modeling.indexed_boxes import IndexedBoxes
 
 LOSSES = [
     "loss_rpn_cls",
@@ -19,40 +20,6 @@ LOSSES = [
     "loss_hash_image",
     "loss_cls_image",
 ]
-
-
-def boxes_of(*rows):
-    """Cached boxes whose left border is their row."""
-    corners = torch.tensor([[float(row), 0.0, 99.0, 9.0] for row in rows])
-    return CachedBoxes(corners.reshape(-1, 4), torch.tensor(rows, dtype=torch.int64))
-
-
-class TestCachedBoxes:
-    def test_rows_stay_with_their_boxes(self):
-        boxes = boxes_of(4, 2, 7)
-        for found, rows in (
-            (boxes[1:], [2, 7]),
-            (boxes[torch.tensor([True, False, True])], [4, 7]),
-            (boxes[torch.tensor([2, 2])], [7, 7]),
-            (boxes[[]], []),
-            (boxes[0], [4]),
-            (boxes[-1], [7]),
-            (boxes.clone(), [4, 2, 7]),
-            (boxes.to(torch.device("cpu")), [4, 2, 7]),
-        ):
-            assert isinstance(found, CachedBoxes)
-            assert found.index.tolist() == rows
-            assert found.tensor[:, 0].tolist() == rows
-
-    def test_boxes_that_know_no_row_are_the_whole_image(self):
-        joined = CachedBoxes.cat([boxes_of(3), Boxes(torch.zeros(1, 4)), boxes_of(), boxes_of(5)])
-        assert joined.index.tolist() == [3, -1, 5]
-        assert joined.tensor.shape == (3, 4)
-
-    def test_instances_carry_them(self):
-        one, other = (Instances((9, 9), proposal_boxes=boxes_of(*rows)) for rows in ([1, 2], [8]))
-        joined = Instances.cat([one, other])
-        assert joined[torch.tensor([2, 0])].proposal_boxes.index.tolist() == [8, 1]
 
 
 def tables_of(model, inputs):
@@ -70,9 +37,9 @@ def tables_of(model, inputs):
         n, boxes = len(proposals), [proposals.proposal_boxes.tensor, truth.gt_boxes.tensor, whole]
         heads = model.roi_heads
         pooled = heads.box_pooler([features["stage4"]], [Boxes(torch.cat(boxes))])
-        proposals.proposal_boxes = CachedBoxes(boxes[0], torch.arange(n))
+        proposals.proposal_boxes = IndexedBoxes(boxes[0], torch.arange(n))
         objects = Instances(size, **truth.get_fields())
-        objects.gt_boxes = CachedBoxes(boxes[1], torch.arange(n, n + len(truth)))
+        objects.gt_boxes = IndexedBoxes(boxes[1], torch.arange(n, n + len(truth)))
         tables.append(
             {
                 "region_features": heads.box_head.pool(pooled),

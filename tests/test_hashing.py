@@ -250,6 +250,20 @@ def test_the_gradient_of_fusion_flows_through_both_factors(norm):
             assert factor.grad[index].item() != 0.0
 
 
+@pytest.mark.parametrize("norm", FUSION_NORMS)
+def test_fusion_of_several_images_is_that_of_each(norm):
+    """Of 4, 0 and 2 regions, filled up with zeros."""
+    parts = [(rand(n, 4, seed=n).softmax(1), rand(n, 5, seed=9 + n)) for n in (4, 0, 2)]
+    p, a = torch.zeros(3, 4, 4), torch.zeros(3, 4, 5)
+    for i, (one, other) in enumerate(parts):
+        p[i, : len(one)], a[i, : len(other)] = one, other
+    fused = cross_proposal_fusion(p, a, norm, torch.tensor([4, 0, 2]))
+    expected = torch.stack([cross_proposal_fusion(*part, norm) for part in parts])
+    torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-6)
+    none = cross_proposal_fusion(p[:, :0], a[:, :0], norm, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(none, torch.zeros_like(fused))
+
+
 def test_class_mean_does_not_grow_with_the_number_of_regions():
     p, a = rand(6, 4), rand(6, 5, seed=1)
     once = cross_proposal_fusion(p, a, "class_mean")

@@ -1,8 +1,7 @@
 """Locks, and files that other programs use."""
 
 import errno
-import subprocess
-import sys
+import multiprocessing
 import threading
 
 import pytest
@@ -10,22 +9,22 @@ import pytest
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.locks import FileInUseError, hold_lock, is_busy, refuse_if_busy
 
-HOLD = """
-import sys
-from regiondh_d2.utils.locks import hold_lock
-with hold_lock(sys.argv[1], "what"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+FORK = multiprocessing.get_context("fork")  # which imports nothing anew
+
+
+def hold(path, connection):
+    with hold_lock(path, "what"):
+        connection.send("held")
+        connection.recv()
 
 
 def test_a_lock_keeps_others_out_until_its_holder_ends(tmp_path):
     path = tmp_path / ".lock"
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    here, there = FORK.Pipe()
+    child = FORK.Process(target=hold, args=(path, there))
+    child.start()
     try:
-        assert child.stdout.readline().strip() == b"held"
+        assert here.recv() == "held"
         with (
             pytest.raises(FileInUseError, match=r"^a\\nb: in use by another program"),
             hold_lock(path, "a\nb"),
@@ -33,9 +32,7 @@ def test_a_lock_keeps_others_out_until_its_holder_ends(tmp_path):
             pass
     finally:
         child.kill()
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
+        child.join()
     with hold_lock(path, "what"):
         pass
 

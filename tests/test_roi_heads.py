@@ -7,6 +7,7 @@ from detectron2.modeling import build_roi_heads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from regiondh_d2.modeling.cpu_layers import use_cpu_layers
 from regiondh_d2.modeling.hashing import (
     ImageCodes,
     binarize,
@@ -94,6 +95,13 @@ def by_hand(heads, features, boxes, image):
     classifier = heads.box_predictor.cls_score
     read = a if heads.box_predictor.classifier_input == "h1" else x
     return x, a, read @ classifier.weight.t() + classifier.bias
+
+
+def count_rows(heads):
+    """A list that gets the number of regions each time the box head reads some."""
+    rows = []
+    heads.box_head.fc.register_forward_hook(lambda module, inputs, _: rows.append(len(inputs[0])))
+    return rows
 
 
 def image_code_by_hand(heads, fused):
@@ -268,10 +276,9 @@ def test_codes_alone_equal_the_codes_beside_detections(make_heads, whole, rois):
 
 
 @torch.no_grad()
-def test_codes_alone_skip_the_regions_that_are_not_fused(make_heads, monkeypatch):
+def test_codes_alone_skip_the_regions_that_are_not_fused(make_heads):
     heads = make_heads("WHOLE_IMAGE", "row")
-    rows, pool = [], heads.box_head.pool
-    monkeypatch.setattr(heads.box_head, "pool", lambda x: rows.append(len(x)) or pool(x))
+    rows = count_rows(heads)
     features, proposals = make_features(2), make_proposals(20, 3)
     heads.forward_hash(features, proposals, detect=False)
     heads.forward_hash(features, proposals, detect=True)
@@ -396,6 +403,78 @@ def test_losses_equal_those_of_the_parts(make_heads):
     assert expected["loss_box_reg"] > 0
     for key, value in expected.items():
         torch.testing.assert_close(losses[key].detach(), value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("whole", ["none", "pooled"])
+@pytest.mark.parametrize("rois", ["topk", "sampled"])
+def test_a_region_that_is_sampled_and_fused_is_read_once(make_heads, rois, whole):
+    heads = make_heads("FUSION_ROIS", rois, "WHOLE_IMAGE", whole, training=True)
+    rows = count_rows(heads)
+    proposals = make_proposals(20, 6)
+    sampled, _ = train(heads, make_features(2), proposals, make_targets(2, 1))
+    read = 0
+    for s, p in zip(sampled, proposals, strict=True):
+        regions = {tuple(box) for box in s.proposal_boxes.tensor.tolist()}
+        if rois == "topk":
+            regions |= {tuple(box) for box in p.proposal_boxes.tensor[:8].tolist()}
+        read += len(regions) + (whole != "none")
+    assert rows == [read]
+
+
+def losses_region_by_region(heads, features, sampled, fused, labels):
+    """The losses with every region read as often as it is chosen, and fused image by image."""
+
+    def read(image, boxes):
+        maps = [features["stage4"][image : image + 1]]
+        pooled = heads.box_head.pool(heads.box_pooler(maps, [Boxes(boxes)]))
+        x = heads.box_head.fc(pooled)
+        a = heads.instance_hash(x)
+        return pooled, x, a, heads.box_predictor.class_scores(x, a)
+
+    parts = [read(i, s.proposal_boxes.tensor) for i, s in enumerate(sampled)]
+    _, x, a, scores = (torch.cat(values) for values in zip(*parts, strict=True))
+    losses = heads.box_predictor.losses((scores, heads.box_predictor.bbox_pred(x)), sampled)
+    losses["loss_hash_instance_binary"] = forcing_binary_loss(a)
+    losses["loss_hash_instance_balance"] = bit_balance_loss(a)
+    images = []
+    for i, boxes in enumerate(fused):
+        whole = torch.tensor([[0.0, 0.0, SIZE[1], SIZE[0]]])
+        pooled, x, a, scores = read(i, torch.cat([boxes, whole]))
+        p = scores[:-1].softmax(1)[:, :-1]
+        joined = cross_proposal_fusion(p, a[:-1], heads.fusion_norm)
+        images.append(torch.cat([joined, pooled[-1]]))
+    codes = heads.image_hash(torch.stack(images))
+    return losses | {
+        "loss_hash_image_binary": forcing_binary_loss(codes.activations),
+        "loss_hash_image_balance": bit_balance_loss(codes.activations),
+        "loss_cls_image": multi_label_logistic_loss(codes.scores, labels),
+        "loss_similarity_image": label_similarity_loss(codes.activations, labels),
+    }
+
+
+@pytest.mark.parametrize("norm", ["sum", "mean", "class_mean", "class_presence"])
+@pytest.mark.parametrize("rois", ["topk", "sampled"])
+def test_losses_and_gradients_are_those_of_regions_read_one_by_one(make_heads, rois, norm):
+    """On layers for CPUs, regions read once and images fused at once, against neither."""
+    options = ("FUSION_ROIS", rois, "FUSION_NORM", norm, "WHOLE_IMAGE", "pooled")
+    plain, fast = (make_heads(*options, training=True) for _ in range(2))
+    use_cpu_layers(fast)
+    proposals, targets = make_proposals(20, 3, 0), make_targets(2, 0, 1)
+    maps = [make_features(3)["stage4"].requires_grad_() for _ in range(2)]
+    sampled, losses = train(fast, {"stage4": maps[0]}, proposals, targets)
+    chosen = proposals if rois == "topk" else sampled
+    fused = [p.proposal_boxes.tensor[: 8 if rois == "topk" else None] for p in chosen]
+    labels = multi_hot_labels(targets, 3)
+    with EventStorage():
+        expected = losses_region_by_region(plain, {"stage4": maps[1]}, sampled, fused, labels)
+    assert losses.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-5, atol=1e-6)
+    sum(losses.values()).backward()
+    sum(expected.values()).backward()
+    torch.testing.assert_close(maps[0].grad, maps[1].grad, rtol=1e-4, atol=1e-6)
+    for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("rois", ["topk", "sampled"])

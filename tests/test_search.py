@@ -142,6 +142,87 @@ def test_tables_and_pictures_by_class(tool, workspace, arguments, tmp_path, monk
         assert tall > 1.5 * image.height
 
 
+def test_several_queries_and_folders_of_them(
+    tool, workspace, arguments, tmp_path, monkeypatch, capsys
+):
+    """One network answers all, each as it would be answered alone."""
+    files = read_codes(workspace / "codes.h5").file_names
+    folder = tmp_path / "queries"
+    folder.mkdir()
+    for name, source in (("b.jpg", files[4]), ("a.jpg", files[3])):
+        shutil.copy(source, folder / name)
+    out, grid = tmp_path / "out.json", tmp_path / "grid.png"
+
+    def alone(query):
+        assert tool.main(arguments("--query", str(query), "--json", str(out))) == 0
+        return json.loads(out.read_text())
+
+    expected = [alone(query) for query in (files[2], folder / "a.jpg", folder / "b.jpg")]
+    monkeypatch.setattr(searcher, "load_trained_model", count := Counted(searcher))
+    capsys.readouterr()
+    options = ["--query", files[2], "--query", str(folder), "--json", str(out)]
+    assert tool.main(arguments(*options, "--save", str(grid))) == 0
+    assert count.calls == 1
+    assert json.loads(out.read_text()) == expected
+    printed = capsys.readouterr()
+    heads = [line.split(": nearest")[0] for line in printed.out.splitlines() if "nearest" in line]
+    assert heads == [files[2], str(folder / "a.jpg"), str(folder / "b.jpg")]
+    with Image.open(grid) as image:
+        assert image.height > 400
+
+    (folder / "b.jpg").write_bytes(b"no image any more")
+    assert tool.main(arguments("--query", str(folder), "--json", str(out), "--overwrite")) == 0
+    assert json.loads(out.read_text()) == expected[1:2]  # a list, whatever the folder holds
+    assert "b.jpg: not an image" in capsys.readouterr().err
+    (folder / "a.jpg").write_bytes(b"no image any more")
+    assert tool.main(arguments("--query", str(folder))) == 1
+    assert "none of the queries can be searched with" in capsys.readouterr().err
+
+
+class Counted:
+    """Counts the networks that are loaded."""
+
+    def __init__(self, module):
+        self._load, self.calls = module.load_trained_model, 0
+
+    def __call__(self, cfg):
+        self.calls += 1
+        return self._load(cfg)
+
+
+def test_a_distance_copies_and_the_query_itself(tool, workspace, arguments, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    items = read_codes(workspace / "codes.h5")
+    distances = distances_to(items.codes[2], items.codes, 48)
+    others = sort_pairs(distances, np.arange(11) != 2, None)
+    nearest = others[0][0]
+    options = ["--exclude-self", "--json", str(out), "--max-distance"]
+    assert tool.main(arguments(*options, str(nearest))) == 0
+    values = json.loads(out.read_text())
+    assert [answer["row"] for answer in values["answers"]] == [
+        row for distance, row in others if distance == nearest
+    ]
+    assert f"48-bit codes, within distance {nearest}\n" in capsys.readouterr().out
+    assert nearest > 0
+    assert tool.main(arguments(*options, str(nearest - 1), "--save", str(tmp_path / "a.png"))) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"nothing similar: none is within distance {nearest - 1}\n")
+    values = json.loads(out.read_text())
+    assert (values["answers"], values["max_distance"]) == ([], nearest - 1)
+
+    content = items.content_sha256.copy()
+    content[5] = content[2]
+    same = replace(items, content_sha256=content)
+    write_index_folder(tmp_path / "index", same, engine="numpy")
+    index = ["--index", str(tmp_path / "index")]
+    words = arguments(*index, "--no-file-check", "--fold-duplicates", "--topk", "11")
+    assert tool.main(words) == 0
+    _, _, first, copy, *lines = capsys.readouterr().out.splitlines()
+    assert first.split()[2:] == [items.file_names[2], "(1", "copy)"]
+    assert copy == f"    copy: {items.file_names[5]}"
+    assert len(lines) == 9
+
+
 def test_a_table_without_answers(tool):
     nothing = SearchResult("q.jpg", (), None, "sofa", 60, BITS, ())
     assert tool.format_table(nothing) == "nothing of class sofa found"
@@ -168,6 +249,8 @@ def test_another_model_is_refused(tool, random_network, workspace, arguments, tm
     ("options", "message"),
     [
         (["--query", "absent.jpg"], "absent.jpg: No such file or directory"),
+        (["--query", "absent.jpg", "--query", "no.jpg"], "absent.jpg: No such file or directory"),
+        (["--query", "."], "no images in ."),
         (["--index", "absent"], "absent: no index folder; build one with `regiondh"),
         (["--box", "900,900,950,950"], "box 900,900,950,950 is outside"),
         (["--box", "9,9,3,3"], "box 9,9,3,3 is empty"),
@@ -198,6 +281,11 @@ def test_failures_are_one_line(tool, arguments, tmp_path, monkeypatch, capsys, o
         (["--group-by-class", "--box", "1,2,3,4"], "--group-by-class is for whole images"),
         (["--group-by-class", "--class", "cat"], "--group-by-class is for whole images"),
         (["--group-by-class", "--all-objects"], "--all-objects is for a query of one object"),
+        (
+            ["--query", "a.jpg", "--query", "b.jpg", "--box", "1,2,3,4"],
+            "--box and --instance are for one image",
+        ),
+        (["--max-distance", "-1"], "--max-distance: -1 is neither auto nor a number of bits"),
         (["--all-objects"], "--all-objects is for a query of one object"),
         (
             ["--all-objects", "--instance", "1", "--box", "1,2,3,4"],

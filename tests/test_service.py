@@ -11,6 +11,7 @@ from regiondh_d2.retrieval.index_file import IndexFileError
 from regiondh_d2.retrieval.index_folder import IndexFolder, write_index_folder
 from regiondh_d2.retrieval.queries import Query, SearchOptions
 from regiondh_d2.retrieval.service import SearchService, SnapshotHolder
+from regiondh_d2.retrieval.thresholds import calibrate_index
 from regiondh_d2.structures.codes import take_rows
 from regiondh_d2.utils.errors import RegionDHError
 from searching import BITS, BOX, INSTANCE_BITS, make_items, queries, search_index
@@ -206,3 +207,104 @@ def test_a_new_generation_that_is_damaged_is_told_until_it_is_whole(tmp_path):
     assert len(first.search(Query("q.jpg", queries(1, BITS))).answers) == 10
     (path / "codes-2.h5").write_bytes(whole)
     assert len(holder.current().folder.items) == 70
+
+
+def rows_of(result):
+    return [(answer.distance, answer.row) for answer in result.answers]
+
+
+@pytest.mark.parametrize("topk", [3, 60])
+def test_answers_up_to_a_distance(folder, topk):
+    """They are the first ones of a search without a limit."""
+    image = Query("q.jpg", queries(1, BITS), activation=np.full(BITS, 0.3, np.float32))
+    one = Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,))
+    two = Query("q.jpg", queries(2, INSTANCE_BITS), (BOX, BOX))
+    for query in (image, one, two):
+        every = rows_of(search_index(folder, query, 60))
+        for most in (0, every[4][0], every[-1][0]):
+            found = search_index(folder, query, topk, max_distance=most)
+            assert rows_of(found) == [pair for pair in every if pair[0] <= most][:topk]
+            assert found.as_dict()["max_distance"] == most
+    found = search_index(folder, image, 60, rerank=60, max_distance=5)
+    assert {row for _, row in rows_of(found)} == {
+        row for distance, row in rows_of(search_index(folder, image, 60)) if distance <= 5
+    }
+    for most in (-1, 2.5, "near"):
+        with pytest.raises(RegionDHError, match="max_distance must be auto or at least 0, not"):
+            search_index(folder, image, max_distance=most)
+
+
+def test_a_calibrated_distance(tmp_path):
+    folder = write_index_folder(tmp_path / "index", make_items(found=70), engine="numpy")
+    query = Query("q.jpg", queries(1, BITS))
+    found = search_index(folder, query, 60, max_distance="auto")
+    assert found.threshold == calibrate_index(folder.items)
+    assert found.max_distance == found.threshold.distance
+    assert found.as_dict()["threshold"]["pairs"] == found.threshold.pairs
+    assert all(answer.distance <= found.max_distance for answer in found.answers)
+    one = Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,))
+    found = search_index(folder, one, max_distance="auto")
+    assert found.threshold == calibrate_index(folder.items, "instance")
+    two = Query("q.jpg", queries(2, INSTANCE_BITS), (BOX, BOX))
+    with pytest.raises(RegionDHError, match="max_distance auto is for an image or one object"):
+        search_index(folder, two, max_distance="auto")
+
+
+def test_options_that_are_not_used_leave_no_trace(folder):
+    values = search_index(folder, Query("q.jpg", queries(1, BITS)), 2).as_dict()
+    assert not {"max_distance", "threshold", "folded"} & set(values)
+    assert all("copies" not in answer for answer in values["answers"])
+
+
+@pytest.fixture
+def with_copies(tmp_path):
+    """Photos 3 to 14 are of one content and code, and 20 and 21 of another."""
+    contents = np.random.default_rng(0).integers(1, 256, (60, 32), dtype=np.uint8)
+    contents[3:15], contents[21] = contents[3], contents[20]
+    codes = make_items().codes.copy()
+    codes[3:15], codes[21] = codes[3], codes[20]
+    items = replace(make_items(content_sha256=contents), codes=codes)
+    return write_index_folder(tmp_path / "index", items, engine="numpy")
+
+
+@pytest.mark.parametrize("topk", [1, 4, 60])
+def test_copies_fill_one_answer(with_copies, topk):
+    items = with_copies.items
+    query = Query("q.jpg", items.codes[3:4])
+    every = rows_of(search_index(with_copies, query, 60))
+    expected = [pair for pair in every if pair[1] not in {*range(4, 15), 21}][:topk]
+    found = search_index(with_copies, query, topk, fold_duplicates=True)
+    assert rows_of(found) == expected
+    for answer in found.answers:
+        rows = {3: range(4, 15), 20: [21]}.get(answer.row, [])
+        assert answer.copies == tuple(items.file_names[row] for row in rows)
+    assert found.as_dict()["answers"][0]["copies"] == found.answers[0].copies
+    one = Query("q.jpg", items.instances.codes[:1], (BOX,))
+    every = [row for _, row in rows_of(search_index(with_copies, one, 60))]
+    folded = [row for _, row in rows_of(search_index(with_copies, one, 60, fold_duplicates=True))]
+    first = next(row for row in every if 3 <= row < 15)
+    pair = next(row for row in every if row in (20, 21))
+    others = ({*range(3, 15), 20, 21}) - {first, pair}
+    assert folded == [row for row in every if row not in others]
+
+
+def test_the_query_itself_is_left_out(with_copies):
+    items = with_copies.items
+    content = items.content_sha256[20].tobytes()
+    name = items.file_names[5]
+    for query, own in (
+        (Query("elsewhere.jpg", items.codes[20:21], content_sha256=content), {20, 21}),
+        (Query(name, items.codes[5:6]), {5}),
+        (Query("elsewhere.jpg", items.codes[7:8]), set()),
+    ):
+        every = rows_of(search_index(with_copies, query, 60))
+        found = search_index(with_copies, query, 60, exclude_self=True)
+        assert {row for _, row in rows_of(found)} == {row for _, row in every} - own
+    one = Query(name, items.instances.codes[:1], (BOX,))
+    assert 5 not in {
+        row for _, row in rows_of(search_index(with_copies, one, 60, exclude_self=True))
+    }
+    two = Query(name, items.instances.codes[:2], (BOX, BOX))
+    assert 5 not in {
+        row for _, row in rows_of(search_index(with_copies, two, 60, exclude_self=True))
+    }

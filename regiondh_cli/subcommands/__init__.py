@@ -26,6 +26,7 @@ NAMES = (
     "extract-codes",
     "build-index",
     "search",
+    "groups",
     "evaluate-codes",
     "evaluate-objects",
     "report",

@@ -1,10 +1,11 @@
-"""Time metrics against a sort in Python, search against FAISS, and a training step."""
+"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
 
 from ..arguments import CommandParser
 from ..legal_values import VOC_DATABASE, VOC_QUERIES
 from ..options import add_config_option, add_import_option, add_overwrite_option, positive_int
 
-BATCHES = (1, 8, 64, 1000)
+BATCHES = (1, 8, 64, 1000)  # of queries
+AT_ONCE = (1, 2, 4, 8)  # images
 
 
 def _add_numbers(parser: CommandParser, items: int) -> None:
@@ -62,6 +63,28 @@ def add_arguments(parser: CommandParser) -> None:
     )
     add_import_option(training)
     training.add_overrides()
+    network = benchmarks.add_parser(
+        "network", help="a Region-DH network against Faster R-CNN, and images at once, on the CPU"
+    )
+    add_config_option(network)
+    network.add_argument(
+        "--images", type=positive_int, default=8, help="of a step in the comparison (default: 8)"
+    )
+    network.add_argument(
+        "--at-once",
+        type=positive_int,
+        nargs="+",
+        default=AT_ONCE,
+        help=f"numbers of images at once (default: {' '.join(map(str, AT_ONCE))})",
+    )
+    network.add_argument(
+        "--repeat",
+        type=positive_int,
+        default=5,
+        help="turns, of which the fastest counts, after a first one (default: 5)",
+    )
+    add_import_option(network)
+    network.add_overrides()
     for subparser in benchmarks.choices.values():
         subparser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
         add_overwrite_option(subparser)

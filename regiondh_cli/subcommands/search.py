@@ -1,4 +1,4 @@
-"""Search an index by an image, by an object in it, or by several objects at once."""
+"""Search an index by images, by an object in one, or by several objects at once."""
 
 import argparse
 
@@ -7,6 +7,7 @@ from ..legal_values import ENGINES
 from ..options import (
     add_config_option,
     add_import_option,
+    add_max_distance_option,
     add_overwrite_option,
     add_rerank_options,
     add_root_option,
@@ -19,7 +20,14 @@ from ..options import (
 def add_arguments(parser: CommandParser) -> None:
     add_config_option(parser)
     parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
-    parser.add_argument("--query", required=True, metavar="IMAGE", help="the image to search with")
+    parser.add_argument(
+        "--query",
+        action="append",
+        required=True,
+        metavar="IMAGE",
+        help="the image to search with, or a folder of images; repeatable. With a folder or "
+        "several images --json is a list, an element for each",
+    )
     parser.add_argument(
         "--box",
         type=box,
@@ -57,6 +65,18 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--topk", type=positive_int, default=10, metavar="K", help="default: %(default)s"
     )
+    add_max_distance_option(parser)
+    parser.add_argument(
+        "--fold-duplicates",
+        action="store_true",
+        help="copies of a photo fill one answer, which names them: files of the same content, and, "
+        "where the index holds activations or features, files that were saved again",
+    )
+    parser.add_argument(
+        "--exclude-self",
+        action="store_true",
+        help="leave the query out of its own answers: the same file, or one of the same content",
+    )
     add_rerank_options(parser)
     parser.add_argument(
         "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
@@ -89,3 +109,5 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
         parser.error("--group-by-class is for whole images: without --box, --instance and --class")
     if args.all_objects and len(args.box or ()) + len(args.instance or ()) != 1:
         parser.error("--all-objects is for a query of one object: give one --box or --instance")
+    if len(args.query) > 1 and (args.box or args.instance):
+        parser.error("--box and --instance are for one image: give one --query")

@@ -12,7 +12,7 @@ from ..utils.file_io import file_sha256
 from .conversion import WeightsError
 from .weight_files import read_weights, save_whole
 
-__all__ = ["FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
+__all__ = ["CONFIGS", "FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -21,7 +21,10 @@ SHIPPED = {
     "effnetlite0_voc07_64": "2c640427df961a261f0929fb797ef83818083936fc1f01677326d0955196b163",
 }
 
-# Names of networks by their model fingerprints.
+# The short name of the config of each, which names its weights.
+CONFIGS = {"effnetlite0_voc07_64": "voc07/regiondh_effnetlite0_64"}
+
+# By the model fingerprint that codes of a network carry, its name.
 FINGERPRINTS = {
     "f5d5003077f28418cd4e689ad5f3e5da2a955e89c2222f58f19e0bfb66e71149": "effnetlite0_voc07_64",
 }

@@ -6,6 +6,7 @@ depends on both, so measure the time of a trained network with a photo.
 
 import argparse
 import os
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -41,7 +42,7 @@ def load(cfg, image: str | None) -> tuple[torch.nn.Module, dict]:
     return build_network(cfg).eval(), {"image": noise, "height": height, "width": width}
 
 
-def format_table(numbers: dict[str, dict[str, float]]) -> str:
+def format_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
     """A line per part and one for all, a column with shares per task."""
     lines = [f"{'':10}" + "".join(f"{TASKS[task][0]:>21}" for task in numbers)]
     totals = {task: sum(parts.values()) for task, parts in numbers.items()}
@@ -61,14 +62,14 @@ def run(args: argparse.Namespace) -> None:
     inputs = [args.image, *config_inputs(args.config_file, args.opts)]
     check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     cfg = build_cfg(args.config_file, args.opts)
-    model, inputs = load(cfg, args.image)
-    work = {
+    model, sample = load(cfg, args.image)
+    work: dict[str, Callable[[], Mapping[str, float]]] = {
         "parameter": lambda: count_parameters(model),
-        "flop": lambda: count_flops(model, [inputs]),
-        "time": lambda: time_parts(model, [inputs], args.repeat),
+        "flop": lambda: count_flops(model, [sample]),
+        "time": lambda: time_parts(model, [sample], args.repeat),
     }
     numbers = {task: work[task]() for task in TASKS if task in args.tasks}
-    height, width = inputs["image"].shape[1:]
+    height, width = sample["image"].shape[1:]
     setting = {
         "config": os.path.basename(find_config(args.config_file)),
         "input": f"{height} x {width}",

@@ -1,19 +1,19 @@
-"""Time metrics against a sort in Python, search against FAISS, and a training step."""
+"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
 
 import argparse
 import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.config import CfgNode
 
 from ..engine.defaults import build_cfg, config_inputs
-from ..engine.network import build_network
+from ..engine.step_times import compare_fusions, time_numbers_at_once, time_steps
 from ..engine.user_code import import_user_code
 from ..evaluation.ranking_metrics import evaluate_ranking
 from ..retrieval.engines import create_index
@@ -26,6 +26,9 @@ VOC_CLASSES = 20
 
 # A search of one query takes a millisecond, so a few runs are too noisy.
 LEAST_QUERIES = 300
+
+# Packed queries and k in, distances and rows out.
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -175,10 +178,11 @@ def benchmark_search(args: argparse.Namespace) -> dict:
 
     database = random_codes(args.items)
     index.add(database)
-    ways = {"seconds": index.search}
-    # A separate index for each: otherwise the cache of one search would help the next.
+    ways: dict[str, Search] = {"seconds": index.search}
+    # An index each: the codes that the last search left in the cache would help the next one.
     for name, use_heap in (("faiss_heap_seconds", True), ("faiss_counting_seconds", False)):
-        raw = faiss.IndexBinaryFlat(8 * database.shape[1])
+        # Any: FAISS's types are those of its C++ classes, which Python's wrappers change.
+        raw: Any = faiss.IndexBinaryFlat(8 * database.shape[1])
         raw.add(database)
         raw.use_heap = use_heap
         ways[name] = raw.search
@@ -192,7 +196,7 @@ def benchmark_search(args: argparse.Namespace) -> dict:
 
 
 def compare_search(
-    ways: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]],
+    ways: Mapping[str, Search],
     query: np.ndarray,
     k: int,
     repeat: int,
@@ -238,63 +242,20 @@ def print_search(numbers: dict) -> None:
         print("  ".join(cell.rjust(len(head)) for head, cell in cells))
 
 
-def make_images(generator: torch.Generator, number: int, classes: int) -> list[dict]:
-    """A batch for training: noise, with three boxes an image, of sizes as in the light configs."""
-    batch = []
-    for _ in range(number):
-        short = 256 + 32 * int(torch.randint(3, (), generator=generator))
-        upright = int(torch.randint(2, (), generator=generator))
-        height, width = (short * 4 // 3, short) if upright else (short, short * 4 // 3)
-        corners = torch.rand(3, 2, 2, generator=generator).sort(dim=1).values
-        boxes = (corners * torch.tensor([width - 32, height - 32])).flatten(1)
-        boxes[:, 2:] += 32
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(boxes)
-        instances.gt_classes = torch.randint(classes, (3,), generator=generator)
-        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "height": height, "width": width})
-    return batch
-
-
-def page_faults() -> int:
-    """Page faults of this process without disk reads; 0 if the system doesn't count them."""
-    try:
-        import resource  # imported here, since Windows has no such module
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
 def benchmark_training(args: argparse.Namespace) -> dict:
-    """Forward and backward of a network on the CPU.
-
-    Seconds are CPU time of the process, kernel included, which other busy processes disturb less
-    than wall time. Sizes change from step to step, as in training, so memory freed by one step
-    seldom fits the next.
-    """
-    import_user_code(args.imports)
-    cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
-    model = build_network(cfg).train()
-    generator = torch.Generator().manual_seed(0)
-    steps = []
-    for _ in range(1 + args.repeat):
-        batch = make_images(generator, args.images, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-        faults, start = page_faults(), time.process_time()
-        with EventStorage():
-            sum(model(batch).values()).backward()
-        model.zero_grad()
-        seconds = time.process_time() - start
-        steps.append((seconds, page_faults() - faults))
-    # The first step allocates memory in either case.
-    seconds, faults = np.mean(steps[1:], axis=0).tolist()
+    """Steps of a network, see :func:`time_steps`."""
     return {
         "config": args.config_file,
         "images": args.images,
         "threads": torch.get_num_threads(),
         "kept": not args.return_memory,
-        "seconds": seconds,
-        "page_faults": faults,
+        **time_steps(cpu_cfg(args), args.images, args.repeat),
     }
+
+
+def cpu_cfg(args: argparse.Namespace) -> CfgNode:
+    import_user_code(args.imports)
+    return build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
 
 
 def print_training(numbers: dict) -> None:
@@ -305,11 +266,40 @@ def print_training(numbers: dict) -> None:
     )
 
 
-# By the name of the benchmark, the functions that measure and print.
+def benchmark_network(args: argparse.Namespace) -> dict:
+    """A step of Region-DH against one of Faster R-CNN, and images at once against one alone."""
+    cfg = cpu_cfg(args)
+    return {
+        "config": args.config_file,
+        "images": args.images,
+        "threads": torch.get_num_threads(),
+        "steps": compare_fusions(cfg, args.images, args.repeat),
+        "at_once": time_numbers_at_once(cfg, args.at_once, args.repeat),
+    }
+
+
+def print_network(numbers: dict) -> None:
+    steps, images = numbers["steps"], numbers["images"]
+    print(f"{numbers['config']}: {numbers['threads']} threads, CPU seconds, fastest of all turns")
+    print(f"a step of {images} images, and its ratio to one of Faster R-CNN")
+    for name, text in (
+        ("plain", "Faster R-CNN"),
+        ("sampled", "sampled regions fused"),
+        ("topk", "best proposals fused"),
+    ):
+        print(f"{text:>22}  {steps[name]:7.3f}  {steps[name] / steps['plain']:5.2f}")
+    print("seconds an image, by the number of images at once")
+    print(f"{'images':>22}  {'training':>8}  {'codes':>7}")
+    for row in numbers["at_once"]:
+        print(f"{row['images']:>22}  {row['training']:8.3f}  {row['codes']:7.3f}")
+
+
+# What measures and what shows, by the name of the benchmark.
 BENCHMARKS = {
     "evaluation": (benchmark_evaluation, print_evaluation),
     "search": (benchmark_search, print_search),
     "training": (benchmark_training, print_training),
+    "network": (benchmark_network, print_network),
 }
 
 

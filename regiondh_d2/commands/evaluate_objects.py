@@ -7,6 +7,7 @@ relevant.
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -57,7 +58,8 @@ class ObjectEncoder:
             WeightsError: see :func:`load_trained_model`.
             ValueError: the model encodes no objects.
         """
-        self._model = load_trained_model(cfg)
+        # Of any architecture: what it can is asked of it.
+        self._model: Any = load_trained_model(cfg)
         if not hasattr(self._model, "encode_images"):
             raise RegionDHError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} encodes no objects; use "
@@ -94,7 +96,7 @@ class ObjectEncoder:
         }
         with_objects = [{**output, "instances": objects} for output, objects in coded]
         query = codes_from_outputs([output for output, _ in coded], **fields)
-        return query, codes_from_outputs(with_objects, **fields).instances
+        return query, codes_from_outputs(with_objects, **fields).objects()
 
     @torch.no_grad()
     def _code_image(self, record: dict) -> tuple[dict, Instances]:
@@ -181,7 +183,7 @@ def run(args: argparse.Namespace) -> None:
         print_line(f"warning: {note}", sys.stderr)
     print(
         f"{metrics['num_queries']} objects in {len(query)} images, searched in {len(database)} "
-        f"images with {len(database.instances.codes)} detected objects"
+        f"images with {len(database.objects().codes)} detected objects"
     )
     print(format_table(metrics))
     left_out = metrics["num_queries_without_relevant"]

@@ -7,8 +7,6 @@ import sys
 import torch
 from detectron2.data import MetadataCatalog
 
-from ..checkpoint import model_fingerprint
-from ..config import code_settings
 from ..data.catalog import load_dataset, require_dataset
 from ..data.photo_files import PhotoScan, find_photos
 from ..data.retrieval import with_labels
@@ -16,15 +14,15 @@ from ..engine import build_cfg
 from ..engine.command import load_trained_model, run_workers
 from ..engine.config_names import find_config
 from ..engine.defaults import config_inputs, dataset_inputs
+from ..engine.extraction import classes_of_model, code_extractor
 from ..engine.user_code import import_user_code
 from ..retrieval.extract import (
-    CodeExtractor,
     ExtractionResult,
     check_output,
     images_to_code,
     known_files,
 )
-from ..retrieval.images import ImageEntry, ImageLoader, dataset_images
+from ..retrieval.images import ImageEntry, dataset_images
 from ..utils.display import print_line
 from ..utils.errors import RegionDHError
 from ..utils.file_io import check_output_file, refuse_inputs
@@ -46,13 +44,6 @@ def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
     return dataset_images(dicts, cfg.TEST.RETRIEVAL.COUNT_DIFFICULT), class_names
 
 
-def classes_of_model(cfg) -> list[str]:
-    """The class names of the config's datasets, if they may be the model's."""
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
-    return next((c for c in known if len(c) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
-
-
 def encode(
     args: argparse.Namespace,
     cfg,
@@ -62,32 +53,16 @@ def encode(
 ) -> None:
     """Run in every process."""
     model = load_trained_model(cfg)
-    if not hasattr(model, "encode_images"):
-        raise RegionDHError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} encodes no images; use RegionDH"
-        )
-    extractor = CodeExtractor(
-        model.encode_images if args.no_instances else model.inference,
-        ImageLoader(cfg),
-        {
-            "dataset": args.dataset or "",
-            "config": os.path.basename(find_config(args.config_file)),
-            "class_names": class_names,
-            "count_difficult": cfg.TEST.RETRIEVAL.COUNT_DIFFICULT,
-            "model_fingerprint": model_fingerprint(model),
-            "settings": code_settings(
-                cfg,
-                activations=args.activations,
-                features=args.features,
-                instances=not args.no_instances,
-            ),
-        },
-        size_divisibility=model.backbone.size_divisibility,
-        batch_size=args.batch_size,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        instance_min_score=cfg.TEST.RETRIEVAL.INSTANCE_MIN_SCORE,
+    extractor = code_extractor(
+        model,
+        cfg,
+        config=os.path.basename(find_config(args.config_file)),
+        class_names=class_names,
+        dataset=args.dataset or "",
+        instances=not args.no_instances,
         activations=args.activations,
         features=args.features,
+        batch_size=args.batch_size,
         save_every=args.save_every,
         log=lambda line: print(line, flush=True),
     )
@@ -150,8 +125,9 @@ def run(args: argparse.Namespace) -> None:
     refuse_inputs(args.output, inputs)
     known = known_files(args.output, args.root)  # an error if another program writes the file
     check_output_file(args.output, overwrite=None, kind="codes")
+    scan: PhotoScan | None = None
+    notes: list[str] = []
     if args.dataset:
-        scan, notes = None, []
         images, class_names = dataset_entries(args.dataset, cfg)
     else:
         scan = find_photos(

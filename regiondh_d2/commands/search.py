@@ -1,13 +1,16 @@
-"""Search an index by an image, by an object in it, or by several objects at once."""
+"""Search an index by images, by an object in one, or by several objects at once."""
 
 import argparse
+import os
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ..engine.defaults import build_cfg, config_inputs
 from ..engine.query_encoder import query_loader
 from ..engine.searcher import RegionDHSearcher
 from ..engine.user_code import import_user_code
+from ..retrieval.images import UnreadableImage, find_images
 from ..retrieval.queries import FoundObject, QueryObject, SearchOptions, SearchResult
 from ..retrieval.service import SearchService
 from ..utils.display import display_name, display_width, print_line
@@ -35,12 +38,16 @@ def headline(result: SearchResult) -> str:
     if result.objects and not result.all_objects:
         what += ", by image,"
     only = f", {result.class_name} alone" if result.class_name else ""
+    if result.max_distance is not None:
+        only += f", within distance {result.max_distance}"
     line = f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
     return display_name(line)
 
 
 def format_table(result: SearchResult) -> str:
-    """The answers, a line each, or a line that there are none."""
+    """The answers, a line each, or why there are none."""
+    if not result.answers and result.max_distance is not None:
+        return display_name(f"nothing similar: none is within distance {result.max_distance}")
     if not result.answers:
         only = f"nothing of class {result.class_name} found" if result.class_name else "none found"
         return display_name(only)
@@ -55,13 +62,19 @@ def format_table(result: SearchResult) -> str:
             distance += f" ({answer.fine_distance:.2f})"
         rows.append((str(rank), distance, *map(display_name, (answer.file_name, *objects))))
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
+    lines = [
         "  ".join(
             padding(cell, width) + cell if i < 2 else cell + padding(cell, width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
-    )
+    ]
+    table = lines[:1]
+    for line, answer in zip(lines[1:], result.answers, strict=True):
+        count = len(answer.copies)
+        table += [line + (f"  ({count} {'copy' if count == 1 else 'copies'})" if count else "")]
+        table += [f"    copy: {display_name(name)}" for name in answer.copies]
+    return "\n".join(table)
 
 
 def padding(cell: str, width: int) -> str:
@@ -83,6 +96,9 @@ def search_options(args: argparse.Namespace) -> SearchOptions:
         all_objects=args.all_objects,
         within=args.within,
         check_files=args.check_files,
+        max_distance=args.max_distance,
+        exclude_self=args.exclude_self,
+        fold_duplicates=args.fold_duplicates,
     )
 
 
@@ -91,38 +107,106 @@ def num_objects(args: argparse.Namespace) -> int:
     return len(args.box or ()) + len(args.instance or ())
 
 
+class NoClassError(RegionDHError):
+    """The network is sure of no class in a query that is to be answered by class."""
+
+
+@dataclass(frozen=True)
+class QueryFiles:
+    """The images to search with.
+
+    Attributes:
+        named: files that were named, which must be readable.
+        files: all of them, in the order given; those of a folder in the order of their names.
+        several: whether there may be more than one, so that the answers are a list.
+    """
+
+    named: tuple[str, ...]
+    files: tuple[str, ...]
+    several: bool
+
+    @classmethod
+    def find(cls, queries: list[str]) -> "QueryFiles":
+        """Those that files and folders name.
+
+        Raises:
+            RegionDHError: there is no image in a folder.
+        """
+        folders = {query for query in queries if os.path.isdir(query)}
+        files: list[str] = []
+        for query in queries:
+            if query in folders:
+                files += (image.file_name for image in find_images([query]))
+            else:
+                files.append(query)
+        named = tuple(query for query in queries if query not in folders)
+        return cls(named, tuple(dict.fromkeys(files)), bool(folders) or len(queries) > 1)
+
+
 def search(
-    args: argparse.Namespace, options: SearchOptions, searcher: RegionDHSearcher
+    args: argparse.Namespace, options: SearchOptions, searcher: RegionDHSearcher, query_file: str
 ) -> list[SearchResult]:
-    """The result, or one for each class of the query.
+    """The result of a query, or one for each of its classes.
 
     Raises:
-        RegionDHError: the query has no class to group by, or see :class:`RegionDHSearcher`.
+        NoClassError: the query has no class to group by.
+        RegionDHError: see :class:`RegionDHSearcher`.
     """
-    query = searcher.encode(args.query, args.box, args.instance)
+    query = searcher.encode(query_file, args.box, args.instance)
     if not args.group_by_class:
         return [searcher.service.search(query, options)]
     results = searcher.service.search_by_class(query, options)
     if not results:
-        raise RegionDHError(
-            f"{args.query}: the network is sure of no class in it; search without --group-by-class"
+        raise NoClassError(
+            f"{query_file}: the network is sure of no class in it; search without --group-by-class"
         )
     return results
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Check the outputs."""
+def search_all(
+    args: argparse.Namespace,
+    options: SearchOptions,
+    searcher: RegionDHSearcher,
+    queries: QueryFiles,
+) -> Iterator[SearchResult]:
+    """The results of all queries, one after the other.
+
+    Of several queries, one that can't be read or has no class to group by is told and passed over.
+
+    Raises:
+        RegionDHError: there is no result at all, or as :func:`search`.
+    """
+    found = 0
+    for file in queries.files:
+        try:
+            results = search(args, options, searcher, file)
+        except (UnreadableImage, NoClassError) as error:
+            if not queries.several:
+                raise
+            print_line(f"warning: {error}", sys.stderr)
+            continue
+        found += 1
+        yield from results
+    if not found:
+        raise RegionDHError("none of the queries can be searched with")
+
+
+def check_outputs(args: argparse.Namespace, queries: QueryFiles) -> None:
+    """Refuses outputs that can't be written or would replace what must stay."""
     if args.save:
         picture_format(args.save)
-    inputs = [args.query, args.index, *config_inputs(args.config_file, args.opts)]
+    inputs = [*queries.files, args.index, *config_inputs(args.config_file, args.opts)]
     for path, other, kind in ((args.json, args.save, "json"), (args.save, None, "picture")):
         check_output_file(path, inputs=inputs, outputs=[other], overwrite=args.overwrite, kind=kind)
 
 
 def run(args: argparse.Namespace) -> None:
     import_user_code(args.imports)
-    # Check first what would otherwise fail at the end.
-    check_outputs(args)
+    # First what would otherwise fail at the end.
+    queries = QueryFiles.find(args.query)
+    if queries.several and (args.box or args.instance):
+        raise RegionDHError("--box and --instance are for one image: name it with --query")
+    check_outputs(args, queries)
     cfg = build_cfg(args.config_file, args.opts)
     service = SearchService.open(args.index, args.engine, args.root)
     items = service.folder.items
@@ -130,13 +214,20 @@ def run(args: argparse.Namespace) -> None:
         refuse_inputs(path, photos=items.file_names)
     options = search_options(args)
     service.check(options, num_objects(args), by_class=args.group_by_class)
+    threshold = service.threshold(options, num_objects(args))
+    if threshold is not None:
+        print(threshold)
     load = query_loader(items.settings, cfg)
-    load(args.query)
+    for file in queries.named:
+        load.read_size(file) if queries.several else load(file)
     searcher = RegionDHSearcher.from_cfg(service, cfg)
     for note in searcher.notes:
         print_line(f"warning: {note}", sys.stderr)
-    results = search(args, options, searcher)
-    for result in results:
+    results: list[SearchResult] = []
+    for result in search_all(args, options, searcher, queries):
+        if results and queries.several:
+            print()
+        results.append(result)
         print(headline(result))
         print(format_table(result), flush=True)
         for line in result.notes():
@@ -144,9 +235,13 @@ def run(args: argparse.Namespace) -> None:
     grouped = args.group_by_class
     if args.json:
         values = [result.as_dict() for result in results]
-        write_json(args.json, values if grouped else values[0], format="regiondh-answers")
+        as_list = grouped or queries.several
+        write_json(args.json, values if as_list else values[0], format="regiondh-answers")
     if args.save:
-        title = headline(replace(results[0], class_name=None) if grouped else results[0])
+        first = replace(results[0], class_name=None) if grouped else results[0]
+        if queries.several:
+            first = replace(first, file_name=f"{len(queries.files)} queries")
+        title = headline(first)
         tiles_of = class_tiles if grouped else search_tiles
         tiles = [tiles_of(result, load.max_pixels) for result in results]
         save_image(draw_grid(tiles, title), args.save)

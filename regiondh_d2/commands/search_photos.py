@@ -13,19 +13,18 @@ from pathlib import Path
 
 from regiondh_cli import main as command_line
 
-from ..data.photo_files import is_below, is_system_file
+from ..data.photo_files import is_below
 from ..engine.defaults import build_cfg
+from ..engine.photo_output import check_photo_output
 from ..retrieval.code_store import read_codes
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_record import check_index_output
 from ..retrieval.photo_state import PhotoCheck, PhotoState
 from ..utils.display import display_name
-from ..utils.errors import InputNotFoundError, OutputExistsError, RegionDHError
+from ..utils.errors import InputNotFoundError, RegionDHError
 from ..utils.file_io import check_output_file, mark_folder
-from ..utils.marks import mark_of
 
 CONFIG = "voc07/regiondh_effnetlite0_64"
-OUTPUTS = ("photos.h5", "photos.h5.bak", "photos.h5.parts", "index", "answers.png")
 
 
 def subcommand(name: str) -> Callable[[Sequence[str]], int]:
@@ -46,36 +45,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputNotFoundError(f"{display_name(args.photos)}: {what}")
     if args.query is not None:
         ImageLoader(build_cfg(CONFIG))(str(args.query))
-    check_output(args.output, args.photos)
+    check_photo_output(args.output, args.photos)
     check_index_output(args.output / "index")
     picture = args.output / "answers.png"
     check_output_file(picture, inputs=[args.query], overwrite=None, kind="picture")
     mark_folder(args.output, "photos")  # so that its pictures are never indexed as photos
-
-
-def check_output(output: Path, photos: Path) -> None:
-    """Check that the output folder holds neither foreign files nor the photos.
-
-    Files in an output folder of ours are never indexed as photos.
-    """
-    name = display_name(output)
-    if not os.path.lexists(output):
-        return
-    if not output.is_dir():
-        raise OutputExistsError(f"{name}: is a file; name a folder for the output")
-    if is_below(os.path.realpath(photos), os.path.realpath(output)):
-        raise OutputExistsError(
-            f"{name}: the photos are in this folder; name another, of its own, for the output"
-        )
-    if mark_of(output) == "photos":
-        return
-    # Version 0.1 put no mark into its folders.
-    others = [x for x in os.listdir(output) if x not in OUTPUTS and not is_system_file(x)]
-    if others:
-        raise OutputExistsError(
-            f"{name}: holds {display_name(min(others))}, which isn't of this program; name an "
-            "empty or a new folder for the output"
-        )
 
 
 def choose_query(codes: Path, photos: Path) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "pixels_changed_since_v1",
     "read_image",
     "read_image_size",
+    "read_picture",
     "read_rgb",
 ]
 
@@ -153,6 +154,44 @@ def read_image_size(source: Source, max_pixels: int = DEFAULT_MAX_PIXELS) -> Ima
         UnreadableImage: the header can't be read, or announces too many pixels.
     """
     return _read(source, max_pixels, _measure)
+
+
+def read_picture(image: Image.Image | np.ndarray, image_format: str = "RGB") -> ImagePixels:
+    """The pixels of an image in memory, as :func:`read_image` gives those of a file.
+
+    Args:
+        image: one of Pillow's, which is turned as its EXIF orientation says and put on white; or
+            an array, RGB, uint8 (H, W, 3), which is taken as it is.
+        image_format: as there.
+
+    Raises:
+        UnreadableImage: Pillow can't read the image, or knows no range of its pixels.
+        RegionDHError: it is neither, or an array of another type or shape.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise RegionDHError(
+                f"an array of {image.dtype}, shape {image.shape}, is no image: give RGB pixels as "
+                "uint8 of shape (height, width, 3)"
+            )
+        rgb = Image.fromarray(image)
+    elif isinstance(image, Image.Image):
+        try:
+            with _without_warnings:
+                rgb = _to_rgb(image, None)
+                orientation = _orientation(image)
+        except Exception as error:
+            raise UnreadableImage("the image", _describe(error)) from error
+        if orientation in _TURNS:
+            rgb = rgb.transpose(_TURNS[orientation])
+    else:
+        raise RegionDHError(
+            f"{type(image).__name__} is no image: give a path, an open file, an image of Pillow's, "
+            "or an array"
+        )
+    width, height = rgb.size
+    size = ImageSize(height, width, height, width)
+    return ImagePixels(convert_PIL_to_numpy(rgb, image_format), size)
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from detectron2.utils.analysis import FlopCountAnalysis
@@ -83,7 +84,8 @@ def time_parts(model: nn.Module, inputs: list[dict], repeat: int = 10) -> dict[s
         inputs: a batch.
         repeat: number of runs.
     """
-    watch = _Stopwatch(model.device)
+    device: Any = model.device  # which Detectron2's networks have, if not all modules
+    watch = _Stopwatch(device)
     with _watched(model, watch):
         model(inputs)
         runs = [watch.run(lambda: model(inputs)) for _ in range(repeat)]

@@ -1,5 +1,7 @@
 """Training of heads on cached region features: minutes instead of an hour."""
 
+from typing import Any
+
 from torch import nn
 
 from ..data.training import training_records
@@ -20,8 +22,8 @@ class CachedHeadsTrainer(RegionDHTrainer):
     """
 
     @classmethod
-    def wrap_model(cls, cfg, model: nn.Module) -> nn.Module:
-        """The model on cached regions; the part that they stand for is frozen.
+    def wrap_model(cls, cfg, model: Any) -> nn.Module:
+        """The model, a ``RegionDH``, on cached regions; the part that they stand for is frozen.
 
         Raises:
             RegionDHError: a part below the heads is not frozen, or the box head has no pooled

@@ -10,7 +10,8 @@ import sys
 import traceback
 import urllib.error
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -50,6 +51,11 @@ NOT_CONNECTED = re.compile(r"(?:torch\.distributed\.)?Dist(?:Network|Store|Backe
 
 # A process waits for the others at the end, and one of them may have much more to do.
 TIMEOUT = timedelta(days=30)
+
+
+WARNINGS_VARIABLE = "PYTHONWARNINGS"
+# The start of the message, as Python's own filters take it.
+QUIET = "ignore:`torch.jit.script` is deprecated:FutureWarning"
 
 
 class CommandError(Exception):
@@ -164,8 +170,8 @@ def _told(error: BaseException) -> str | None:
             return f"no connection: {text or type(error).__name__}"
         case MemoryError() | torch.OutOfMemoryError():
             return _no_memory(text)
-        case RuntimeError() if NO_MEMORY.search(text):
-            return _no_memory(text[NO_MEMORY.search(text).start() :])
+        case RuntimeError() if found := NO_MEMORY.search(text):
+            return _no_memory(text[found.start() :])
     return None
 
 
@@ -202,7 +208,7 @@ def _give_up_output() -> None:
 
 
 def run_workers(
-    worker: Callable[..., None],
+    worker: Callable[..., object],
     processes: int,
     args: tuple,
     *,
@@ -213,7 +219,7 @@ def run_workers(
     """:func:`detectron2.engine.launch`, with a worker's failure as one line.
 
     Args:
-        worker: a function that a new process can import.
+        worker: a function that a new process can import; what it returns is dropped.
         processes: how many on this machine; 1 in all calls ``worker`` in this process.
         args: its arguments.
         num_machines, machine_rank, dist_url: see ``launch``.
@@ -226,15 +232,16 @@ def run_workers(
     if devices is not None and processes > devices:
         raise RegionDHError(f"--num-gpus {processes}: this machine has {devices} CUDA devices")
     try:
-        launch(
-            _work,
-            processes,
-            num_machines=num_machines,
-            machine_rank=machine_rank,
-            dist_url=dist_url,
-            args=(worker, args),
-            timeout=TIMEOUT,
-        )
+        with _quiet_workers():
+            launch(
+                _work,
+                processes,
+                num_machines=num_machines,
+                machine_rank=machine_rank,
+                dist_url=dist_url,
+                args=(worker, args),
+                timeout=TIMEOUT,
+            )
     except ProcessRaisedException as error:
         last = _last_line(error)
         _, told, line = last.partition(f"{CommandError.__name__}: ")
@@ -251,8 +258,25 @@ def run_workers(
             child.terminate()
 
 
-def _work(worker: Callable[..., None], args: tuple) -> None:
-    """The parent process sees only the text of an exception."""
+@contextmanager
+def _quiet_workers() -> Iterator[None]:
+    """Keep PyTorch quiet about Detectron2 in processes that start while the block runs.
+
+    They import Detectron2 first, and not this package, which does that for its own process.
+    """
+    before = os.environ.get(WARNINGS_VARIABLE)
+    os.environ[WARNINGS_VARIABLE] = ",".join(filter(None, (before, QUIET)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WARNINGS_VARIABLE]
+        else:
+            os.environ[WARNINGS_VARIABLE] = before
+
+
+def _work(worker: Callable[..., object], args: tuple) -> None:
+    """The parent process sees of an exception only its text."""
     _prepare_process()
     try:
         import_user_code()

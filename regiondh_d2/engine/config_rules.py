@@ -78,7 +78,7 @@ def one_of(*values: Any) -> Rule:
 def text(empty: bool = True) -> Rule:
     """Text."""
     return Rule(
-        "text" if empty else "text, not empty", lambda v: isinstance(v, str) and (v or empty)
+        "text" if empty else "text, not empty", lambda v: isinstance(v, str) and (empty or v != "")
     )
 
 

@@ -134,6 +134,7 @@ def run_demo(
     metrics.update(result["retrieval"])
     metrics.update({f"bbox/{k}": v for k, v in result.get("bbox", {}).items()})
     (trained,) = retrieval_evaluators(evaluator)
+    assert trained.codes is not None  # it has evaluated
     query, database = trained.codes
     for name in ("query.h5", "database.h5"):
         shutil.move(output / "training" / "inference" / dataset / name, output / name)
@@ -247,7 +248,12 @@ def _color_histogram_metrics(query: CodeSet, database: CodeSet, topk: int) -> di
     bits = min(query.bits, len(database))
     query_codes, database_codes = itq_codes(features[1], *features, bits=bits)
     return evaluate_ranking(
-        query_codes, database_codes, query.labels, database.labels, bits=bits, topk=topk
+        query_codes,
+        database_codes,
+        query.column("labels"),
+        database.column("labels"),
+        bits=bits,
+        topk=topk,
     ).metrics
 
 

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,14 +36,14 @@ from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from ..checkpoint import model_fingerprint
 from ..config import changed_settings, feature_settings
 from ..data.catalog import load_dataset
 from ..data.training import StrictMapper, has_labels_alone
 from ..modeling.box_heads import PooledBoxHead
-from ..modeling.cached import CachedBoxes
+from ..modeling.indexed_boxes import IndexedBoxes
 from ..modeling.roi_heads import whole_image_box
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
@@ -61,7 +62,7 @@ class CachedRegions(Dataset):
     """A map dataset over the views of a cache file, in the form that ``RegionDH`` takes.
 
     Each item is the image's dataset dict without its annotations, with ``region_features`` (R, D)
-    float16, ``proposals`` and ``instances``, whose boxes are :class:`CachedBoxes`. After
+    float16, ``proposals`` and ``instances``, whose boxes are :class:`IndexedBoxes`. After
     :meth:`precompute` there is ``region_outputs`` (R, F) float16, too.
     """
 
@@ -106,7 +107,7 @@ class CachedRegions(Dataset):
         boxes = torch.from_numpy(t["boxes"][first:last])
         num_proposals, whole_image = int(t["num_proposals"][view]), int(last - first) - 1
         size = tuple(int(v) for v in t["image_size"][view])
-        boxes = CachedBoxes(boxes, torch.arange(len(boxes)))
+        boxes = IndexedBoxes(boxes, torch.arange(len(boxes)))
         proposals = Instances(size, proposal_boxes=boxes[:num_proposals])
         proposals.objectness_logits = torch.from_numpy(
             t["objectness"][first : first + num_proposals]
@@ -161,11 +162,11 @@ class FeatureCache:
     def dataset(self, name: str, mirrored: bool) -> CachedRegions:
         return CachedRegions(self._path(name), load_dataset(name), mirrored)
 
-    def train_loader(self, model: torch.nn.Module):
+    def train_loader(self, model: Any):
         """An endless loader over the views of ``DATASETS.TRAIN``.
 
         Where the box head's fully connected layers are frozen, and always give the same (without
-        dropout), ``model`` computes their outputs here, once.
+        dropout), ``model``, a ``RegionDH``, computes their outputs here, once.
         """
         datasets = [self.dataset(name, self.mirrored) for name in self._cfg.DATASETS.TRAIN]
         fc = model.roi_heads.box_head.fc
@@ -173,10 +174,10 @@ class FeatureCache:
         if self._cfg.MODEL.REGION_DH.LR_FACTORS.BOX_HEAD == 0.0 and not dropout:
             for dataset in datasets:
                 dataset.precompute(fc, model.device)
-        dataset = torch.utils.data.ConcatDataset(datasets)
+        views: ConcatDataset = ConcatDataset(datasets)
         seed = max(self._cfg.SEED, 0)
         return build_batch_data_loader(
-            dataset, TrainingSampler(len(dataset), seed=seed), self._cfg.SOLVER.IMS_PER_BATCH
+            views, TrainingSampler(len(views), seed=seed), self._cfg.SOLVER.IMS_PER_BATCH
         )
 
     def test_loader(self, name: str):
@@ -279,7 +280,7 @@ class FeatureCache:
     def _known_views(self, network: _Network) -> dict[tuple[str, bool], tuple[dict, int]]:
         """Where the views in the files of this network are: by image and whether mirrored, the
         tables and the number of the view in them."""
-        known = {}
+        known: dict[tuple[str, bool], tuple[dict, int]] = {}
         for path in sorted(self.folder.glob("*.npz")):
             found = _network_of(path)
             if (
@@ -439,13 +440,14 @@ def _view(model, inputs: dict) -> dict[str, np.ndarray]:
     whole = whole_image_box(proposals.image_size, model.device)
     boxes = Boxes.cat([proposals.proposal_boxes, truth.gt_boxes, whole])
     heads = model.roi_heads
-    pooled = heads.box_pooler([features[f] for f in heads.box_in_features], [boxes])
+    maps = [features[f] for f in heads.box_in_features]
+    pooled = heads.box_head.pool_regions(maps, [boxes], heads.box_pooler)
     objectness = boxes.tensor.new_zeros(len(boxes))
     objectness[: len(proposals)] = proposals.objectness_logits
     classes = torch.full((len(boxes),), -1, dtype=torch.int16)
     classes[len(proposals) : -1] = truth.gt_classes.cpu().to(torch.int16)
     return {
-        "features": heads.box_head.pool(pooled).cpu().numpy().astype(np.float16),
+        "features": pooled.cpu().numpy().astype(np.float16),
         "boxes": boxes.tensor.cpu().numpy(),
         "objectness": objectness.cpu().numpy(),
         "gt_class": classes.numpy(),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from torch import nn
 
 from ..checkpoint import model_fingerprint
@@ -19,7 +22,11 @@ from ..structures.packed import pack_codes
 from ..utils.errors import RegionDHError
 from ..utils.file_io import file_sha256
 
-__all__ = ["QueryEncoder", "encode_boxes", "query_loader"]
+__all__ = ["QueryEncoder", "QueryImage", "encode_boxes", "query_loader"]
+
+QueryImage = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
+"""A path, the content of a file, a file open for reading bytes, an image of Pillow's, or an array:
+RGB, uint8 (H, W, 3)."""
 
 _SEEN = 0.5  # the least probability of a class that counts as seen in an image
 
@@ -46,8 +53,8 @@ class QueryEncoder:
             RegionDHError: the model encodes no images.
         """
         if not hasattr(model, "encode_images"):
-            raise RegionDHError(f"{type(model).__name__} encodes no images; use RegionDH")
-        self.model = model
+            raise RegionDHError(f"{type(model).__name__} codes no images; use RegionDH")
+        self.model: Any = model  # nn.Module doesn't say what a network of ours can
         self.fingerprint = model_fingerprint(model)
         self.class_names = class_names
         self._load = load
@@ -55,26 +62,28 @@ class QueryEncoder:
     @torch.no_grad()
     def encode(
         self,
-        image: str | os.PathLike,
+        image: QueryImage,
         box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         instance: int | Sequence[int] | None = None,
+        *,
+        name: str = "the image",
     ) -> Query:
         """The codes of an image, or of objects in it.
 
         Args:
-            image: file of the query.
+            image: the query.
             box: an object's box, XYXY in pixels of the file's image (turned as its EXIF orientation
                 says), or several of them. What of it is outside the image is cut off.
             instance: the number of a detection of the model, from 1 by descending score, or
                 several of them. With ``box`` too, the query has all these objects.
+            name: what the query is called if it is no path.
 
         Raises:
             UnreadableImage: the image can't be read.
-            RegionDHError: there is no such box or detection.
+            RegionDHError: it is no image, or there is no such box or detection.
         """
-        file_name = os.fspath(image)
-        inputs = self._load(file_name)
-        content = file_sha256(file_name)
+        inputs, content = self._read(image)
+        file_name = os.fsdecode(image) if isinstance(image, str | os.PathLike) else name
         boxes = [] if box is None else _check_boxes(box, file_name, inputs)
         numbers = [] if instance is None else np.atleast_1d(instance).tolist()
         if not boxes and not numbers:
@@ -84,10 +93,11 @@ class QueryEncoder:
                 _pack(output["image_code"][None]),
                 activation=_to_numpy(output["image_activation"]),
                 feature=_to_numpy(output.get("image_feature")),
-                classes=self._seen_classes(_to_numpy(output["image_probabilities"])),
+                classes=self._seen_classes(output["image_probabilities"].float().cpu().numpy()),
                 content_sha256=content,
             )
-        codes, objects = [], []
+        codes: list[np.ndarray] = []
+        objects: list[QueryObject] = []
         if boxes:
             codes.append(_pack(encode_boxes(self.model, inputs, Boxes(torch.tensor(boxes)))))
             objects += map(QueryObject, boxes)
@@ -97,6 +107,46 @@ class QueryEncoder:
             objects += self._query_objects(detected)
         return Query(file_name, np.concatenate(codes), tuple(objects), content_sha256=content)
 
+    def encode_all(self, images: Sequence[QueryImage]) -> list[Query]:
+        """The codes of several images, one after the other.
+
+        They are not put into batches: padding would make codes depend on the other images. An
+        image that is no path is called "image 1" and so on, by its place.
+
+        Raises:
+            UnreadableImage, RegionDHError: as :meth:`encode`.
+        """
+        return [self.encode(image, name=f"image {i}") for i, image in enumerate(images, 1)]
+
+    @torch.no_grad()
+    def detect(self, image: QueryImage, min_score: float = 0.0) -> list[QueryObject]:
+        """The objects that the network detects in an image, by descending score.
+
+        The first one is what ``instance=1`` of :meth:`encode` names, and so on.
+
+        Args:
+            image: as there.
+            min_score: the least score, in [0, 1].
+
+        Raises:
+            UnreadableImage, RegionDHError: as there.
+        """
+        inputs, _ = self._read(image)
+        found = self._query_objects(self._all_detections(inputs))
+        return [one for one in found if one.score is not None and one.score >= min_score]
+
+    def _read(self, image: QueryImage) -> tuple[dict, bytes | None]:
+        """The network's inputs, and the sha256 of the file where there is one."""
+        if isinstance(image, str | os.PathLike):
+            file_name = os.fsdecode(image)
+            return self._load(file_name), file_sha256(file_name)
+        content = image.read() if hasattr(image, "read") else image
+        if isinstance(content, str):
+            raise RegionDHError("the file of an image was opened as text: open it with mode 'rb'")
+        if isinstance(content, bytes):
+            return self._load(content), hashlib.sha256(content).digest()
+        return self._load.load_picture(content), None
+
     def _seen_classes(self, probabilities: np.ndarray) -> tuple[str, ...]:
         """Names of the seen classes, from probabilities (C,)."""
         order = np.argsort(-probabilities, kind="stable")
@@ -104,16 +154,20 @@ class QueryEncoder:
 
     def _detections(self, inputs: dict, numbers: Sequence[int], file_name: str) -> Instances:
         """The detections of these numbers, boxes in the file's image."""
-        (output,) = self.model.inference([inputs])
-        instances = output["instances"].to("cpu")
+        instances = self._all_detections(inputs)
         for number in numbers:
             if not 1 <= number <= len(instances):
                 raise RegionDHError(
                     f"{file_name}: there is no detection {number}, they are numbered from 1 to "
                     f"{len(instances)}; give a box instead"
                 )
-        order = instances.scores.argsort(descending=True, stable=True)
-        return instances[order[[number - 1 for number in numbers]]]
+        return instances[[number - 1 for number in numbers]]
+
+    def _all_detections(self, inputs: dict) -> Instances:
+        """All detections by descending score, boxes in the file's image."""
+        (output,) = self.model.inference([inputs])
+        instances = output["instances"].to("cpu")
+        return instances[instances.scores.argsort(descending=True, stable=True)]
 
     def _query_objects(self, detected: Instances) -> list[QueryObject]:
         columns = (detected.pred_boxes.tensor, detected.pred_classes, detected.scores)
@@ -135,7 +189,7 @@ def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
     return load
 
 
-def encode_boxes(model: nn.Module, inputs: dict, boxes: Boxes) -> torch.Tensor:
+def encode_boxes(model: Any, inputs: dict, boxes: Boxes) -> torch.Tensor:
     """The H1 codes of boxes in an image.
 
     Args:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from ..config import code_settings, parse_settings
 from ..retrieval.queries import Query, SearchOptions, SearchResult
 from ..retrieval.service import SearchService
+from ..utils.errors import RegionDHError
 from .command import load_trained_model
 from .defaults import build_cfg
-from .query_encoder import QueryEncoder, query_loader
+from .query_encoder import QueryEncoder, QueryImage, query_loader
 
 __all__ = ["RegionDHSearcher"]
 
@@ -80,15 +82,24 @@ class RegionDHSearcher:
             IndexFileError: the index is of another model.
             WeightsError: there are no trained weights.
         """
+        return cls.from_model(service, cfg, load_trained_model(cfg))
+
+    @classmethod
+    def from_model(cls, service: SearchService, cfg: CfgNode, model: nn.Module) -> RegionDHSearcher:
+        """A searcher of an open index with a network that is there already.
+
+        Raises:
+            IndexFileError: the index is of another model.
+        """
         items = service.folder.items
         load = query_loader(items.settings, cfg)
-        searcher = cls(service, QueryEncoder(load_trained_model(cfg), load, items.class_names))
+        searcher = cls(service, QueryEncoder(model, load, items.class_names))
         searcher.notes += _setting_notes(items.settings, cfg)
         return searcher
 
     def search(
         self,
-        image: str | os.PathLike,
+        image: QueryImage | list[QueryImage] | tuple[QueryImage, ...],
         box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         topk: int = 10,
         *,
@@ -99,11 +110,15 @@ class RegionDHSearcher:
         rerank_by: str = "activations",
         within: Sequence[str | os.PathLike] = (),
         check_files: bool = True,
-    ) -> SearchResult:
-        """Search by an image, or by one or several objects in it.
+        max_distance: int | str | None = None,
+        exclude_self: bool = False,
+        fold_duplicates: bool = False,
+    ) -> SearchResult | list[SearchResult]:
+        """Search by an image, or by one or several objects in it; or by several images.
 
         Args:
-            image: file of the query.
+            image: the query, or a list or tuple of queries. One that is no path is called
+                "image 1" and so on in the answers, by its place among the queries.
             box: an object's box, XYXY in pixels of the file's image (turned as its EXIF orientation
                 says), or several of them. What of it is outside the image is cut off.
             topk: how many answers.
@@ -115,12 +130,17 @@ class RegionDHSearcher:
             rerank: how many nearest images to rerank by a finer distance.
             rerank_by: "activations" or "features", which few models have.
             within: folders; restricts the answers to photos in them.
-            check_files: whether to look at the files of answers and leave out those that were
-                deleted or changed since they were encoded; the result counts them.
+            check_files: whether to look at the files of answers, and to leave out those that have
+                gone or changed since they were encoded; the result counts them.
+            max_distance: the largest distance of an answer, in bits, or "auto": calibrated as
+                :mod:`regiondh_d2.retrieval.thresholds` says. There may be no answer then.
+            exclude_self: whether to leave the query itself out.
+            fold_duplicates: whether the copies of a photo fill one answer.
 
         Returns:
-            For an image: similar images. For objects: images with these objects, or with
-            ``all_objects`` the objects. See :mod:`regiondh_d2.retrieval.service`.
+            For an image images, for objects images that hold them, each once, or with
+            ``all_objects`` objects; see :mod:`regiondh_d2.retrieval.service`. For a list of
+            queries a list, in its order.
 
         Raises:
             UnreadableImage: the image can't be read.
@@ -137,12 +157,19 @@ class RegionDHSearcher:
             all_objects=all_objects,
             within=within,
             check_files=check_files,
+            max_distance=max_distance,
+            exclude_self=exclude_self,
+            fold_duplicates=fold_duplicates,
         )
-        return self.service.search(self.encode(image, box, instance), options)
+        if not isinstance(image, list | tuple):
+            return self.service.search(self.encode(image, box, instance), options)
+        if box is not None or instance is not None:
+            raise RegionDHError("box and instance are for one query: search for each by itself")
+        return [self.service.search(query, options) for query in self.encoder.encode_all(image)]
 
     def search_by_class(
         self,
-        image: str | os.PathLike,
+        image: QueryImage,
         topk: int = 10,
         *,
         rerank: int | None = None,
@@ -153,7 +180,7 @@ class RegionDHSearcher:
         """Search by an image, with answers for each class that the model sees in it.
 
         Args:
-            image: file of the query.
+            image: the query.
             topk: how many answers a class.
             rerank, rerank_by, within, check_files: as of :meth:`search`.
 
@@ -174,7 +201,7 @@ class RegionDHSearcher:
 
     def encode(
         self,
-        image: str | os.PathLike,
+        image: QueryImage,
         box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         instance: int | Sequence[int] | None = None,
     ) -> Query:

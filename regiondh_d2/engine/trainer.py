@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import torch
 from detectron2.data import (
@@ -104,12 +105,13 @@ def _keep_evaluating(module: nn.Module) -> None:
     would be the original's in a copy.
     """
     if not isinstance(module, _Evaluating):
-        module.__class__ = _evaluating(type(module))
+        kind: type = type(module)
+        module.__class__ = _evaluating(kind)
     module.eval()
 
 
-class _Evaluating:
-    def train(self, mode: bool = True):
+class _Evaluating(nn.Module):
+    def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
 
@@ -188,6 +190,9 @@ class ResumableBestCheckpointer(BestCheckpointer):
     reads it there, whatever checkpoint it goes on from and wherever it was interrupted. A file that
     doesn't say so, or of another metric, is not compared and not replaced: it gets another name.
     """
+
+    best_metric: float | None
+    best_iter: int | None
 
     def __init__(self, cfg, checkpointer: RegionDHCheckpointer, dataset: str):
         """
@@ -326,8 +331,9 @@ class RegionDHTrainer(DefaultTrainer):
     @classmethod
     def model_of(cls, network: nn.Module) -> nn.Module:
         """The model in what :meth:`wrap_model` made, or in ``DistributedDataParallel``."""
-        distributed = isinstance(network, nn.parallel.DistributedDataParallel)
-        return network.module if distributed else network
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            return network.module
+        return network
 
     def resume_or_load(self, resume=True):
         """As :meth:`DefaultTrainer.resume_or_load`.

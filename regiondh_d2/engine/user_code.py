@@ -116,6 +116,9 @@ def _import_file(path: Path, told: str) -> None:
     if name in sys.modules:  # don't replace a library's module
         name = f"{name}_{hashlib.sha256(os.fsencode(key)).hexdigest()[:8]}"
     specification = importlib.util.spec_from_file_location(name, key)
+    # As of any name that ends in .py.
+    assert specification is not None
+    assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module  # before it runs, as `import` does
     try:

@@ -126,7 +126,7 @@ def _coco_content(
     category_ids = list(range(len(thing_classes)))
     for category_id, position in (thing_dataset_id_to_contiguous_id or {}).items():
         category_ids[position] = category_id
-    annotations = []
+    annotations: list[dict] = []
     for entry in dicts:
         for annotation in entry.get("annotations", ()):
             box = BoxMode.convert(

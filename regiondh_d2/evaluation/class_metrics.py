@@ -65,22 +65,23 @@ def measure_classes(
         answers: how many of each query's answers are checked for wrong ones.
         exclude: int (P, 2), pairs of a query's and a database row that are left out.
     """
-    names = query.class_names or [f"class {i}" for i in range(query.labels.shape[1])]
+    query_labels, database_labels = query.column("labels"), database.column("labels")
+    names = query.class_names or [f"class {i}" for i in range(query_labels.shape[1])]
     alone = own_class_metric(
         query.codes,
         database.codes,
-        query.labels,
-        database.labels,
+        query_labels,
+        database_labels,
         bits=query.bits,
         topk=min(topk, len(database)),
         metric=own_metric,
         exclude=exclude,
     )
     per_query = {metric: result.per_query[f"{metric}@{topk}"] for metric in metrics}
-    means = class_means(per_query, query.labels)
+    means = class_means(per_query, query_labels)
     first, _ = top_by_distance_then_row(query.codes, database.codes, answers, exclude)
-    wrong = wrong_answer_labels(first, query.labels, database.labels)
-    queries, images = query.labels.sum(axis=0), database.labels.sum(axis=0)
+    wrong = wrong_answer_labels(first, query_labels, database_labels)
+    queries, images = query_labels.sum(axis=0), database_labels.sum(axis=0)
     found = [
         ClassMetrics(
             name=name,

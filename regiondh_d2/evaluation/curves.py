@@ -40,7 +40,7 @@ class DistanceCounts:
     @property
     def measurable(self) -> np.ndarray:
         """bool (Q,): queries with a relevant item, the only ones that means are taken over."""
-        return self.relevant.any(axis=1)
+        return np.any(self.relevant, axis=1)
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def count_distances(
             counts[row] = np.bincount(row_cells, minlength=counts.shape[1])
         mine = exclude[(exclude[:, 0] >= begin) & (exclude[:, 0] < begin + chunk)]
         np.subtract.at(counts, (mine[:, 0], cells[mine[:, 0] - begin, mine[:, 1]]), 1)
-    counts = counts.reshape(len(counts), bits + 1, 2)
-    return DistanceCounts(items=counts.sum(axis=2), relevant=counts[:, :, 1])
+    by_relevance = counts.reshape(len(counts), bits + 1, 2)
+    return DistanceCounts(items=by_relevance.sum(axis=2), relevant=by_relevance[:, :, 1])
 
 
 def radius_curve(counts: DistanceCounts) -> RadiusCurve:

@@ -83,7 +83,8 @@ def evaluate_object_queries(
     check_object_queries(query, objects, database)
     if not len(objects.codes):
         raise RegionDHError("there are no annotated objects to search with")
-    wanted = np.eye(database.labels.shape[1], dtype=bool)[objects.classes]
+    labels = database.column("labels")
+    wanted = np.eye(labels.shape[1], dtype=np.bool_)[objects.classes]
     same = find_same_images(query, database)
     own_rows = [same.rows_of(row) for row in objects.image_index]
     pairs = [(row, own) for row, rows in enumerate(own_rows) for own in rows]
@@ -99,8 +100,8 @@ def evaluate_object_queries(
             "objects": evaluate_distances(
                 object_distances,
                 wanted,
-                database.labels,
-                largest=database.instances.bits + 1,
+                labels,
+                largest=database.objects().bits + 1,
                 topk=len(database),
                 exclude=exclude,
                 progress=progress,
@@ -109,7 +110,7 @@ def evaluate_object_queries(
                 query.codes[objects.image_index],
                 database.codes,
                 wanted,
-                database.labels,
+                labels,
                 bits=database.bits,
                 topk=len(database),
                 exclude=exclude,
@@ -122,7 +123,7 @@ def evaluate_object_queries(
     }
     measurable = ~np.isnan(per_query["images/MAP_all"])
 
-    several = measurable & (query.labels.sum(axis=1) > 1)[objects.image_index]
+    several = measurable & (query.column("labels").sum(axis=1) > 1)[objects.image_index]
     metrics = _means(per_query, measurable)
     if several.any():
         means = _means(per_query, several)
@@ -133,7 +134,7 @@ def evaluate_object_queries(
         "num_queries_without_relevant": int((~measurable).sum()),
         "num_queries_in_database": sum(len(rows) > 0 for rows in own_rows),
         "num_database": len(database),
-        "query/object_recall": object_recall(objects, query.instances),
+        "query/object_recall": object_recall(objects, query.objects()),
         "query/class_recall": class_recall(query),
         "database/class_recall": class_recall(database),
     }
@@ -152,10 +153,11 @@ def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeS
     check_holds(query, "the query codes", "labels", "instances")
     check_holds(database, "the database codes", "labels", "instances")
     notes = check_comparable(query, database)
-    if objects.bits != database.instances.bits:
+    detected = database.objects()
+    if objects.bits != detected.bits:
         raise CodeFileError(
             f"the objects have {objects.bits} bits and those of the database "
-            f"{database.instances.bits}: encode both with the same model"
+            f"{detected.bits}: code both with the same model"
         )
     return notes
 
@@ -170,7 +172,7 @@ def least_distances(code: np.ndarray, database: CodeSet) -> np.ndarray:
     Returns:
         int64 (N,), K1 + 1 for images without a detection.
     """
-    found = database.instances
+    found = database.objects()
     distances = np.bitwise_count(found.codes ^ code).sum(axis=1, dtype=np.int64)
     least = np.full(len(database), found.bits + 1, np.int64)
     np.minimum.at(least, found.image_index, distances)
@@ -200,9 +202,10 @@ def class_recall(codes: CodeSet) -> float:
     Args:
         codes: with labels and ``instances``.
     """
-    found = np.zeros(codes.labels.shape, bool)
-    found[codes.instances.image_index, codes.instances.classes] = True
-    return float(found[codes.labels == 1].mean())
+    labels, objects = codes.column("labels"), codes.objects()
+    found = np.zeros(labels.shape, bool)
+    found[objects.image_index, objects.classes] = True
+    return float(found[labels == 1].mean())
 
 
 def _means(per_query: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, float]:

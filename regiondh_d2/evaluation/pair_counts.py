@@ -20,11 +20,11 @@ def pairwise_popcount(combine: np.ufunc, a: np.ndarray, b: np.ndarray, largest: 
     Returns:
         (A, B), of the smallest unsigned type that holds ``largest``.
     """
-    total = 0
+    count_type = np.min_scalar_type(largest)
+    total = np.zeros((len(a), len(b)), count_type)
     for word in range(a.shape[1]):
-        total = total + np.bitwise_count(combine(a[:, word, None], b[None, :, word])).astype(
-            np.min_scalar_type(largest), copy=False
-        )
+        counts = np.bitwise_count(combine(a[:, word, None], b[None, :, word]))
+        total += counts.astype(count_type, copy=False)
     return total
 
 
@@ -45,7 +45,8 @@ def _nearest_first(
     shift = gain_bits + column_bits
     key_type = np.uint32 if shift + int(distances.max()).bit_length() <= 32 else np.uint64
     key = np.left_shift(distances, key_type(shift), dtype=key_type)
-    key |= np.arange(columns, dtype=key_type) << key_type(gain_bits)
+    column: np.ndarray = np.arange(columns, dtype=key_type)
+    key |= column << key_type(gain_bits)
     key |= gains
     if top < columns:
         key.partition(top - 1, axis=1)
@@ -91,7 +92,7 @@ def count_pairs(
     cells = num_distances * num_gains
     cell_type = np.min_scalar_type(cells)
     counts = np.zeros((rows, cells), np.int64)
-    top_distances = top_gains = None
+    found: tuple[np.ndarray, np.ndarray] | None = None
     for begin in range(0, items, block):
         part = slice(begin, begin + block)
         near = distances[:, part]
@@ -105,10 +106,11 @@ def count_pairs(
             counts[row] += np.bincount(cell[row], minlength=cells)
 
         near, gains = _nearest_first(near, gains, top)
-        if top_gains is not None:
-            # Items of earlier blocks come first, since their rows are smaller.
-            near = np.concatenate((top_distances, near), axis=1)
-            gains = np.concatenate((top_gains, gains), axis=1)
+        if found is not None:
+            # What earlier blocks left stands in front, since its rows are smaller.
+            near = np.concatenate((found[0], near), axis=1)
+            gains = np.concatenate((found[1], gains), axis=1)
             near, gains = _nearest_first(near, gains, top)
-        top_distances, top_gains = near, gains
-    return counts.reshape(rows, num_distances, num_gains)[:, :wanted], top_gains
+        found = near, gains
+    assert found is not None  # there is an item
+    return counts.reshape(rows, num_distances, num_gains)[:, :wanted], found[1]

@@ -5,7 +5,9 @@ Each function returns a query and a database code set with the labels of the giv
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +38,7 @@ def label_codes(query: CodeSet, database: CodeSet) -> Pair:
         CodeFileError: a set has no labels.
     """
     _check(query, database, "labels")
-    return _pair(query, database, lambda codes: codes.labels.astype(bool))
+    return _pair(query, database, lambda codes: codes.column("labels").astype(bool))
 
 
 def predicted_codes(query: CodeSet, database: CodeSet, min_score: float = 0.3) -> Pair:
@@ -53,9 +55,10 @@ def predicted_codes(query: CodeSet, database: CodeSet, min_score: float = 0.3) -
     _check(query, database, "labels", "instances")
 
     def bits(codes: CodeSet) -> np.ndarray:
-        found = np.zeros(codes.labels.shape, bool)
-        sure = codes.instances.scores >= min_score
-        found[codes.instances.image_index[sure], codes.instances.classes[sure]] = True
+        found = np.zeros(codes.column("labels").shape, bool)
+        objects = codes.objects()
+        sure = objects.scores >= min_score
+        found[objects.image_index[sure], objects.classes[sure]] = True
         return found
 
     return _pair(query, database, bits)
@@ -76,7 +79,7 @@ def image_class_codes(
     _check(query, database, "activations")
 
     def bits(codes: CodeSet) -> np.ndarray:
-        return codes.activations.astype(np.float32) @ weight.T + bias > 0
+        return codes.column("activations").astype(np.float32) @ weight.T + bias > 0
 
     return _pair(query, database, bits)
 
@@ -115,11 +118,12 @@ def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> 
             f"and {train.shape[0]}"
         )
     mean = train.mean(axis=0)
-    transform = {
+    transforms: dict[str, Callable[[int, int], Any]] = {
         "lsh": faiss.RandomRotationMatrix,
         "pca": faiss.PCAMatrix,
         "itq": lambda d, k: faiss.ITQTransform(d, k, True),
-    }[method](train.shape[1], bits)
+    }
+    transform = transforms[method](train.shape[1], bits)
     transform.train(train - mean)
     return _pair(query, database, lambda codes: transform.apply(_features(codes) - mean) >= 0)
 
@@ -165,10 +169,7 @@ REFERENCES: dict[str, Callable[[CodeSet, CodeSet, int], Pair]] = {
     "true_labels": lambda q, d, bits: label_codes(q, d),
     "detected_classes": lambda q, d, bits: predicted_codes(q, d),
     "random": random_codes,
-    **{
-        name: lambda q, d, bits, name=name: feature_codes(q, d, bits, name)
-        for name in ("lsh", "pca", "itq")
-    },
+    **{name: functools.partial(feature_codes, method=name) for name in ("lsh", "pca", "itq")},
     "spectral": spectral_codes,
 }
 """By name; called with a query set, a database set and, where it can be chosen, a code length."""
@@ -196,7 +197,7 @@ def _check(query: CodeSet, database: CodeSet, *attributes: str) -> None:
 def _training_features(query: CodeSet, database: CodeSet) -> np.ndarray:
     """The length of the features, which must be the same in both sets."""
     _check(query, database, "features")
-    lengths = [codes.features.shape[1] for codes in (query, database)]
+    lengths = [codes.column("features").shape[1] for codes in (query, database)]
     if lengths[0] != lengths[1]:
         raise CodeFileError(
             f"the queries have {lengths[0]} features and the database {lengths[1]}: extract both "

@@ -50,7 +50,7 @@ def evaluate_reranking(
     if by == "features":
         check_holds(database, "the database codes", by)
     same = find_same_images(query, database)
-    fine = getattr(query, by)
+    fine = query.column(by)
 
     def distances(queries: slice) -> np.ndarray:
         found = np.zeros((len(query.codes[queries]), len(database)), np.int64)
@@ -65,8 +65,8 @@ def evaluate_reranking(
 
     result = evaluate_distances(
         distances,
-        query.labels,
-        database.labels,
+        query.column("labels"),
+        database.column("labels"),
         largest=min(rerank, len(database)) + database.bits,
         topk=topk,
         exclude=same.pairs if exclude_self else None,

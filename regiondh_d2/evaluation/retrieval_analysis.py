@@ -86,8 +86,8 @@ def analyze_retrieval(
     counts = count_distances(
         query.codes,
         database.codes,
-        query.labels,
-        database.labels,
+        query.column("labels"),
+        database.column("labels"),
         bits=query.bits,
         exclude=exclude,
     )

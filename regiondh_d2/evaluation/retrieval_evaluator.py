@@ -120,7 +120,7 @@ class RetrievalEvaluator(DatasetEvaluator):
                 refuse_inputs(self._output_dir / "query.h5", [database_codes])
             self._database = read_codes(database_codes)
             check_holds(self._database, str(database_codes), "labels")
-            self._check_database(str(database_codes), bits)
+            self._check_database(self._database, str(database_codes), bits)
         self._config_name = config_name
         self._model_fingerprint = ""
         self.set_model(model_fingerprint)
@@ -140,9 +140,8 @@ class RetrievalEvaluator(DatasetEvaluator):
             known = dataclasses.replace(self._database, model_fingerprint=self._model_fingerprint)
             check_comparable(known, self._database)
 
-    def _check_database(self, name: str, bits: int | None) -> None:
-        """Check that the codes are those of the dataset's database images."""
-        codes = self._database
+    def _check_database(self, codes: CodeSet, name: str, bits: int | None) -> None:
+        """Refuse codes that are not those of the dataset's database images."""
         if bits is not None and codes.bits != bits:
             raise CodeFileError(
                 f"{name} has codes of {codes.bits} bits, and the model makes {bits}: extract the "
@@ -198,7 +197,7 @@ class RetrievalEvaluator(DatasetEvaluator):
             labels = set(record["image_labels"])
             if not self._count_difficult:
                 labels -= set(record.get("difficult_labels", ()))
-            if labels != set(np.flatnonzero(codes.labels[row]).tolist()):
+            if labels != set(np.flatnonzero(codes.column("labels")[row]).tolist()):
                 raise CodeFileError(
                     f"{name}: image {display_name(image_id)} has other labels there than in "
                     f"{self._dataset_name} now: extract the codes again, with the same "
@@ -360,8 +359,8 @@ def rank_code_sets(
         result = evaluate_ranking(
             query.codes,
             database.codes,
-            query.labels,
-            database.labels,
+            query.column("labels"),
+            database.column("labels"),
             bits=query.bits,
             topk=topk,
             exclude=same.pairs if exclude_self else None,

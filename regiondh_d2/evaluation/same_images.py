@@ -79,11 +79,10 @@ class _Identities:
     def __init__(self, codes: CodeSet):
         # Not every code set has contents; a row of zeros is an unknown content.
         contents = getattr(codes, "content_sha256", None)
-        known = None if contents is None else np.asarray(contents).any(axis=1)
-        self.contents: list[bytes | None] = [
-            contents[row].tobytes() if known is not None and known[row] else None
-            for row in range(len(codes))
-        ]
+        self.contents: list[bytes | None] = [None] * len(codes)
+        if contents is not None:
+            for row in np.unique(np.nonzero(contents)[0]).tolist():
+                self.contents[row] = contents[row].tobytes()
         self.files = [os.path.normpath(name) if name else "" for name in codes.file_names]
         self.ids = [str(image_id) for image_id in codes.image_ids]
 
@@ -103,8 +102,9 @@ class _Known:
     def add(self, row: int) -> None:
         """Add a row."""
         images = self._images
-        if images.contents[row] is not None:
-            self._by_content.setdefault(images.contents[row], []).append(row)
+        content = images.contents[row]
+        if content is not None:
+            self._by_content.setdefault(content, []).append(row)
         if images.files[row]:
             self._by_file.setdefault(images.files[row], []).append(row)
         self._by_id.setdefault(images.ids[row], []).append(row)

@@ -8,56 +8,22 @@ network on such tables; the heads themselves don't know.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from detectron2.structures import Boxes
 from torch import nn
 
+from .indexed_boxes import rows_of
 from .meta_arch import RegionDH
 from .roi_heads import RegionReader
 
-__all__ = ["CachedBoxes", "CachedNetwork", "TableReader"]
+__all__ = ["CachedNetwork", "TableReader"]
 
 # Names of the tables among the features, and the keys of an image's dict that hold them.
 POOLED, OUTPUTS = "pooled", "outputs"
 _KEYS = {POOLED: "region_features", OUTPUTS: "region_outputs"}
-
-
-class CachedBoxes(Boxes):
-    """Boxes that know their rows in the table of their image.
-
-    Attributes:
-        index: int64 (R,).
-    """
-
-    def __init__(self, tensor: torch.Tensor, index: torch.Tensor):
-        super().__init__(tensor)
-        self.index = index
-
-    def clone(self) -> CachedBoxes:
-        return CachedBoxes(self.tensor.clone(), self.index.clone())
-
-    def to(self, device: torch.device) -> CachedBoxes:
-        return CachedBoxes(self.tensor.to(device), self.index.to(device))
-
-    def __getitem__(self, item) -> CachedBoxes:
-        if isinstance(item, int):
-            item = [item]
-        return CachedBoxes(self.tensor[item], self.index[item])
-
-    @classmethod
-    def cat(cls, boxes_list: Sequence[Boxes]) -> CachedBoxes:
-        rows = torch.cat([_rows(boxes) for boxes in boxes_list])
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list]), rows)
-
-
-def _rows(boxes: Boxes) -> torch.Tensor:
-    """Rows of boxes in their table; boxes that know none are the whole image, the last row."""
-    if isinstance(boxes, CachedBoxes):
-        return boxes.index
-    return torch.full((len(boxes),), -1, device=boxes.device)
 
 
 class TableReader(RegionReader):
@@ -76,7 +42,7 @@ class TableReader(RegionReader):
         Args:
             features: ``pooled``, the tables (R, P) of B images, and, if the fully connected layers
                 are frozen, ``outputs``, the tables (R, D) of what they make of it.
-            boxes: one or more lists of B images, joined.
+            boxes: of each image.
         """
         pooled = _look_up(features[POOLED], boxes)
         if OUTPUTS in features:
@@ -85,8 +51,7 @@ class TableReader(RegionReader):
 
 
 def _look_up(tables: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-    tables = tables * (len(boxes) // len(tables))
-    return torch.cat([t[_rows(b)] for t, b in zip(tables, boxes, strict=True)]).float()
+    return torch.cat([t[rows_of(b)] for t, b in zip(tables, boxes, strict=True)]).float()
 
 
 class CachedNetwork(nn.Module):
@@ -106,7 +71,7 @@ class CachedNetwork(nn.Module):
         Args:
             batched_inputs: a dict an image, with ``region_features`` (R, P), where they are known
                 ``region_outputs`` (R, D), and ``proposals`` and ``instances`` whose boxes are
-                :class:`CachedBoxes`.
+                :class:`IndexedBoxes`.
         """
         with self._reading_tables():
             return self._forward(batched_inputs)

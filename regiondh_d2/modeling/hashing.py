@@ -148,9 +148,13 @@ def fusion_width(num_classes: int, bits: int, norm: str) -> int:
 
 
 def cross_proposal_fusion(
-    probabilities: torch.Tensor, activations: torch.Tensor, norm: str = "sum", eps: float = 1e-6
+    probabilities: torch.Tensor,
+    activations: torch.Tensor,
+    norm: str = "sum",
+    counts: torch.Tensor | None = None,
+    eps: float = 1e-6,
 ) -> torch.Tensor:
-    """Fuse the regions of one image into one row per class ("cross-proposal fusion").
+    """Fuse the regions of an image into one row per class ("cross-proposal fusion").
 
     With P the (N, C) class probabilities without the background and A the (N, K) activations of H1:
     "sum" gives P^T A (the paper), "mean" P^T A / N (as IAH does), and "class_mean" the mean of the
@@ -159,33 +163,38 @@ def cross_proposal_fusion(
     from 0.5 by that probability, since the mean of an absent class is only noise.
 
     Args:
-        probabilities: (N, C) float, background column dropped.
-        activations: (N, K) float.
+        probabilities: (N, C) float of an image, background column dropped, or (B, N, C) of B
+            images. An image with fewer than N regions has zeros in its last rows.
+        activations: (N, K) or (B, N, K) float.
         norm: one of :data:`FUSION_NORMS`.
+        counts: (B,), how many regions each image has; N without it.
         eps: keeps the weights of the class means finite.
 
     Returns:
-        (C * K,) float32, row-major, or (C * (K + 1),) for the class means. Zeros where N is 0.
+        (C * K,) or (B, C * K) float32, row-major, or C * (K + 1) for the class means. Zeros for an
+        image without regions.
     """
     probabilities, activations = probabilities.float(), activations.float()
-    num_regions, num_classes = probabilities.shape
+    *images, num_regions, num_classes = probabilities.shape
     if num_regions == 0:
-        width = fusion_width(num_classes, activations.shape[1], norm)
-        # The sums keep the graph, so that an image without regions still reaches every parameter.
-        return activations.new_zeros(width) + 0.0 * (probabilities.sum() + activations.sum())
+        width = fusion_width(num_classes, activations.shape[-1], norm)
+        # The sums keep the graph, so that images without regions still reach every parameter.
+        zero = 0.0 * (probabilities.sum() + activations.sum())
+        return activations.new_zeros(*images, width) + zero
     with torch.autocast(activations.device.type, enabled=False):
-        fused = probabilities.t() @ activations
+        fused = probabilities.transpose(-2, -1) @ activations
     if norm == "mean":
-        fused = fused / num_regions
+        number = num_regions if counts is None else counts.clamp(min=1)[:, None, None]
+        fused = fused / number
     elif norm in ("class_mean", "class_presence"):
-        presence = probabilities.amax(dim=0)[:, None]
-        fused = fused / (probabilities.sum(dim=0)[:, None] + eps)
+        presence = probabilities.amax(dim=-2)[..., None]
+        fused = fused / (probabilities.sum(dim=-2)[..., None] + eps)
         if norm == "class_presence":
             fused = (fused - 0.5) * presence
-        fused = torch.cat([fused, presence], dim=1)
+        fused = torch.cat([fused, presence], dim=-1)
     elif norm != "sum":
         raise RegionDHError(f"fusion norm {norm!r}: expected one of {', '.join(FUSION_NORMS)}")
-    return fused.flatten()
+    return fused.flatten(-2)
 
 
 class LatentLayer(nn.Module):

@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.proposal_generator.rrpn import RRPN
 
 from ..utils.errors import RegionDHError
+from .cpu_layers import use_cpu_layers
 from .hashing import ImageCodes, binarize
 
 __all__ = ["LossWeights", "RegionDH", "per_image"]
@@ -102,6 +103,7 @@ class RegionDH(GeneralizedRCNN):
         super().__init__(**kwargs)
         self.loss_weights = loss_weights
         _refuse_other_parts(self)
+        use_cpu_layers(self)
 
     @classmethod
     def from_config(cls, cfg):

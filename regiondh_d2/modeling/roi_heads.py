@@ -9,6 +9,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ..utils.errors import RegionDHError, unknown_value_message
 from .box_heads import PooledBoxHead
@@ -25,12 +26,15 @@ from .hashing import (
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
+from .indexed_boxes import join_regions, number_regions
 from .losses import build_loss
 
 __all__ = ["RegionDHOutputLayers", "RegionDHROIHeads", "RegionReader"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
+# What of the whole image stands beside the fusion, as the name in RegionOutputs.
+BESIDE = {"row": "activations", "feature": "features", "pooled": "pooled"}
 CLASSIFIER_INPUTS = FUSION_INPUTS = ("h1", "box_features")
 IMAGE_LOSSES = {"logistic": multi_label_logistic_loss, "softmax": multi_label_softmax_loss}
 
@@ -127,7 +131,7 @@ class RegionReader:
         """
         Args:
             features: feature maps of B images by name.
-            boxes: regions in pixels of the padded images: one or more lists of B images, joined.
+            boxes: regions of each image, in pixels of the padded images.
 
         Returns:
             Of all R regions, one image after the other: what the fully connected layers of a
@@ -135,11 +139,10 @@ class RegionReader:
             region features, (R, D).
         """
         maps = [features[name] for name in self._in_features]
-        lists = [boxes[i : i + len(maps[0])] for i in range(0, len(boxes), len(maps[0]))]
-        pooled = torch.cat([self._pooler(maps, part) for part in lists])
         if isinstance(self._head, PooledBoxHead):
-            pooled = self._head.pool(pooled)
+            pooled = self._head.pool_regions(maps, boxes, self._pooler)
             return pooled, self._head.fc(pooled)
+        pooled = self._pooler(maps, boxes)
         return pooled, self._head(pooled).flatten(1)
 
 
@@ -161,8 +164,12 @@ class RegionOutputs:
         parts = (getattr(self, f.name).split(counts) for f in fields(self))
         return [RegionOutputs(*part) for part in zip(*parts, strict=True)]
 
-    def select(self, index) -> "RegionOutputs":
+    def select(self, index: slice | list[int]) -> "RegionOutputs":
         return RegionOutputs(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def take(self, rows: torch.Tensor) -> "RegionOutputs":
+        """As :meth:`select`, of rows in an int64 tensor, with a faster gradient."""
+        return RegionOutputs(*(getattr(self, f.name).index_select(0, rows) for f in fields(self)))
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -285,17 +292,18 @@ class RegionDHROIHeads(StandardROIHeads):
         if targets is None:
             raise RegionDHError("training needs ground truth: the inputs have no 'instances'")
         labels = multi_hot_labels(targets, self.num_classes)
+        proposals, targets = number_regions(proposals, targets)
         sampled = self.label_and_sample_proposals(proposals, targets)
         fused = proposals if self.fusion_rois == "topk" else sampled
         return sampled, self._losses(features, sampled, fused, labels)
 
     def _losses(self, features, sampled, fused, labels) -> dict[str, torch.Tensor]:
+        detected = [p.proposal_boxes for p in sampled]
         fused = [self._fusable_boxes(p)[self._fused_index(len(p))] for p in fused]
-        boxes = [p.proposal_boxes for p in sampled]
-        counts = [len(b) for b in (*boxes, *fused)]
-        regions = self._regions(features, [*boxes, *fused])
-        detection = regions.select(slice(sum(counts[: len(boxes)])))
-        fused = regions.split(counts)[len(boxes) :]
+        boxes, detected_rows, fused_rows = join_regions(detected, fused)
+        regions = self._regions(features, boxes)
+        detection = regions.take(detected_rows)
+        fused = regions.take(fused_rows).split([len(b) for b in fused])
 
         deltas = self.box_predictor.bbox_pred(detection.features)
         losses = self.box_predictor.losses((detection.scores, deltas), sampled)
@@ -343,7 +351,7 @@ class RegionDHROIHeads(StandardROIHeads):
         deltas = self.box_predictor.bbox_pred(torch.cat([r.features for r in images]))
         instances, kept = self.box_predictor.inference((scores, deltas), proposals)
         for found, index, r, f in zip(instances, kept, images, fused, strict=True):
-            found.pred_codes = self._detection_codes(found, r.select(index), f)
+            found.pred_codes = self._detection_codes(found, r.take(index), f)
         return instances, codes
 
     def _detection_codes(self, found: Instances, regions: RegionOutputs, fused: RegionOutputs):
@@ -374,7 +382,7 @@ class RegionDHROIHeads(StandardROIHeads):
         return [*range(fused), *([] if self.whole_image == "none" else [num_proposals])]
 
     def _regions(self, features, boxes: list[Boxes]) -> RegionOutputs:
-        """Run the box head and H1 on regions, given as one or more lists of B images, joined."""
+        """Run the box head and H1 on the regions of each image."""
         pooled, x = self.region_reader(features, boxes)
         activations = self.instance_hash(x)
         scores = self.box_predictor.class_scores(x, activations)
@@ -382,16 +390,17 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _fuse(self, images: list[RegionOutputs]) -> ImageCodes:
         """Fuse the regions of each image and hash the result."""
-        rows = []
-        for regions in images:
-            p, a, beside = regions.probabilities, regions.activations, []
-            x = a if self.fusion_input == "h1" else regions.features
-            values = {"row": a, "feature": regions.features, "pooled": regions.pooled}
-            if self.whole_image in values:
-                beside = [values[self.whole_image][-1].float()]
-                p, x = p[:-1], x[:-1]
-            rows.append(torch.cat([cross_proposal_fusion(p, x, self.fusion_norm), *beside]))
-        fused = torch.stack(rows)
+        beside: list[torch.Tensor] = []
+        if self.whole_image in BESIDE:  # the last region of each image isn't fused, but joined
+            whole = [getattr(r, BESIDE[self.whole_image])[-1].float() for r in images]
+            beside = [torch.stack(whole)]
+            images = [r.select(slice(-1)) for r in images]
+        p = pad_sequence([r.probabilities for r in images], batch_first=True)
+        rows = [r.activations if self.fusion_input == "h1" else r.features for r in images]
+        counts = torch.tensor([len(r) for r in rows], device=p.device)
+        x = pad_sequence(rows, batch_first=True)
+        fused = cross_proposal_fusion(p, x, self.fusion_norm, counts)
+        fused = torch.cat([fused, *beside], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 

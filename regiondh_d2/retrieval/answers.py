@@ -30,20 +30,22 @@ def answers_to_image(
     Args:
         items: the indexed code set.
         index: of the images.
-        query: with the code of an image, and for a ``rerank`` the values that :func:`.fine_values`
-            needs.
-        options: which answers.
+        query: with the code of an image, and for a ``rerank`` what :func:`.fine_values` takes.
+        options: which answers; ``max_distance`` is a number or None.
         photos: which photos may answer.
         allowed: bool (N,), which images may answer by their class; None for all.
     """
     topk = options.topk
-    search = CandidateSearch(index, items.codes, allowed, None, photos)
+    search = CandidateSearch(
+        index, items.codes, allowed, None, photos, max_distance=_number(options)
+    )
     if options.rerank is None:
         distances, rows = search.nearest_present(query.codes, topk)
         return [
             _answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)
         ]
     values = fine_values(query, options.rerank_by)
+    assert values is not None  # the service refuses a query that lacks them
     count = max(topk, options.rerank)
     while True:
         distances, rows = search.nearest(query.codes, count)
@@ -74,9 +76,15 @@ def answers_to_object(
         query: with the code of one object.
         allowed: bool (M,), which detected objects may answer by their class; None for all.
     """
-    found = items.instances
+    found = items.objects()
     search = CandidateSearch(
-        index, found.codes, allowed, found.image_index, photos, not options.all_objects
+        index,
+        found.codes,
+        allowed,
+        found.image_index,
+        photos,
+        not options.all_objects,
+        _number(options),
     )
     distances, rows = search.nearest_present(query.codes, options.topk)
     return [
@@ -99,7 +107,7 @@ def answers_to_objects(
         items, index, options, photos, allowed: as of :func:`answers_to_object`.
         query: with the codes of several objects.
     """
-    found = items.instances
+    found = items.objects()
     shape = (len(query.codes), len(items))
     least = np.full(shape, index.bits + 1, np.int64)
     nearest = np.full(shape, -1, np.int64)
@@ -112,6 +120,9 @@ def answers_to_objects(
     images = np.lexsort((photos.order, total))  # stable, so equal ones stay by row
     if photos.inside is not None:
         images = images[photos.inside[images]]
+    most = _number(options)
+    if most is not None:
+        images = images[total[images] <= most]
     if allowed is not None:
         images = images[(nearest[:, images] >= 0).any(axis=0)]
     answers = []
@@ -130,7 +141,15 @@ def known_labels(items: CodeSet, query: Query, same: np.ndarray) -> tuple[str, .
     if labels is None or not query.objects:
         return labels
     classes = tuple(dict.fromkeys(found.class_name for found in query.objects))
-    return classes if set(classes) <= set(labels) else None
+    if not set(classes) <= set(labels):
+        return None
+    return tuple(name for name in classes if name is not None)
+
+
+def _number(options: SearchOptions) -> int | None:
+    """The largest distance, which the service has calibrated where it was "auto"."""
+    assert not isinstance(options.max_distance, str)
+    return options.max_distance
 
 
 def _answer(
@@ -147,7 +166,7 @@ def _answer(
 
 
 def _found_object(items: CodeSet, row: int, distance: int) -> FoundObject:
-    found = items.instances
+    found = items.objects()
     return FoundObject(
         box=tuple(found.boxes[row].tolist()),
         class_name=name_of_class(items.class_names, int(found.classes[row])),
@@ -160,4 +179,5 @@ def _found_object(items: CodeSet, row: int, distance: int) -> FoundObject:
 def _labels(items: CodeSet, row: int) -> tuple[str, ...] | None:
     if items.labels is None:
         return None
-    return tuple(name_of_class(items.class_names, i) for i in np.flatnonzero(items.labels[row]))
+    classes = np.flatnonzero(items.labels[row]).tolist()
+    return tuple(name_of_class(items.class_names, i) for i in classes)

@@ -48,10 +48,12 @@ class PhotoFilter:
             if count < 1:
                 return
             image = int(image)
-            state = PhotoState.THERE if self.check is None else self.check.state(image)
-            if state is PhotoState.AWAY and not self.check.root(image):
-                self.unchecked.add(image)
-                state = PhotoState.THERE
+            state = PhotoState.THERE
+            if self.check is not None:
+                state = self.check.state(image)
+                if state is PhotoState.AWAY and not self.check.root(image):
+                    self.unchecked.add(image)
+                    state = PhotoState.THERE
             if state is PhotoState.THERE:
                 count -= 1
                 yield position
@@ -70,6 +72,7 @@ class CandidateSearch:
         image_of: int (N,), the image of each row; None where rows are images.
         photos: which images may answer.
         once_an_image: whether only the first row of an image is kept.
+        max_distance: rows further away are no candidates; None for any distance.
     """
 
     index: HammingIndex
@@ -78,6 +81,7 @@ class CandidateSearch:
     image_of: np.ndarray | None
     photos: PhotoFilter
     once_an_image: bool = False
+    max_distance: int | None = None
 
     def __post_init__(self) -> None:
         same, inside = self.photos.same, self.photos.inside
@@ -132,6 +136,12 @@ class CandidateSearch:
         kept = rows >= 0  # an approximate index may find too few
         distances, rows = distances[kept], rows[kept]
         farthest = distances[-1] if len(distances) and not complete else None
+        if self.max_distance is not None:
+            complete |= len(distances) > 0 and bool(distances[-1] > self.max_distance)
+            kept = distances <= self.max_distance
+            distances, rows = distances[kept], rows[kept]
+            if farthest is None or farthest > self.max_distance:
+                farthest = self.max_distance
         if self.allowed is not None:
             kept = self.allowed[rows]
             distances, rows = distances[kept], rows[kept]
@@ -144,7 +154,7 @@ class CandidateSearch:
             images = rows if self.image_of is None else self.image_of[rows]
             order = np.lexsort((rows, self.photos.order[images], distances))
             distances, rows = distances[order], rows[order]
-        if self.once_an_image:
+        if self.once_an_image and self.image_of is not None:
             _, first = np.unique(self.image_of[rows], return_index=True)
             first.sort()
             distances, rows = distances[first], rows[first]

@@ -222,8 +222,8 @@ class _Reader:
         if version > VERSION:
             raise _NewerVersionError(f"format version {version}; this release reads {VERSION}")
         if version < 1:
-            raise CodeFileError(f"there is no format version {version}")
-        columns = {
+            raise CodeFileError(f"format version {version} is none")
+        columns: dict[str, Any] = {
             name: self._array(name, kinds)
             for name, (kinds, _, optional) in _COLUMNS.items()
             if not (optional or (version == 1 and name in _NEW_IN_2)) or name in file

@@ -340,6 +340,7 @@ class CodeExtractor:
                 complete=False,
                 vanished=tuple(vanished.values()),
             )
+            assert earlier is not None  # the main process has made the plan
             new = [read_codes(path) for path in parts.paths() if path not in earlier.parts]
             if not (earlier.rows or new) or (unreadable and not skip_bad):
                 return result
@@ -470,10 +471,12 @@ class CodeExtractor:
         progress = Progress(log, _share("images encoded"), sum(map(len, batches)))
         try:
             for batch in loader:
-                loaded = {}
+                loaded: dict[int, _Loaded] = {}
                 for index, given in batch:
-                    known = unreadable if isinstance(given, UnreadableImage) else loaded
-                    known[index] = given
+                    if isinstance(given, UnreadableImage):
+                        unreadable[index] = given
+                    else:
+                        loaded[index] = given
                 pending += self._code_batch(images, loaded)
                 if pending and time.monotonic() - saved_at >= self._save_every:
                     parts.add(join_code_sets(pending))
@@ -494,7 +497,7 @@ class CodeExtractor:
         code_sets = []
         for group in groups.values():
             entries = [images[index] for index in group]
-            labels = [entry.labels for entry in entries]
+            labels = [entry.labels for entry in entries if entry.labels is not None]
             files = [loaded[index] for index in group]
             roots = list(dict.fromkeys(entry.root for entry in entries))
             code_sets.append(
@@ -502,7 +505,7 @@ class CodeExtractor:
                     self._code([file.input for file in files]),
                     image_ids=[entry.image_id for entry in entries],
                     file_names=[_file_name(entry) for entry in entries],
-                    labels=None if None in labels else labels,
+                    labels=labels if len(labels) == len(entries) else None,
                     instance_min_score=self._instance_min_score,
                     activations=self._activations,
                     features=self._features,

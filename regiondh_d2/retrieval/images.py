@@ -10,9 +10,16 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import transforms as T
+from PIL import Image
 
 from ..config import DEFAULT_MAX_PIXELS, max_pixels
-from ..data.image_reader import UnreadableImage, read_image, read_image_size
+from ..data.image_reader import (
+    ImagePixels,
+    UnreadableImage,
+    read_image,
+    read_image_size,
+    read_picture,
+)
 from ..data.photo_files import PhotoScan, find_photos
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
@@ -160,8 +167,11 @@ class ImageLoader:
             "max_pixels": max_pixels(cfg),
         }
 
-    def __call__(self, file_name: str) -> dict:
+    def __call__(self, source: str | bytes) -> dict:
         """Read an image.
+
+        Args:
+            source: a path, or the content of a file.
 
         Returns:
             ``image``, a tensor (C, H, W) as the network takes it, and ``height`` and ``width`` of
@@ -170,7 +180,14 @@ class ImageLoader:
         Raises:
             UnreadableImage: it can't be read, whatever the reason.
         """
-        read = read_image(file_name, self.image_format, self.max_pixels)
+        name = source if isinstance(source, str) else "the image"
+        return self._inputs(read_image(source, self.image_format, self.max_pixels), name)
+
+    def load_picture(self, image: Image.Image | np.ndarray) -> dict:
+        """As :meth:`__call__`, of an image in memory, see :func:`.image_reader.read_picture`."""
+        return self._inputs(read_picture(image, self.image_format), "the image")
+
+    def _inputs(self, read: ImagePixels, file_name: str) -> dict:
         pixels = read.pixels
         height, width = pixels.shape[:2]
         new_height, new_width = self._input_size(file_name, height, width)

@@ -21,6 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,10 +51,11 @@ class IndexFileError(RegionDHError):
     fix."""
 
 
-def write_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+def write_arrays(path: str | os.PathLike, **arrays: np.ndarray | np.integer) -> None:
     """Write an archive: complete, or absent (an older file of that name stays)."""
+    columns: dict[str, Any] = dict(arrays)  # none has the name of an option of savez
     with replace_when_complete(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **columns)
 
 
 def read_arrays(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:

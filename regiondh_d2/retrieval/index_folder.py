@@ -146,7 +146,8 @@ def write_index_folder(
     check_index_output(path)
     if granularities is None:
         granularities = [name for name in GRANULARITIES if _codes_of(items, name) is not None]
-    indexes, described = {}, {}
+    indexes: dict[str, HammingIndex] = {}
+    described: dict[str, dict[str, float]] = {}
     for granularity in granularities:
         found = _codes_of(items, granularity)
         if found is None:
@@ -303,8 +304,9 @@ def _share_arrays(items: CodeSet, indexes: Mapping[str, HammingIndex]) -> CodeSe
 
     def shared(granularity: str, codes: np.ndarray) -> np.ndarray:
         index = indexes.get(granularity)
-        holds_all = isinstance(index, CodeArrayIndex) and len(index) == len(codes)
-        return index.codes if holds_all else codes
+        if isinstance(index, CodeArrayIndex) and len(index) == len(codes):
+            return index.codes
+        return codes
 
     instances = items.instances
     if instances is not None:

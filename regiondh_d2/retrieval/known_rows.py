@@ -154,7 +154,7 @@ class KnownRows:
         counts = [len(source.code_set) for source in sources]
 
         def of_rows(name: str, dtype: type) -> np.ndarray:
-            values = np.array([getattr(source, name) for source in sources], dtype)
+            values: np.ndarray = np.array([getattr(source, name) for source in sources], dtype)
             return np.repeat(values, np.array(counts, np.int64))
 
         self._written = of_rows("written_ns", np.int64)
@@ -172,10 +172,16 @@ class KnownRows:
             progress = Progress(log, "photos compared with their codes", len(images))
             self._match_places(progress)
             if folders is not None:
-                self._match_contents()
+                self._match_contents(folders)
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    @property
+    def _known(self) -> CodeSet:
+        """The rows, for whoever has the number of one."""
+        assert self._rows is not None
+        return self._rows
 
     def is_in_output(self, index: int) -> bool:
         """Whether an image has a row in the output, so that it is in no batch.
@@ -208,8 +214,8 @@ class KnownRows:
     def _is_as_encoded(self, row: int, image: ImageEntry) -> bool:
         if self._other_pixels[row] and self._pixels_changed(image.file_name):
             return False
-        size, time = int(self._rows.size[row]), int(self._rows.mtime_ns[row])
-        if image.size == UNKNOWN:  # a missing file of a dataset
+        size, time = int(self._known.size[row]), int(self._known.mtime_ns[row])
+        if image.size == UNKNOWN:  # a file of a dataset that is not there
             return True
         if size == UNKNOWN:
             return image.mtime_ns <= (self._written[row] if time == UNKNOWN else time)
@@ -221,7 +227,7 @@ class KnownRows:
 
     def _content(self, row: int) -> bytes:
         """The sha256 of the file of a row, b"" where unknown."""
-        contents = self._rows.content_sha256
+        contents = self._known.content_sha256
         return b"" if contents is None or not contents[row].any() else contents[row].tobytes()
 
     def _hash(self, image: ImageEntry) -> bytes:
@@ -233,15 +239,15 @@ class KnownRows:
                 self._hashes[image.file_name] = b""
         return self._hashes[image.file_name]
 
-    def _match_contents(self) -> None:
-        """Give images without a row the row of another path with the same content."""
+    def _match_contents(self, folders: Folders) -> None:
+        """Rows of other places for images that have none: of the same content."""
         left = [index for index, row in enumerate(self._row_of) if row is None]
         rows_of: dict[bytes, list[int]] = {}
         sizes = set()
         for row in range(len(self._keys)):
             if left and (known := self._content(row)):
                 rows_of.setdefault(known, []).append(row)
-                sizes.add(int(self._rows.size[row]))
+                sizes.add(int(self._known.size[row]))
         kept = {row for row in self._row_of if row is not None}
         present = set(self._image_keys)
         for index in left:
@@ -255,28 +261,28 @@ class KnownRows:
                 if row not in self._taken
                 and row not in kept
                 and self._keys[row] not in present
-                and self._has_moved(row, image)
+                and self._has_moved(row, image, folders)
             ]
             copies = [row for row in rows if not self._in_part[row]]
             name = os.path.basename(image.file_name)
             same_name = [r for r in movable if os.path.basename(self._keys[r]) == name]
-            row = next(iter((*same_name, *movable, *copies)), None)
-            self._row_of[index] = row
-            if row in movable:
-                self._taken.add(row)
+            chosen = next(iter((*same_name, *movable, *copies)), None)
+            self._row_of[index] = chosen
+            if chosen is not None and chosen in movable:
+                self._taken.add(chosen)
 
     def _is_readable_alike(self, row: int, image: ImageEntry) -> bool:
         return not (self._other_pixels[row] and self._pixels_changed(image.file_name))
 
-    def _has_moved(self, row: int, image: ImageEntry) -> bool:
-        """Whether the file of a row was deleted or moved, and isn't only hidden."""
-        name = self._rows.file_names[row]
-        if self._folders.is_out_of_sight(name):
+    def _has_moved(self, row: int, image: ImageEntry, folders: Folders) -> bool:
+        """Whether the file of a row isn't where it was, and not only out of sight."""
+        name = self._known.file_names[row]
+        if folders.is_out_of_sight(name):
             return False
         if not _has_gone(name):
             # For example on a file system where "A.jpg" and "a.jpg" are the same.
             return os.path.samefile(name, image.file_name)
-        root = self._rows.roots[self._rows.root_index[row]]
+        root = self._known.roots[self._known.root_index[row]]
         problem = root_problem(root) if root else ""
         return not problem or not os.path.lexists(root)
 
@@ -302,6 +308,7 @@ class KnownRows:
         indexes = [index for index in range(len(self._images)) if index not in failed]
         for index in indexes:
             row_of[index] = fresh.get(self._images[index].image_id, row_of[index])
+        rows_of_images = [row for i in indexes if (row := row_of[i]) is not None]
         lost = [self._images[i].image_id for i in indexes if row_of[i] is None]
         if lost:
             raise CodeFileError(
@@ -310,7 +317,7 @@ class KnownRows:
             )
 
         others, gone, pruned = self._other_rows({self._image_keys[i] for i in indexes}, prune)
-        rows = [*others, *(row_of[index] for index in indexes)]
+        rows = [*others, *rows_of_images]
         taken = take_rows(joined, rows)
         merged = self._with_places_of_others(taken, others)
         merged = self._with_images(merged, len(others), indexes, fresh.keys())
@@ -331,7 +338,7 @@ class KnownRows:
                 continue
             seen.add(key)
             if self._folders is not None:
-                name = self._rows.file_names[row]
+                name = self._known.file_names[row]
                 if self._folders.is_second_name(name):
                     continue
                 if self._folders.is_known_gone(name):

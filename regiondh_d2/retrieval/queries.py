@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .thresholds import Threshold
+
 __all__ = [
     "Answer",
     "Box",
@@ -75,6 +77,11 @@ class SearchOptions:
         within: folders; restricts the answers to photos in them.
         check_files: whether to look at the files of answers and leave out those that were deleted
             or changed since they were encoded.
+        max_distance: the largest distance of an answer, in bits; "auto" for the one that
+            :func:`~.thresholds.calibrate_index` finds. None takes answers from any distance.
+        exclude_self: whether to leave the query itself out: the same file, or one of the same
+            content.
+        fold_duplicates: whether the copies of a photo, see :mod:`.duplicates`, fill one answer.
     """
 
     topk: int = 10
@@ -84,6 +91,9 @@ class SearchOptions:
     all_objects: bool = False
     within: Sequence[str | os.PathLike] = ()
     check_files: bool = True
+    max_distance: int | str | None = None
+    exclude_self: bool = False
+    fold_duplicates: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,7 @@ class Answer:
         labels: names of the image's labels, or None where they are unknown.
         objects: one for each object of the query, its nearest; None where the image has none.
         fine_distance: the squared distance that a ``rerank`` ordered by.
+        copies: names of the image's copies that were folded into this answer.
     """
 
     distance: int
@@ -124,6 +135,7 @@ class Answer:
     labels: tuple[str, ...] | None
     objects: tuple[FoundObject | None, ...] = ()
     fine_distance: float | None = None
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,13 +151,16 @@ class SearchResult:
         bits: length of the codes compared.
         answers: at most as many as were asked for.
         all_objects: whether an image may answer more than once.
-        gone, changed: how many photos were left out because their file was deleted, or has changed
-            since it was encoded. Only photos that would have been answers count.
-        away: how many were left out because they can't be looked at: their folder can't be read, or
-            is missing or empty, such as that of an unplugged disk.
-        unchecked: how many answers can't be looked at and have no recorded root either, as in codes
-            of datasets and of version 0.1, which may have been made on another machine.
-        away_reason: a line about the folders of these photos, "" where there are none.
+        gone, changed: how many photos were left out because their file has gone, or has changed
+            since it was encoded. Only those are counted that would have answered.
+        away: how many because nothing is known of them: their folder can't be read, or is missing
+            or empty, as that of a disk is that isn't plugged in.
+        unchecked: how many answers nothing is known of, and no root was recorded of either: the
+            codes may have been made elsewhere, as those of datasets and of version 0.1.
+        away_reason: a line about the folders of both, "" where there are none.
+        max_distance: the largest distance that was allowed, or None for any.
+        threshold: how it was calibrated, or None if it was given.
+        folded: whether copies were folded into one answer.
     """
 
     file_name: str
@@ -161,6 +176,9 @@ class SearchResult:
     away: int = 0
     unchecked: int = 0
     away_reason: str = ""
+    max_distance: int | None = None
+    threshold: Threshold | None = None
+    folded: bool = False
 
     def notes(self) -> list[str]:
         """Lines about photos that were left out or couldn't be checked, and what to do."""
@@ -183,8 +201,20 @@ class SearchResult:
         return lines
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
+        """The same as plain values, for JSON.
+
+        What only some options give has a key only with them: ``max_distance``, ``threshold`` (its
+        ``distance``, ``rate`` and ``pairs``), and an answer's ``copies``.
+        """
+        values = asdict(self)
+        if self.max_distance is None:
+            del values["max_distance"]
+        if self.threshold is None:
+            del values["threshold"]
+        if not values.pop("folded"):
+            for answer in values["answers"]:
+                del answer["copies"]
+        return values
 
 
 def name_of_class(names: Sequence[str], class_id: int) -> str:

@@ -25,7 +25,7 @@ def fine_distances(query: np.ndarray, items: CodeSet, rows: np.ndarray, by: str)
         by: one of :data:`RERANKINGS`.
     """
     if by == "features":
-        values = items.features[rows]
+        values = items.column("features")[rows]
     else:
         values = unpack_codes(items.codes[rows], items.bits)
     difference = query.astype(np.float32) - values

@@ -17,9 +17,11 @@ code files. A query is a whole image, one object, or several objects. Answers ar
     the nearest to two of the query's objects. In an image without detections each object of the
     query counts the code length plus one, so such images come last.
 
-Photos that were deleted or changed since they were encoded are skipped, and the next ones take
-their places. Only the files of possible answers are looked at, during the search, see
-:mod:`.photo_state`.
+With ``max_distance`` there are answers up to a distance only, and perhaps none: nothing is similar
+then. With ``fold_duplicates`` the copies of a photo fill one answer, that of the first one.
+
+Photos that have gone or changed since they were encoded are no answers; the next ones take their
+places. Only the files of answers are looked at, see :mod:`.photo_state`, when they are given.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -39,17 +41,20 @@ from ..utils.errors import RegionDHError, unknown_value_message
 from ..utils.paths import folder_start
 from .answers import answers_to_image, answers_to_object, answers_to_objects, known_labels
 from .candidates import PhotoFilter
+from .duplicates import CopyFinder
 from .hamming_index import HammingIndex
 from .index_file import IndexFileError
 from .index_folder import IndexFolder, read_index_folder
 from .index_record import RECORD
 from .photo_state import PhotoCheck, PhotoState, describe_away
-from .queries import Query, SearchOptions, SearchResult
+from .queries import Answer, Query, SearchOptions, SearchResult
 from .second_stage import RERANKINGS, fine_values
+from .thresholds import AUTO, Threshold, calibrate_index
 
 __all__ = ["SearchService", "SnapshotHolder"]
 
-_FOLDERS_KEPT = 16  # how many filters of ``within`` are cached
+_GROWTH = 4  # how many times more answers are asked for where too many are copies
+_FOLDERS_KEPT = 16  # filters of ``within`` that are kept for the next query
 _NO_OBJECTS = (
     "the index has no detected objects to know classes from; extract the codes with objects"
 )
@@ -75,6 +80,8 @@ class SearchService:
         names = folder.items.file_names
         # The first row of each file name.
         self._row_of_file = {name: len(names) - 1 - i for i, name in enumerate(reversed(names))}
+        self._copies = CopyFinder(folder.items)
+        self._calibrate = lru_cache(maxsize=None)(partial(calibrate_index, folder.items))
         self._class_filter = lru_cache(maxsize=None)(self._find_class)
         self._folder_filter = lru_cache(_FOLDERS_KEPT)(self._find_below)
 
@@ -115,6 +122,7 @@ class SearchService:
             )
         if options.rerank is not None:
             self._check_rerank(options.rerank_by, num_objects)
+        self.threshold(options, num_objects)
         self._index(num_objects)
         if by_class and self.folder.items.instances is None:
             raise RegionDHError(f"answers by class: {_NO_OBJECTS}")
@@ -122,6 +130,29 @@ class SearchService:
             self._class_filter(options.class_name)
         if options.within:
             self.rows_below(options.within)
+
+    def threshold(self, options: SearchOptions, num_objects: int = 0) -> Threshold | None:
+        """How the distance of ``max_distance="auto"`` was calibrated; None for any other.
+
+        Args:
+            options, num_objects: as of :meth:`check`.
+
+        Raises:
+            RegionDHError: ``max_distance`` is neither "auto" nor a whole number of at least 0; or
+                is "auto" for several objects, or for an index with too little to calibrate on.
+        """
+        most = options.max_distance
+        if most is None:
+            return None
+        if most == AUTO:
+            if num_objects > 1:
+                raise RegionDHError(
+                    "max_distance auto is for an image or one object: for several give a number"
+                )
+            return self._calibrate("instance" if num_objects else "image")
+        if isinstance(most, str) or int(most) != most or most < 0:
+            raise RegionDHError(f"max_distance must be auto or at least 0, not {most}")
+        return None
 
     def search(self, query: Query, options: SearchOptions | None = None) -> SearchResult:
         """The nearest images or objects; see the module for their order.
@@ -140,21 +171,30 @@ class SearchService:
         self.check(options, len(query.objects))
         if options.rerank is not None and fine_values(query, options.rerank_by) is None:
             raise RegionDHError(_LACKS[options.rerank_by])
+        threshold = self.threshold(options, len(query.objects))
+        most = options.max_distance
+        if threshold is not None:
+            most = threshold.distance
+        assert not isinstance(most, str)  # check() refuses any other text
+        options = replace(options, max_distance=most)
         items, index = self.folder.items, self._index(len(query.objects))
         photos = self._photo_filter(query, options)
         instances, images = None, None
         if options.class_name is not None:
             instances, images = self._class_filter(options.class_name)
-        if not query.objects:
-            answers = answers_to_image(items, index, query, options, photos, images)
-        elif len(query.objects) == 1:
-            answers = answers_to_object(items, index, query, options, photos, instances)
-        else:
-            answers = answers_to_objects(items, index, query, options, photos, instances)
+
+        def find(options: SearchOptions) -> list[Answer]:
+            if not query.objects:
+                return answers_to_image(items, index, query, options, photos, images)
+            if len(query.objects) == 1:
+                return answers_to_object(items, index, query, options, photos, instances)
+            return answers_to_objects(items, index, query, options, photos, instances)
+
+        answers = self._fold(find, options, photos) if options.fold_duplicates else find(options)
         counts = Counter(photos.left_out.values())
         unchecked = sum(answer.row in photos.unchecked for answer in answers)
         away = ""
-        if counts[PhotoState.AWAY] or unchecked:
+        if photos.check is not None and (counts[PhotoState.AWAY] or unchecked):
             away = describe_away(photos.check.away)
             if not answers and not counts[PhotoState.GONE] and not counts[PhotoState.CHANGED]:
                 raise IndexFileError(away)
@@ -172,6 +212,9 @@ class SearchService:
             away=counts[PhotoState.AWAY],
             unchecked=unchecked,
             away_reason=away,
+            max_distance=most,
+            threshold=threshold,
+            folded=options.fold_duplicates,
         )
 
     def search_by_class(
@@ -276,15 +319,46 @@ class SearchService:
     def _index(self, num_objects: int) -> HammingIndex:
         return self.folder.index("instance" if num_objects else "image")
 
+    def _fold(
+        self,
+        find: Callable[[SearchOptions], list[Answer]],
+        options: SearchOptions,
+        photos: PhotoFilter,
+    ) -> list[Answer]:
+        """The answers that ``find`` gives, each with its copies, which are no answers then."""
+        asked = options.topk
+        while True:
+            found = find(replace(options, topk=asked))
+            copies: set[int] = set()
+            answers: list[Answer] = []
+            for answer in found:
+                if answer.row in copies or len(answers) == options.topk:
+                    continue
+                rows = self._copies.of(answer.row)
+                if photos.inside is not None:
+                    rows = rows[photos.inside[rows]]
+                copies.update(rows.tolist())
+                there = rows[list(photos.take_present(rows, len(rows)))]
+                names = tuple(self.folder.items.file_names[row] for row in there)
+                answers.append(replace(answer, copies=names))
+            if len(answers) == options.topk or len(found) < asked:
+                return answers
+            asked *= _GROWTH
+
     def _photo_filter(self, query: Query, options: SearchOptions) -> PhotoFilter:
         items = self.folder.items
         same_file, same_content = self.rows_like(query.file_name, query.content_sha256)
         order = np.full(len(items), 2, np.int8)
         order[same_file], order[same_content] = 0, 1
+        same = np.concatenate([same_file, same_content])
+        inside = self.rows_below(options.within) if options.within else None
+        if options.exclude_self:
+            inside = np.ones(len(items), bool) if inside is None else inside
+            inside[same] = False
         return PhotoFilter(
-            same=np.concatenate([same_file, same_content]),
+            same=same,
             order=order,
-            inside=self.rows_below(options.within) if options.within else None,
+            inside=inside,
             check=PhotoCheck(items) if options.check_files else None,
         )
 

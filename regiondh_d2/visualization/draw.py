@@ -202,7 +202,7 @@ def _label_places(
     """Possible places of a label, XYXY, the best first: above its box, inside it, below it."""
     (width, height), (x1, x2), (y1, y2) = size, sorted(box[::2]), sorted(box[1::2])
     lefts = (x1, x2 + 1 - width)
-    places = []
+    places: list[tuple[float, ...]] = []
     for top in (y1 - height, y1, y2 + 1, y2 + 1 - height):
         for left in lefts:
             left = min(max(left, 0), max(0, bounds[0] - width))
@@ -323,9 +323,9 @@ def picture_format(path: str | os.PathLike) -> str:
         RegionDHError: no format with this ending can be written.
     """
     ending = Path(path).suffix.lower()
-    found = Image.registered_extensions().get(ending)
-    try:  # the writers of some formats write nothing, or no color
-        Image.new("RGB", (8, 8)).save(BytesIO(), found or "")
+    found = Image.registered_extensions().get(ending, "")
+    try:  # some formats have a writer that writes nothing, or no picture in color
+        Image.new("RGB", (8, 8)).save(BytesIO(), found)
     except (KeyError, OSError, ValueError):
         raise RegionDHError(
             f"{display_name(path)}: {ending or 'no ending'!r} is no image format; use .png"

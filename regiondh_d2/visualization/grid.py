@@ -79,8 +79,9 @@ class Tile:
         """The name of the image's file; "" if there is none."""
         if self.file_name or isinstance(self.image, Image.Image):
             return os.fspath(self.file_name)
-        absent = isinstance(self.image, AbsentPicture)
-        return os.fspath(self.image.file_name if absent else self.image)
+        if isinstance(self.image, AbsentPicture):
+            return os.fspath(self.image.file_name)
+        return os.fspath(self.image)
 
     def fit(self, box: tuple[int, int]) -> Image.Image | AbsentPicture:
         """:func:`fit_image`, or a placeholder after any exception."""
@@ -159,7 +160,8 @@ def draw_grid(
     if max(map(len, rows)) > 1:
         # A legend of the colors, and a line between queries and results.
         left, top = layout.corner(0, 1)
-        x, y = layout.margin, layout.margin + 26
+        x: float = layout.margin
+        y = layout.margin + 26
         for color, text in _legend(rows):
             draw.rectangle((x, y + 2, x + 11, y + 13), fill=color)
             x = draw_line(picture, (x + 18, y), text, 14, FAINT, picture.width) + 22

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def _axes(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style = dict.fromkeys(
+    style: dict[Any, Any] = dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
     )
     style |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
@@ -236,12 +236,15 @@ def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
 
     figure, axes = _axes(f"Codes of images of one class: {meaning}", size=(9.2, 5.4))
     from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
 
     axes.set_xticks([])
     axes.set_yticks([])
-    colors = colormaps["tab20"].colors
-    style = {"linestyle": "", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.8}
-    style["rasterized"] = True  # or a page would have a path for every image
+    tab20 = colormaps["tab20"]
+    assert isinstance(tab20, ListedColormap)
+    colors = np.asarray(tab20.colors).tolist()
+    style: dict[str, Any] = {"linestyle": "", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.8}
+    style["rasterized"] = True  # or a page would hold a path for each of many images
     for class_id in sorted(frequent):
         chosen = single & (classes == class_id)
         if chosen.any():

@@ -112,13 +112,13 @@ def search_tiles(result: SearchResult, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
 
 
 def _answer_tile(answer: Answer, wanted: set[str] | None, max_pixels: int) -> Tile:
-    boxes = [found and found.box for found in answer.objects]
+    boxes = [None if found is None else found.box for found in answer.objects]
     image = _with_boxes(answer.file_name, boxes, max_pixels)
     caption = f"distance {answer.distance}"
     if wanted is None or answer.labels is None:
         classes = [found.class_name for found in answer.objects if found]
-        names = dict.fromkeys(classes or answer.labels or ())
-        return Tile(image, caption, [(name, False) for name in names], GRAY, answer.file_name)
+        predicted = dict.fromkeys(classes or answer.labels or ())
+        return Tile(image, caption, [(name, False) for name in predicted], GRAY, answer.file_name)
     names = sorted(answer.labels, key=lambda name: name not in wanted)  # shared ones first
     frame = GREEN if wanted & set(names) else RED
     shared = [(name, name in wanted) for name in names]

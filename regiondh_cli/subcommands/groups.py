@@ -1,0 +1,36 @@
+"""Group the photos of an index that show the same, and list near duplicates.
+
+Photos of a group are no further apart than --max-distance, each from each other (complete linkage).
+Copies of a photo are listed apart: the first one alone takes part in a group. Needs no network.
+"""
+
+from ..arguments import CommandParser
+from ..legal_values import AUTO
+from ..options import (
+    add_max_distance_option,
+    add_overwrite_option,
+    add_root_option,
+    whole_number,
+)
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_argument("index", metavar="FOLDER", help="the index folder")
+    add_max_distance_option(parser, default=AUTO)
+    parser.add_argument(
+        "--max-size",
+        type=whole_number(2),
+        metavar="N",
+        help="the most photos of a group (default: any number)",
+    )
+    add_root_option(parser)
+    parser.add_argument(
+        "--no-file-check",
+        dest="check_files",
+        action="store_false",
+        help="also group photos that have gone or changed since they were encoded (default: they "
+        "are left out and counted)",
+    )
+    parser.add_argument("--save", metavar="GRID.png", help="also draw the largest groups")
+    parser.add_argument("--json", metavar="OUT.json", help="also write the groups and copies")
+    add_overwrite_option(parser)
