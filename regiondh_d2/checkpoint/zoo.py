@@ -24,7 +24,7 @@ SHIPPED = {
 # The short name of the config of each, which names its weights.
 CONFIGS = {"effnetlite0_voc07_64": "voc07/regiondh_effnetlite0_64"}
 
-# By the model fingerprint that codes of a network carry, its name.
+# Names of networks by their model fingerprints.
 FINGERPRINTS = {
     "f5d5003077f28418cd4e689ad5f3e5da2a955e89c2222f58f19e0bfb66e71149": "effnetlite0_voc07_64",
 }

@@ -179,7 +179,7 @@ def benchmark_search(args: argparse.Namespace) -> dict:
     database = random_codes(args.items)
     index.add(database)
     ways: dict[str, Search] = {"seconds": index.search}
-    # An index each: the codes that the last search left in the cache would help the next one.
+    # A separate index for each: otherwise the cache of one search would help the next.
     for name, use_heap in (("faiss_heap_seconds", True), ("faiss_counting_seconds", False)):
         # Any: FAISS's types are those of its C++ classes, which Python's wrappers change.
         raw: Any = faiss.IndexBinaryFlat(8 * database.shape[1])
@@ -294,7 +294,7 @@ def print_network(numbers: dict) -> None:
         print(f"{row['images']:>22}  {row['training']:8.3f}  {row['codes']:7.3f}")
 
 
-# What measures and what shows, by the name of the benchmark.
+# By the name of the benchmark, the functions that measure and print.
 BENCHMARKS = {
     "evaluation": (benchmark_evaluation, print_evaluation),
     "search": (benchmark_search, print_search),

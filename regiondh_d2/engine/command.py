@@ -276,7 +276,7 @@ def _quiet_workers() -> Iterator[None]:
 
 
 def _work(worker: Callable[..., object], args: tuple) -> None:
-    """The parent process sees of an exception only its text."""
+    """The parent process sees only the text of an exception."""
     _prepare_process()
     try:
         import_user_code()

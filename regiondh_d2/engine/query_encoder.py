@@ -53,7 +53,7 @@ class QueryEncoder:
             RegionDHError: the model encodes no images.
         """
         if not hasattr(model, "encode_images"):
-            raise RegionDHError(f"{type(model).__name__} codes no images; use RegionDH")
+            raise RegionDHError(f"{type(model).__name__} encodes no images; use RegionDH")
         self.model: Any = model  # nn.Module doesn't say what a network of ours can
         self.fingerprint = model_fingerprint(model)
         self.class_names = class_names

@@ -130,16 +130,16 @@ class RegionDHSearcher:
             rerank: how many nearest images to rerank by a finer distance.
             rerank_by: "activations" or "features", which few models have.
             within: folders; restricts the answers to photos in them.
-            check_files: whether to look at the files of answers, and to leave out those that have
-                gone or changed since they were encoded; the result counts them.
+            check_files: whether to look at the files of answers and leave out those that were
+                deleted or changed since they were encoded; the result counts them.
             max_distance: the largest distance of an answer, in bits, or "auto": calibrated as
                 :mod:`regiondh_d2.retrieval.thresholds` says. There may be no answer then.
             exclude_self: whether to leave the query itself out.
             fold_duplicates: whether the copies of a photo fill one answer.
 
         Returns:
-            For an image images, for objects images that hold them, each once, or with
-            ``all_objects`` objects; see :mod:`regiondh_d2.retrieval.service`. For a list of
+            For an image: similar images. For objects: images with these objects, or with
+            ``all_objects`` the objects. See :mod:`regiondh_d2.retrieval.service`. For a list of
             queries a list, in its order.
 
         Raises:

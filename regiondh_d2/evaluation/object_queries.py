@@ -157,7 +157,7 @@ def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeS
     if objects.bits != detected.bits:
         raise CodeFileError(
             f"the objects have {objects.bits} bits and those of the database "
-            f"{detected.bits}: code both with the same model"
+            f"{detected.bits}: encode both with the same model"
         )
     return notes
 

@@ -107,7 +107,7 @@ def count_pairs(
 
         near, gains = _nearest_first(near, gains, top)
         if found is not None:
-            # What earlier blocks left stands in front, since its rows are smaller.
+            # Items of earlier blocks come first, since their rows are smaller.
             near = np.concatenate((found[0], near), axis=1)
             gains = np.concatenate((found[1], gains), axis=1)
             near, gains = _nearest_first(near, gains, top)

@@ -141,7 +141,7 @@ class RetrievalEvaluator(DatasetEvaluator):
             check_comparable(known, self._database)
 
     def _check_database(self, codes: CodeSet, name: str, bits: int | None) -> None:
-        """Refuse codes that are not those of the dataset's database images."""
+        """Check that the codes are those of the dataset's database images."""
         if bits is not None and codes.bits != bits:
             raise CodeFileError(
                 f"{name} has codes of {codes.bits} bits, and the model makes {bits}: extract the "

@@ -30,7 +30,8 @@ def answers_to_image(
     Args:
         items: the indexed code set.
         index: of the images.
-        query: with the code of an image, and for a ``rerank`` what :func:`.fine_values` takes.
+        query: with the code of an image, and for a ``rerank`` the values that :func:`.fine_values`
+            needs.
         options: which answers; ``max_distance`` is a number or None.
         photos: which photos may answer.
         allowed: bool (N,), which images may answer by their class; None for all.

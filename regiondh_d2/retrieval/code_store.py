@@ -222,7 +222,7 @@ class _Reader:
         if version > VERSION:
             raise _NewerVersionError(f"format version {version}; this release reads {VERSION}")
         if version < 1:
-            raise CodeFileError(f"format version {version} is none")
+            raise CodeFileError(f"there is no format version {version}")
         columns: dict[str, Any] = {
             name: self._array(name, kinds)
             for name, (kinds, _, optional) in _COLUMNS.items()

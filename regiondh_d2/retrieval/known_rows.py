@@ -215,7 +215,7 @@ class KnownRows:
         if self._other_pixels[row] and self._pixels_changed(image.file_name):
             return False
         size, time = int(self._known.size[row]), int(self._known.mtime_ns[row])
-        if image.size == UNKNOWN:  # a file of a dataset that is not there
+        if image.size == UNKNOWN:  # a missing file of a dataset
             return True
         if size == UNKNOWN:
             return image.mtime_ns <= (self._written[row] if time == UNKNOWN else time)
@@ -240,7 +240,7 @@ class KnownRows:
         return self._hashes[image.file_name]
 
     def _match_contents(self, folders: Folders) -> None:
-        """Rows of other places for images that have none: of the same content."""
+        """Give images without a row the row of another path with the same content."""
         left = [index for index, row in enumerate(self._row_of) if row is None]
         rows_of: dict[bytes, list[int]] = {}
         sizes = set()
@@ -275,7 +275,7 @@ class KnownRows:
         return not (self._other_pixels[row] and self._pixels_changed(image.file_name))
 
     def _has_moved(self, row: int, image: ImageEntry, folders: Folders) -> bool:
-        """Whether the file of a row isn't where it was, and not only out of sight."""
+        """Whether the file of a row was deleted or moved, and isn't only hidden."""
         name = self._known.file_names[row]
         if folders.is_out_of_sight(name):
             return False

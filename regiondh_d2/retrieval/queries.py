@@ -151,13 +151,13 @@ class SearchResult:
         bits: length of the codes compared.
         answers: at most as many as were asked for.
         all_objects: whether an image may answer more than once.
-        gone, changed: how many photos were left out because their file has gone, or has changed
-            since it was encoded. Only those are counted that would have answered.
-        away: how many because nothing is known of them: their folder can't be read, or is missing
-            or empty, as that of a disk is that isn't plugged in.
-        unchecked: how many answers nothing is known of, and no root was recorded of either: the
-            codes may have been made elsewhere, as those of datasets and of version 0.1.
-        away_reason: a line about the folders of both, "" where there are none.
+        gone, changed: how many photos were left out because their file was deleted, or has changed
+            since it was encoded. Only photos that would have been answers count.
+        away: how many were left out because they can't be looked at: their folder can't be read, or
+            is missing or empty, such as that of an unplugged disk.
+        unchecked: how many answers can't be looked at and have no recorded root either, as in codes
+            of datasets and of version 0.1, which may have been made on another machine.
+        away_reason: a line about the folders of these photos, "" where there are none.
         max_distance: the largest distance that was allowed, or None for any.
         threshold: how it was calibrated, or None if it was given.
         folded: whether copies were folded into one answer.

@@ -20,8 +20,9 @@ code files. A query is a whole image, one object, or several objects. Answers ar
 With ``max_distance`` there are answers up to a distance only, and perhaps none: nothing is similar
 then. With ``fold_duplicates`` the copies of a photo fill one answer, that of the first one.
 
-Photos that have gone or changed since they were encoded are no answers; the next ones take their
-places. Only the files of answers are looked at, see :mod:`.photo_state`, when they are given.
+Photos that were deleted or changed since they were encoded are skipped, and the next ones take
+their places. Only the files of possible answers are looked at, during the search, see
+:mod:`.photo_state`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from .thresholds import AUTO, Threshold, calibrate_index
 __all__ = ["SearchService", "SnapshotHolder"]
 
 _GROWTH = 4  # how many times more answers are asked for where too many are copies
-_FOLDERS_KEPT = 16  # filters of ``within`` that are kept for the next query
+_FOLDERS_KEPT = 16  # how many filters of ``within`` are cached
 _NO_OBJECTS = (
     "the index has no detected objects to know classes from; extract the codes with objects"
 )

@@ -324,7 +324,7 @@ def picture_format(path: str | os.PathLike) -> str:
     """
     ending = Path(path).suffix.lower()
     found = Image.registered_extensions().get(ending, "")
-    try:  # some formats have a writer that writes nothing, or no picture in color
+    try:  # the writers of some formats write nothing, or no color
         Image.new("RGB", (8, 8)).save(BytesIO(), found)
     except (KeyError, OSError, ValueError):
         raise RegionDHError(

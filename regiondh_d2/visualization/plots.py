@@ -244,7 +244,7 @@ def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
     assert isinstance(tab20, ListedColormap)
     colors = np.asarray(tab20.colors).tolist()
     style: dict[str, Any] = {"linestyle": "", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.8}
-    style["rasterized"] = True  # or a page would hold a path for each of many images
+    style["rasterized"] = True  # or a page would have a path for every image
     for class_id in sorted(frequent):
         chosen = single & (classes == class_id)
         if chosen.any():
