@@ -19,7 +19,7 @@ setup:  ## create or refresh .venv (DETECTRON2_SOURCE chooses the Detectron2, se
 export PHOTOS_FOLDER := $(value PHOTOS)
 unexport PHOTOS
 
-demo: setup  ## generate scenes, train, code, evaluate, report and draw, into output/demo; or search your PHOTOS=folder
+demo: setup  ## generate scenes, train, encode, evaluate, report and draw, into output/demo; or search your PHOTOS=folder
 	$(PY) $(if $(value PHOTOS),tools/search_photos.py -- "$${PHOTOS_FOLDER}",tools/demo.py)
 
 test: setup  ## run the tests

@@ -1,4 +1,4 @@
-"""Comparisons of rows: paired bootstraps over queries, each query's metric averaged over seeds."""
+"""Compares rows by paired bootstraps over queries, with each query's metric averaged over seeds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,14 +36,14 @@ def paired_bootstrap(
     """
     if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
         raise RegionDHError(f"not the same queries: {a.shape} and {b.shape} values")
-    # One that is drawn is drawn for both methods, so the differences are what is drawn.
+    # A query is drawn for both methods, so it suffices to draw differences.
     difference = (a - b)[~np.isnan(a)]
     if not difference.size:
         raise RegionDHError("no query has a relevant image: there is nothing to compare")
     mean = float(difference.mean())
-    if difference.size == 1:  # always the one that is drawn
+    if difference.size == 1:  # every draw is the same
         return mean, mean, mean
-    from scipy.stats import bootstrap  # here, since it loads slowly and trainings need none of it
+    from scipy.stats import bootstrap  # imported here, since it is slow and trainings don't need it
 
     found = bootstrap(
         (difference,),
@@ -69,18 +69,17 @@ def differences(
 ) -> tuple[list[dict], list[str]]:
     """Each row against a reference row at the same length, each query's metric averaged over seeds.
 
-    Of the runs that are done on the dataset, those are compared that have each query's metrics
-    (:func:`.per_query`).
+    Only finished runs with each query's metrics (:func:`.per_query`) are compared.
 
     Args:
         runs: those of the reference and of the rows to compare it with.
         reference: the row from which the others' metrics are subtracted.
         networks, results, dataset, topk: see :func:`.per_query`.
-        earlier: what this function found of the same reference before. These differences stay
-            where nothing can be measured now, or only fewer seeds of either row.
+        earlier: an earlier result for the same reference. Its differences stay where nothing, or
+            only fewer seeds of a row, can be measured now.
 
     Returns:
-        The differences, by row, length and metric, and the names of those that stayed.
+        The differences, by row, length and metric, and the names of those kept from ``earlier``.
 
     Raises:
         RegionDHError: runs were measured on different data, or a file of results is damaged.
@@ -121,7 +120,7 @@ def differences(
 
 
 def _has_more_seeds(difference: dict, reference: int, against: int) -> bool:
-    # Older files don't count the reference's seeds: it had as many at least.
+    # Older files don't give the number of the reference's seeds, which was at least the same.
     seeds = difference.get("seeds", 1)
     return difference.get("reference_seeds", seeds) > reference or seeds > against
 

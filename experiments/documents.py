@@ -1,4 +1,4 @@
-"""Tables of results in Markdown, and the places of documents that they are put in."""
+"""Tables of results in Markdown, and their places in documents."""
 
 import dataclasses
 import re
@@ -28,9 +28,9 @@ def markdown_table(
 ) -> str:
     """A table of the runs that are done: mean and standard deviation over seeds.
 
-    Beside the metrics stand the means of the least and of the greatest MAP_min over all orders of
-    ties. Rows without any run are left out. Rows with a result that has an ``audit`` are marked,
-    and what that says stands below.
+    It also shows the means of the smallest and the largest MAP_min over all orders of ties. Rows
+    without any run are left out. Rows with a result that has an ``audit`` are marked, with its text
+    below the table.
 
     Args:
         rows: in the order of the table.
@@ -63,7 +63,7 @@ def markdown_table(
 
 
 def markdown_differences(found: Sequence[dict], names: Sequence[str] = ()) -> str:
-    """A table of what :func:`.differences` found.
+    """A table of the result of :func:`.differences`.
 
     Args:
         found: the differences.
@@ -84,7 +84,7 @@ def markdown_differences(found: Sequence[dict], names: Sequence[str] = ()) -> st
 
 
 def require_dataset(rows: Sequence[Row], results: ResultFolder, dataset: str) -> None:
-    """Checks that a table of a dataset would hold something.
+    """Check that a table of a dataset would not be empty.
 
     Raises:
         RegionDHError: no run of any row was measured on it; the text names the datasets that have
@@ -100,16 +100,16 @@ def require_dataset(rows: Sequence[Row], results: ResultFolder, dataset: str) ->
 
 
 def fill_document(text: str, rows: Sequence[Row], results: ResultFolder) -> str:
-    """Put the tables of what is done in the places that a document has for them.
+    """Fill the places for tables in a document.
 
-    A place is what stands between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`) or
+    A place is the text between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`) or
     ``<!-- differences: DATASET REFERENCE ROW... -->`` (:func:`markdown_differences`), and the next
-    ``<!-- end -->``. No row means all rows. A number among the rows shows only runs of that many
+    ``<!-- end -->``. Without rows, all are shown. A number among the rows selects runs of that many
     bits.
 
     Args:
         text: the document.
-        rows, results: the table of the study, and what is done of it.
+        rows, results: the table of the study and its results.
 
     Returns:
         The document with new tables.
@@ -159,7 +159,7 @@ def _read_differences(results: ResultFolder, dataset: str, reference: str) -> li
 
 
 def _check_places(text: str) -> None:
-    """Refuses a document of which :func:`fill_document` would replace too much, or nothing."""
+    """Check that a document has places for tables, each with an end."""
     begin = None
     for mark in re.finditer(r"<!-- *(?:(end)|(?:table|differences)\b).*?-->", text):
         if not mark[1] and begin:

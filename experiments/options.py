@@ -1,4 +1,4 @@
-"""Arguments that the commands of the study share, and their checks."""
+"""Shared arguments of the study's commands, and their checks."""
 
 import argparse
 from pathlib import Path
@@ -40,7 +40,7 @@ def add_study_options(parser: argparse.ArgumentParser, rows: str, older_name: st
 
 
 def check_study_options(args: argparse.Namespace) -> ResultFolder:
-    """Refuses files where folders are needed; returns the folder of results.
+    """Check that folders aren't files; return the folder of results.
 
     Raises:
         CommandError: an option names a file.

@@ -1,8 +1,8 @@
-"""Plots of what experiments.run measured: metrics against bits, and curves of one length.
+"""Plots the results of experiments.run: metrics against bits, and curves of one length.
 
 Metrics against bits come from the files of results. Precision and recall over Hamming radii,
 precision at k, the maps of codes and the first answers of all rows to the same queries come from
-the code files of the first seed, where they are.
+the code files of the first seed, if they exist.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def metrics_against_bits(
 def draw_against_bits(
     rows: Sequence[Row], results: ResultFolder, dataset: str, topk: int, output: Path
 ) -> None:
-    """Draw each metric against the code length; a row of one length makes no line.
+    """Draw each metric against the code length; a row with a single length is left out.
 
     Args:
         rows, results, dataset, topk: what is drawn, see :func:`metrics_against_bits`.

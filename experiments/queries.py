@@ -1,7 +1,6 @@
 """Each query's metrics of a run: kept with the results, or measured with the run's code files.
 
-Code files and kept metrics must be of the network whose result they stand for; anything else is
-refused.
+Code files and kept metrics of another network than that of the result are refused.
 """
 
 from pathlib import Path
@@ -35,12 +34,12 @@ def per_query(
 ) -> dict[str, np.ndarray] | None:
     """:data:`SHOWN` of each query, as kept with the results, or measured with the code files.
 
-    What is measured is kept from then on, also when the code files are deleted.
+    Measured values are stored, so that the code files may be deleted.
 
     Args:
         run: a run that may have a result.
         networks: the folder of all networks, with their code files.
-        results, dataset: where it is kept, and what was searched.
+        results, dataset: the folder of results, and the dataset.
         topk: the metrics' cut-off.
 
     Returns:
@@ -70,7 +69,7 @@ def per_query(
 def check_means(
     run: Run, arrays: dict[str, np.ndarray], metrics: dict[str, float], dataset: str, source: Path
 ) -> None:
-    """Refuses values of queries whose means aren't the metrics of the result.
+    """Check that the means of the queries' values are the metrics of the result.
 
     The means of two networks differ, so this needs no fingerprint.
 
@@ -89,7 +88,7 @@ def check_means(
         if values is None or np.isnan(values).all():
             continue
         values = values.astype(np.float64)
-        # Half precision rounds each value by 2^-11 of itself at most.
+        # Half precision changes a value by at most a factor of 2^-11.
         if abs(np.nanmean(values) - known) > 2.0**-11 * np.nanmean(abs(values)) + 1e-6:
             raise RegionDHError(
                 f"{source} is of another network than the result of {run.name}: {name} on "
@@ -134,7 +133,7 @@ def read_run_codes(run: Run, networks: Path, dataset: str) -> tuple[CodeSet, Cod
     for file, code_set in zip(files, codes, strict=True):
         if network and code_set.model_fingerprint not in ("", network):
             raise RegionDHError(
-                f"{file} was coded by model {code_set.model_fingerprint[:12]}, not by "
+                f"{file} was encoded by model {code_set.model_fingerprint[:12]}, not by "
                 f"{networks / run.name / 'model_final.pth'} ({network[:12]}): delete the folder "
                 f"{folder.parent} and run the row again to measure that"
             )

@@ -1,10 +1,10 @@
 """The folder of results: a file for each row, each query's metrics, and differences of rows.
 
 ``ROW.json`` holds the results of a row's runs: ``{"row": NAME, "runs": [...]}``, an entry for each
-code length and seed with what was measured and all that it depends on. A run that has an entry is
-done. ``per_query/RUN.npz`` holds each query's metrics of one run, for bootstraps; it stays a file a
-run, since it is binary and a training writes it whole. ``differences/DATASET_REFERENCE.json`` holds
-what :mod:`.comparison` found.
+code length and seed with the measurements and everything that they depend on. A run with an entry
+is done. ``per_query/RUN.npz`` holds each query's metrics of one run, for bootstraps; it stays a
+file a run, since it is binary and a training writes it whole.
+``differences/DATASET_REFERENCE.json`` holds the results of :mod:`.comparison`.
 
 Version 0.1 wrote one file a run, ``RUN.json``, and ``differences_DATASET_REFERENCE.json``. They are
 read where the folder has nothing newer.
@@ -32,14 +32,14 @@ from .rows import Row, Run
 __all__ = ["ResultFolder", "as_dict", "read_json", "require_metrics", "retrain"]
 
 LOCK = ".lock"
-LOCK_SECONDS = 600.0  # how long to wait for another process, which holds the lock for milliseconds
+LOCK_SECONDS = 600.0  # how long to wait for another process; it needs only milliseconds
 
 
 class ResultFolder:
     """The results in a folder.
 
-    Any number of processes may write results at once, also of one row: each reads the row's file
-    and replaces it while it holds the folder's lock.
+    Several processes may write results at once, even of one row: each holds the folder's lock while
+    it reads and replaces the row's file.
 
     Attributes:
         path: the folder; it need not exist yet.
@@ -61,7 +61,7 @@ class ResultFolder:
         """The result of a run, None if there is none.
 
         Raises:
-            RegionDHError: the file is damaged, or the row has other options now than the result.
+            RegionDHError: the file is damaged, or the row's options have changed since.
         """
         file = self.row_file(run.row)
         result = self._read_row(run.row).get((run.bits, run.seed))
@@ -75,7 +75,7 @@ class ResultFolder:
         return result
 
     def is_of_version_0_1(self, run: Run) -> bool:
-        """Whether the result of a run is read from a file of its own."""
+        """Whether the result of a run is in a file of version 0.1."""
         in_row = (run.bits, run.seed) in self._read_row(run.row)
         return not in_row and self._old_file(run).is_file()
 
@@ -137,7 +137,8 @@ class ResultFolder:
             np.savez_compressed(file, **arrays)
 
     def read_differences(self, dataset: str, reference: str) -> list[dict] | None:
-        """What :func:`.comparison.differences` found of a reference row, None if there is no file.
+        """The result of :func:`.comparison.differences` for a reference row, None if there is no
+        file.
 
         Raises:
             RegionDHError: the file is damaged.
@@ -161,7 +162,7 @@ class ResultFolder:
         return found
 
     def write_differences(self, dataset: str, reference: str, found: Sequence[dict]) -> Path:
-        """Write what :func:`.comparison.differences` found; returns the file."""
+        """Write the result of :func:`.comparison.differences`; return the file."""
         file = self.differences_file(dataset, reference)
         write_json(file, found)
         return file
@@ -182,7 +183,7 @@ class ResultFolder:
         entries = as_dict(content).get("runs")
         keys = [_key(entry) for entry in entries] if isinstance(entries, list) else [None]
         if None in keys or len(set(keys)) < len(keys):
-            what = "a run without bits and seed" if None in keys else "a run stands twice"
+            what = "a run without bits and seed" if None in keys else "a run occurs twice"
             what = what if isinstance(entries, list) else "no runs"
             raise RegionDHError(
                 f"{file} is damaged ({what}): restore it, or delete it to train the row again"
@@ -199,12 +200,12 @@ class ResultFolder:
 
 
 def retrain(run: Run) -> str:
-    """What to do so that a run with a result is trained again; the end of a message."""
+    """The end of a message: how to train a run with a result again."""
     return f"drop the result with --forget {run.name} to train again"
 
 
 def require_metrics(metrics: dict[str, Any], names: Sequence[str], topk: int, file: Path) -> None:
-    """Checks that a result has the metrics that a table or a plot shows.
+    """Check that a result has the metrics of a table or plot.
 
     Args:
         metrics: of one dataset, by names ``METRIC@K`` and ``METRIC@K-END``.
@@ -230,7 +231,7 @@ def require_metrics(metrics: dict[str, Any], names: Sequence[str], topk: int, fi
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         RegionDHError: the file is damaged.
@@ -287,7 +288,7 @@ def _check_content(result: Any, run: Run, file: Path) -> None:
 
 
 def _check_command(result: dict, run: Run, file: Path) -> None:
-    """Refuses a result that was trained by other options than the row has now."""
+    """Check that the result was trained with the row's present options."""
     command = result.get("command")
     if not isinstance(command, str) or not command:
         return
@@ -297,7 +298,7 @@ def _check_command(result: dict, run: Run, file: Path) -> None:
         raise RegionDHError(
             f"{file} is damaged ({run.name}: command: {error}): restore it, or {retrain(run)}"
         ) from error
-    # The user chooses the folder of networks: theirs is that of the command's OUTPUT_DIR.
+    # The folder of networks may differ; take it from the command's OUTPUT_DIR.
     ours = run.command(Path(theirs[-1] if theirs else "").parent)
     if theirs == ours:
         return

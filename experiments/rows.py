@@ -19,7 +19,7 @@ from regiondh_d2.utils.errors import InputNotFoundError, RegionDHError
 __all__ = ["Row", "Run", "pick_rows", "read_table"]
 
 KEYS = ("title", "config", "bits", "seeds", "opts")
-# What a run's own bits, seed and folder set.
+# Set by a run's bits, seed and folder.
 OWN_OPTIONS = {"MODEL.REGION_DH.BITS": "bits", "SEED": "seeds", "OUTPUT_DIR": "--networks"}
 
 
@@ -74,8 +74,8 @@ class Run:
 def read_table(path: str | os.PathLike) -> list[Row]:
     """The rows of a table's file.
 
-    It holds ``defaults`` (``config``, ``bits``, ``seeds``, ``opts``) and ``rows``, from a name to
-    ``title`` and what differs. A row's ``opts`` follow those of the defaults.
+    It holds ``defaults`` (``config``, ``bits``, ``seeds``, ``opts``) and ``rows``: by name, a
+    ``title`` and the differences from the defaults. A row's ``opts`` follow those of the defaults.
 
     Raises:
         InputNotFoundError: there is no such file.
@@ -113,7 +113,7 @@ class _TableLoader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = sorted({str(name) for name in names if names.count(name) > 1})
         if twice:
-            raise RegionDHError(f"{twice[0]} stands twice in it")
+            raise RegionDHError(f"{twice[0]} occurs twice in it")
         return super().construct_mapping(node, deep)
 
 

@@ -1,7 +1,7 @@
-"""Train and measure the rows of the study's table; what is done is skipped.
+"""Train and measure the rows of the study's table; finished runs are skipped.
 
-A run that was interrupted goes on from its last checkpoint, if that was trained with what the row
-has now; otherwise the row is refused, and its folder is the user's to delete. All rows are checked
+An interrupted run continues from its last checkpoint if that was trained with the row's present
+settings. Otherwise the row is refused, and you may delete the run's folder. All rows are checked
 before any is trained.
 """
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="python -m experiments.run", description=__doc__.splitlines()[0])
     add_study_options(parser, rows="run", older_name="--output")
     add_import_option(parser)
-    parser.add_argument("--list", action="store_true", help="only say what is done and what isn't")
+    parser.add_argument("--list", action="store_true", help="only list finished and missing runs")
     parser.add_argument(
         "--summary",
         metavar="DATASET",

@@ -1,7 +1,7 @@
-"""Training and measuring a run, and the checks before a result is filed or kept.
+"""Trains and measures a run, and checks it before a result is stored.
 
-A result is filed for the network that was measured, and for no other. A training goes on only if
-the network in its folder was trained with the row's config, starting weights and images
+A result is stored only for the network that was measured. A training is resumed only if the network
+in its folder was trained with the row's config, starting weights and images
 (:mod:`regiondh_d2.engine.training_record`).
 """
 
@@ -45,15 +45,15 @@ __all__ = ["check_result", "check_run", "train_run"]
 CHECKOUT = Path(__file__).resolve().parents[1]
 TRAIN_NET = CHECKOUT / "tools" / "train_net.py"
 BOX_AP = ("bbox/AP", "bbox/AP50")
-SAVE_SECONDS = 30.0  # between writings of the time that a running part has taken
+SAVE_SECONDS = 30.0  # between writings of the time that the running part has taken
 
 
 def check_result(
     run: Run, networks: Path, result: dict, checksum: Callable[[str], str] = data_checksum
 ) -> None:
-    """Refuses a result whose row's config, weights or data have changed since.
+    """Check that the row's config, weights and data haven't changed since a result.
 
-    What isn't here, such as the images of results that came with the table, isn't compared.
+    Missing files, such as the images of results that came with the table, aren't compared.
 
     Args:
         run: a run that is done.
@@ -91,7 +91,7 @@ def check_result(
 def check_run(
     run: Run, networks: Path, checksum: Callable[[str], str] = data_checksum
 ) -> tuple[CfgNode, Training]:
-    """Checks before its training that a run can be trained, in its folder.
+    """Check that a run can be trained in its folder.
 
     Args:
         run: a run without a result.
@@ -99,11 +99,11 @@ def check_run(
         checksum: :func:`.data_checksum`, which may be cached while many runs are checked.
 
     Returns:
-        Its config, and what it would be trained with.
+        Its config, and the record of its training.
 
     Raises:
-        RegionDHError: the row's config or options can't be used, or the run's folder has a network
-            that was trained with something else, or that doesn't say with what.
+        RegionDHError: the row's config or options can't be used, or the network in the run's folder
+            was trained with other settings, or has no record of them.
     """
     row = run.row
     try:
@@ -120,12 +120,12 @@ def check_run(
     checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
     if checkpoint is None:
         path = cfg.MODEL.WEIGHTS
-        # A file below the folder of networks may be another row's, which is trained before.
+        # A file below the folder of networks may come from another row, which is trained first.
         known = not path or "://" in path or Path(path).is_relative_to(networks)
         if not known and not os.path.isfile(path):
             raise RegionDHError(f"row {row.name}: MODEL.WEIGHTS {path}: no such file")
         return cfg, now
-    fix = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {row.name} anew"
+    fix = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {row.name} again"
     if not checkpoint.is_file():
         raise RegionDHError(f"{checkpoint}, the last checkpoint there, is missing: {fix}")
     before = recorded_training(checkpoint)
@@ -145,13 +145,13 @@ def check_run(
 
 
 def train_run(run: Run, networks: Path, results: ResultFolder) -> dict:
-    """Train and evaluate a run, or go on with it, and write its result.
+    """Train and evaluate a run, or resume it, and write its result.
 
     Returns:
         The result.
 
     Raises:
-        RegionDHError: see :func:`check_run`; or what was measured is of another network.
+        RegionDHError: see :func:`check_run`; or another network was measured.
         CommandError: the training failed; the text names its log.
     """
     cfg, training = check_run(run, networks)
@@ -187,7 +187,7 @@ def train_run(run: Run, networks: Path, results: ResultFolder) -> dict:
         source = folder / "inference" / dataset
         check_means(run, measured, result["metrics"][dataset], dataset, source)
         arrays |= measured
-    # First, since a run that has a result counts as done.
+    # First, since a run with a result counts as done.
     results.write_per_query(run, arrays)
     results.write(run, result)
     return result
@@ -198,14 +198,14 @@ class Minutes:
 
     Attributes:
         parts: of each part; the running one is the last.
-        lost: whether earlier parts began the network and nothing is known of their time.
+        lost: whether the time of earlier parts is unknown.
     """
 
     def __init__(self, folder: Path, training: str):
         """
         Args:
             folder: of the training.
-            training: a digest of what it is trained with; minutes of anything else don't count.
+            training: a digest of the training's record; minutes of other trainings don't count.
         """
         self._file = folder / "minutes.json"
         self._training = training
@@ -226,7 +226,7 @@ class Minutes:
 def _run_timed(arguments: Sequence[str], log: Path, minutes: Minutes) -> int:
     """Run a command, and write its time every :data:`SAVE_SECONDS` and at its end.
 
-    So not more than that is lost if this process is killed, too.
+    So a killed process loses no more than that.
 
     Returns:
         The command's exit status.
@@ -248,7 +248,7 @@ def _run_timed(arguments: Sequence[str], log: Path, minutes: Minutes) -> int:
 
 
 def _check_measured(cfg: CfgNode) -> None:
-    """Refuses datasets with which nothing would be measured after the training."""
+    """Check that there is something to measure after the training."""
     if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
         raise RegionDHError("DATASETS.TRAIN and DATASETS.TEST must each name a dataset")
     for name in cfg.DATASETS.TEST:
@@ -266,10 +266,10 @@ def _metrics(folder: Path, dataset: str) -> dict[str, float]:
 
 def _box_ap(folder: Path, datasets: Sequence[str]) -> dict[str, float]:
     """Box AP on the queries of the first dataset; empty for networks without boxes."""
-    # A line holds the scalars that were new at its time.
+    # A line holds the scalars that were new when it was written.
     last: dict[str, float] = {}
     for line in (folder / "metrics.json").read_text(errors="replace").splitlines():
-        with suppress(ValueError):  # a part that was killed may leave half a line
+        with suppress(ValueError):  # a killed part may leave half a line
             last |= as_dict(json.loads(line))
     prefix = f"{datasets[0]}/" if len(datasets) > 1 else ""
     return {key: last[prefix + key] for key in BOX_AP if prefix + key in last}

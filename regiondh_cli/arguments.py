@@ -1,8 +1,8 @@
-"""Command lines: options and config overrides ``KEY VALUE`` in any order, and nothing in silence.
+"""Command lines: options and config overrides ``KEY VALUE`` in any order, nothing ignored.
 
-``argparse`` alone gives everything that follows the first override to the overrides, options as
-well; lets an option with several values take overrides that follow it; takes a value such as
-``-5,-5,50,60`` for an option; and completes abbreviations by guessing.
+``argparse`` by itself treats options after the first override as overrides, gives overrides to a
+preceding option with several values, mistakes a value such as ``-5,-5,50,60`` for an option, and
+accepts abbreviated options.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["DEBUG_VARIABLE", "CommandParser", "is_config_key"]
 DEBUG_VARIABLE = "REGIONDH_DEBUG"
 OVERRIDES = "opts"  # where the KEY VALUE pairs go, as in Detectron2's own parser
 
-# Several levels with dots between them: MODEL.ROI_HEADS.NUM_CLASSES
+# Several parts with dots between them: MODEL.ROI_HEADS.NUM_CLASSES
 _LEVELS = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
 _SEVERAL = ("+", "*")
 
 
 @lru_cache
 def _config_keys() -> frozenset[str]:
-    """Every key of the config. Only the library knows them, whose import takes seconds."""
+    """Every key of the config. They are in the library, whose import takes seconds."""
     cfg = importlib.import_module("detectron2.config").get_cfg()
     config = importlib.import_module("regiondh_d2.config")
     config.add_regiondh_config(cfg)
@@ -40,12 +40,11 @@ def _config_keys() -> frozenset[str]:
 
 
 def is_config_key(word: str) -> bool:
-    """Whether a word of a command line is a key of the config, or is meant as one.
+    """Whether a word of a command line is a key of the config, or a mistyped one.
 
-    A key of the config always is (a file of that name is written with its folder:
-    ``./MODEL.DEVICE``). Another word is meant as a key, mistyped, if it has the form of one and a
-    first level that the config has or nearly has, and if there is no file of that name: neither
-    ``IMG_0001.JPG`` nor a photo ``MODEL.JPG`` is a key.
+    To name a file with the name of a key, write its folder: ``./MODEL.DEVICE``. Another word counts
+    as a mistyped key if it has the form of a key, its first part is (nearly) one of the config's,
+    and no file has that name: neither ``IMG_0001.JPG`` nor a photo ``MODEL.JPG`` is a key.
     """
     keys = _config_keys()
     if word in keys:
@@ -57,7 +56,7 @@ def is_config_key(word: str) -> bool:
 
 
 def _may_be_key(word: str) -> bool:
-    """:func:`is_config_key`, also where the library can't be imported."""
+    """:func:`is_config_key`, even if the library can't be imported."""
     if not _LEVELS.fullmatch(word):
         return False
     try:
@@ -77,7 +76,7 @@ class _Store(argparse.Action):
 
 
 class _Debug(argparse.Action):
-    """Sets :data:`DEBUG_VARIABLE`, which processes that this one starts see, too."""
+    """Sets :data:`DEBUG_VARIABLE`, which child processes inherit."""
 
     def __init__(self, option_strings, dest, **kwargs):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **kwargs)
@@ -91,10 +90,10 @@ class CommandParser(argparse.ArgumentParser):
 
     - Options, overrides (:meth:`add_overrides`) and other arguments may stand in any order.
     - The value of an option may begin with one dash; ``--opt=VALUE`` takes any value.
-    - ``--`` ends the options and overrides: what follows is files, or what else the command takes.
-    - Options are written out in full. An unknown one is an error that names the nearest.
-    - An empty value is an error, but as that of an override (``MODEL.WEIGHTS ""``).
-    - Of an option with one value the last counts; one with several values adds them up.
+    - ``--`` ends the options and overrides: the rest are files or other arguments.
+    - Options can't be abbreviated. An unknown option is an error that suggests a similar one.
+    - An empty value is an error, except in an override (``MODEL.WEIGHTS ""``).
+    - If an option is repeated, its last value counts, or for an option with several values all.
     - An error is one line on standard error, and exit status 2.
     - ``--debug`` shows the traceback of any error, see
       :func:`regiondh_d2.engine.command.run_command`.
@@ -118,7 +117,7 @@ class CommandParser(argparse.ArgumentParser):
             OVERRIDES,
             nargs="*",
             metavar="KEY VALUE",
-            help="config overrides, such as MODEL.DEVICE cpu (a file that is named as a key is "
+            help="config overrides, such as MODEL.DEVICE cpu (a file that is named like a key is "
             "written ./NAME)",
         )
 
@@ -134,9 +133,10 @@ class CommandParser(argparse.ArgumentParser):
         return namespace, extras
 
     def _get_values(self, action, arg_strings):
-        """As argparse; an empty text, as an unset variable of a shell leaves, is no value.
+        """As argparse, but an empty text, such as an unset shell variable, is an error.
 
-        As a folder it would be the working directory. The words of a subcommand are for its parser.
+        As a folder it would be the working directory. The words of a subcommand are left to its
+        parser.
         """
         if "" in arg_strings and action.nargs != argparse.PARSER:
             raise argparse.ArgumentError(action, "the value is empty")
@@ -213,7 +213,7 @@ class CommandParser(argparse.ArgumentParser):
         return any(not a.option_strings and a.dest != OVERRIDES for a in self._actions)
 
     def _refuse(self, word: str) -> NoReturn:
-        """Ends with the nearest thing that the command knows."""
+        """Exit with an error that suggests a similar option or key."""
         options = list(self._option_string_actions)
         if word.startswith("-"):
             message = f"{word}: no such option"

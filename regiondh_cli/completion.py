@@ -1,7 +1,7 @@
-"""Scripts for shells that complete the words of ``regiondh``, made from its parsers.
+"""Shell scripts for the completion of ``regiondh``, made from its parsers.
 
-A script is static: while a word is completed no Python runs. It knows the subcommands, the options
-of each, and the values of options that take one of a few. Everything else is completed as a file.
+The scripts are static: completion runs no Python. They complete subcommands, options, and the
+values of options with a fixed set of them. Everything else is completed as a file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Level:
 
 
 def levels(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[Level]:
-    """A parser's level and, after it, those of its subcommands."""
+    """The level of a parser, then those of its subcommands."""
     commands: dict[str, str] = {}
     options: dict[str, str] = {}
     values: dict[str, tuple[str, ...]] = {}

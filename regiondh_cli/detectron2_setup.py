@@ -1,8 +1,8 @@
-"""Which Detectron2 is used, and how one is installed.
+"""Finds and installs Detectron2.
 
 Detectron2 has no official release on the package registry, so it is no requirement of this package:
 ``regiondh setup-detectron2`` installs it into the environment that runs it, ``make setup`` into
-``.venv``. Both do what stands here, with the standard library alone.
+``.venv``. Both use this module, which needs only the standard library.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ LOG_NAME = "regiondh-setup.log"
 HEARTBEAT_S = 15.0
 NEEDS = "detectron2-needs"  # the extra of this package with what Detectron2's Python files import
 
-# Run inside the environment: is there a Detectron2, and does what we build on import? Features
-# are tried, versions never compared: two different Detectron2 call themselves 0.6.
+# Run inside the environment: is there a Detectron2, and can the parts that we need be imported?
+# Versions are not compared, since two different Detectron2 call themselves 0.6.
 PROBE = r"""
 import importlib, importlib.util, json, sys, warnings
 from importlib import metadata
@@ -88,7 +88,7 @@ class Source:
     Attributes:
         kind: "keep", "registry", "checkout", "python-files" (a checkout without building) or
             "requirement".
-        value: what identifies it: a folder, a pip requirement, or the pin of the registry's copy.
+        value: a folder, a pip requirement, or the pin of the registry's copy.
     """
 
     kind: str
@@ -109,16 +109,16 @@ REGISTRY = Source("registry", f"{REGISTRY_REQUIREMENT} sha256:{REGISTRY_SHA256}"
 
 
 def parse_source(text: str, build: bool = True) -> Source | None:
-    """Read what a person named as the source of Detectron2.
+    """Parse the source of Detectron2 that a user named.
 
     Args:
         text: SOURCE of ``regiondh setup-detectron2``, or the value of DETECTRON2_SOURCE; empty for
-            no opinion, "registry" for the registry's copy, a folder with a checkout, the path of a
-            wheel, or a pip requirement.
+            none, "registry" for the registry's copy, a folder with a checkout, the path of a wheel,
+            or a pip requirement.
         build: whether a checkout is built (True) or its Python files are used as they are.
 
     Returns:
-        The source, or None for no opinion.
+        The source, or None if none was named.
 
     Raises:
         SetupError: if the value names a folder or file that cannot be one.
@@ -150,19 +150,19 @@ def parse_source(text: str, build: bool = True) -> Source | None:
 def choose_source(wanted: Source | None, found: dict, recorded: Source | None) -> Source:
     """Decide which Detectron2 to use.
 
-    An explicit wish wins, or a person could not switch. Without one, an importable Detectron2 is
-    kept, and the registry's copy is the fallback.
+    A named source wins, so that users can switch. Without one, an importable Detectron2 is kept,
+    and the registry's copy is the fallback.
 
     Args:
-        wanted: what a person named; None for no opinion.
+        wanted: the source that the user named, or None.
         found: the probe's answer (`path`, `version`, `compiled`, `error`).
         recorded: the source this script installed earlier into this environment, if any.
 
     Returns:
-        A source of kind "keep" if nothing is to be done, else what to install.
+        A source of kind "keep" if there is nothing to do, else the source to install.
 
     Raises:
-        SetupError: if a Detectron2 that is not ours to replace is there and does not work.
+        SetupError: if there is a Detectron2 that does not work and that we may not replace.
     """
     works = bool(found.get("path")) and not found.get("error")
     if wanted is not None:
@@ -181,7 +181,7 @@ def choose_source(wanted: Source | None, found: dict, recorded: Source | None) -
 
 
 def explain_import_error(error: str | None) -> str:
-    """An import error of Detectron2, with its known fix where there is one."""
+    """An import error of Detectron2, with its fix if known."""
     error = error or "unknown error"
     fixes = {
         "'LINEAR'": "it is 0.6, too old for this Pillow: use the main branch",
@@ -248,7 +248,7 @@ def explain_failure(step: str, output: str, log: Path) -> str:
 
 
 def without_stray_rows(record: str) -> str:
-    """Rows of a wheel's RECORD that stay: those of `detectron2` and its metadata."""
+    """The rows of a wheel's RECORD to keep: those of `detectron2` and its metadata."""
     keep = [row for row in record.splitlines() if is_detectron2(row.split("/")[0])]
     return "".join(f"{row}\n" for row in keep)
 
@@ -262,7 +262,7 @@ def is_detectron2(top: str) -> bool:
 
 
 def read_json(path: Path) -> dict:
-    """A small JSON file of ours; empty if it is absent or torn."""
+    """A small JSON file of ours; empty if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -271,7 +271,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one."""
+    """Write a new file and rename it, so that a reader sees either the old or the new one."""
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(beside, path)
@@ -283,7 +283,7 @@ def log(text: str) -> None:
 
 
 class Environment:
-    """An environment of Python, and the commands that are run in it.
+    """A Python environment, and the commands that run in it.
 
     Attributes:
         folder: where it is, and where its log and the note about its Detectron2 go.
@@ -300,11 +300,11 @@ class Environment:
 
     @classmethod
     def current(cls) -> Environment:
-        """That of this process."""
+        """The environment of this process."""
         return cls(Path(sys.prefix), Path(sys.executable), Path(sysconfig.get_path("purelib")))
 
     def run(self, step: str, command: list[str], env: dict | None = None) -> str:
-        """Run a command, log its output, and tell every few seconds that it lives.
+        """Run a command, log its output, and print a line of progress every few seconds.
 
         Args:
             step: what the command does, for the progress and error lines.
@@ -373,7 +373,7 @@ class Environment:
 
     def probe(self) -> dict:
         """Ask the environment about its Detectron2."""
-        # -P keeps the current folder off the path: a folder named detectron2 there is no answer.
+        # -P keeps the current folder off the path: it may hold a folder named detectron2.
         command = [str(self.python), "-P", "-c", PROBE]
         output = self.run("looking for Detectron2", command)
         return json.loads([line for line in output.splitlines() if line.startswith("{")][-1])
@@ -392,7 +392,7 @@ def copy_checkout(checkout: Path, target: Path) -> Path:
 
 
 def stage_detectron2(environment: Environment, source: Source, work: Path) -> Path:
-    """Install Detectron2 into a folder of its own, so that a failure leaves the old one alone.
+    """Install Detectron2 into a separate folder, so that a failure doesn't affect the old one.
 
     Returns:
         The folder, holding `detectron2` and perhaps its metadata.
@@ -405,7 +405,7 @@ def stage_detectron2(environment: Environment, source: Source, work: Path) -> Pa
         pinned.write_text(registry_line(), encoding="utf-8")
         foreign = ["--python-version", REGISTRY_PYTHON, "--only-binary=:all:", "--no-compile"]
         environment.pip(step, *common, *foreign, "--require-hashes", "-r", str(pinned))
-        # Made for another Python; left in place, it would only look as if it could be used.
+        # Remove it, since it was compiled for another Python.
         for compiled in (staged / "detectron2").glob("_C.*"):
             compiled.unlink()
     elif source.kind == "python-files":
@@ -427,7 +427,7 @@ def stage_detectron2(environment: Environment, source: Source, work: Path) -> Pa
 
 
 def adopt_detectron2(environment: Environment, staged: Path) -> None:
-    """Replace the environment's Detectron2 by the staged one, and take nothing else over."""
+    """Replace the environment's Detectron2 by the staged one, and copy nothing else."""
     environment.source_file.unlink(missing_ok=True)
     site = environment.packages
     for name in ("detectron2", "sal-detectron2"):
@@ -449,7 +449,7 @@ def adopt_detectron2(environment: Environment, staged: Path) -> None:
 
 
 def recorded_source(environment: Environment) -> Source | None:
-    """The source that was installed into an environment from here; None for none."""
+    """The source that we installed into an environment, or None."""
     noted = read_json(environment.source_file)
     return Source(noted["kind"], noted["value"]) if {"kind", "value"} <= set(noted) else None
 
@@ -458,7 +458,7 @@ def settle_detectron2(environment: Environment, wanted: Source | None) -> dict:
     """Find or install Detectron2.
 
     Returns:
-        The probe's answer about the one that is used, with its `source` in words.
+        The probe's answer about the Detectron2 in use, with its `source` in words.
     """
     recorded = recorded_source(environment)
     found = environment.probe()
@@ -477,13 +477,14 @@ def settle_detectron2(environment: Environment, wanted: Source | None) -> dict:
 
 
 def install_needs(environment: Environment) -> None:
-    """Install what Detectron2's Python files import, as far as it isn't there.
+    """Install the missing packages that Detectron2's Python files import.
 
-    Detectron2 itself is installed without its own requirements: the pins of some are outdated.
+    Detectron2 itself is installed without its own requirements, since some of its pins are
+    outdated.
     """
     wanted = [x for x in requirements() or () if x.extra == NEEDS]
     lacking = missing(wanted)
-    if importlib.util.find_spec("cv2"):  # there are several packages of it
+    if importlib.util.find_spec("cv2"):  # several packages provide it
         lacking = [x for x in lacking if not x.name.startswith("opencv")]
     if lacking:
         log(f"installing what Detectron2 imports: {', '.join(x.name for x in lacking)}")
@@ -491,7 +492,7 @@ def install_needs(environment: Environment) -> None:
 
 
 def detectron2_line(found: dict) -> str:
-    """The one line that says which Detectron2 is used."""
+    """A line about the Detectron2 in use."""
     part = "with" if found["compiled"] else "without"
     return (
         f"Detectron2: {found['source']}; says version {found['version']}; "

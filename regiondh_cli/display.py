@@ -1,4 +1,4 @@
-"""How names of files, which may hold anything, are shown to people."""
+"""How to show file names, which may hold any character."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TextIO
 
 __all__ = ["display_name", "display_width", "print_line", "tolerate_any_text"]
 
-# Letters of these categories change how the text around them is shown, or show nothing at all:
-# control, format (of which are bidirectional overrides), surrogates (undecodable bytes of a file
-# name), and separators of lines and of paragraphs.
+# Letters of these categories are invisible or change how the text around them is shown: control,
+# format (such as bidirectional overrides), surrogates (undecodable bytes of a file name), and line
+# and paragraph separators.
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Emoji are joined by the first; the second chooses their form.
+# The first joins emoji, the second selects their form.
 _KEPT = {"\u200d", "\ufe0f"}
 
 
 def display_name(name: str | bytes | os.PathLike) -> str:
-    r"""A name as text for a terminal, a picture, a page or a log: one line, and harmless.
+    r"""A name as one line of harmless text for a terminal, a picture, a page or a log.
 
     Control characters and bytes that are not UTF-8 are escaped as in a Python string (``\n``,
     ``\x1b``, ``\xe9``, ``\u202e``); everything else stays as it is.
@@ -42,7 +42,7 @@ def _shown(letter: str) -> str:
 
 
 def display_width(text: str) -> int:
-    """Columns of a terminal that a displayed text takes: Chinese letters and the like take two."""
+    """The width of a displayed text in terminal columns; Chinese letters and the like take two."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     unseen = sum(letter in _KEPT or unicodedata.combining(letter) > 0 for letter in text)
     return len(text) + wide - unseen
@@ -59,9 +59,9 @@ def print_line(line: str, file: TextIO | None = None) -> None:
 
 
 def tolerate_any_text() -> None:
-    r"""Let standard output and error show what their encoding lacks escaped (``\u00e9``).
+    r"""Make standard output and error escape letters that their encoding lacks (``\u00e9``).
 
-    So printing a name never fails, whatever the locale is.
+    So printing a name never fails, in any locale.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not what a test or a notebook puts in their place

@@ -1,6 +1,6 @@
-"""What options may be, as literals: the library that defines the values can't be imported here.
+"""Legal values of options, as literals, since the library that defines them can't be imported here.
 
-A test compares each with the library's.
+A test compares them with the library's.
 """
 
 ENGINES = ("faiss", "numpy")
@@ -8,7 +8,7 @@ GRANULARITIES = ("image", "instance")
 RERANKINGS = ("activations", "features")
 AUTO = "auto"  # a calibrated --max-distance
 
-# Reference codes that need nothing but the code files, and those that need the network's weights.
+# Reference codes that need only the code files, and those that need the network's weights.
 REFERENCES = (
     "true_labels",
     "detected_classes",

@@ -1,4 +1,4 @@
-"""From a command line to the subcommand that it names."""
+"""Parses a command line and runs its subcommand."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _parser_options(module: ModuleType) -> dict:
 
 
 def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, CommandParser]:
-    """The parsers of a parser's subcommands by name; none where it has no subcommands."""
+    """The parsers of a parser's subcommands, by name."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return action.choices
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         return _run(args.subcommand, subparsers_of(parser)[args.subcommand], args)
 
-    return _tell_missing(start)
+    return _print_missing(start)
 
 
 def run_script(name: str, script: str, argv: Sequence[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def run_script(name: str, script: str, argv: Sequence[str] | None = None) -> int
         parser = subcommand_parser(name, os.path.basename(script))
         return _run(name, parser, parser.parse_args(argv))
 
-    return _tell_missing(start)
+    return _print_missing(start)
 
 
 def _run(name: str, parser: CommandParser, args: argparse.Namespace) -> int:
@@ -111,7 +111,7 @@ def _run(name: str, parser: CommandParser, args: argparse.Namespace) -> int:
         if hasattr(module, "run"):
             return module.run(args)
         _require_library()
-        # First the package, which keeps PyTorch quiet while it imports Detectron2.
+        # The package comes first: it turns off PyTorch's warnings while it imports Detectron2.
         work = importlib.import_module(f"regiondh_d2.commands.{subcommands.module_name(name)}")
         run_command = importlib.import_module("regiondh_d2.engine.command").run_command
     except KeyboardInterrupt:
@@ -122,10 +122,11 @@ def _run(name: str, parser: CommandParser, args: argparse.Namespace) -> int:
 
 
 class MissingError(Exception):
-    """What the library needs isn't installed, or does not import; the message is one line."""
+    """A package that the library needs isn't installed or can't be imported. The message is one
+    line."""
 
 
-# What fails first where a package is installed without what it needs, and the command that helps.
+# The packages that are missing first, and the commands that install them.
 _REQUIRED = {
     "torch": "PyTorch isn't installed: `pip install torch torchvision`, then `regiondh doctor`",
     "detectron2": "Detectron2 isn't installed: `regiondh setup-detectron2` installs it",
@@ -143,8 +144,8 @@ def _require_library() -> None:
             raise MissingError(line)
 
 
-def _tell_missing(start: Callable[[], int]) -> int:
-    """Run a command; a library that is missing or does not import is told in one line."""
+def _print_missing(start: Callable[[], int]) -> int:
+    """Run a command; print one line if a library is missing or can't be imported."""
     try:
         return start()
     except MissingError as error:
@@ -159,7 +160,7 @@ def _tell_missing(start: Callable[[], int]) -> int:
 
 
 def _import_failure(error: Exception) -> str | None:
-    """The line on an import that failed; None of a defect of ours."""
+    """The message about a failed import; None for a defect of ours."""
     if isinstance(error, ImportError):
         package = (error.name or "").split(".")[0]
         if package in _REQUIRED and isinstance(error, ModuleNotFoundError):

@@ -102,16 +102,16 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="the folder OLD of photos stands at NEW now; repeatable",
+        help="the folder OLD of photos was moved to NEW; repeatable",
     )
 
 
 def add_exclude_self_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--exclude-self`` of a measurement by queries that may be in the database."""
+    """Add ``--exclude-self``, for queries that may be in the database."""
     parser.add_argument(
         "--exclude-self",
         action="store_true",
-        help="leave a query that is in the database, too, out of its own ranking",
+        help="leave a query that is also in the database out of its own ranking",
     )
 
 
@@ -129,12 +129,12 @@ def add_max_distance_option(parser: argparse.ArgumentParser, default: str | None
 
 
 def add_rerank_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--rerank N`` and ``--rerank-by``; :func:`check_rerank_options` looks at them."""
+    """Add ``--rerank N`` and ``--rerank-by``; :func:`check_rerank_options` checks them."""
     parser.add_argument(
         "--rerank",
         type=positive_int,
         metavar="N",
-        help="order the N nearest images of a query anew, by a distance finer than that of codes",
+        help="rerank the N nearest images of a query by a distance finer than that of codes",
     )
     parser.add_argument(
         "--rerank-by",
@@ -146,7 +146,7 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with status 2 where ``--rerank-by`` lacks ``--rerank``; set its default, in place."""
+    """Exit with status 2 if ``--rerank-by`` is given without ``--rerank``; else set its default."""
     if args.rerank_by and args.rerank is None:
         parser.error("--rerank-by is of a second stage: give --rerank N, too")
     args.rerank_by = args.rerank_by or RERANKINGS[0]

@@ -1,4 +1,4 @@
-"""What this package requires, as its own metadata say, and what of it is here."""
+"""The requirements in this package's metadata, and which of them are installed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _BOUND = re.compile(r"\s*(?P<sign>==|!=|>=|<=|>|<|~=)\s*(?P<version>[\w.*+!-]+)\
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package that is required, or that an extra brings.
+    """A package that is required, or belongs to an extra.
 
     Attributes:
         name: of the package on the registry.
         bounds: of its version, such as ">=1.0,<2"; may be empty.
-        extra: the extra that brings it; "" where the package itself requires it.
+        extra: the extra with the package; "" if it is always required.
     """
 
     name: str
@@ -49,10 +49,10 @@ def requirements(lines: Iterable[str] | None = None) -> list[Requirement] | None
 
     Args:
         lines: as in ``Requires-Dist`` of a package's metadata; those of this package if None. A
-            line with another condition than an extra is left out: whether it holds here is for pip.
+            line with a condition other than an extra is left out; pip evaluates it.
 
     Returns:
-        The requirements; None where this package runs from a folder without being installed.
+        The requirements; None if this package runs from a folder without being installed.
     """
     if lines is None:
         try:
@@ -73,7 +73,7 @@ def requirements(lines: Iterable[str] | None = None) -> list[Requirement] | None
 
 
 def missing(wanted: Iterable[Requirement]) -> list[Requirement]:
-    """Those that aren't installed, or whose version is out of bounds."""
+    """The requirements that aren't installed, or whose version is out of bounds."""
     lacking = []
     for requirement in wanted:
         version = requirement.version()
@@ -85,7 +85,8 @@ def missing(wanted: Iterable[Requirement]) -> list[Requirement]:
 def satisfies(version: str, bounds: str) -> bool:
     """Whether a version is within bounds such as ">=1.0,<2", compared by its numbers.
 
-    Local parts (``+cu128``) and suffixes (``rc1``) don't count, and what isn't understood holds.
+    Local parts (``+cu128``) and suffixes (``rc1``) are ignored; bounds in an unknown form count as
+    met.
     """
     here = _numbers(version)
     for bound in filter(None, bounds.split(",")):

@@ -17,8 +17,8 @@ if importlib.util.find_spec("detectron2") is None:
     )
 
 with warnings.catch_warnings():
-    # Detectron2 and fvcore script functions when they are imported, of which PyTorch complains.
-    # What of it is deprecated is for their authors to know.
+    # Detectron2 and fvcore script functions on import, and PyTorch warns that this is deprecated.
+    # Only their authors can change that.
     for kind in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", kind)
     from . import checkpoint, data, modeling  # noqa: F401  (registration is the point of it)

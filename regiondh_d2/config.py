@@ -28,33 +28,33 @@ __all__ = [
     "training_settings",
 ]
 
-# Above this many pixels version 0.1, as Pillow by default, refused every image.
+# Version 0.1 refused every image of more pixels, as Pillow does by default.
 DEFAULT_MAX_PIXELS = 178_956_970
 
-# What data/image_reader.py makes of a file; to be raised when that changes. Version 0.1's, which
-# its code files don't name, is 1.
+# The version of data/image_reader.py. Raise it whenever a file gives other pixels than before.
+# Version 0.1 had 1, and its code files don't name it.
 _IMAGE_READER = 2
 
-# Keys of version 0.1 by their names then. Config files, KEY VALUE pairs and texts of settings may
-# still have these.
+# Keys that version 0.1 named otherwise. Old config files, KEY VALUE pairs and settings of code
+# files still have the old names.
 RENAMED_KEYS = {"MODEL.TIMM.HEAD_CONV_DIM": "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM"}
 
 # Three places ask whether two configs mean the same: code files (do these settings give the same
-# rows?), feature caches (the same features?) and checkpoints (the same training?). For each all
-# that a config holds counts, so that no key is forgotten, except the keys below. "*" is any text.
+# rows?), feature caches (the same features?) and checkpoints (the same training?). Every key
+# counts, so that none is forgotten, except those listed below. "*" matches any text.
 
-# Where things are, and on what they are computed.
+# Where files are, and which device computes.
 _PLACES = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
     "MODEL.DEVICE",
     "MODEL.REGION_DH.FEATURE_CACHE",
-    "MODEL.WEIGHTS",  # what is in them counts, and has its own place in each of the three
+    "MODEL.WEIGHTS",  # their contents count, and each of the three stores a hash of them
     "OUTPUT_DIR",
     "VERSION",
     "VIS_PERIOD",
 )
-# What is measured, when and how; nothing of it changes a network or a code.
+# Evaluation: changes neither a network nor a code.
 _EVALUATION = (
     "DATASETS.TEST",
     "TEST.AUG.*",
@@ -67,7 +67,7 @@ _EVALUATION = (
     "TEST.RETRIEVAL.EXCLUDE_SELF",
     "TEST.RETRIEVAL.TOPK",
 )
-# How a network is trained, which its weights tell.
+# Training: all of it is in the weights.
 _TRAINING = (
     "*_TRAIN",
     "DATALOADER.*",
@@ -112,9 +112,9 @@ _HEADS = (
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
     "TEST.*",
 )
-# What only says how often a training is saved and how its codes are stored.
+# How often a training is saved, and how its codes are stored.
 _SAVING = ("SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE", "TEST.RETRIEVAL.*")
-# Of the settings of a code file, what decides about detections alone or only about a training.
+# Settings of a code file that change detections only, or training only.
 _NOT_OF_IMAGE_CODES = (
     "*LOSS*",
     "MODEL.REGION_DH.LATENT_INIT_*",
@@ -157,7 +157,7 @@ def _add_region_dh(cfg: CN) -> None:
     node.LATENT_INIT_STD = 0.005
     node.LATENT_INIT_BIAS = 0.0
     # What the instance classifier reads: "h1" (the paper: the activations of H1) or "box_features"
-    # (fc7, so that H1 stands beside the classifier instead of under it).
+    # (fc7, so that H1 is beside the classifier, not below it).
     node.CLASSIFIER_INPUT = "h1"
 
     # Cross-proposal fusion. Which regions are fused, in training and at test alike:
@@ -245,7 +245,7 @@ def _add_retrieval(cfg: CN) -> None:
     node.TOPK = 1000
     # Whether objects marked difficult count as labels (the paper's numbers imply that they do).
     node.COUNT_DIFFICULT = True
-    # A code file of the database to search instead of coding the database again ("": code it).
+    # A code file of the database to search instead of encoding the database again ("": encode it).
     node.DATABASE_CODES = ""
     # True leaves a query that is in the database, too, out of its own ranking. Otherwise it finds
     # itself first, and a warning says how many do.
@@ -263,33 +263,34 @@ def max_pixels(cfg: CN) -> int:
 
 
 def code_settings(cfg: CN, **options: Any) -> str:
-    """What decides about the rows of a code file beside the weights, a line "KEY VALUE" each.
+    """The settings that change the rows of a code file beside the weights, a line "KEY VALUE" each.
 
     Args:
         cfg: the model's config.
-        options: more of the kind, such as whether there are codes of instances.
+        options: further settings, such as whether there are codes of instances.
     """
     return _settings(cfg, _NOT_OF_CODES, options)
 
 
 def feature_settings(cfg: CN) -> str:
-    """What decides about cached region features beside the weights, as :func:`code_settings`."""
+    """The settings that change cached region features, in the form of :func:`code_settings`."""
     return _settings(cfg, _NOT_OF_FEATURES, {})
 
 
 def training_settings(cfg: CN) -> str:
-    """What decides about a trained network beside the weights that it started from and its images,
-    as :func:`code_settings`. Of ``FEATURE_CACHE`` it matters whether there is one, not where.
+    """The settings that change a trained network, in the form of :func:`code_settings`.
+
+    ``FEATURE_CACHE`` counts as set or not; its folder doesn't matter.
     """
     cached = {"MODEL.REGION_DH.FEATURE_CACHE": bool(cfg.MODEL.REGION_DH.FEATURE_CACHE)}
     return _settings(cfg, _NOT_OF_TRAINING, cached)
 
 
 def parse_settings(text: str, kind: Callable[[CN], str] = code_settings) -> dict[str, str]:
-    """The values of a text of settings by key.
+    """The settings in a text, as a dict.
 
-    A key that the text lacks is newer than the text, and what had no such key was made as by its
-    default. An empty text tells nothing.
+    A key that the text lacks was added after the text was written. It gets its default, since older
+    versions worked as that default does. An empty text gives an empty dict.
 
     Args:
         text: what ``kind`` gave, of this version or of an older one.
@@ -299,7 +300,7 @@ def parse_settings(text: str, kind: Callable[[CN], str] = code_settings) -> dict
 
 
 def recorded_max_pixels(settings: str, otherwise: int = DEFAULT_MAX_PIXELS) -> int:
-    """The pixel limit that images were read with, by the settings of their code file.
+    """The pixel limit with which images were read, from the settings of their code file.
 
     Args:
         settings: what :func:`code_settings` gave; "" if unknown.
@@ -323,15 +324,17 @@ def changed_settings(
 
 
 def changes_of_image_codes(old: str, new: str) -> list[str]:
-    """How two texts of :func:`code_settings` differ in what decides about image codes, a phrase
-    each; none where one of them is empty, which tells nothing.
+    """The differences between two texts of :func:`code_settings` that change image codes, a phrase
+    each.
+
+    There are none if one text is empty, since nothing is known then.
     """
     if not (old and new):
         return []
     return [
         f"{key} {a} and {b}"
         for key, (a, b) in changed_settings(old, new).items()
-        # Options of what else is stored have no dot.
+        # Options that add columns have no dot in their names.
         if ("." in key or key == "IMAGE_READER")
         and not any(fnmatchcase(key, pattern) for pattern in _NOT_OF_IMAGE_CODES)
     ]
@@ -365,7 +368,7 @@ def _values(text: str) -> dict[str, str]:
 
 
 def _same_as_from_yaml(value: Any) -> Any:
-    """Tuples in a tuple: they come back as lists from a config.yaml, which has no tuples."""
+    """Nested tuples. YAML has no tuples, so a config.yaml gives lists."""
     if not isinstance(value, tuple):
         return value
     return tuple(_same_as_from_yaml(tuple(x) if isinstance(x, list) else x) for x in value)

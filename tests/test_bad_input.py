@@ -1,6 +1,6 @@
 """What users' configs and data can get wrong before and in training: one clear line each.
 
-Defects of VOC files are in test_voc.py, of images to code in test_extract.py, of code files in
+Defects of VOC files are in test_voc.py, of images to encode in test_extract.py, of code files in
 test_code_store.py, of weights in test_checkpoint.py.
 """
 

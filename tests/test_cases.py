@@ -443,7 +443,7 @@ def test_an_overwritten_photo_is_found_by_its_new_content(search_photos, photos,
     shutil.copy(query, changed)
     ran = search_photos(photos, "--query", query)
     assert (ran.status, len(ran.answers), ran.answers[0]) == (0, 3, (0, str(changed)))
-    assert "3 rows, 1 of them coded now" in ran.out
+    assert "3 rows, 1 of them encoded now" in ran.out
 
 
 def test_answers_are_from_the_folder_that_was_named(search_photos, photos, tmp_path):

@@ -188,14 +188,14 @@ class TestMissing:
         def start():
             raise error
 
-        assert cli._tell_missing(start) == 1
+        assert cli._print_missing(start) == 1
         assert capsys.readouterr().err == line
 
     def test_a_detectron2_that_does_not_import(self, tmp_path, monkeypatch, capsys):
         (tmp_path / "detectron2").mkdir()
         file = tmp_path / "detectron2/structures.py"
         code = compile("from PIL import Image; Image.LINEAR", file, "exec")
-        assert cli._tell_missing(lambda: exec(code)) == 1
+        assert cli._print_missing(lambda: exec(code)) == 1
         line = capsys.readouterr().err
         assert "use the main branch" in line
         assert "regiondh setup-detectron2 registry" in line
@@ -206,7 +206,7 @@ class TestMissing:
             raise ImportError("cannot import name 'x'", name="regiondh_d2.utils.text")
 
         with pytest.raises(ImportError):
-            cli._tell_missing(start)
+            cli._print_missing(start)
 
 
 class TestDoctor:

@@ -17,6 +17,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
 from documents import ROOT, blocks, commands
+from regiondh_cli.main import subcommand_parser
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.config_file import merge_config_file, merge_overrides
@@ -80,11 +81,15 @@ def check_command(words, load_tool):
         assert words[1] in targets
     elif words[0] == "pip":
         check_pip(words[1:])
+    elif words[0] == "eval":  # a command in "$(...)"
+        check_command(words[1].strip("$()").split(), load_tool)
     elif words[0] == "pre-commit":
         assert (ROOT / ".pre-commit-config.yaml").is_file()
     elif words[1:3] == ["-m", "pytest"]:
         files = [word.split("::")[0] for word in words[3:] if word.startswith("tests/")]
         assert all((ROOT / name).is_file() for name in files)
+    elif words[0].endswith("regiondh") and words[1] in ("completion", "doctor", "setup-detectron2"):
+        subcommand_parser(words[1]).parse_args(words[2:])  # these need no library
     elif words[0].endswith("regiondh"):
         check_arguments(load_tool(words[1].replace("-", "_")), words[2:])
     else:

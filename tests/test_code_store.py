@@ -418,7 +418,7 @@ def test_check_comparable():
     for changes, message in (
         ({"bits": 16}, "12 bits and the database 16"),
         ({"class_names": ["dog", "cat", "vögel"]}, "labels of different classes"),
-        ({"model_fingerprint": "cd" * 32}, "code both with the same model"),
+        ({"model_fingerprint": "cd" * 32}, "encode both with the same model"),
     ):
         with pytest.raises(CodeFileError, match=message):
             check_comparable(ours, make_code_set(**changes))

@@ -251,7 +251,7 @@ FILES = {
     "a tab": (b"MODEL:\n\tDEVICE: cpu\n", ", line 2: no valid YAML"),
     "no colon": (b"SEED: 1\nMODEL\n", ", line 3: no valid YAML"),
     "two documents": (b"SEED: 1\n---\nSEED: 2\n", "no valid YAML"),
-    "twice": (b"SEED: 1\nSEED: 2\n", ", line 2: SEED stands twice"),
+    "twice": (b"SEED: 1\nSEED: 2\n", ", line 2: SEED occurs twice"),
     "twice below": (b"MODEL:\n  DEVICE: cpu\n  DEVICE: cuda\n", ", line 3: MODEL.DEVICE stands"),
     "unknown": (b"MODEL:\n  DEVICES: cpu\n", "key: MODEL.DEVICES; did you mean MODEL.DEVICE?"),
     "a number": (b"1: 2\n", "no config"),

@@ -170,7 +170,7 @@ def test_reference_codes_and_a_second_stage_without_a_query_itself(
     [
         ({"codes": np.zeros((6, 4), bool)}, "3 bits and the database 4"),
         ({"class_names": ["a", "b", "d"]}, "class names"),
-        ({"model_fingerprint": "e" * 64}, "code both with the same model"),
+        ({"model_fingerprint": "e" * 64}, "encode both with the same model"),
         ({"labels": None}, "no labels in the database file"),
         ({"labels": np.zeros((6, 3))}, "nothing to measure"),
     ],

@@ -128,7 +128,7 @@ def test_crowds_are_no_objects_and_boxes_are_converted(tool):
 
 
 def test_an_image_with_a_crowd_alone(tool, encoder):
-    """Its image is coded, and it has no object."""
+    """Its image is encoded, and it has no object."""
     records = tool.load_records(QUERIES)
     crowd = [{**annotation, "iscrowd": 1} for annotation in records[0]["annotations"]]
     query, objects = encoder.encode([{**records[0], "annotations": crowd}, *records[1:]])
@@ -145,8 +145,8 @@ def test_failures_are_one_line_before_the_coding(tool, database, arguments, tmp_
     for options, opts, message in (
         (["--database", "absent.h5"], (), "absent.h5"),
         (["--database", unlabeled], (), "no labels in the database codes"),
-        (["--database", other], (), "and the database by eeeeeeeeeeee: code both with the same"),
-        ([], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN codes no objects"),
+        (["--database", other], (), "and the database by eeeeeeeeeeee: encode both with the same"),
+        ([], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN encodes no objects"),
         (["--dataset", "absent"], (), "absent"),
     ):
         assert tool.main(arguments(*options, "--json", str(out), opts=opts)) == 1

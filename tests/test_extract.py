@@ -127,7 +127,7 @@ def test_image_codes_alone(folder, tmp_path, make_model):
 
 
 def test_a_size_that_the_header_did_not_tell(tmp_path):
-    """A PNG whose orientation stands behind its pixels: its batch is coded in two."""
+    """A PNG whose orientation stands behind its pixels: its batch is encoded in two."""
     for name in ("a.png", "b.png"):
         save(tmp_path / name, 30, 40)
     exif = Image.Exif()
@@ -177,7 +177,7 @@ def test_bad_images_are_left_out_if_asked(with_bad, tmp_path):
 
 
 def test_bad_images_cost_no_codes(with_bad, tmp_path):
-    """Everything else is coded and waits until the images are fixed, or are to be left out."""
+    """Everything else is encoded and waits until the images are fixed, or are to be left out."""
     output = tmp_path / "codes.h5"
     result = extract_folder(with_bad, output)
     assert (result.coded, result.rows, result.complete) == (12, 0, False)
@@ -423,7 +423,7 @@ def test_a_damaged_part_is_coded_again(folder, tmp_path):
     lines = []
     result = extract_folder(folder, output, resume=True, log=lines.append)
     assert result.coded == 8
-    assert f"{part} is damaged: its images are coded again" in lines
+    assert f"{part} is damaged: its images are encoded again" in lines
     extract_folder(folder, tmp_path / "undisturbed.h5")
     assert output.read_bytes() == (tmp_path / "undisturbed.h5").read_bytes()
 
@@ -432,7 +432,10 @@ def test_a_damaged_part_is_coded_again(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_fingerprint": "e" * 64}, "was coded by model ffffffffffff, not by this one (eeee"),
+        (
+            {"model_fingerprint": "e" * 64},
+            "was encoded by model ffffffffffff, not by this one (eeee",
+        ),
         (
             {"settings": "INPUT.FORMAT 'BGR'\ninstances True"},
             "with INPUT.FORMAT 'RGB', which is now",
@@ -473,7 +476,7 @@ def test_a_setting_newer_than_the_file_had_its_default(folder, tmp_path):
 def test_nothing_is_known_of_settings_that_are_not_told(folder, tmp_path):
     output = tmp_path / "codes.h5"
     extract_folder(folder, output, settings="")
-    with pytest.raises(CodeFileError, match=r"was coded with INPUT\.FORMAT \(unknown\)"):
+    with pytest.raises(CodeFileError, match=r"was encoded with INPUT\.FORMAT \(unknown\)"):
         extract_folder(folder, output, resume=True)
 
 
@@ -574,8 +577,8 @@ def test_progress_tells_the_time_left(folder, tmp_path, monkeypatch):
     lines = []
     extract_folder(folder, tmp_path / "codes.h5", log=lines.append)
     assert lines[11] == "12 of 12 image headers read, 0.0 min left"
-    assert lines[12].startswith("2 of 12 images coded, ")
-    assert lines[-1] == "12 of 12 images coded, 0.0 min left"
+    assert lines[12].startswith("2 of 12 images encoded, ")
+    assert lines[-1] == "12 of 12 images encoded, 0.0 min left"
 
 
 # Settings

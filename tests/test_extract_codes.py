@@ -121,7 +121,7 @@ def test_a_dataset(tool, random_network, dataset, arguments, tmp_path, capsys):
     output = tmp_path / "codes.h5"
     assert tool.main(arguments(["--dataset", dataset], output, "--activations")) == 0
     printed = capsys.readouterr()
-    assert f"{output}: 11 rows, 11 of them coded now" in printed.out
+    assert f"{output}: 11 rows, 11 of them encoded now" in printed.out
     assert printed.err == ""
     codes = read_codes(output)
     records = DatasetCatalog.get(dataset)
@@ -157,7 +157,7 @@ def test_two_processes_write_the_file_of_one(
     images = [random_network.scenes]
     with forked():
         assert tool.main(arguments(images, output, "--batch-size", "2", "--num-gpus", "2")) == 0
-    assert f"{output}: 11 rows, 11 of them coded now" in capfd.readouterr().out
+    assert f"{output}: 11 rows, 11 of them encoded now" in capfd.readouterr().out
     assert output.read_bytes() == undisturbed.read_bytes()
 
 
@@ -214,7 +214,7 @@ def test_ctrl_c(random_network, arguments, tmp_path):
     _, err = process.communicate()
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        f"interrupted: go on with the same command and --resume ({output})"
+        f"interrupted: continue with the same command and --resume ({output})"
     )
     assert "Traceback" not in err
 
@@ -229,13 +229,13 @@ def test_bad_images(tool, arguments, tmp_path, capsys):
     first, second, last = errors_of(capsys)
     assert first == f"unreadable: {tmp_path / 'empty.jpg'}: the file is empty"
     assert second.startswith(f"unreadable: {tmp_path / 'half.png'}: damaged or incomplete")
-    assert last.startswith("error: 2 of 4 images can't be read; the others are coded: fix or")
+    assert last.startswith("error: 2 of 4 images can't be read; the others are encoded: fix or")
     assert not output.exists()
 
     assert tool.main(arguments([tmp_path], output, "--resume", "--skip-bad")) == 0
     printed = capsys.readouterr()
     assert printed.err.splitlines() == [first, second]
-    assert f"{output}: 2 rows, 0 of them coded now, 2 unreadable left out" in printed.out
+    assert f"{output}: 2 rows, 0 of them encoded now, 2 unreadable left out" in printed.out
     assert [Path(name).name for name in read_codes(output).file_names] == ["a.png", "b.png"]
 
     only_bad = arguments([tmp_path / "empty.jpg"], tmp_path / "none.h5", "--skip-bad")
@@ -256,7 +256,7 @@ def test_image_codes_alone_and_other_settings(
 
     assert tool.main(arguments(images, output, "--resume")) == 1
     (error,) = errors_of(capsys)
-    assert error.startswith(f"error: {output} was coded with instances False, which is now True")
+    assert error.startswith(f"error: {output} was encoded with instances False, which is now True")
 
 
 def test_features(tool, random_network, arguments, tmp_path, capsys):
@@ -287,7 +287,7 @@ def test_features(tool, random_network, arguments, tmp_path, capsys):
 
     assert tool.main(arguments(images, output, "--resume", opts=opts)) == 1
     (error,) = errors_of(capsys)
-    assert error.startswith(f"error: {output} was coded with features True, which is now False")
+    assert error.startswith(f"error: {output} was encoded with features True, which is now False")
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def one_image(tmp_path):
         (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "absent.pth"], "absent.pth: no such file"),
         (["MODEL.REGION_DH.BITS", "16"], "(first: roi_heads."),
-        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN codes no images"),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN encodes no images"),
     ],
 )
 def test_wrong_configs(tool, arguments, one_image, tmp_path, capsys, opts, message):
@@ -374,32 +374,32 @@ def test_photos_that_change(tool, arguments, tmp_path, monkeypatch, capsys):
         save(path, 50, 60)
     (photos / "notes.txt").touch()
     assert tool.main(arguments([photos, other], output)) == 0
-    assert "4 rows, 4 of them coded now" in capsys.readouterr().out
+    assert "4 rows, 4 of them encoded now" in capsys.readouterr().out
 
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an unchanged photo was opened"))
     monkeypatch.setattr(photo_files, "carries_mark", Image.open)
     assert tool.main(arguments([photos, other], output, "--resume")) == 0
     monkeypatch.undo()
-    assert "4 rows, 0 of them coded now" in capsys.readouterr().out
+    assert "4 rows, 0 of them encoded now" in capsys.readouterr().out
 
     (photos / "a.png").rename(photos / "z.png")
     (photos / "b.png").unlink()
     save(photos / "new.png", 50, 60).replace(photos / "c.png")
     assert tool.main(arguments([photos, other], output, "--resume")) == 0
     printed = capsys.readouterr()
-    assert "4 rows, 1 of them coded now" in printed.out
+    assert "4 rows, 1 of them encoded now" in printed.out
     assert "1 of the rows are of photos that have gone: remove them with --resume --" in printed.out
     assert "passed over: 1 .txt" in printed.out
     assert tool.main(arguments([photos, other], output, "--resume", "--prune")) == 0
     out = capsys.readouterr().out
-    assert "3 rows, 0 of them coded now, 1 of photos that have gone removed" in out
+    assert "3 rows, 0 of them encoded now, 1 of photos that have gone removed" in out
 
     other.rename(tmp_path / "unplugged")
     assert tool.main(arguments([photos, other], output, "--resume", "--prune")) == 0
     printed = capsys.readouterr()
     line = f"{other} is not there: nothing is changed of its 1 rows"
     assert printed.err.splitlines() == [line]
-    assert "3 rows, 0 of them coded now" in printed.out
+    assert "3 rows, 0 of them encoded now" in printed.out
     assert tool.main(arguments([other], output, "--resume")) == 1
     assert errors_of(capsys) == [f"error: {line} (a disk that isn't plugged in?)"]
     assert len(read_codes(output)) == 3
@@ -407,7 +407,7 @@ def test_photos_that_change(tool, arguments, tmp_path, monkeypatch, capsys):
     move = f"{other}={tmp_path / 'unplugged'}"
     images = [photos, tmp_path / "unplugged"]
     assert tool.main(arguments(images, output, "--resume", "--root", move)) == 0
-    assert "3 rows, 0 of them coded now" in capsys.readouterr().out
+    assert "3 rows, 0 of them encoded now" in capsys.readouterr().out
     assert sorted(read_codes(output).roots) == sorted(map(str, images))
 
 

@@ -1,4 +1,4 @@
-"""Images to code: entries of files and datasets, and the network's inputs."""
+"""Images to encode: entries of files and datasets, and the network's inputs."""
 
 import os
 

@@ -63,7 +63,7 @@ def test_an_approximate_index_answers_as_before_it_was_written(tmp_path, nprobe)
 def test_queries_of_another_model_are_refused(tmp_path):
     folder = write_index_folder(tmp_path / "index", make_items())
     assert folder.check_model(MODEL) == []
-    with pytest.raises(IndexFileError, match="coded by model abababababab, the query by cdcd"):
+    with pytest.raises(IndexFileError, match="encoded by model abababababab, the query by cdcd"):
         read_index_folder(tmp_path / "index").check_model("cd" * 32)
     (note,) = folder.check_model("")
     assert "the query has no model fingerprint" in note

@@ -1,4 +1,4 @@
-"""Which rows stay, move, are copied or are coded again when photos change between two runs."""
+"""Which rows stay, move, are copied or are encoded again when photos change between two runs."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ class Album:
         return path
 
     def run(self, *folders, resume=True, **options):
-        """Names of the files coded now, and what :meth:`CodeExtractor.extract` says."""
+        """Names of the files encoded now, and what :meth:`CodeExtractor.extract` says."""
         seen = []
 
         def model(inputs):
@@ -394,7 +394,7 @@ def test_a_photo_that_goes_during_the_run(album):
 
 
 def test_a_photo_that_changes_while_it_is_read(album):
-    """The row tells of the content that was coded."""
+    """The row tells of the content that was encoded."""
     path = album.save("e.png")
     reader = make_extractor()._load
 

@@ -174,8 +174,8 @@ def test_recalls_are_among_the_metrics(sets):
         (2, {"labels": None}, "no labels in the database codes"),
         (0, {"instances": None}, "no detected objects in the query codes"),
         (2, {"instances": None}, "no detected objects in the database codes"),
-        (2, {"model_fingerprint": "e" * 64}, "the database by eeeeeeeeeeee: code both with"),
-        (1, {"bits": 8}, "the objects have 8 bits and those of the database 4: code both"),
+        (2, {"model_fingerprint": "e" * 64}, "the database by eeeeeeeeeeee: encode both with"),
+        (1, {"bits": 8}, "the objects have 8 bits and those of the database 4: encode both"),
     ],
 )
 def test_codes_that_do_not_fit(sets, role, changes, message):

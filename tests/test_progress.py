@@ -19,32 +19,32 @@ def clock(monkeypatch):
 
 def test_a_line_every_few_seconds_and_at_the_end(clock):
     lines = []
-    counter = Progress(lines.append, "images coded", 8, every=50.0)
+    counter = Progress(lines.append, "images encoded", 8, every=50.0)
     for _ in range(8):
         clock[0] += 30.0
         counter.step()
     assert lines == [
-        "2 of 8 images coded, 3.0 min left",
-        "4 of 8 images coded, 2.0 min left",
-        "6 of 8 images coded, 1.0 min left",
-        "8 of 8 images coded, 0.0 min left",
+        "2 of 8 images encoded, 3.0 min left",
+        "4 of 8 images encoded, 2.0 min left",
+        "6 of 8 images encoded, 1.0 min left",
+        "8 of 8 images encoded, 0.0 min left",
     ]
 
 
 def test_counts_may_jump(clock):
     lines = []
-    counter = Progress(lines.append, "images coded", 40)
+    counter = Progress(lines.append, "images encoded", 40)
     clock[0] += 6.0
     counter.show(30)
     clock[0] += 1.0
     counter.show(40)
-    assert lines == ["30 of 40 images coded, 0.0 min left", "40 of 40 images coded, 0.0 min left"]
+    assert lines == [f"{done} of 40 images encoded, 0.0 min left" for done in (30, 40)]
 
 
 def test_short_work_and_other_processes_say_nothing(clock):
     lines = []
-    short = Progress(lines.append, "images coded", 2)
-    silent = Progress(None, "images coded", 2)
+    short = Progress(lines.append, "images encoded", 2)
+    silent = Progress(None, "images encoded", 2)
     for seconds in (1.0, 2.0):
         clock[0] += seconds
         short.step()
@@ -90,9 +90,9 @@ def shown(stream):
 
 def test_a_bar_on_a_terminal(terminal):
     lines = []
-    counter = Progress(lines.append, "images coded", 8, every=0.0)
+    counter = Progress(lines.append, "images encoded", 8, every=0.0)
     counter.step(2)
-    assert shown(terminal).startswith("images coded:  25%|")
+    assert shown(terminal).startswith("images encoded:  25%|")
     assert "2/8 [" in shown(terminal)
     counter.show(6, "loss 1.5")
     assert "6/8 [" in shown(terminal)
@@ -103,13 +103,13 @@ def test_a_bar_on_a_terminal(terminal):
 
 
 def test_no_bar_for_other_processes(terminal):
-    silent = Progress(None, "images coded", 2)
+    silent = Progress(None, "images encoded", 2)
     silent.step(2)
     assert terminal.getvalue() == ""
 
 
 def test_bars_of_stopped_work_go_away(terminal):
-    counter = Progress(print, "images coded", 8)
+    counter = Progress(print, "images encoded", 8)
     counter.step(2)
     close_bars()
     assert shown(terminal).strip() == ""
@@ -117,23 +117,23 @@ def test_bars_of_stopped_work_go_away(terminal):
 
 
 def test_nothing_to_do(terminal):
-    Progress(print, "images coded", 0).show(0)
+    Progress(print, "images encoded", 0).show(0)
     assert shown(terminal).strip() == ""
 
 
 def test_nothing_done_yet(clock):
     lines = []
-    counter = Progress(lines.append, "images coded", 4)
+    counter = Progress(lines.append, "images encoded", 4)
     counter.show(0)
     clock[0] += 6.0
     counter.show(0)
     clock[0] += 6.0
     counter.step(2)
-    empty = Progress(lines.append, "images coded", 0)
+    empty = Progress(lines.append, "images encoded", 0)
     clock[0] += 6.0
     empty.show(0)
     assert lines == [
-        "0 of 4 images coded",
-        "2 of 4 images coded, 0.2 min left",
-        "0 of 0 images coded",
+        "0 of 4 images encoded",
+        "2 of 4 images encoded, 0.2 min left",
+        "0 of 0 images encoded",
     ]

@@ -124,7 +124,7 @@ def test_spectral_bits_halve_and_quarter_an_interval(sets):
     expected = np.array([[int(bit) for bit in text] for text in expected]).T
     bits = bits_of(database)
     assert_same_up_to_complement(bits, expected)
-    # 3 is coded as in the database; the waves go on to 20, where they are -.5, -.5 and 1.
+    # 3 is encoded as in the database; the waves go on to 20, where they are -.5, -.5 and 1.
     assert (bits_of(query)[0] == bits[3]).all()
     assert ((bits_of(query)[1] == bits[0]) == [False, False, True]).all()
 

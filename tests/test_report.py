@@ -391,7 +391,7 @@ def test_a_few_codes_of_one_bit(tool, files, queries, capsys):
     ("changes", "message"),
     [
         ({"labels": None}, "database.h5: extract the codes from a labeled dataset"),
-        ({"model_fingerprint": "e" * 64}, "code both with the same model"),
+        ({"model_fingerprint": "e" * 64}, "encode both with the same model"),
         ({"labels": np.zeros((IMAGES, 4))}, "nothing to measure"),
     ],
 )

@@ -156,7 +156,7 @@ def test_activations_of_the_database_are_not_needed():
 
 def test_codes_that_cannot_be_measured():
     query, database = make_codes(0, 5), make_codes(1, 40)
-    with pytest.raises(CodeFileError, match="code both with the same model"):
+    with pytest.raises(CodeFileError, match="encode both with the same model"):
         evaluate_reranking(replace(query, model_fingerprint="e" * 64), database, [3], 10)
     query.labels[:] = 0
     with pytest.raises(ValueError, match="no query shares a label"):

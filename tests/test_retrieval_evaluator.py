@@ -231,7 +231,9 @@ def test_a_database_coded_with_other_settings_is_refused(dataset, tmp_path, tiny
     assert RetrievalEvaluator(dataset.name, database_codes=path, settings=alike)
     assert RetrievalEvaluator(dataset.name, database_codes=path)
     tiny_cfg.merge_from_list(changed)
-    with pytest.raises(CodeFileError, match=rf"database\.h5 was coded with .*{changed[0]} \d+ and"):
+    with pytest.raises(
+        CodeFileError, match=rf"database\.h5 was encoded with .*{changed[0]} \d+ and"
+    ):
         RetrievalEvaluator(dataset.name, database_codes=path, settings=code_settings(tiny_cfg))
     query = replace(read_codes(path), settings=code_settings(tiny_cfg))
     (note,) = [n for n in check_comparable(query, read_codes(path)) if "settings" in n]
@@ -245,10 +247,10 @@ def test_a_coded_database_needs_all_queries_and_no_other_image(dataset, tmp_path
     queries = [i for i, role in enumerate(ROLES) if role != "database"]
     feed(RetrievalEvaluator(dataset.name, topk=5, database_codes=path), dataset, queries)
     assert "not processed" not in caplog.text
-    assert "coded again" not in caplog.text
+    assert "encoded again" not in caplog.text
     feed(RetrievalEvaluator(dataset.name, topk=5, database_codes=path), dataset, [0, *queries[1:]])
     assert "1 of its 7 images were not processed" in caplog.text
-    assert "1 images of the database were coded again" in caplog.text
+    assert "1 images of the database were encoded again" in caplog.text
 
 
 def test_queries_that_are_in_the_database_are_counted_and_left_out_on_request(dataset, caplog):

@@ -240,7 +240,7 @@ def test_another_model_is_refused(tool, random_network, workspace, arguments, tm
     error = error_of(capsys)
     own = read_index_folder(workspace / "index").items.model_fingerprint
     assert error.startswith(
-        f"error: {workspace / 'index'}: was coded by model {own[:12]}, the query"
+        f"error: {workspace / 'index'}: was encoded by model {own[:12]}, the query"
     )
     assert not out.exists()
 

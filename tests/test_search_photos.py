@@ -101,7 +101,7 @@ def test_again_with_changes_and_with_another_folder(tool, place, scenes, capsys)
     capsys.readouterr()
     assert tool.main(["mine", "--output", "mine/out", "--query", "query.jpg"]) == 0
     printed = capsys.readouterr()
-    assert "1 of them coded now" in printed.out
+    assert "1 of them encoded now" in printed.out
     found = answers_of(printed.out)
     assert found == [str(place / "mine" / name) for name in ("b.jpg", "c.jpg")]
     table = printed.out.split("rank  distance  image\n")[1]
@@ -158,7 +158,7 @@ def test_an_interrupted_step_is_told_how_to_go_on(tool, steps, place, monkeypatc
 
     monkeypatch.setattr(tool, "subcommand", load)
     assert tool.main(["mine"]) == 130
-    assert capsys.readouterr().err == "interrupted: run it again to go on\n"
+    assert capsys.readouterr().err == "interrupted: run it again to continue\n"
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_features_of_models_that_give_them(searcher, photo):
 
 
 def test_a_model_that_codes_no_images(searcher):
-    with pytest.raises(ValueError, match="Linear codes no images; use RegionDH"):
+    with pytest.raises(ValueError, match="Linear encodes no images; use RegionDH"):
         QueryEncoder(torch.nn.Linear(2, 2), None)
 
 
@@ -195,7 +195,8 @@ def test_from_folder(random_network, workspace):
     opts = [*opts, "INPUT.MIN_SIZE_TEST", "96"]
     (note,) = RegionDHSearcher.from_folder(index, config, opts).notes
     assert (
-        note == "the index was coded with another INPUT.MIN_SIZE_TEST than 96: distances may be off"
+        note
+        == "the index was encoded with another INPUT.MIN_SIZE_TEST than 96: distances may be off"
     )
 
 

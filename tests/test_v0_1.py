@@ -1,6 +1,6 @@
 """Files of version 0.1, which this version must open: see data/v0_1/make.py for how they were made.
 
-What is encoded here is coded by the fixtures' own network, which is tiny.
+What is encoded here is encoded by the fixtures' own network, which is tiny.
 """
 
 import os
@@ -118,11 +118,11 @@ def test_the_checkpoint_is_the_network_of_the_codes(network):
 
 
 def test_resume(tool, network, album, capsys):
-    """Rows learn what is known of their photos; only pixels that are read otherwise are coded."""
+    """Rows learn what is known of their photos; only pixels that are read otherwise are encoded."""
     before = read_codes(album / "codes.h5")
     run = ("--input", album / "photos", "--output", album / "codes.h5", "--resume")
     assert extract(tool, network, *run) == 0
-    assert "6 rows, 1 of them coded now" in capsys.readouterr().out
+    assert "6 rows, 1 of them encoded now" in capsys.readouterr().out
     codes = read_codes(album / "codes.h5")
     assert (codes.roots, codes.relative_paths) == ([str(album / "photos")], NAMES)
     for row, name in enumerate(codes.file_names):
@@ -134,7 +134,7 @@ def test_resume(tool, network, album, capsys):
     assert sorted(os.listdir(album)) == ["codes.h5", "parts.h5.parts", "photos"]
 
     assert extract(tool, network, *run) == 0
-    assert "6 rows, 0 of them coded now" in capsys.readouterr().out
+    assert "6 rows, 0 of them encoded now" in capsys.readouterr().out
 
 
 def test_photos_newer_than_the_code_file_are_coded_again(tool, network, album, capsys):
@@ -142,7 +142,7 @@ def test_photos_newer_than_the_code_file_are_coded_again(tool, network, album, c
         set_age(album / "photos" / name, album / "codes.h5", age)
     run = ("--input", album / "photos", "--output", album / "codes.h5", "--resume")
     assert extract(tool, network, *run) == 0
-    assert "6 rows, 2 of them coded now" in capsys.readouterr().out
+    assert "6 rows, 2 of them encoded now" in capsys.readouterr().out
 
 
 def test_an_unfinished_extraction_goes_on(tool, network, album, capsys):
@@ -150,7 +150,7 @@ def test_an_unfinished_extraction_goes_on(tool, network, album, capsys):
         os.utime(part, ns=(os.stat(album / "codes.h5").st_mtime_ns,) * 2)
     run = ("--input", album / "photos", "--output", album / "parts.h5", "--resume")
     assert extract(tool, network, *run) == 0
-    assert "6 rows, 4 of them coded now" in capsys.readouterr().out
+    assert "6 rows, 4 of them encoded now" in capsys.readouterr().out
     assert sorted(os.listdir(album)) == ["codes.h5", "parts.h5", "photos"]
 
 
@@ -159,7 +159,7 @@ def test_a_moved_folder(tool, network, album, capsys):
     run = ("--input", album / "moved", "--output", album / "codes.h5", "--resume")
     move = f"{album / 'photos'}={album / 'moved'}"
     assert extract(tool, network, *run, "--root", move) == 0
-    assert "6 rows, 1 of them coded now" in capsys.readouterr().out
+    assert "6 rows, 1 of them encoded now" in capsys.readouterr().out
     assert read_codes(album / "codes.h5").roots == [str(album / "moved")]
 
 
@@ -167,11 +167,11 @@ def test_a_link_to_the_folder_gives_no_doubles(tool, network, album, capsys):
     (album / "link").symlink_to(album / "photos")
     run = ("--input", album / "link", "--output", album / "codes.h5", "--resume")
     assert extract(tool, network, *run) == 0
-    assert "6 rows, 1 of them coded now" in capsys.readouterr().out
+    assert "6 rows, 1 of them encoded now" in capsys.readouterr().out
 
 
 def test_rows_of_photos_that_the_run_does_not_look_at(tool, network, album):
-    """They take what can be known, and whatever may have changed is coded at the next look."""
+    """They take what can be known, and whatever may have changed is encoded at the next look."""
     set_age(album / "photos" / "a.png", album / "codes.h5", -HOUR)
     (album / "photos" / "e.png").rename(album / "gone.png")
     written = os.stat(album / "codes.h5").st_mtime_ns

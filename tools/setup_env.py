@@ -1,9 +1,9 @@
 """Set up `.venv` for regiondh_d2: pinned packages, Detectron2 and this package itself.
 
-Runs on a bare Python, so it uses the standard library alone. `make setup` calls it. Running it
-again costs a fraction of a second while nothing changed, because a stamp in the environment
-records what it was made from. The stamp goes first and comes last, so an interrupted set-up is
-taken up again, never believed.
+It uses only the standard library, since it runs on a bare Python. `make setup` calls it. A file in
+the environment, the stamp, records what the environment was made from; if nothing has changed, a
+second run takes a fraction of a second. A set-up deletes the stamp at its start and writes it at
+its end, so after an interruption the next run continues.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MIN_PYTHON = (3, 11)
 
 PACKAGE_EXTRAS = "detectron2-needs,search,demo,weights,heic,dev"
 STAMP_NAME = "regiondh-setup.json"
-# Files that an environment depends on.
+# A change of these files changes the environment.
 STAMPED = (
     "constraints.txt",
     "setup.py",
@@ -60,7 +60,7 @@ def stamp_key(root: Path, source: str, build: bool, system_site: bool, python: s
     digest = hashlib.sha256()
     for name in STAMPED:
         digest.update(name.encode() + b"\0" + (root / name).read_bytes() + b"\0")
-    # The root is part of it: a moved checkout has an environment full of old absolute paths.
+    # With the root, since the environment of a moved checkout is full of old absolute paths.
     facts = [str(root), source.strip(), build, system_site, python]
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
@@ -80,7 +80,7 @@ class VirtualEnvironment(Environment):
         self.stamp = folder / STAMP_NAME
 
     def ensure(self, system_site: bool) -> None:
-        """Create the environment, or anew if it is of another Python or half made."""
+        """Create the environment; replace one that has another Python or is incomplete."""
         config = self.folder / "pyvenv.cfg"
         if self.folder.exists() and not config.is_file() and any(self.folder.iterdir()):
             raise SetupError(
@@ -125,7 +125,7 @@ def set_up(arguments: argparse.Namespace) -> None:
         wanted = parse_source(source, build)
     except SetupError as error:
         raise SetupError(f"DETECTRON2_SOURCE={error}") from error
-    # A relative path means another folder elsewhere, so the key takes what it points to.
+    # Resolved, since a relative path depends on the current folder.
     named = wanted.value if wanted else ""
     python = f"{platform.python_version()} {sys.base_prefix}"
     key = stamp_key(ROOT, named, build, arguments.system_site_packages, python)

@@ -1,14 +1,14 @@
-"""The subcommands: a module each, of its name with ``_`` for ``-``.
+"""The subcommands: a module each, named after the subcommand with ``_`` for ``-``.
 
 A module has:
 
 - a docstring, whose first line is shown by ``--help``;
 - ``add_arguments(parser)``;
-- ``check(parser, args)``, where options exclude or need each other; it ends with status 2;
+- ``check(parser, args)``, if options exclude or need each other; it exits with status 2;
 - ``PARSER``, further arguments of its parser;
-- ``INTERRUPTED``, the line after Ctrl-C, a format of the arguments' values;
-- ``run(args)``, which returns the exit status, of a subcommand that needs the standard library
-  alone. That of any other is in the module of the same name in ``regiondh_d2.commands``.
+- ``INTERRUPTED``, the line after Ctrl-C, a format string for the arguments' values;
+- ``run(args)``, which returns the exit status, if the subcommand needs only the standard library.
+    Otherwise it is in the module of the same name in ``regiondh_d2.commands``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NAMES = (
 
 
 def module_name(name: str) -> str:
-    """The last part of the name of a subcommand's modules."""
+    """The name of a subcommand's modules, without the package."""
     return name.replace("-", "_")
 
 

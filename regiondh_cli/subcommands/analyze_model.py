@@ -1,6 +1,6 @@
 """Parameters, operations and time of a network, by part: backbone, RPN, RoI head, hash heads.
 
-Needs nothing but a config: weights are random and the image is noise. How many boxes pass NMS
+It needs only a config: weights are random and the image is noise. The number of boxes that pass NMS
 depends on both, so measure the time of a trained network with a photo.
 """
 

@@ -1,9 +1,9 @@
 """Build a search index from a code file.
 
-The index folder holds everything that a search needs: the codes of the images, those of the
-detected objects if the file has any, ids, file names, labels and boxes. An index of the same name
-is replaced when the new one is complete. An index folder may be given in place of the code file, to
-build it anew without photos that have gone, or for photos whose folder stands elsewhere now.
+The index folder holds everything that a search needs: the codes of the images and, if the file has
+them, of detected objects, ids, file names, labels and boxes. An index of the same name is replaced
+when the new one is complete. Give an index folder instead of the code file to rebuild it, without
+deleted photos or after a folder of photos was moved.
 """
 
 import argparse
@@ -17,7 +17,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "codes",
         metavar="CODES.h5",
-        help="codes of the images to search in: a code file, or an index folder to build anew",
+        help="codes of the images to search in: a code file, or an index folder to rebuild",
     )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="the index folder")
     parser.add_argument(
@@ -45,7 +45,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="leave out photos that have gone; those of a folder that is missing, empty or can't "
+        help="leave out deleted photos; those of a folder that is missing, empty or can't "
         "be read stay, since its disk may not be plugged in",
     )
     add_root_option(parser)

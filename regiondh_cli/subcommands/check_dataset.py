@@ -1,4 +1,4 @@
-"""Print what datasets hold, and every problem.
+"""Print the contents of datasets, and every problem.
 
 The folder of the datasets is $DETECTRON2_DATASETS, or datasets where that is not set.
 """
@@ -13,7 +13,7 @@ PARSER = {
   VOC2007/{Annotations,ImageSets/Main,JPEGImages}   and VOC2012/ alike, without VOCdevkit/ above
   coco/{annotations,train2017,val2017}
   scenes/                                           of regiondh prepare-scenes
-datasets/README.md of the source tells where they come from, and how to add your own.
+datasets/README.md of the source says where they come from, and how to add your own.
 
 Exit status: 0 without problems, 1 with any, 2 for an unknown name.""",
     "formatter_class": argparse.RawDescriptionHelpFormatter,
@@ -28,5 +28,5 @@ def add_arguments(parser: CommandParser) -> None:
         "--images", action="store_true", help="also open every image and compare its size"
     )
     add_import_option(parser)
-    # Which names there are only the library knows.
+    # Only the library knows the names.
     parser.set_defaults(refuse=parser.error)

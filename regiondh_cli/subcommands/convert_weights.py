@@ -1,7 +1,7 @@
 """Convert weights to a file that MODEL.WEIGHTS takes, under the full names of the models here.
 
-Every tensor is accounted for: written under a name, or listed as left out. With --halve, a
-checkpoint of a training becomes the small file that a network is shipped as.
+Every tensor is either written or listed as left out. With --halve, a checkpoint of a training
+becomes a small file for shipping.
 """
 
 import argparse
@@ -46,6 +46,6 @@ def add_arguments(parser: CommandParser) -> None:
 
 def check(parser: CommandParser, args: argparse.Namespace) -> None:
     if not args.output.endswith(".pth"):
-        parser.error(f"OUTPUT.pth: {args.output} must end in .pth, by which Detectron2 knows it")
+        parser.error(f"OUTPUT.pth: {args.output} must end in .pth, or Detectron2 can't load it")
     if args.halve and args.layout:
         parser.error("--layout is for ImageNet weights: leave it out with --halve")

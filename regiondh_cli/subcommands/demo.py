@@ -1,4 +1,4 @@
-"""Train Region-DH on generated scenes, measure it beside two references, and draw what it finds."""
+"""Train Region-DH on generated scenes, compare it with two references, and draw its answers."""
 
 from ..arguments import CommandParser
 from ..options import whole_number
@@ -27,5 +27,5 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="write into any folder; what stands there under the names of the demo's files is lost",
+        help="write into any folder; files there with the names of the demo's files are lost",
     )

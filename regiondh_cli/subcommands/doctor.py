@@ -1,4 +1,4 @@
-"""Tell what is installed, which Detectron2 is used, and what is missing with its fix."""
+"""Print what is installed, which Detectron2 is used, and how to install missing parts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ..detectron2_setup import (
 from ..display import print_line
 from ..requirements import Requirement, missing, requirements
 
-PARSER = {"epilog": "Exit status: 0 where all that is required is here, else 1."}
+PARSER = {"epilog": "Exit status: 0 if nothing required is missing, else 1."}
 
 MIN_PYTHON = (3, 11)
 # Extras that are not for people who only use the package.
 QUIET_EXTRAS = (NEEDS, "dev")
-# Of importing PyTorch on a slow disk.
+# Enough to import PyTorch from a slow disk.
 PROBE_TIMEOUT_S = 300
 
 # Runs after PROBE, in the same process, and prints a line of its own.
@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     known = requirements()
     if known is None:
         problems.append("regiondh_d2 is not installed: `pip install -e .` in its folder")
-    _tell_packages(known or [], problems)
-    _tell_libraries(known or [], problems)
-    _tell_extras(known or [])
+    _print_packages(known or [], problems)
+    _print_libraries(known or [], problems)
+    _print_extras(known or [])
     print()
     for problem in problems:
         print_line(f"missing: {problem}")
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _tell_packages(known: list[Requirement], problems: list[str]) -> None:
-    """What the package itself requires."""
+def _print_packages(known: list[Requirement], problems: list[str]) -> None:
+    """The requirements of the package itself."""
     for requirement in known:
         if not requirement.extra:
             print_line(f"  {requirement.name} {requirement.version() or 'missing'}")
@@ -87,7 +87,7 @@ def _tell_packages(known: list[Requirement], problems: list[str]) -> None:
     problems += [_line(requirement) for requirement in lacking]
 
 
-def _tell_libraries(known: list[Requirement], problems: list[str]) -> None:
+def _print_libraries(known: list[Requirement], problems: list[str]) -> None:
     """Detectron2, what it imports, and the devices that PyTorch sees."""
     detectron2, torch = _probe()
     if detectron2 is None:
@@ -120,8 +120,8 @@ def _tell_libraries(known: list[Requirement], problems: list[str]) -> None:
 
 
 def _probe() -> tuple[dict | None, dict]:
-    """What another process finds, which may crash without harm: of Detectron2, of PyTorch."""
-    # It imports the package that this process is of, also from a folder without installation.
+    """Import Detectron2 and PyTorch in another process, which may crash, and return its answers."""
+    # It imports the same package as this process, even from a folder without installation.
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.getenv("PYTHONPATH")]))
     try:
         done = subprocess.run(
@@ -142,8 +142,8 @@ def _probe() -> tuple[dict | None, dict]:
     return json.loads(lines[0]), json.loads(lines[1])
 
 
-def _tell_extras(known: list[Requirement]) -> None:
-    """What is optional: nothing of it is a problem."""
+def _print_extras(known: list[Requirement]) -> None:
+    """The extras; a missing one is no problem."""
     extras = dict.fromkeys(x.extra for x in known if x.extra and x.extra not in QUIET_EXTRAS)
     for extra in extras:
         parts = [x for x in known if x.extra == extra]

@@ -1,7 +1,7 @@
 """Measure retrieval with two code files: no model, no images.
 
-Every metric is the expectation over a random order of equal distances, beside its exact bounds over
-all orders and its value when ties are sorted by database row.
+Every metric is the expectation over a random order of equal distances, with exact bounds over all
+orders and the value when ties are sorted by database row.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Measure object queries: every annotated object of a dataset searches a database.
 
-The database's images are ranked by the least distance of their detected objects to the object, and,
-to compare, by the distance of the whole images' codes; relevant are those that hold its class.
+The database's images are ranked by the smallest distance of their detected objects to the object
+and, for comparison, by the distance of the whole images' codes. Images that show its class are
+relevant.
 """
 
 from ..arguments import CommandParser
@@ -25,7 +26,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--exclude-self",
         action="store_true",
-        help="leave the image that an object is in out of the object's ranking",
+        help="leave an object's own image out of its ranking",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     add_import_option(parser)

@@ -1,11 +1,11 @@
-"""Encode images, a dataset or files and folders, into one code file; go on where it stopped."""
+"""Encode a dataset, or files and folders, into one code file; can be resumed."""
 
 import argparse
 
 from ..arguments import CommandParser
 from ..options import add_config_option, add_import_option, positive_int, seconds
 
-INTERRUPTED = "interrupted: go on with the same command and --resume ({output})"
+INTERRUPTED = "interrupted: continue with the same command and --resume ({output})"
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -16,7 +16,7 @@ def add_arguments(parser: CommandParser) -> None:
         "--input",
         nargs="+",
         metavar="PATH",
-        help="encode these files, and the images in these folders and the folders in them",
+        help="encode these files, and the images in these folders and their subfolders",
     )
     parser.add_argument(
         "--exclude",
@@ -30,39 +30,39 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on after an interruption, or add new images to a finished output",
+        help="continue after an interruption, or add new images to a finished output",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
         help="with --resume: read all files and compare their content, not only those whose size "
-        "or time of modification is another",
+        "or time of modification has changed",
     )
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="with --resume: remove the codes of photos that have gone from the given folders",
+        help="with --resume: remove the codes of photos that were deleted from the given folders",
     )
     parser.add_argument(
         "--root",
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="with --resume: the photos in folder OLD are in folder NEW now; repeatable",
+        help="with --resume: the folder OLD of photos was moved to NEW; repeatable",
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that can't be read"
     )
     parser.add_argument(
-        "--no-instances", action="store_true", help="encode images alone, which is faster"
+        "--no-instances", action="store_true", help="encode only whole images, which is faster"
     )
     parser.add_argument(
-        "--activations", action="store_true", help="also store what the codes are rounded from"
+        "--activations", action="store_true", help="also store activations before binarization"
     )
     parser.add_argument(
         "--features",
         action="store_true",
-        help="also store the features of each image, where the model has some (ImageHash)",
+        help="also store the features of each image, if the model has them (ImageHash)",
     )
     parser.add_argument(
         "--batch-size", type=positive_int, default=4, metavar="N", help="default: %(default)s"
@@ -86,7 +86,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def check(parser: CommandParser, args: argparse.Namespace) -> None:
-    """Exit with status 2 where an option would have no effect."""
+    """Exit with status 2 if an option would have no effect."""
     for option in ("verify", "prune", "root"):
         if getattr(args, option) and not args.resume:
             parser.error(f"--{option} is of a code file that exists: give --resume, too")

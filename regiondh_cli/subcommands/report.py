@@ -1,7 +1,7 @@
 """Write one page about a retrieval: metrics, classes, curves, best and worst queries, bits.
 
-It needs the code files alone, no model. Images that are still where the code files say become part
-of the page, so that it can be read anywhere.
+It needs only the code files, no model. Images whose files still exist become part of the page, so
+that it can be read anywhere.
 """
 
 from ..arguments import CommandParser
@@ -20,7 +20,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--metrics",
         metavar="METRICS.json",
-        help="further numbers to show; those under PREFIX/ stand beside the metrics of their name",
+        help="further numbers to show; those under PREFIX/ appear beside the metrics of their name",
     )
     add_exclude_self_option(parser)
     add_overwrite_option(parser)

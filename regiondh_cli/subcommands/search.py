@@ -47,12 +47,12 @@ def add_arguments(parser: CommandParser) -> None:
         "--class",
         dest="class_name",
         metavar="NAME",
-        help="answer with detections of this class alone, or with images that hold one",
+        help="answer only with detections of this class, or with images that have one",
     )
     parser.add_argument(
         "--all-objects",
         action="store_true",
-        help="with one object: answer with all near objects, several of an image, too (default: "
+        help="with one object: answer with all near objects, even several of one image (default: "
         "an image answers once, by its nearest object)",
     )
     parser.add_argument(
@@ -86,14 +86,14 @@ def add_arguments(parser: CommandParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="answer with photos in this folder alone; repeatable",
+        help="answer only with photos in this folder; repeatable",
     )
     add_root_option(parser)
     parser.add_argument(
         "--no-file-check",
         dest="check_files",
         action="store_false",
-        help="answer with photos that have gone or changed since they were encoded, too (default: "
+        help="also answer with photos that were deleted or changed since encoding (default: "
         "they are left out and counted)",
     )
     parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")

@@ -1,15 +1,15 @@
 """Make a folder of photos searchable with the network that comes with the package, and search it.
 
-Does what three subcommands do, which it prints: extract-codes, build-index and search. Run again,
-it encodes new and changed photos only. Several folders may share an output: all their photos are
-kept in it, and answers come from the folder that is named.
+It runs and prints three subcommands: extract-codes, build-index and search. The next run encodes
+only new and changed photos. Several folders may share an output: it keeps all their photos, and
+answers come from the given folder.
 """
 
 from pathlib import Path
 
 from ..arguments import CommandParser
 
-INTERRUPTED = "interrupted: run it again to go on"
+INTERRUPTED = "interrupted: run it again to continue"
 
 
 def add_arguments(parser: CommandParser) -> None:

@@ -1,4 +1,4 @@
-"""Install Detectron2 into the environment that this command runs in, or see that one works."""
+"""Install Detectron2 into the environment of this command, or check the installed one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARSER = {
   a wheel, or any other requirement of pip, such as
                  git+https://github.com/facebookresearch/detectron2.git
 
-PyTorch must be there before anything is built.""",
+Install PyTorch before anything is built.""",
     "formatter_class": argparse.RawDescriptionHelpFormatter,
 }
 

@@ -3,7 +3,7 @@
 from ..arguments import CommandParser
 from ..options import add_import_option, positive_int
 
-INTERRUPTED = "interrupted: --resume goes on from the last checkpoint"
+INTERRUPTED = "interrupted: --resume continues from the last checkpoint"
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last checkpoint in OUTPUT_DIR, if there is one",
+        help="continue from the last checkpoint in OUTPUT_DIR, if there is one",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     for name, of in (

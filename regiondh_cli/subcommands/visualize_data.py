@@ -1,8 +1,8 @@
 """Draw the ground truth of a dataset, or the images that a network is trained on.
 
-A dataset's images show their role (query, database or both), labels, and boxes, dashed where an
-object is marked difficult. With a config instead, the images are those of the training loader,
-augmented.
+A dataset's images are drawn with their role (query, database or both), labels and boxes; boxes of
+difficult objects are dashed. With a config, the images are the augmented ones of the training
+loader.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def add_arguments(parser: CommandParser) -> None:
     source.add_argument(
         "--config-file",
         metavar="C",
-        help="draw what training with this config, a file or a short name, reads, augmented",
+        help="draw the augmented images of a training with this config, a file or a short name",
     )
     parser.add_argument(
         "--output-dir", required=True, type=Path, metavar="FOLDER", help="for the pictures"
@@ -37,4 +37,4 @@ def add_arguments(parser: CommandParser) -> None:
 
 def check(parser: CommandParser, args: argparse.Namespace) -> None:
     if args.dataset and args.opts:
-        parser.error(f"{args.opts[0]} is a config override, which --dataset has no config for")
+        parser.error(f"{args.opts[0]} is a config override, but --dataset uses no config")

@@ -25,31 +25,31 @@ __all__ = [
     "tensors_not_loaded",
 ]
 
-_LAST = "last_checkpoint"  # fvcore's file, in which the name of another one stands
-# Layers of an FPN, of which no ImageNet weights exist.
+_LAST = "last_checkpoint"  # fvcore's file, which holds the name of the last checkpoint
+# Layers of an FPN. No ImageNet weights exist for them.
 FPN_LAYERS = ("backbone.fpn_lateral", "backbone.fpn_output", "backbone.top_block")
 
 
 class RegionDHCheckpointer(DetectionCheckpointer):
-    """A :class:`DetectionCheckpointer` for which a backbone that isn't loaded whole is an error.
+    """A :class:`DetectionCheckpointer` that raises an error if the backbone isn't loaded whole.
 
     Detectron2 only warns, and a detector on a partly random backbone trains to poor numbers that
-    look like a method's fault. Zoo pickles are read without running their code. A checkpoint is
-    complete or absent, where fvcore's writing into place may leave half of one.
+    look like a method's fault. Zoo pickles are read without running their code. Checkpoints are
+    written whole or not at all; fvcore may leave half of one.
 
     Attributes:
-        whole: whether every tensor of the model must be loaded, as for an evaluation.
+        whole: whether every tensor of the model must be loaded, as in an evaluation.
     """
 
     whole = False
     _loading = ""
-    _states: tuple[str, ...] = ()  # that a file must hold beside the model
+    _states: tuple[str, ...] = ()  # keys that a file must hold beside the model
 
     def save(self, name: str, **kwargs) -> None:
         """As :meth:`fvcore.common.checkpoint.Checkpointer.save`, into a local folder.
 
         Raises:
-            WeightsError, OSError: the file can't be written; an older one of its name stays.
+            WeightsError, OSError: the file can't be written; an older file of that name stays.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -67,8 +67,8 @@ class RegionDHCheckpointer(DetectionCheckpointer):
         """As :meth:`DetectionCheckpointer.load`.
 
         Raises:
-            WeightsError: there is no such file or source, it is damaged or holds no weights, or
-                they don't fit the model as far as they must.
+            WeightsError: there is no such file or source, it is damaged or holds no weights, or the
+                weights don't fit the model.
         """
         self._loading = path
         try:
@@ -76,13 +76,13 @@ class RegionDHCheckpointer(DetectionCheckpointer):
                 require_weights(path)
             return super().load(path, *args, **kwargs)
         finally:
-            self._parsed_url_during_load = None  # which a failure leaves behind
+            self._parsed_url_during_load = None  # left over after a failure
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in the base class; what is resumed must fit the model whole, and hold all states.
+        """As in the base class; a resumed checkpoint must fit the whole model and hold all states.
 
         Raises:
-            WeightsError: see :meth:`load`; or the last checkpoint is of another config.
+            WeightsError: as :meth:`load`, or the last checkpoint is from another config.
         """
         if not resume or not self.has_checkpoint():
             return super().resume_or_load(path, resume=False)
@@ -183,11 +183,11 @@ def _shape(sides: Sequence[int]) -> str:
 
 
 def tensors_not_loaded(incompatible) -> list[str]:
-    """Names of a model's tensors that weights lack or have in another shape, each once.
+    """Names of the model's tensors that are missing in the weights or have another shape there.
 
     Args:
-        incompatible: what fvcore's ``Checkpointer._load_model`` returns. It may list a tensor of
-            another shape as missing, too.
+        incompatible: the result of fvcore's ``Checkpointer._load_model``, which may list a tensor
+            of another shape as missing, too.
     """
     misshapen = (k for k, *_ in incompatible.incorrect_shapes)
     names = dict.fromkeys([*incompatible.missing_keys, *misshapen])

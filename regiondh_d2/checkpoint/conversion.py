@@ -1,7 +1,6 @@
-"""From the names that others give to tensors to the full names of our models, one to one.
+"""Renames the tensors of other projects to the full names of our models, one to one.
 
-Every tensor is accounted for: it gets a name in the model, it is left out by name, or it is an
-error.
+Every tensor gets a name in the model, is left out by name, or raises an error.
 """
 
 import re
@@ -32,7 +31,7 @@ __all__ = [
     "torchvision_to_detectron2",
 ]
 
-# Where the stages of a ResNet are: those of the backbone, and res5.
+# Where the stages of a ResNet go: those of the backbone, and res5.
 LAYOUTS = {
     "c4": ("backbone.", "roi_heads.box_head."),
     "fpn": ("backbone.bottom_up.", "backbone.bottom_up."),
@@ -44,12 +43,12 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class WeightsError(RegionDHError):
-    """Weights are missing, don't fit or can't be had; the message says what to do."""
+    """Weights are missing, don't fit or can't be fetched. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class ConvertedWeights:
-    """Tensors under the names of a model, and the names of those that it has no place for."""
+    """Tensors by their names in a model, and the names of the tensors that were left out."""
 
     model: dict[str, torch.Tensor]
     left_out: list[str]
@@ -73,15 +72,15 @@ def torchvision_to_detectron2(weights: Tensors, layout: str = "") -> ConvertedWe
 
     Args:
         weights: state dict of the classifier.
-        layout: for a ResNet "c4" (res5 in ``Res5BoxHead``) or "fpn" (all below an FPN); a VGG16
-            has one place alone, its fc6 and fc7 in ``VGGBoxHead``.
+        layout: for a ResNet "c4" (res5 in ``Res5BoxHead``) or "fpn" (all below an FPN). A VGG16 has
+            a single layout, with fc6 and fc7 in ``VGGBoxHead``.
 
     Returns:
         The renamed tensors; the ImageNet classifier and batch counters are left out.
 
     Raises:
-        WeightsError: the tensors, by names and shapes, aren't exactly one of these networks, or
-            the layout isn't one of it.
+        WeightsError: the names and shapes aren't exactly those of one of these networks, or the
+            network doesn't have this layout.
     """
     network = _torchvision_network(weights)
     if network == VGG16:
@@ -146,7 +145,7 @@ def _shapes(weights: Tensors) -> dict[str, torch.Size]:
 
 
 def _torchvision_network(weights: Tensors) -> str:
-    """Which network the tensors belong to, all of them and no others."""
+    """The network that has exactly these tensors."""
     given = _shapes(weights).items()
     differences = {
         name: sorted(k for k, _ in given ^ _torchvision_shapes(name).items())
@@ -171,14 +170,15 @@ def detectron2_zoo_to_ours(checkpoint: Mapping[str, Any], layout: str = "") -> C
     Args:
         checkpoint: what :func:`~regiondh_d2.checkpoint.read_zoo_pickle` returns: an ImageNet
             ResNet or ResNeXt, or a Faster or Mask R-CNN, C4 or FPN.
-        layout: for an ImageNet network "c4" or "fpn"; a detector's file says it itself.
+        layout: for an ImageNet network "c4" or "fpn"; for a detector its file decides.
 
     Returns:
-        The renamed tensors. Left out are what depends on the classes, other heads, and buffers that
-        a config determines.
+        The renamed tensors, without layers that depend on the classes, other heads, and buffers
+        that a config determines.
 
     Raises:
-        WeightsError: a name is of no such network, or the layout is missing or needless.
+        WeightsError: no such network has a tensor of this name, or the layout is missing or not
+            needed.
     """
     arrays = {k: torch.from_numpy(np.array(v)) for k, v in checkpoint["model"].items()}
     if checkpoint["__author__"] == "Caffe2":
@@ -213,7 +213,7 @@ def _detector_name(key: str) -> str | None:
 
 
 def _zoo_resnet_name(key: str) -> str | None:
-    # Caffe2's files have a bias of the first convolution, for which Detectron2's stem has no place.
+    # Caffe2's files have a bias of the first convolution; Detectron2's stem has none.
     classifier = ("fc1000.", "linear.", "stem.fc.")
     if key.startswith(classifier) or key.endswith(("stem.conv1.bias", "num_batches_tracked")):
         return None

@@ -93,7 +93,7 @@ SOURCES: dict[str, Callable[[], ConvertedWeights]] = {
 
 
 def _source(name: str) -> Callable[[], ConvertedWeights] | None:
-    """What makes the weights of a source, or None where there is no such source."""
+    """The function that makes the weights of a source, or None if there is no such source."""
     network = re.fullmatch(r"timm/([\w.]+)(-fpn)?", name)
     if network and timm.is_model(network[1]):
         return partial(_timm_source, network[1], "fpn" if network[2] else "")
@@ -122,7 +122,7 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
         layout: for a file with an ImageNet ResNet "c4" or "fpn", the place of its stages.
 
     Raises:
-        WeightsError: the source isn't known, can't be had, or isn't wholly understood.
+        WeightsError: the source isn't known, can't be fetched, or has unknown tensors.
         OSError: a file can't be read.
     """
     if source.startswith(PREFIX):
@@ -146,8 +146,8 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
 
 
 class _SourceHandler(PathHandler):
-    """Resolves ``regiondh://<name>`` to a file of :mod:`.zoo`, or to one that is converted from a
-    source and kept in the iopath cache."""
+    """Resolves ``regiondh://<name>`` to a file of :mod:`.zoo`, or to converted weights in the
+    iopath cache."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]

@@ -1,4 +1,4 @@
-"""Reading and writing files of weights, without running what they hold."""
+"""Reading and writing files of weights, without running code in them."""
 
 import os
 import pickle
@@ -17,9 +17,9 @@ __all__ = ["read_weights", "read_zoo_pickle", "write_weights"]
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays, and calls nothing else."""
+    """Reads dicts, lists, strings, numbers and numpy arrays, and refuses all else."""
 
-    # numpy's own helpers, from the place where this version has them; files name others' places.
+    # numpy's helpers, from their modules in this version; files may name modules of other versions.
     _RECONSTRUCT = np.zeros(0).__reduce__()[0]
     _FROMBUFFER = np.zeros(1).__reduce_ex__(5)[0]
     _SCALAR = np.float32(0).__reduce__()[0]
@@ -80,11 +80,11 @@ def is_numeric(value: Any) -> bool:
 
 
 def read_weights(path: str | os.PathLike) -> Any:
-    """What a file of ``torch.save`` holds, on the CPU and without running its code.
+    """The content of a file of ``torch.save``, on the CPU and without running its code.
 
     Raises:
         OSError: the file can't be opened.
-        WeightsError: it is damaged, or no such file.
+        WeightsError: it is damaged, or not a file of ``torch.save``.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -100,7 +100,7 @@ def read_weights(path: str | os.PathLike) -> Any:
 
 
 def read_state_dict(path: str) -> Tensors:
-    """The tensors of a file that holds nothing else."""
+    """The tensors of a state dict, which must hold nothing else."""
     weights = read_weights(path)
     if not isinstance(weights, dict) or not all(
         isinstance(k, str) and torch.is_tensor(v) for k, v in weights.items()
@@ -110,12 +110,12 @@ def read_state_dict(path: str) -> Tensors:
 
 
 def write_weights(path: str | os.PathLike, weights: ConvertedWeights) -> None:
-    """Write weights in the form that Detectron2 loads, with our mark, complete or not at all.
+    """Write weights as Detectron2 loads them, with our mark, whole or not at all.
 
     Raises:
         WeightsError, OSError: the file can't be written.
     """
-    # The mark is first: it is looked for in the first bytes of the file.
+    # The mark comes first, since it must be in the first bytes of the file.
     save_whole(path, {"format": WEIGHTS_FORMAT, "model": weights.model})
 
 
@@ -123,7 +123,7 @@ def save_whole(path: str | os.PathLike, data: dict) -> None:
     with replace_when_complete(path) as temporary:
         try:
             torch.save(data, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
+        except RuntimeError as error:  # raised by torch when the disk is full
             raise WeightsError(f"{path} can't be written; is the disk full?") from error
 
 

@@ -24,7 +24,7 @@ SHIPPED = {
 # The short name of the config of each, which names its weights.
 CONFIGS = {"effnetlite0_voc07_64": "voc07/regiondh_effnetlite0_64"}
 
-# By the model fingerprint that codes of a network carry, its name.
+# Names of networks by their model fingerprints.
 FINGERPRINTS = {
     "f5d5003077f28418cd4e689ad5f3e5da2a955e89c2222f58f19e0bfb66e71149": "effnetlite0_voc07_64",
 }
@@ -50,14 +50,14 @@ def shipped_weights(name: str) -> str:
 
 
 def network_name(fingerprint: str) -> str:
-    """The name of the shipped network that a model fingerprint is of; "" for any other."""
+    """The name of the shipped network with this model fingerprint; "" for any other."""
     return FINGERPRINTS.get(fingerprint, "")
 
 
 def halve(checkpoint: str, output: str) -> tuple[int, str]:
     """Write a network's weights for shipping: matrices in half precision, no optimizer.
 
-    Vectors stay in float32: the variances of batch norms reach below what float16 can hold.
+    Vectors stay in float32, since variances of batch norms may be too small for float16.
 
     Args:
         checkpoint: a checkpoint of a training.
@@ -68,7 +68,7 @@ def halve(checkpoint: str, output: str) -> tuple[int, str]:
 
     Raises:
         WeightsError: ``checkpoint`` is damaged or no checkpoint of a training, a matrix has numbers
-            that half precision can't hold, or ``output`` can't be written.
+            too large for half precision, or ``output`` can't be written.
         OSError: a file can't be opened.
     """
     content = read_weights(checkpoint)

@@ -1,5 +1,5 @@
-"""What the subcommands of ``regiondh`` do: a module each, with ``run(args)``.
+"""The work of the subcommands of ``regiondh``: a module each, with ``run(args)``.
 
-``args`` are of the parser in ``regiondh_cli.subcommands``. ``run`` raises what
-:func:`..engine.command.run_command` tells, and may return an exit status of its own.
+``args`` come from the parser in ``regiondh_cli.subcommands``. ``run`` raises errors, which
+:func:`..engine.command.run_command` prints, and may return an exit status.
 """

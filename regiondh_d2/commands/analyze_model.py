@@ -1,6 +1,6 @@
 """Parameters, operations and time of a network, by part: backbone, RPN, RoI head, hash heads.
 
-Needs nothing but a config: weights are random and the image is noise. How many boxes pass NMS
+It needs only a config: weights are random and the image is noise. The number of boxes that pass NMS
 depends on both, so measure the time of a trained network with a photo.
 """
 
@@ -27,7 +27,7 @@ TASKS = {
     "flop": ("GFLOP", 1e9, ".3f"),
     "time": ("ms", 1e-3, ".1f"),
 }
-ASPECT = 4 / 3  # of the image of noise
+ASPECT = 4 / 3  # of the noise image
 UNSCALED = 600  # its height where INPUT.MIN_SIZE_TEST is 0, so that images are not scaled
 
 

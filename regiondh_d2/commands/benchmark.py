@@ -24,7 +24,7 @@ from ..utils.file_io import check_output_file, write_json
 # PASCAL VOC 2007, about 1.5 of them an image.
 VOC_CLASSES = 20
 
-# A search of one query takes a millisecond: the fastest of a few such runs is still chance.
+# A search of one query takes a millisecond, so a few runs are too noisy.
 LEAST_QUERIES = 300
 
 # Packed queries and k in, distances and rows out.
@@ -61,7 +61,7 @@ def make_labels(rng: np.random.Generator, rows: int, classes: int) -> np.ndarray
 
 
 def make_codes(rng: np.random.Generator, labels: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """Packed codes that know the labels, with noise: random hyperplanes of the label vectors."""
+    """Packed codes made from labels with noise: random hyperplanes of the label vectors."""
     logits = labels @ projection
     return pack_codes(logits + rng.standard_normal(logits.shape) > 0)
 
@@ -169,7 +169,7 @@ def print_evaluation(numbers: dict) -> None:
 def benchmark_search(args: argparse.Namespace) -> dict:
     """Our index against FAISS alone with either of its two ways of selection, by batch size."""
     index = create_index(args.bits)
-    import faiss  # after ours, which says what to install where it is missing
+    import faiss  # after ours, which says what to install if it is missing
 
     rng = np.random.default_rng(0)
 
@@ -179,7 +179,7 @@ def benchmark_search(args: argparse.Namespace) -> dict:
     database = random_codes(args.items)
     index.add(database)
     ways: dict[str, Search] = {"seconds": index.search}
-    # An index each: the codes that the last search left in the cache would help the next one.
+    # A separate index for each: otherwise the cache of one search would help the next.
     for name, use_heap in (("faiss_heap_seconds", True), ("faiss_counting_seconds", False)):
         # Any: FAISS's types are those of its C++ classes, which Python's wrappers change.
         raw: Any = faiss.IndexBinaryFlat(8 * database.shape[1])
@@ -204,7 +204,7 @@ def compare_search(
     """The fastest of some runs of every way to search, in turns; small batches run more often.
 
     Args:
-        ways: searches by the name of their seconds, ours as "seconds".
+        ways: search functions by the name of their result, ours as "seconds".
         query: uint8 (Q, B), packed.
         k: how many answers.
         repeat: the least number of runs.
@@ -294,7 +294,7 @@ def print_network(numbers: dict) -> None:
         print(f"{row['images']:>22}  {row['training']:8.3f}  {row['codes']:7.3f}")
 
 
-# What measures and what shows, by the name of the benchmark.
+# By the name of the benchmark, the functions that measure and print.
 BENCHMARKS = {
     "evaluation": (benchmark_evaluation, print_evaluation),
     "search": (benchmark_search, print_search),

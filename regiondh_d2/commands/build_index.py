@@ -1,9 +1,9 @@
 """Build a search index from a code file.
 
-The index folder holds everything that a search needs: the codes of the images, those of the
-detected objects if the file has any, ids, file names, labels and boxes. An index of the same name
-is replaced when the new one is complete. An index folder may be given in place of the code file, to
-build it anew without photos that have gone, or for photos whose folder stands elsewhere now.
+The index folder holds everything that a search needs: the codes of the images and, if the file has
+them, of detected objects, ids, file names, labels and boxes. An index of the same name is replaced
+when the new one is complete. Give an index folder instead of the code file to rebuild it, without
+deleted photos or after a folder of photos was moved.
 """
 
 import argparse
@@ -48,10 +48,10 @@ def read_items(path: str) -> CodeSet:
 
 
 def without_gone(items: CodeSet, source: str) -> CodeSet:
-    """The codes without those of photos that have gone, which are told.
+    """The codes without those of deleted photos, whose number is printed.
 
     Raises:
-        RegionDHError: nothing is known of any photo, or all have gone.
+        RegionDHError: no photo can be looked at, or all were deleted.
     """
     found = prune(items)
     name = display_name(source)
@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     has_faiss = importlib.util.find_spec("faiss") is not None
     engine = args.engine or ("faiss" if has_faiss or args.nlist else "numpy")
-    # An index may be built anew from itself, generation beside generation.
+    # An index may be rebuilt from itself, as a new generation.
     source = [] if same_file(args.codes, args.output) else [args.codes]
     check_output_folder(args.output, inputs=source, overwrite=True)
-    check_index_output(args.output)  # which knows what may be in an index folder
+    check_index_output(args.output)  # also checks the files in an index folder
     items = move_roots(read_items(args.codes), args.root)
     if args.prune:
         items = without_gone(items, args.codes)

@@ -1,4 +1,4 @@
-"""Check datasets: what they hold, and everything that is wrong with them.
+"""Print the contents of datasets, and every problem.
 
 Example: regiondh check-dataset voc_2007_retrieval_train_val --images
 """

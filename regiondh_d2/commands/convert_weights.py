@@ -1,7 +1,7 @@
 """Convert weights to a file that MODEL.WEIGHTS takes, under the full names of the models here.
 
-Every tensor is accounted for: written under a name, or listed as left out. With --halve, a
-checkpoint of a training becomes the small file that a network is shipped as.
+Every tensor is either written or listed as left out. With --halve, a checkpoint of a training
+becomes a small file for shipping.
 """
 
 import argparse

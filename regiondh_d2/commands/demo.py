@@ -1,4 +1,4 @@
-"""Train Region-DH on generated scenes, measure it beside two references, and draw what it finds."""
+"""Train Region-DH on generated scenes, compare it with two references, and draw its answers."""
 
 import argparse
 

@@ -1,7 +1,7 @@
 """Measure retrieval with two code files: no model, no images.
 
-Every metric is the expectation over a random order of equal distances, beside its exact bounds over
-all orders and its value when ties are sorted by database row.
+Every metric is the expectation over a random order of equal distances, with exact bounds over all
+orders and the value when ties are sorted by database row.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def evaluate(
     rerank_by: str,
     exclude_self: bool = False,
 ) -> tuple[RankingResult, list[str]]:
-    """Returns the result and what the reader should be warned of."""
+    """The result and warnings for the reader."""
     notes = check_comparable(query, database)
     check_holds(query, "the query file", "labels")
     check_holds(database, "the database file", "labels")
@@ -110,6 +110,6 @@ def run(args: argparse.Namespace) -> None:
     found = result.metrics["num_queries_in_database"]
     if found and args.exclude_self:
         print(f"{found} queries are in the database and left out of their own rankings")
-    # Last, so that a file that can't be written doesn't cost the numbers.
+    # Last, so that the numbers are printed even if the file can't be written.
     if args.json:
         write_json(args.json, result.metrics)

@@ -1,7 +1,8 @@
 """Measure object queries: every annotated object of a dataset searches a database.
 
-The database's images are ranked by the least distance of their detected objects to the object, and,
-to compare, by the distance of the whole images' codes; relevant are those that hold its class.
+The database's images are ranked by the smallest distance of their detected objects to the object
+and, for comparison, by the distance of the whole images' codes. Images that show its class are
+relevant.
 """
 
 import argparse
@@ -39,29 +40,29 @@ COLUMNS = {"expected": "", "pessimistic": "-pessimistic", "optimistic": "-optimi
 
 
 def log(line: str) -> None:
-    """Shows a line of progress."""
+    """Print a line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 class ObjectEncoder:
-    """Codes the annotated objects of a dataset, and the images that they are in."""
+    """Encodes the annotated objects of a dataset, and their images."""
 
     def __init__(self, cfg, dataset: str, count_difficult: bool):
         """
         Args:
             cfg: with ``MODEL.WEIGHTS`` of a trained RegionDH.
             dataset: name of a registered dataset.
-            count_difficult: whether classes that only difficult objects show are labels.
+            count_difficult: whether classes of difficult objects alone count as labels.
 
         Raises:
             WeightsError: see :func:`load_trained_model`.
-            ValueError: the model codes no images.
+            ValueError: the model encodes no objects.
         """
         # Of any architecture: what it can is asked of it.
         self._model: Any = load_trained_model(cfg)
         if not hasattr(self._model, "encode_images"):
             raise RegionDHError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no objects; use "
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} encodes no objects; use "
                 "RegionDH"
             )
         self._load = ImageLoader(cfg)
@@ -79,9 +80,9 @@ class ObjectEncoder:
             records: dicts of the dataset, with labels.
 
         Returns:
-            The codes of the images, with what is detected in them, and of the annotated objects.
+            The codes of the images, with their detections, and of the annotated objects.
         """
-        progress = Progress(log, "images coded", len(records))
+        progress = Progress(log, "images encoded", len(records))
         coded = []
         for record in records:
             coded.append(self._code_image(record))
@@ -99,7 +100,7 @@ class ObjectEncoder:
 
     @torch.no_grad()
     def _code_image(self, record: dict) -> tuple[dict, Instances]:
-        """What the model says of an image, and its annotated objects with ``pred_codes``."""
+        """The model's output for an image, and the annotated objects with ``pred_codes``."""
         inputs = self._load(str(record["file_name"]))
         (output,) = self._model.inference([inputs])
         objects = annotated_objects(record, (inputs["height"], inputs["width"]))
@@ -166,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
         read = [record["file_name"] for record in records]
         refuse_inputs(args.json, photos=[*read, *database.file_names])
     encoder = ObjectEncoder(cfg, args.dataset, database.count_difficult)
-    # The first image tells whether all fits together, before minutes are spent on the others.
+    # Check with the first image that all fits together, before spending minutes on the others.
     for note in check_object_queries(*encoder.encode(records[:1]), database):
         print_line(f"warning: {note}", sys.stderr)
     query, objects = encoder.encode(records)
@@ -188,6 +189,6 @@ def run(args: argparse.Namespace) -> None:
     left_out = metrics["num_queries_without_relevant"]
     if left_out:
         print(f"{left_out} objects of classes that the database lacks are left out")
-    # Last, so that a file that can't be written doesn't cost the numbers.
+    # Last, so that the numbers are printed even if the file can't be written.
     if args.json:
         write_json(args.json, metrics)

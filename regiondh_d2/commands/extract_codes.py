@@ -1,4 +1,4 @@
-"""Code images: a dataset, or files and folders, into one code file; resumable when interrupted."""
+"""Encode a dataset, or files and folders, into one code file; can be resumed."""
 
 import argparse
 import os
@@ -29,7 +29,7 @@ from ..utils.file_io import check_output_file, refuse_inputs
 
 
 def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
-    """The images of a dataset to code, and its class names."""
+    """The images of a dataset to encode, and its class names."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     require_dataset(name, "--dataset")
     dicts = load_dataset(name)
@@ -51,7 +51,7 @@ def encode(
     images: list[ImageEntry],
     class_names: list[str],
 ) -> None:
-    """What every process does."""
+    """Run in every process."""
     model = load_trained_model(cfg)
     extractor = code_extractor(
         model,
@@ -81,7 +81,7 @@ def encode(
 
 
 def print_summary(result: ExtractionResult, output: str) -> None:
-    """The lines at the end.
+    """Print the lines at the end.
 
     Raises:
         RegionDHError: there is no output, because of images that can't be read.
@@ -95,12 +95,12 @@ def print_summary(result: ExtractionResult, output: str) -> None:
         raise RegionDHError(f"none of the {result.images} images can be read")
     if not result.complete:
         raise RegionDHError(
-            f"{bad} of {result.images} images can't be read; the others are coded: fix or remove "
+            f"{bad} of {result.images} images can't be read; the others are encoded: fix or remove "
             "those and go on with --resume, or leave them out with --resume --skip-bad"
         )
     left_out = f", {bad} unreadable left out" if bad else ""
     pruned = f", {result.pruned} of photos that have gone removed" if result.pruned else ""
-    rows = f"{result.rows} rows, {result.coded} of them coded now"
+    rows = f"{result.rows} rows, {result.coded} of them encoded now"
     print_line(f"{output}: {rows}{left_out}{pruned}")
     if result.gone:
         print_line(
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
         inputs += dataset_inputs([args.dataset])
     inputs += [path for path in args.input or () if os.path.isfile(path)]
     refuse_inputs(args.output, inputs)
-    known = known_files(args.output, args.root)  # tells of a file that another program writes
+    known = known_files(args.output, args.root)  # an error if another program writes the file
     check_output_file(args.output, overwrite=None, kind="codes")
     scan: PhotoScan | None = None
     notes: list[str] = []

@@ -1,7 +1,7 @@
 """Write one page about a retrieval: metrics, classes, curves, best and worst queries, bits.
 
-It needs the code files alone, no model. Images that are still where the code files say become part
-of the page, so that it can be read anywhere.
+It needs only the code files, no model. Images whose files still exist become part of the page, so
+that it can be read anywhere.
 """
 
 import argparse

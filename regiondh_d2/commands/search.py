@@ -32,7 +32,7 @@ def describe(found: QueryObject | FoundObject | None) -> str:
 
 
 def headline(result: SearchResult) -> str:
-    """The query, and what it is compared with."""
+    """A line about the query and what is searched."""
     query = ", ".join([result.file_name, *map(describe, result.objects)])
     what = "objects" if result.objects else "images"
     if result.objects and not result.all_objects:
@@ -45,7 +45,7 @@ def headline(result: SearchResult) -> str:
 
 
 def format_table(result: SearchResult) -> str:
-    """The answers, a line each, or why there are none."""
+    """The answers, a line each, or a line that there are none."""
     if not result.answers and result.max_distance is not None:
         return display_name(f"nothing similar: none is within distance {result.max_distance}")
     if not result.answers:
@@ -82,7 +82,7 @@ def padding(cell: str, width: int) -> str:
 
 
 def class_tiles(result: SearchResult, max_pixels: int) -> list[Tile]:
-    """The tiles of a search that is restricted to a class, which stands under the query."""
+    """The tiles of a search restricted to a class, with the class under the query."""
     query, *answers = search_tiles(result, max_pixels)
     return [replace(query, caption=f"query: {result.class_name}"), *answers]
 
@@ -192,7 +192,7 @@ def search_all(
 
 
 def check_outputs(args: argparse.Namespace, queries: QueryFiles) -> None:
-    """Refuses outputs that can't be written or would replace what must stay."""
+    """Check the outputs."""
     if args.save:
         picture_format(args.save)
     inputs = [*queries.files, args.index, *config_inputs(args.config_file, args.opts)]
@@ -202,7 +202,7 @@ def check_outputs(args: argparse.Namespace, queries: QueryFiles) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import_user_code(args.imports)
-    # First what would otherwise fail at the end.
+    # Check first what would otherwise fail at the end.
     queries = QueryFiles.find(args.query)
     if queries.several and (args.box or args.instance):
         raise RegionDHError("--box and --instance are for one image: name it with --query")

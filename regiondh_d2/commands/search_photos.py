@@ -1,8 +1,8 @@
 """Make a folder of photos searchable with the network that comes with the package, and search it.
 
-Does what three subcommands do, which it prints: extract-codes, build-index and search. Run again,
-it encodes new and changed photos only. Several folders may share an output: all their photos are
-kept in it, and answers come from the folder that is named.
+It runs and prints three subcommands: extract-codes, build-index and search. The next run encodes
+only new and changed photos. Several folders may share an output: it keeps all their photos, and
+answers come from the given folder.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def subcommand(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuses all that would fail later, before any photo is encoded; then prepares the output.
+    """Check all that could fail later, before any photo is encoded; then prepare the output.
 
     Raises:
         RegionDHError: there is no such folder, the query can't be read, or the output can't be
@@ -49,11 +49,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_index_output(args.output / "index")
     picture = args.output / "answers.png"
     check_output_file(picture, inputs=[args.query], overwrite=None, kind="picture")
-    mark_folder(args.output, "photos")  # so that its pictures are never taken for photos
+    mark_folder(args.output, "photos")  # so that its pictures are never indexed as photos
 
 
 def choose_query(codes: Path, photos: Path) -> str:
-    """One of the photos of a folder that were encoded, and are still as they were.
+    """One of the encoded photos of a folder that is unchanged.
 
     Raises:
         RegionDHError: there is none.
@@ -62,7 +62,7 @@ def choose_query(codes: Path, photos: Path) -> str:
     check = PhotoCheck(items)
     folder = os.path.realpath(photos)
     rows = [row for row, name in enumerate(items.file_names) if is_below(name, folder)]
-    # From the middle on, where a name is chosen by nobody.
+    # From the middle on: an arbitrary photo.
     for row in [*rows[len(rows) // 2 :], *rows[: len(rows) // 2]]:
         if check.state(row) is PhotoState.THERE:
             return items.file_names[row]

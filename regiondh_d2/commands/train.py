@@ -9,7 +9,7 @@ from ..utils.errors import RegionDHError
 
 
 def work(args: argparse.Namespace) -> dict | None:
-    """What every process does."""
+    """Run in every process."""
     cfg = setup_cfg(args)
     kind = trainer_class(cfg)
     if args.eval_only:

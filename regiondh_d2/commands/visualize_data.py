@@ -1,8 +1,8 @@
 """Draw the ground truth of a dataset, or the images that a network is trained on.
 
-A dataset's images show their role (query, database or both), labels, and boxes, dashed where an
-object is marked difficult. With a config instead, the images are those of the training loader,
-augmented.
+A dataset's images are drawn with their role (query, database or both), labels and boxes; boxes of
+difficult objects are dashed. With a config, the images are the augmented ones of the training
+loader.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def output_file(args: argparse.Namespace, datasets: Sequence[str], place: int, i
     """The file of a picture.
 
     Args:
-        datasets: that are read.
+        datasets: the datasets in use.
         place: number of the image.
         image: its file.
 
@@ -39,7 +39,7 @@ def output_file(args: argparse.Namespace, datasets: Sequence[str], place: int, i
         OutputExistsError: a file is there that must stay.
     """
     path = args.output_dir / f"{place:06d}_{Path(image).stem}.jpg"
-    # Looked at only where a file is there.
+    # Checked only if the file exists.
     photos = (record["file_name"] for name in datasets for record in load_dataset(name))
     inputs = [*config_inputs(args.config_file or "", args.opts), *dataset_inputs(datasets)]
     check_output_file(path, inputs=inputs, photos=photos, overwrite=args.overwrite, kind="picture")
@@ -54,7 +54,7 @@ def draw_dataset(args: argparse.Namespace) -> Iterator[tuple[Path, Image.Image]]
     class_names = MetadataCatalog.get(name).get("thing_classes") or ()
     count = min(args.images, len(records))
     places = np.linspace(0, len(records) - 1, count).round().astype(int).tolist()
-    # All of them before the first is drawn.
+    # Check all of them before drawing the first.
     files = [output_file(args, [name], place, records[place]["file_name"]) for place in places]
     for place, file in zip(places, files, strict=True):
         yield file, draw_record(records[place], class_names)

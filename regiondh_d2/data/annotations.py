@@ -1,4 +1,4 @@
-"""What readers of annotations share: text in any encoding, images by name, boxes, and notes."""
+"""Shared by the readers of annotations: text in any encoding, images by name, boxes, notes."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ _MARKS = (  # the four bytes of UTF-32's begin with the two of UTF-16's
 )
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
-# Two decimals, as COCO's, can't carry a box further out of its image than this, in pixels.
+# Pixels by which a box may reach beyond its image just because its numbers have two decimals, as
+# COCO's.
 _ROUNDING = 0.1
 
 
 def decode_text(data: bytes) -> str:
     """The text of a file, without byte order mark.
 
-    The encoding is what a byte order mark says, else what zero bytes between letters tell, else
-    what an XML declaration says, else UTF-8.
+    The encoding comes from the byte order mark, else from zero bytes between letters, else from the
+    XML declaration, else it is UTF-8.
 
     Raises:
         RegionDHError: the bytes aren't text of that encoding; the message lacks the file's name.
@@ -60,7 +61,7 @@ def decode_text(data: bytes) -> str:
     if encoding is None:
         declared = _DECLARED.match(data)
         encoding = declared.group(1).decode("ascii") if declared else "utf-8"
-        # A declaration that can be read as ASCII is not in UTF-16, whatever it says.
+        # A declaration that can be read as ASCII isn't UTF-16, even if it says so.
         if encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32", "ucs-")):
             encoding = "utf-8"
     try:
@@ -69,7 +70,7 @@ def decode_text(data: bytes) -> str:
         raise RegionDHError(
             f"byte {error.start} isn't text in {encoding}: save it again as UTF-8"
         ) from None
-    except (LookupError, UnicodeError):  # the latter of Python's own "undefined"
+    except (LookupError, UnicodeError):  # UnicodeError: Python's codec "undefined"
         raise RegionDHError(
             f"its encoding {encoding!r} isn't known: save it again as UTF-8"
         ) from None
@@ -78,8 +79,8 @@ def decode_text(data: bytes) -> str:
 class Folder:
     """Finds files below a folder by the names that annotation tools write; lists each folder once.
 
-    A name that is exactly there wins. Otherwise letters may be larger or smaller, or composed
-    otherwise (as file systems of macOS do), if that fits one file only.
+    An exact match wins. Otherwise a match may differ in case or in Unicode composition (as on
+    macOS), if only one file matches.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -95,7 +96,7 @@ class Folder:
         return self._find(self._split(name), endings)
 
     def find_tail(self, name: str) -> str | None:
-        r"""The file that a path of another machine means.
+        r"""The file that a path from another machine names.
 
         ``D:\set\day1\1.jpg`` is ``day1/1.jpg`` here, or else ``1.jpg``. So is an address that a
         tool in the browser wrote, where no file has its letters: ``my%20photo.jpg`` is
@@ -155,7 +156,7 @@ def fit_box(
         width, height: of the image, in pixels.
 
     Returns:
-        The part inside the image, and whether more than a rounding was outside.
+        The part inside the image, and whether more than a rounding error was outside.
 
     Raises:
         RegionDHError: an edge isn't finite, or nothing of the box is inside.
@@ -180,12 +181,12 @@ class ClippedBoxes:
         self._first = ""
 
     def add(self, where: str) -> None:
-        """Count one; ``where`` names its file and what else finds it."""
+        """Count one; ``where`` names its file and object."""
         self._first = self._first or where
         self._count += 1
 
     def notes(self) -> list[str]:
-        """A line with the number and the first of them, or none."""
+        """A line with their number and the first one; no line if there are none."""
         if not self._count:
             return []
         boxes = "1 box reaches" if self._count == 1 else f"{self._count} boxes reach"
@@ -196,7 +197,7 @@ class ClippedBoxes:
 
 
 def log_notes(lines: Iterable[str], notes: list[str] | None, logger: str) -> None:
-    """Hand notes on a dataset to who collects them, or log each once as a warning."""
+    """Append notes on a dataset to a list, or log each once as a warning."""
     for line in lines:
         if notes is None:
             log_first_n(logging.WARNING, line, name=logger, key="message")
@@ -205,7 +206,7 @@ def log_notes(lines: Iterable[str], notes: list[str] | None, logger: str) -> Non
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'cat'?" where one of the known names is much like a name, else ""."""
+    """ ", did you mean 'cat'?" if a known name is similar, else ""."""
 
     def plain(text: str) -> str:
         return re.sub(r"[\s_-]+", "", text).casefold()

@@ -23,9 +23,9 @@ class DatasetSource(Protocol):
         """Return the dataset dicts.
 
         Args:
-            problems: None raises at the first defect. A list receives a line for each instead, and
-                what is defective is left out of the result.
-            notes: receives a line on what is sound but worth knowing, such as boxes that are
+            problems: None raises at the first defect. A list receives a line for each defect
+                instead, and the defective parts are left out.
+            notes: receives a line about each oddity that is no defect, such as boxes that are
                 clipped to their image. None logs these lines as warnings.
         """
 
@@ -38,7 +38,7 @@ def register_source(name: str, source: DatasetSource, **metadata: Any) -> None:
 
     Args:
         name: the name in Detectron2's catalogs.
-        source: the dataset; only its `load` runs, and only when somebody asks for the dicts.
+        source: the dataset. Nothing is loaded before somebody asks for the dicts.
         metadata: attributes for `MetadataCatalog.get(name)`.
 
     Raises:
@@ -62,7 +62,7 @@ def register_coco(name: str, json_file: str | os.PathLike, images: str | os.Path
     Args:
         name: dataset name, not yet taken. Repeating a registration does nothing.
         json_file: the annotations.
-        images: folder that the `file_name` of each image counts from.
+        images: the folder to which the `file_name` of each image is relative.
 
     Raises:
         RegionDHError: another dataset has that name.
@@ -78,10 +78,10 @@ def register_coco(name: str, json_file: str | os.PathLike, images: str | os.Path
 
 
 def adopt(name: str) -> None:
-    """Give a dataset that Detectron2's `register_coco_instances` registered to our strict reader.
+    """Let our strict reader read a dataset that Detectron2's `register_coco_instances` registered.
 
-    From then on `DatasetCatalog.get(name)` checks what it reads, whoever asks. Datasets of other
-    code stay as they are, and so do unknown names.
+    From then on `DatasetCatalog.get(name)` checks the files. Other datasets and unknown names stay
+    as they are.
     """
     source = coco_source(name)
     if source is not None:
@@ -105,7 +105,7 @@ def load_dataset(
 ) -> list[dict]:
     """Load any registered dataset; `problems` and `notes` as in `DatasetSource.load`.
 
-    Datasets that other code registered cannot collect: they raise whatever they raise.
+    Datasets that other code registered can't collect problems: they raise their own errors.
 
     Raises:
         RegionDHError: no dataset of this name is registered.
@@ -128,7 +128,7 @@ def require_dataset(name: str, told: str = "dataset") -> None:
 
     Args:
         name: of the dataset.
-        told: what the message puts before the name, such as the option.
+        told: text before the name in the message, such as the option.
 
     Raises:
         RegionDHError: it isn't; the message lists the names that were registered here.

@@ -1,4 +1,4 @@
-"""What a registered dataset holds, and everything that is wrong with it."""
+"""Checks a registered dataset: its contents and all its defects."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class DatasetReport:
         name: the dataset.
         images: number of images that could be read.
         objects: number of their annotated objects, of which `difficult` are marked difficult.
-        roles: number of images a role; empty for a detection dataset. Images of both roles count
-            for each.
+        roles: number of images of each role; empty for a detection dataset. An image of both roles
+            counts for both.
         class_images: number of images that show a class, for every class in its order.
         problems: one line a defect.
-        notes: one line for each thing that is sound but worth knowing.
+        notes: one line for each oddity that is no defect.
     """
 
     name: str
@@ -57,7 +57,7 @@ class DatasetReport:
 
 
 def is_present(name: str) -> bool:
-    """Whether the image lists of a dataset exist; True for other code's that tell no list."""
+    """Whether the image lists of a dataset exist; True for foreign datasets without known lists."""
     source = find_source(name)
     if isinstance(source, VOCSource):
         return os.path.isfile(source.list_file)
@@ -84,7 +84,7 @@ def check_dataset(
     except RegionDHError as error:
         problems.append(str(error))
         dicts = []
-    except Exception as error:  # whatever the loader of a foreign dataset raises is the finding
+    except Exception as error:  # a foreign loader may raise anything
         problems.append(f"{name}: cannot be loaded: {type(error).__name__}: {error}")
         dicts = []
     if find_source(name) is None:
@@ -120,13 +120,13 @@ def check_dataset(
 
 
 def _first_lines(lines: list[str], most: int = 10) -> list[str]:
-    """All lines, or the first of many and how many more there are."""
+    """The first lines, and the number of the others if there are more."""
     more = len(lines) - most
     return lines if more <= 0 else [*lines[:most], f"and {more} more images that are turned"]
 
 
 def _sound(dicts: list[dict], problems: list[str]) -> list[dict]:
-    """The dicts of other code's dataset that are no problem."""
+    """The sound dicts of a dataset that other code registered."""
     kept = []
     for record in dicts:
         try:
@@ -140,7 +140,8 @@ def _sound(dicts: list[dict], problems: list[str]) -> list[dict]:
 
 @functools.cache  # several datasets share their images
 def _read_size(path: str) -> ImageSize | UnreadableImage:
-    """The sizes of an image file, all of which is decoded, or why it can't be."""
+    """The sizes of an image file after decoding all of it, or the reason why it can't be
+    decoded."""
     try:
         return read_rgb(path)[1]
     except UnreadableImage as error:
@@ -162,7 +163,7 @@ def _image_problem(path: str, expected: tuple[int | None, int | None]) -> str | 
 
 
 def _turn_note(path: str) -> str | None:
-    """A line if an image file is turned by its EXIF orientation, 2 to 8, or None."""
+    """A line if an image file is turned by its EXIF orientation (2 to 8), else None."""
     size = _read_size(path)
     if isinstance(size, UnreadableImage) or size.orientation == 1:
         return None

@@ -1,11 +1,11 @@
 """Strict reader of detection datasets in COCO's JSON format.
 
-Detectron2's own reader hands on boxes that are no boxes (NaN, text, negative sides), which then
-train without a word or stop the training with another reason, and turns a defective file into a
-traceback. Here every defect is one line that names the file, the image and the field.
+Detectron2's own reader accepts impossible boxes (NaN, text, negative sides), which then spoil the
+training silently or stop it with a misleading error; and a defective file gives a traceback. Here
+every defect is one line that names the file, the image and the field.
 
-:func:`.catalog.adopt` gives datasets that Detectron2's ``register_coco_instances`` registered to
-this reader, so that they are checked in the same way.
+With :func:`.catalog.adopt` this reader also reads datasets that Detectron2's
+``register_coco_instances`` registered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .annotations import ClippedBoxes, Folder, decode_text, fit_box, log_notes
 __all__ = ["COCOFormatError", "COCOSource", "coco_source"]
 
 _REGISTRAR = "detectron2.data.datasets.coco"  # the module of Detectron2's registration
-# COCO's own files have a handful of boxes without a side, and nobody is asked to edit them.
+# COCO's own files have a few boxes of width or height 0. Nobody should have to edit those files.
 _PUBLISHED = frozenset(
     name for splits in builtin._PREDEFINED_SPLITS_COCO.values() for name in splits
 )
@@ -47,7 +47,7 @@ class COCOSource:
     """A dataset in COCO format; the first three fields are `catalog.register_coco`'s.
 
     Attributes:
-        published: whether the file is one that everybody has as it is: objects with a defect are
+        published: whether this is a published file that users don't edit: defective objects are
             left out and counted in a note.
     """
 
@@ -57,19 +57,19 @@ class COCOSource:
     published: bool = False
 
     def load(self, problems: list[str] | None = None, notes: list[str] | None = None) -> list[dict]:
-        """Read images, boxes and classes; the metadata learns the classes.
+        """Read images, boxes and classes, and set the classes in the metadata.
 
         Args:
             problems: None raises at the first defect; a list receives a line for each instead, and
                 the defective object or image is left out.
-            notes: receives a line on what is sound but worth knowing; None logs it.
+            notes: receives a line about each oddity that is no defect; None logs it.
 
         Returns:
             One dict an image, by ascending id, as Detectron2's ``load_coco_json`` returns them:
             `file_name`, `image_id`, `height`, `width` and `annotations`, each with `bbox` (4
             numbers, pixels, XYWH_ABS, clipped to the image), `bbox_mode`, `category_id`, `iscrowd`
             (0 or 1), `area` (pixels) and, where the file has them, `segmentation` and `keypoints`.
-            An id that is written as text of digits becomes the number.
+            An id that is a text of digits becomes a number.
 
         Raises:
             InputNotFoundError: the file does not exist.
@@ -122,7 +122,7 @@ class COCOSource:
 
 
 def coco_source(name: str) -> COCOSource | None:
-    """A source over the files of a dataset that Detectron2's own function registered, or None."""
+    """The source of a dataset that Detectron2's own function registered, or None."""
     if name not in DatasetCatalog.list():
         return None
     if getattr(DatasetCatalog[name], "__module__", None) != _REGISTRAR:
@@ -159,7 +159,7 @@ def _show(value: Any) -> str:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id as a number, where it is one or the text of one, else as text; None if it is no id."""
+    """An id as a number if possible, else as text; None if it is no id."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -173,7 +173,7 @@ def _id(value: Any) -> int | str | None:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text can be written to a file: JSON can hold one half of a pair of surrogates."""
+    """Whether a text can be written to a file: JSON may hold half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -184,7 +184,7 @@ def _is_unicode(text: str) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return isinstance(value, float) or abs(value) < 1 << 53  # a larger one is no float
+    return isinstance(value, float) or abs(value) < 1 << 53  # exact as a float
 
 
 class _Defect(RegionDHError):
@@ -216,7 +216,7 @@ class _Reader:
         self.notes: list[str] = []
 
     def read(self) -> list[dict]:
-        """The dicts, without `annotations` that are defective."""
+        """The dicts, without defective `annotations`."""
         lists = self._lists()
         if lists is None:
             return []
@@ -269,7 +269,7 @@ class _Reader:
                     raise _Defect(f"id must be a whole number, got {_show(category['id'])}")
                 if number in names:
                     other, number = display_name(names[number]), None
-                    raise _Defect(f"id {category['id']} is that of {other}, too: number them anew")
+                    raise _Defect(f"id {category['id']} is that of {other}, too: renumber them")
                 if not isinstance(name, str) or not name.strip():
                     raise _Defect(f"name must be text, got {_show(name)}")
                 if not _is_unicode(name):
@@ -288,7 +288,7 @@ class _Reader:
         """The records by id, and the ids of images with a defect."""
         records: dict[int | str, dict] = {}
         spoiled: set[int | str] = set()
-        id_of: dict[str, int | str] = {}  # of the files so far
+        id_of: dict[str, int | str] = {}  # by file, so far
         for index, image in enumerate(images):
             where, number = f"images[{index}]", None
             try:
@@ -301,7 +301,7 @@ class _Reader:
                     raise _Defect(f"id must be a number or text, got {_show(image['id'])}")
                 if number in records:
                     other = display_name(records[number]["file_name"])
-                    raise _Defect(f"id {_show(number)} is that of {other}, too: number them anew")
+                    raise _Defect(f"id {_show(number)} is that of {other}, too: renumber them")
                 if not isinstance(_field(image, "file_name"), str) or not name.strip():
                     raise _Defect(f"file_name must be text, got {_show(name)}")
                 width, height = (_side(image, key) for key in ("width", "height"))
@@ -334,7 +334,7 @@ class _Reader:
     def _read_annotations(
         self, annotations: list, records: dict[int | str, dict], spoiled: set
     ) -> set[int]:
-        """Put the annotations into their records; returns the positions of the classes in use."""
+        """Put the annotations into their records; return the positions of the classes in use."""
         seen: set[int | str] = set()
         used: set[int] = set()
         for index, annotation in enumerate(annotations):
@@ -351,12 +351,12 @@ class _Reader:
                 if number is None:
                     raise _Defect(f"id must be a number or text, got {_show(annotation['id'])}")
                 if number in seen:
-                    raise _Defect("id is that of another annotation, too: number them anew")
+                    raise _Defect("id is that of another annotation, too: renumber them")
                 seen.add(number)
                 _field(annotation, "image_id")
                 if record is None:
                     if image_id in spoiled:
-                        continue  # what is wrong with the image is told already
+                        continue  # the image's defect is listed already
                     raise _Defect(
                         f"image_id {_show(annotation['image_id'])} is that of no image in images"
                     )
@@ -367,7 +367,7 @@ class _Reader:
                 if self._published:
                     self._left_out.append(f"{where}: {defect}")
                 else:
-                    # A missing id hides the image.
+                    # Without an id of the annotation, name its image.
                     image_id = _id(_get(annotation, "image_id"))
                     known = None if image_id is None else records.get(image_id)
                     if known is not None and " of image " not in where:
@@ -411,7 +411,7 @@ class _Reader:
         if keypoints:
             if not isinstance(keypoints, list) or not all(map(_is_number, keypoints)):
                 raise _Defect(f"keypoints must be numbers, got {_show(keypoints)}")
-            # As Detectron2 does: COCO has pixel indices, which become the pixels' centers.
+            # As Detectron2 does: COCO's pixel indices become pixel centers.
             read["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
         return read, clipped
 
@@ -421,10 +421,10 @@ class _Reader:
         return self.position_of.get(number) if isinstance(number, int) else None
 
     def _note_unused(self, categories: list, used: set[int]) -> None:
-        """A note on a heading of the others, which some tools write as category 0."""
+        """A note on the heading of all categories, which some tools write as category 0."""
         for category in categories:
             position = self._position(_get(category, "id"))
-            # Roboflow's, and that of LabelMe's converter.
+            # As Roboflow and LabelMe's converter write it.
             heading = (
                 _get(category, "supercategory") == "none"
                 or _get(category, "name") == "_background_"
@@ -482,7 +482,7 @@ def _read_box(box: Any, width: int, height: int) -> tuple[list[float], bool]:
 
 
 def _segmentation(value: Any) -> list | dict | None:
-    """Polygons of at least three points, or a mask; None for what is neither."""
+    """Polygons of at least three points, or a mask; None for anything else."""
     if isinstance(value, dict) and "counts" in value and "size" in value:
         if isinstance(value["counts"], list):
             try:

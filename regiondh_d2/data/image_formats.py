@@ -17,14 +17,14 @@ __all__ = [
     "is_heif",
 ]
 
-# All that Pillow may try. Each is decoded in this process: an EPS, whatever its name, would start
+# The only formats that Pillow may try. All are decoded in this process: an EPS file would start
 # Ghostscript, and other formats other programs or libraries.
 PILLOW_FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"),
     *("TGA", "PCX", "SGI", "SUN", "QOI", "ICO", "PSD", "DDS"),
 )
 
-# Files with these endings are taken for images without a look inside.
+# Files with these endings count as images; their content is not checked.
 IMAGE_ENDINGS = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".tif", ".tiff"),
@@ -34,7 +34,7 @@ IMAGE_ENDINGS = frozenset(
 HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif"})
 HEIF_HINT = "needs pi-heif: pip install pi-heif"
 
-# Cameras' raw files. Many begin as a TIFF does, whose first picture is a thumbnail.
+# Cameras' raw files. Many begin like a TIFF whose first picture is a thumbnail.
 _RAW_ENDINGS = frozenset(
     {
         *(".3fr", ".arw", ".bay", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq"),
@@ -43,7 +43,7 @@ _RAW_ENDINGS = frozenset(
     }
 )
 
-SIGNATURE_BYTES = 64  # what `format_by_content` wants to see of a file
+SIGNATURE_BYTES = 64  # `format_by_content` needs so many
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -75,11 +75,11 @@ def is_heif(head: bytes) -> bool:
 
 
 def format_by_content(head: bytes, name: str = "") -> str | None:
-    """The format of an image by its first bytes, whatever its name.
+    """The format of an image, from its first bytes.
 
     Args:
         head: the first :data:`SIGNATURE_BYTES` bytes of the file, or all of a smaller file.
-        name: of the file; cameras' raw files, which may begin as TIFFs do, are known by it.
+        name: of the file, to tell cameras' raw files from TIFFs.
 
     Returns:
         A name as in :data:`PILLOW_FORMATS`, or "HEIF"; None for all else.

@@ -1,19 +1,19 @@
-"""The one way from an image file to pixels, for training, evaluation, extraction, search, drawing.
+"""The only reader of image files: for training, evaluation, extraction, search and drawing.
 
-What it does, which is part of the settings of a code file as ``IMAGE_READER``:
+These are its rules. Their version is ``IMAGE_READER`` in the settings of a code file:
 
-* Pixels are those of the first frame, as a person sees them: turned once as the EXIF orientation
-  says (or as the container of AVIF and HEIC files does).
+* It reads the first frame, upright: turned once as the EXIF orientation (or the container of AVIF
+    and HEIC files) says.
 * Transparency is put on white: an alpha channel, a transparent color, a palette's.
 * Grays of 16 and 12 bits are scaled to 8; all else is converted to RGB by Pillow. 32-bit pixels are
   refused, since their range isn't known.
 * A JPEG of more pixels than ``MODEL.REGION_DH.MAX_PIXELS`` is decoded at a half, a quarter or an
   eighth of its size, the first that is small enough. Other formats are refused.
-* What doesn't decide about pixels doesn't matter, such as broken EXIF data or much text.
+* Defects outside the pixels are ignored, such as broken EXIF data or too much text.
 
-Formats are known by content, and only those of :data:`~.image_formats.PILLOW_FORMATS`, and HEIF
-where pi-heif is installed, are tried, so that no file starts another program. Nothing that is
-global in Pillow is changed; several threads may read at a time.
+The content decides about the format. Only :data:`~.image_formats.PILLOW_FORMATS`, and HEIF if
+pi-heif is installed, are tried, so that no file starts another program. Pillow's global settings
+stay unchanged, and several threads may read at a time.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _TURNS = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 _SMALL = 1 << 16  # bytes of text
-_JPEG_SCALES = (1, 2, 4, 8)  # by which libjpeg decodes at a reduced size
+_JPEG_SCALES = (1, 2, 4, 8)  # factors by which libjpeg can reduce the size
 
 
 class UnreadableImage(RegionDHError):
@@ -76,7 +76,7 @@ class UnreadableImage(RegionDHError):
 
     Attributes:
         file_name: which.
-        reason: why, in half a line.
+        reason: why, as half a line.
     """
 
     def __init__(self, file_name: str, reason: str):
@@ -147,8 +147,8 @@ def read_rgb(source: Source, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Imag
 def read_image_size(source: Source, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageSize:
     """Sizes of an image, from its header.
 
-    Rarely others than those of the image that is read later, such as where a PNG's orientation
-    stands behind its pixels.
+    The pixels may rarely turn out to have other sizes, for example if a PNG has its orientation
+    behind the pixels.
 
     Raises:
         UnreadableImage: the header can't be read, or announces too many pixels.
@@ -195,15 +195,15 @@ def read_picture(image: Image.Image | np.ndarray, image_format: str = "RGB") -> 
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An image of Pillow's as the reader makes those of files: 8-bit RGB, transparency on white."""
+    """Convert a Pillow image as the reader does: 8-bit RGB, transparency on white."""
     return _to_rgb(image, None)
 
 
 def pixels_changed_since_v1(path: str | os.PathLike) -> bool:
-    """Whether version 0.1 of this package read other pixels of a file than :func:`read_image` does.
+    """Whether version 0.1 of this package read other pixels than :func:`read_image` does.
 
-    The header tells of nearly all files that it did not. Only an image that may be transparent, or
-    a gray one of more than 8 bits, is decoded and compared.
+    For nearly all files the header shows that it didn't. Only images that may be transparent, and
+    gray ones of more than 8 bits, are decoded and compared.
 
     Returns:
         False also for a file that can't be read now.
@@ -218,7 +218,7 @@ def pixels_changed_since_v1(path: str | os.PathLike) -> bool:
 
 
 def _read(source: Source, max_pixels: int, function: Callable[[BinaryIO, int], T]) -> T:
-    """What a function makes of the file; any exception becomes an :class:`UnreadableImage`."""
+    """Call a function on the opened file; any exception becomes an :class:`UnreadableImage`."""
     name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the image"
     try:
         if max_pixels < 1:
@@ -251,11 +251,11 @@ def _open_file(source: Source) -> Iterator[BinaryIO]:
 
 @cache
 def _factories() -> tuple[tuple[Callable, Callable | None], ...]:
-    """What opens each format, and what tells by its first bytes whether it may be one."""
+    """For each format, the function that opens it and the test of its first bytes."""
     Image.init()
     known = {name: Image.OPEN[name] for name in PILLOW_FORMATS if name in Image.OPEN}
-    # Pillow's own goes on to look for further pictures behind the first, and stumbles over what is
-    # wrong in that directory.
+    # Pillow's own function looks for further pictures behind the first, and fails if their
+    # directory is damaged.
     known["JPEG"] = (JpegImagePlugin.JpegImageFile, known["JPEG"][1])
     return tuple(known.values())
 
@@ -263,7 +263,7 @@ def _factories() -> tuple[tuple[Callable, Callable | None], ...]:
 def _open(file: BinaryIO) -> Image.Image:
     """The image with its header read.
 
-    Not by ``Image.open``, which refuses large images by a limit that all of the process shares.
+    Without ``Image.open``, which refuses large images by a limit that is global to the process.
     """
     file.seek(0)
     head = file.read(SIGNATURE_BYTES)
@@ -295,7 +295,7 @@ def _open_heif(file: BinaryIO) -> Image.Image:
 def _decode(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, ImageSize]:
     """The pixels, upright and in RGB, and the sizes."""
     image = _open(file)
-    told = _orientation(image) if image.format == "TIFF" else 1  # loaded, it is turned
+    told = _orientation(image) if image.format == "TIFF" else 1  # loading turns it
     width, height = image.size
     reduced = _reduce(image, max_pixels)
     rgb = _to_rgb(image, file)
@@ -315,17 +315,17 @@ def _measure(file: BinaryIO, max_pixels: int) -> ImageSize:
     width, height = image.size
     _reduce(image, max_pixels)
     read_width, read_height = image.size
-    # Asked for what the header of a PNG lacks, Pillow reads all pixels.
+    # If the header of a PNG lacks an entry, asking for it makes Pillow read all pixels.
     asks = image.format != "PNG" or "exif" in image.info
     orientation = _orientation(image) if asks else 1
-    if orientation in _SIDEWAYS and image.format != "TIFF":  # whose sizes are turned already
+    if orientation in _SIDEWAYS and image.format != "TIFF":  # TIFF's sizes are turned already
         width, height, read_width, read_height = height, width, read_height, read_width
     orientation = image.info.get("original_orientation") or orientation
     return ImageSize(height, width, read_height, read_width, orientation)
 
 
 def _reduce(image: Image.Image, max_pixels: int) -> bool:
-    """Has a JPEG above the limit decoded at a smaller size, which ``size`` is then; or refuses."""
+    """Make a JPEG above the limit decode at a smaller size and update ``size``, or refuse it."""
     width, height = image.size
     if width * height <= max_pixels:
         return False
@@ -345,7 +345,7 @@ def _reduce(image: Image.Image, max_pixels: int) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # damaged EXIF data says nothing about the pixels
+    except Exception:  # the pixels may be fine although the EXIF data is damaged
         return 1
     return value if value in _TURNS else 1
 
@@ -383,8 +383,8 @@ def _to_rgb(image: Image.Image, file: BinaryIO | None) -> Image.Image:
 
 
 def _rawmode(image: Image.Image) -> str:
-    """How pixels lie in the file, in Pillow's words; known until they are loaded."""
-    tile = getattr(image, "tile", None)  # an image that was never a file has none
+    """Pillow's name of the raw pixel layout; known only before loading."""
+    tile = getattr(image, "tile", None)  # None for an image that wasn't read from a file
     arguments = tile[0][3] if tile else ""
     if isinstance(arguments, str):
         return arguments
@@ -392,15 +392,15 @@ def _rawmode(image: Image.Image) -> str:
 
 
 def _gray_to_8_bits(image: Image.Image, rawmode: str) -> Image.Image:
-    """Grays of 16 or 12 bits: Pillow's own conversion cuts off all that is above 255."""
+    """Scale grays of 16 or 12 bits: Pillow's own conversion clips at 255."""
     shift, inverted = _gray_rule(image, rawmode)
     gray = (np.asarray(image).astype(np.int64) >> shift).astype(np.uint8)
     return Image.fromarray(255 - gray if inverted else gray)
 
 
 def _gray_rule(image: Image.Image, rawmode: str) -> tuple[int, bool]:
-    """By how many bits to shift a gray of more than 8, and whether 0 is white."""
-    # Pillow leaves it to us to invert them.
+    """How many bits to shift a gray of more than 8 bits by, and whether 0 is white."""
+    # Pillow doesn't invert them.
     inverted = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0
     return 4 if rawmode == "I;12" else 8, inverted
 
@@ -408,18 +408,18 @@ def _gray_rule(image: Image.Image, rawmode: str) -> tuple[int, bool]:
 def _alpha_of_key(
     image: Image.Image, file: BinaryIO | None, rawmode: str, key: int | tuple[int, ...] | None
 ) -> Image.Image | None:
-    """Alpha of an image in which one gray or color stands for transparent, or None."""
+    """Alpha of an image in which one gray or color means transparent, or None."""
     if key is None:
         return None
     pixels = np.asarray(image)
     transparent = np.array(key)
     if rawmode == "RGB;16B" and file is not None:
-        # Pillow reads the high bytes alone; for this once we let it read the low ones.
+        # Pillow reads only the high bytes; here we make it read the low ones.
         again: Any = _open(file)
         again.tile = [(*again.tile[0][:3], "RGB;16L")]
         again.load()
         pixels = pixels.astype(np.uint16) << 8 | np.asarray(again)
-    elif image.mode == "L":  # grays of few bits are spread to 8, the key is not
+    elif image.mode == "L":  # grays of few bits are scaled to 8 bits, but the key isn't
         transparent = transparent * {"L;2": 85, "L;4": 17}.get(rawmode, 1) & 255
     elif image.mode == "RGB":
         transparent = transparent & 255
@@ -435,7 +435,7 @@ def _differs_from_version_1(file: BinaryIO, max_pixels: int) -> bool:
     image = _open(file)
     gray = image.mode.startswith("I;16") and _gray_rule(image, _rawmode(image)) != (8, False)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    if not (gray or has_alpha) or image.format == "HEIF":  # of which version 0.1 read none
+    if not (gray or has_alpha) or image.format == "HEIF":  # version 0.1 read no HEIF
         return False
     now, _ = _decode(file, max_pixels)
     image = _open(file)
@@ -449,14 +449,14 @@ def _differs_from_version_1(file: BinaryIO, max_pixels: int) -> bool:
     return not np.array_equal(np.asarray(now), np.asarray(before))
 
 
-# What doesn't decide about pixels
+# Parts of a file that don't change pixels
 
 
 def _without_metadata(data: bytes) -> bytes | None:
-    """A PNG or JPEG with no more than what pixels and their orientation need; None if that is
-    nothing new, or another format.
+    """A PNG or JPEG reduced to its pixels and orientation; None if nothing was removed, or for
+    other formats.
 
-    Pillow refuses a PNG for much text, and either for a damaged profile, note or date.
+    Pillow refuses a PNG with much text, and both formats with a damaged profile, note or date.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         parts = [data[:8], *filter(_is_needed_chunk, _png_chunks(data))]
@@ -500,7 +500,7 @@ def _is_needed_segment(segment: bytes) -> bool:
 
 def _is_needed_chunk(chunk: bytes) -> bool:
     kind, content = chunk[4:8], chunk[8:-4]
-    # A lower-case first letter says that a reader may do without it.
+    # A lower-case first letter marks a chunk as optional.
     if not kind[:1].islower() or kind == b"tRNS":
         return True
     tells_orientation = kind == b"eXIf" or (
@@ -510,7 +510,7 @@ def _is_needed_chunk(chunk: bytes) -> bool:
 
 
 def _has_orientation(kind: bytes, content: bytes) -> bool:
-    """Whether a text says what a camera does, and is small, also once it is decompressed."""
+    """Whether a text chunk holds a camera's data, and stays small when decompressed."""
     name, _, text = content.partition(b"\0")
     if name == b"XML:com.adobe.xmp":
         return kind == b"iTXt" and text[:1] == b"\0"  # not compressed
@@ -552,7 +552,7 @@ class _Quiet:
                 self._filters.__exit__(None, None, None)
 
 
-# Of Pillow's decoders: much of what they warn of is of no use on a terminal.
+# Pillow's decoders warn about many things that don't help a user.
 _without_warnings = _Quiet()
 
 

@@ -1,16 +1,15 @@
-"""Which photos lie in folders, and what else lies there.
+"""Finds the photos in folders.
 
-Nothing that is an image is left out in silence: :func:`find_photos` tells what it passed over and
-why. Of a file it reads no more than the first and the last bytes, which tell what has no image's
-ending and what this package drew itself.
+No image is silently left out: :func:`find_photos` also returns what it passed over and why. It
+reads only the first and last bytes of a file, to recognize images by content and pictures drawn by
+this package.
 
-* Linked folders and files are followed. A link back to a folder that it lies in is not, so that
-  nothing runs in circles.
-* Each file counts once, whatever its number of names (by device and inode). Of several names that
-  one is kept which needs no link; then the one in the input given first; then the one found first:
-  files before folders, in alphabetical order.
-* The root of a photo is the outermost given folder that it lies in, with all links resolved. So
-  neither another spelling of an input nor another order of them gives a photo a second identity.
+* Links to folders and files are followed, except links back to a folder above them.
+* Each file counts once (by device and inode). Of several names, one without links is preferred,
+    then one in the first given input, then the first one found: files before folders, in
+    alphabetical order.
+* The root of a photo is the outermost given folder above it, with all links resolved. So the
+    spelling and the order of the inputs don't change a photo's identity.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from .image_formats import (
 
 __all__ = ["Photo", "PhotoScan", "find_photos", "is_system_file"]
 
-# What systems and programs leave in folders, in lower case.
+# Files and folders of systems and programs, in lower case.
 _SYSTEM_NAMES = frozenset(
     {
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
@@ -48,7 +47,7 @@ _SYSTEM_NAMES = frozenset(
         *(".ds_store", ".spotlight-v100", ".trashes", ".fseventsd", ".directory", ".nomedia"),
     }
 )
-# One of these is in every folder of ours.
+# Every output folder of ours holds one of these.
 _OWN_NAMES = frozenset({FOLDER_MARK, "index.json", "scenes.json", "scenes"})
 _SHOWN_TYPES = 8
 
@@ -58,7 +57,7 @@ class Photo:
     """A file that is an image, by its ending or its first bytes.
 
     Attributes:
-        root: the folder that ``relative_path`` counts from, links resolved.
+        root: the folder to which ``relative_path`` is relative, links resolved.
         relative_path: path below ``root``, with "/" between folders.
         size: bytes.
         mtime_ns: time of modification.
@@ -76,17 +75,17 @@ class Photo:
 
 @dataclass
 class PhotoScan:
-    """What :func:`find_photos` found.
+    """The result of :func:`find_photos`.
 
     Attributes:
         images: the photos, in the order of the inputs, then files before folders, by name.
-        roots: the searched folders, links resolved, without those inside others.
-        missing: the inputs that are not there, as they were given.
-        passed_over: number of files that are no readable images, by ending in lower case; "" for
-            none, "special" for what is no file, such as a pipe.
+        roots: the searched folders, links resolved, without subfolders of others.
+        missing: the inputs that don't exist, as given.
+        passed_over: number of files that are not readable images, by ending in lower case; "" for
+            no ending, "special" for pipes and the like.
         unreadable_folders: folders that can't be listed; photos in them are unknown.
-        excluded: files and folders that ``exclude`` left out.
-        links: names that were not followed, with the reason: a link that leads nowhere or back, a
+        excluded: files and folders left out by ``exclude``.
+        links: names that were not followed, with the reason: a broken link, a link back, or a
             second name of a file or folder.
         own: pictures and folders that this package wrote.
         hidden: number of hidden files and folders, without those of systems.
@@ -105,8 +104,8 @@ class PhotoScan:
     def could_see(self, path: str) -> bool:
         """Whether a photo at a path would have been found.
 
-        False in folders that can't be listed, and behind links that lead nowhere, such as to a disk
-        that is not there: nothing is known of photos in them.
+        False in folders that can't be listed, and behind broken links, such as to an unplugged
+        disk.
         """
         return not lies_in_any(path, self._closed)
 
@@ -115,7 +114,7 @@ class PhotoScan:
         return {*self.unreadable_folders, *(p for p, why in self.links if why == _NOWHERE)}
 
     def summary(self) -> list[str]:
-        """What was left out, in at most two lines; none if nothing was."""
+        """At most two lines about what was left out."""
         parts = []
         if self.passed_over:
             parts.append(_counts_by_type(self.passed_over))
@@ -141,7 +140,7 @@ _NOWHERE = "a link that leads nowhere"
 
 
 def _counts_by_type(counts: Counter[str]) -> str:
-    # The most frequent first, of equally many by name.
+    # The most frequent first, ties by name.
     order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     texts = []
     for ending, count in order[:_SHOWN_TYPES]:
@@ -153,7 +152,7 @@ def _counts_by_type(counts: Counter[str]) -> str:
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file or folder of this name is never of interest: hidden, or a system's own.
+    """Whether a file or folder of this name is always ignored: hidden, or a system's.
 
     Args:
         name: without folders.
@@ -162,12 +161,12 @@ def is_system_file(name: str) -> bool:
 
 
 def is_below(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies in it, by the text of both, which must be absolute."""
+    """Whether a path is a folder or lies in it. Compares the texts of two absolute paths."""
     return path == folder or path.startswith(folder_start(folder))
 
 
 def lies_in_any(path: str, folders: Collection[str]) -> bool:
-    """As :func:`is_below`, of any of a set of folders, which may be as many as the photos."""
+    """As :func:`is_below`, for any of a set of folders, which may be large."""
     while path not in folders:
         path, last = os.path.dirname(path), path
         if path == last:
@@ -180,22 +179,22 @@ def find_photos(
     exclude: Sequence[str] = (),
     is_known: Callable[[Photo], bool] | None = None,
 ) -> PhotoScan:
-    """The photos that files and folders name, and what was passed over.
+    """Find the photos among files and folders, and what was passed over.
 
-    A file that is named itself is taken whatever its ending, unless it is this package's own
-    picture or a system's file; a folder that is named itself is searched even if it is hidden or
-    this package's own. Inside folders, hidden and systems' files and folders are ignored.
+    A given file is taken with any ending, unless it is a picture of this package or a system's
+    file. A given folder is searched even if it is hidden or an output of this package. Inside
+    folders, hidden and systems' files and folders are ignored.
 
     Args:
         inputs: files and folders.
-        exclude: patterns as of :mod:`fnmatch`, in which ``*`` stands for any text, "/" included. A
-            file or folder is left out, with all that is in it, if a pattern matches its name or its
-            path below the root. A "/" at the end of a pattern does not matter.
-        is_known: tells photos that need no second look, such as those of an earlier scan. The
-            others are opened for a moment, to see whether this package drew them.
+        exclude: patterns of :mod:`fnmatch`, in which ``*`` matches any text, "/" included. A file
+            or folder is left out, with all its contents, if a pattern matches its name or its path
+            below the root. A "/" at the end of a pattern is ignored.
+        is_known: whether a photo is known from an earlier scan. Others are opened briefly, to see
+            whether this package drew them.
 
     Returns:
-        A :class:`PhotoScan`. Inputs that are not there are in ``missing``; nothing is raised.
+        A :class:`PhotoScan`. Missing inputs are in its ``missing``; they raise no error.
 
     Raises:
         RegionDHError: a pattern is empty.
@@ -205,7 +204,7 @@ def find_photos(
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder to search: where it is, by which name, and where its photos stand in the order."""
+    """A folder to search: its real path, its name, and the position of its photos in the order."""
 
     path: str
     root: str
@@ -249,7 +248,7 @@ class _Scanner:
                 self._walk(_Folder(path, root, (position,)))
             elif not self._is_excluded(path, root):
                 self._take_named_file(_Folder(path, root, (position,)))
-        # Links last, so that a name without a link is always the one that is kept.
+        # Links last, so that a name without links is preferred.
         while self._links:
             links, self._links = sorted(self._links, key=lambda link: link.order), []
             for link in links:
@@ -258,7 +257,7 @@ class _Scanner:
         return result
 
     def _walk(self, start: _Folder) -> None:
-        """Everything in a folder that needs no link to be reached."""
+        """Search a folder without following links."""
         stack = [start]
         while stack:
             folder = stack.pop()
@@ -279,7 +278,7 @@ class _Scanner:
             stack += reversed(list(self._look_through(folder, entries)))
 
     def _look_through(self, folder: _Folder, entries: list[os.DirEntry]) -> Iterator[_Folder]:
-        """Takes the photos among a folder's entries, and yields the folders in it."""
+        """Collect the photos among a folder's entries, and yield its subfolders."""
         for entry in entries:
             name = entry.name
             if is_system_file(name):
@@ -329,7 +328,7 @@ class _Scanner:
     def _take_found_file(self, file: _Folder) -> None:
         try:
             status = os.stat(file.path)
-        except OSError:  # it has gone since the folder was listed
+        except OSError:  # deleted since the folder was listed
             return
         if not stat.S_ISREG(status.st_mode):
             self._result.passed_over["special"] += 1
@@ -379,14 +378,15 @@ def _head(path: str) -> bytes:
 
 
 def _is_hidden_by_people(name: str) -> bool:
-    """Whether a file is hidden for a reason that may have nothing to do with systems."""
+    """Whether a file is hidden, but not as a system's file."""
     return not name.startswith("._") and name.lower() not in _SYSTEM_NAMES
 
 
 def _is_own_folder(path: str, names: set[str]) -> bool:
-    """Whether a folder of these entries is an output of this package.
+    """Whether a folder with these entries is an output of this package.
 
-    Version 0.1's search_photos left no mark: its folder is known by the code file and the index.
+    Version 0.1's search_photos left no mark: its folder is recognized by the code file and the
+    index.
     """
     if {"photos.h5", "index"} <= names:
         return True

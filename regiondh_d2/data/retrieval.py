@@ -1,7 +1,7 @@
-"""Retrieval datasets: a database and queries out of any registered detection datasets.
+"""Retrieval datasets: a database and queries from any registered detection datasets.
 
-A retrieval dataset is one ordinary Detectron2 dataset whose dicts say which part an image plays, so
-that a single pass of `inference_on_dataset` codes everything that an evaluation needs.
+A retrieval dataset is an ordinary Detectron2 dataset whose dicts have a role, so that a single pass
+of `inference_on_dataset` encodes all images of an evaluation.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class RetrievalSource:
             problems.append(message)
 
         dicts = {part: load_dataset(part, problems, notes) for part in self.parts}
-        # Some datasets, such as COCO's, know their classes only once they are loaded.
+        # Some datasets, such as COCO's, know their classes only after loading.
         classes = common_classes(self.parts, on_defect)
         if classes is None:
-            if not problems:  # otherwise they are why
+            if not problems:  # otherwise these are the reason
                 on_defect(f"none of {', '.join(self.parts)} has thing_classes in its metadata")
             return []
         MetadataCatalog.get(self.name).thing_classes = classes
 
-        merged: dict[str, dict] = {}  # by the id as text, as evaluations know it
+        merged: dict[str, dict] = {}  # by the id as text, as in evaluations
         for role, names in (("database", self.database), ("query", self.queries)):
             for name in names:
                 for source_record in dicts[name]:
@@ -87,7 +87,7 @@ class RetrievalSource:
                     else:
                         if seen["role"] != role:
                             seen["role"] = "both"
-            # Problems collected so far are why, where there are some.
+            # If there are problems already, they are the reason.
             if not problems and not any(dicts[name] for name in names):
                 on_defect(f"its {role} side, {', '.join(names)}, holds no image")
         return list(merged.values())
@@ -99,9 +99,9 @@ def register_retrieval_dataset(
     """Register a retrieval dataset over registered detection datasets.
 
     The same image on both sides is one dict with the role "both". The metadata has
-    `evaluator_type` "regiondh_retrieval", `thing_classes` (after the first loading, where a part
-    knows its classes no sooner), `database_datasets`, `query_datasets` and, with a single query
-    dataset, its `dirname`, `year` and `split` if it has them, for Detectron2's VOC evaluator.
+    `evaluator_type` "regiondh_retrieval", `thing_classes` (for some parts only after the first
+    loading), `database_datasets`, `query_datasets` and, with a single query dataset, its `dirname`,
+    `year` and `split` if it has them, for Detectron2's VOC evaluator.
 
     Args:
         name: name of the new dataset. Repeating a registration does nothing.
@@ -144,7 +144,7 @@ def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def common_classes(parts: Sequence[str], fail: Callable[[str], None]) -> list[str] | None:
-    """The classes of the parts that know theirs, or None; `fail` hears of a conflict."""
+    """The classes of the parts that know theirs, or None; calls `fail` if they differ."""
     known = {part: MetadataCatalog.get(part).get("thing_classes") for part in parts}
     known = {part: list(names) for part, names in known.items() if names is not None}
     if not known:
@@ -163,7 +163,7 @@ def common_classes(parts: Sequence[str], fail: Callable[[str], None]) -> list[st
 def with_labels(record: dict) -> dict:
     """Copy a detection dict, with `image_labels` and `difficult_labels` if it has none.
 
-    Labels come from `annotations`, crowd regions included; none is known to be difficult then.
+    Labels come from `annotations`, crowd regions included; then no label counts as difficult.
     """
     record = dict(record)
     if "image_labels" not in record:

@@ -1,4 +1,4 @@
-"""What training reads: records that fit the network, and images of which a bad one is named."""
+"""Reads the training data: records that fit the network, and images, naming unreadable ones."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class UnreadableImageError(RegionDHError):
     """An image of a dataset can't be read; the message is one line with the file and the fix."""
 
     def __init__(self, message: str):
-        # The worker process of a loader hands an exception on as its class, to be called with the
-        # traceback as text, which ends with the class and the message.
+        # A loader's worker process passes an exception on by calling its class with the text of the
+        # traceback, which ends with the class and the message.
         super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
 
 
 class StrictMapper(DatasetMapper):
-    """Detectron2's mapper over our image reader; an image that can't be read is a line on its file.
+    """Detectron2's mapper over our image reader; an unreadable image gives a one-line error.
 
-    Pixels are those of :func:`~regiondh_d2.data.image_reader.read_image`, as in extraction and
-    search. Of a JPEG above the pixel limit, which is read at a smaller size, boxes are made smaller
-    with it; ``height`` and ``width`` stay those of the file.
+    Pixels come from :func:`~regiondh_d2.data.image_reader.read_image`, as in extraction and search.
+    If a JPEG above the pixel limit is read at a smaller size, its boxes are scaled, too; ``height``
+    and ``width`` stay those of the file.
     """
 
     @configurable
@@ -91,11 +91,11 @@ class StrictMapper(DatasetMapper):
         return record
 
     def _read(self, record: dict) -> tuple[ImagePixels, np.ndarray | None]:
-        """The image, of the size that the record says, and the classes of its pixels, if it has."""
+        """The image, of the size in the record, and its semantic segmentation, if it has one."""
         name, mask_name = record["file_name"], record.pop("sem_seg_file_name", None)
         try:
             read = read_image(name, self.image_format, self.max_pixels)
-            # Takes an array for its shape, and adds the size where the record has none.
+            # It needs only the shape, and adds the size if the record has none.
             utils.check_image_size(record, np.empty((read.size.height, read.size.width, 0)))
             if mask_name is None:
                 return read, None
@@ -112,7 +112,7 @@ class StrictMapper(DatasetMapper):
 
 
 def check_num_classes(name: str, num_classes: int) -> None:
-    """Compare a dataset's classes, if they are known yet, with the network's.
+    """Check that the network has enough classes for a dataset, if its classes are known yet.
 
     Raises:
         ValueError: the dataset has more.
@@ -126,10 +126,10 @@ def check_num_classes(name: str, num_classes: int) -> None:
 
 
 def check_record(record: dict) -> None:
-    """Check the fields of a dataset dict, and its boxes, as other code's datasets need it.
+    """Check the fields and boxes of a dataset dict, since other code's datasets may be wrong.
 
     Raises:
-        RegionDHError: something is missing or a box is none; the text names the image and field.
+        RegionDHError: a field is missing or a box is impossible; the message names image and field.
     """
     if not isinstance(record, dict) or not record.get("file_name"):
         raise RegionDHError(f"a dataset dict has no file_name: {str(record)[:200]}")
@@ -142,7 +142,7 @@ def check_record(record: dict) -> None:
                 raise RegionDHError(f"{where}: {key} is missing")
         mode, box = annotation["bbox_mode"], annotation["bbox"]
         if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-            continue  # of a rotated box, or relative; Detectron2 knows what fits
+            continue  # rotated or relative; left to Detectron2
         if isinstance(box, str) or len(box) != 4 or any(isinstance(v, str) for v in box):
             raise RegionDHError(f"{where}: bbox must be four numbers, got {box!r}")
         x, y, right, lower = map(float, box)
@@ -160,8 +160,8 @@ def check_record(record: dict) -> None:
 def training_records(cfg: CfgNode, boxes: bool = True) -> list[dict]:
     """The dicts of ``DATASETS.TRAIN``, one list.
 
-    An image may have ``annotations``, or ``image_labels`` alone; only methods that find no objects
-    learn from the latter. Images with neither are left out, and their number is logged, unless
+    An image may have ``annotations``, or only ``image_labels``; methods that detect objects can't
+    train on the latter. Images with neither are left out, and their number is logged, unless
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` is False.
 
     Args:
@@ -169,9 +169,8 @@ def training_records(cfg: CfgNode, boxes: bool = True) -> list[dict]:
         boxes: whether the network learns from boxes.
 
     Raises:
-        ValueError: no image is left, the datasets have different classes, a class id has no place
-            among the classes of the network, or an image has labels alone and the network learns
-            from boxes.
+        ValueError: no image is left, the datasets have different classes, a class id is outside the
+            network's classes, or an image has only labels and the network learns from boxes.
     """
     names, num_classes = list(cfg.DATASETS.TRAIN), cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if not names:
@@ -183,7 +182,7 @@ def training_records(cfg: CfgNode, boxes: bool = True) -> list[dict]:
             names,
             filter_empty=False,  # done below, for labels of images, too
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-            check_consistency=False,  # done below, where a defect has a file's name
+            check_consistency=False,  # done below, with the file's name in the message
         )
     except AssertionError as error:  # Detectron2 asserts that there are images
         raise RegionDHError(f"DATASETS.TRAIN: {error}") from error
@@ -216,12 +215,12 @@ def training_records(cfg: CfgNode, boxes: bool = True) -> list[dict]:
 
 
 def has_labels_alone(record: dict) -> bool:
-    """Whether a dataset dict has labels of the image, and doesn't say where objects are."""
+    """Whether a dataset dict has labels of the image but no objects."""
     return "annotations" not in record and "image_labels" in record
 
 
 def labels_to_learn(record: dict) -> set[int]:
-    """The classes of an image's objects, or, where it has no annotations, its labels."""
+    """The classes of an image's objects, or its labels if it has no annotations."""
     if has_labels_alone(record):
         return set(record["image_labels"])
     return {a["category_id"] for a in record.get("annotations", ())}
@@ -230,7 +229,7 @@ def labels_to_learn(record: dict) -> set[int]:
 def _with_something_to_learn(
     names: list[str], records: list[dict], fail: Callable[[str], None]
 ) -> list[dict]:
-    """The images with an object that is no crowd, or with a label."""
+    """The images with a label or an object that is not a crowd."""
 
     def has_some(record: dict) -> bool:
         if has_labels_alone(record):
@@ -251,7 +250,7 @@ def _with_something_to_learn(
 
 
 def _as_annotations(record: dict) -> dict:
-    """What Detectron2's table of classes reads: an entry for each object, or for each label."""
+    """The input of Detectron2's table of classes: an entry for each object, or for each label."""
     if not has_labels_alone(record):
         return {"annotations": record.get("annotations", [])}
     return {"annotations": [{"category_id": label} for label in record["image_labels"]]}

@@ -36,7 +36,7 @@ VOC_CLASSES = (
     "train", "tvmonitor",
 )  # fmt: skip
 
-# VOC's own numbers, and what tools write that keep it as a truth value.
+# VOC's numbers, and the truth values that some tools write.
 _DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
@@ -45,7 +45,7 @@ class VOCFormatError(RegionDHError):
 
 
 class VOCNotFoundError(VOCFormatError, FileNotFoundError):
-    """A VOC folder or image list is not where it was looked for."""
+    """A VOC folder or image list is missing."""
 
 
 def load_voc(
@@ -59,11 +59,11 @@ def load_voc(
 ) -> list[dict]:
     r"""Read images and boxes in VOC layout.
 
-    Lists and annotations may be in any encoding that they name or that a byte order mark tells. An
-    id may hold blanks and folders (``day1/my photo``); a line of a list may also quote it, write
+    Lists and annotations may be in any encoding that they declare or that a byte order mark shows.
+    An id may hold blanks and folders (``day1/my photo``); a line of a list may also quote it, write
     ``\`` for ``/``, or name the file of the image or of the annotation
-    (``VOC2007/JPEGImages/1.jpg``). The image of an id is the file that its
-    ``<filename>`` names, if it exists, or else the one of the id with any ending of an image.
+    (``VOC2007/JPEGImages/1.jpg``). The image of an id is the file that its ``<filename>`` names, if
+    it exists, or else the one of the id with any ending of an image.
 
     Args:
         dirname: folder that holds `Annotations`, `ImageSets/Main` and `JPEGImages`.
@@ -72,8 +72,8 @@ def load_voc(
         subset: keeps the image ids for which it is true; None keeps all.
         problems: None raises at the first defect; a list receives a line for each instead, and
             the defective object or image is left out.
-        notes: receives a line on what is sound but worth knowing, such as how many boxes reach
-            beyond their images; None logs it.
+        notes: receives a line about each oddity that is no defect, such as boxes that reach beyond
+            their images; None logs it.
 
     Returns:
         One dict an image, in the list's order: `file_name`, `image_id` (str), `height`, `width`
@@ -165,7 +165,7 @@ def register_voc(
             (area under the curve).
         subset: keeps the image ids for which it is true. Such a dataset has no `split` in its
             metadata, because Detectron2's evaluator would take the whole list as ground truth and
-            report a far too low box AP without a word; its `parent_split` says where it is from.
+            silently report a far too low box AP; its `parent_split` names the list.
 
     Raises:
         ValueError: another dataset has that name, or `year` is neither 2007 nor 2012.
@@ -245,8 +245,8 @@ def _read_list(
 def _id_of_line(line: str, annotations: Folder) -> str | None:
     """The image id that a line of a list means, or None if it is no id.
 
-    A line without blanks is an id even where its annotation is missing, so that the missing file
-    is what is told.
+    A line without blanks is an id even if its annotation is missing, so that the error names the
+    missing file.
     """
     unquoted = line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line
     forms = [line, unquoted, unquoted.replace("\\", "/")]
@@ -276,11 +276,11 @@ class _Reader:
         self._class_ids = class_ids
         self._origin = origin
         self._on_defect = on_defect
-        self._id_of: dict[str, str] = {}  # of the image files so far
+        self._id_of: dict[str, str] = {}  # by image file, so far
         self.clipped = ClippedBoxes()
 
     def read(self, image_id: str) -> dict | None:
-        """Read one image's dict; None after a defect that spoils the whole image."""
+        """Read one image's dict; None if a defect makes the whole image unusable."""
         xml_path = self._annotations.find_stem(image_id, (".xml",))
         if xml_path is None:
             xml_path = os.path.join(self._annotations.path, f"{image_id}.xml")
@@ -348,8 +348,8 @@ class _Reader:
         r"""The file that ``<filename>`` names, or else the id with any ending of an image.
 
         Tools write the name alone, with folders, as a path of their machine (``C:\\set\\1.jpg``),
-        and without ending. The folder of the id comes first, since the name alone may be there in
-        several.
+        and without ending. The folder of the id comes first, since several folders may have the
+        name.
         """
         if named:
             base = re.split(r"[/\\]", named)[-1]
@@ -365,17 +365,17 @@ class _Reader:
 
 
 def _parse_xml(path: str) -> ET.Element:
-    """The root of an XML file in any encoding; RegionDHError where it is none."""
+    """The root of an XML file in any encoding; RegionDHError if it isn't XML."""
     try:
         text = decode_text(Path(path).read_bytes())
-        # As text, a declared encoding doesn't count any more.
+        # Parsed as text, so that the declared encoding is ignored.
         return ET.fromstring(text.lstrip("\ufeff \t\r\n"))
     except ET.ParseError as error:
         raise RegionDHError(f"not well-formed XML ({error}): correct or replace it") from None
 
 
 def _read_size(root: ET.Element) -> tuple[int, int]:
-    """Width and height in pixels; RegionDHError where they are missing or not positive."""
+    """Width and height in pixels; RegionDHError if they are missing or not positive."""
     try:
         size = [float(root.findtext(f"size/{key}") or "") for key in ("width", "height")]
         width, height = map(int, size)
@@ -389,7 +389,7 @@ def _read_size(root: ET.Element) -> tuple[int, int]:
 def _read_object(
     element: ET.Element, class_name: str, class_ids: dict[str, int], width: int, height: int
 ) -> tuple[dict, bool]:
-    """Read one `<object>`, and whether its box was clipped; RegionDHError says what is wrong."""
+    """Read one `<object>`, and whether its box was clipped; RegionDHError if it is wrong."""
     if class_name not in class_ids:
         raise RegionDHError(
             f"unknown class {display_name(class_name)!r}{did_you_mean(class_name, class_ids)}:"

@@ -1,7 +1,7 @@
 """Training, its set-up from configs, and search by image.
 
-What search needs is imported when :class:`RegionDHSearcher` or :class:`QueryEncoder` is asked for:
-a training doesn't need it.
+The modules for search are imported only with :class:`RegionDHSearcher` or :class:`QueryEncoder`,
+since a training doesn't need them.
 """
 
 from typing import TYPE_CHECKING, Any

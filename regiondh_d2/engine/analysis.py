@@ -1,6 +1,6 @@
-"""What a network costs, by part: parameters, multiplications, time.
+"""The cost of a network by part: parameters, multiplications, time.
 
-Every parameter, operation and second belongs to one part, so that the parts add up to the network:
+Every parameter, operation and second belongs to exactly one part:
 
 ========== =========================================================================
 backbone   the feature maps
@@ -24,7 +24,7 @@ from torch import nn
 
 __all__ = ["PARTS", "count_flops", "count_parameters", "time_parts"]
 
-# Modules by part. A module inside another part's counts for the later part alone.
+# Modules by part. A module inside a module of another part counts only for the later part.
 _MODULES = {
     "backbone": ("backbone",),
     "RPN": ("proposal_generator",),
@@ -52,8 +52,8 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 def count_flops(model: nn.Module, inputs: list[dict]) -> dict[str, int]:
     """Floating-point operations of inference by part, as fvcore counts them.
 
-    A multiplication with its addition is one operation; activations, pooling, sorting and NMS are
-    none.
+    A multiplication with its addition is one operation; activations, pooling, sorting and NMS don't
+    count.
 
     Args:
         model: in evaluation mode.
@@ -68,7 +68,8 @@ def count_flops(model: nn.Module, inputs: list[dict]) -> dict[str, int]:
 
     total = round(by_module[""])
     counts = {part: count(modules) for part, modules in _MODULES.items()}
-    # The fusion is outside all modules for fvcore: it runs in `forward_hash`, not in `forward`.
+    # fvcore counts the fusion outside all modules, since it runs in `forward_hash`, not in
+    # `forward`.
     fusion = total - count(name for name, _ in model.named_children())
     counts["RoI head"] += fusion - counts["hash heads"]
     return {**counts, _OTHER: total - sum(counts.values())}
@@ -76,10 +77,10 @@ def count_flops(model: nn.Module, inputs: list[dict]) -> dict[str, int]:
 
 @torch.no_grad()
 def time_parts(model: nn.Module, inputs: list[dict], repeat: int = 10) -> dict[str, float]:
-    """Seconds of inference by part, those of the fastest of several runs after a first one.
+    """Seconds of inference by part: the fastest of several runs, after a warm-up.
 
     Args:
-        model: in evaluation mode; as before afterwards.
+        model: in evaluation mode; unchanged afterwards.
         inputs: a batch.
         repeat: number of runs.
     """
@@ -92,7 +93,7 @@ def time_parts(model: nn.Module, inputs: list[dict], repeat: int = 10) -> dict[s
 
 
 class _Stopwatch:
-    """Divides the time of a run among parts that call each other: the innermost counts."""
+    """Divides the time of a run among nested parts; the innermost part counts."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -110,7 +111,7 @@ class _Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Gives the time inside to a part."""
+        """Count the time inside for a part."""
         self._stop()
         self._open.append(name)
         try:
@@ -132,11 +133,11 @@ class _Stopwatch:
 
 @contextmanager
 def _watched(model: nn.Module, watch: _Stopwatch) -> Iterator[None]:
-    """Lets the modules of the parts tell a stopwatch when they run.
+    """Times the modules of the parts with a stopwatch.
 
-    Their methods are replaced meanwhile. Forward hooks would miss the ROI heads, of which Region-DH
-    calls ``forward_hash``; the ranges of ``torch.profiler`` would stand in the network's own code,
-    and the time of parts inside parts had to be subtracted.
+    Their methods are replaced meanwhile. Forward hooks would miss the ROI heads, since Region-DH
+    calls their ``forward_hash``. ``torch.profiler`` would need ranges in the network's own code,
+    and the time of nested parts would have to be subtracted.
     """
     modules = dict(model.named_modules())
     with ExitStack() as undo:

@@ -1,4 +1,4 @@
-"""What the commands share: errors as one line, processes, trained weights."""
+"""Shared by the commands: errors as one line, processes, trained weights."""
 
 import errno
 import logging
@@ -44,12 +44,12 @@ __all__ = [
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_CONNECTION = (ConnectionError, TimeoutError, urllib.error.URLError)
-# What torch says in a plain RuntimeError where the CPU's memory ends.
+# torch's message, in a plain RuntimeError, when the CPU is out of memory.
 NO_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)")
-# Raised while processes look for each other: an address that is wrong or taken.
+# Raised while processes connect, if the address is wrong or in use.
 NOT_CONNECTED = re.compile(r"(?:torch\.distributed\.)?Dist(?:Network|Store|Backend)Error: (.*)")
 
-# A process waits for the others at the end, and one may have much more to do.
+# A process waits for the others at the end, and one of them may have much more to do.
 TIMEOUT = timedelta(days=30)
 
 
@@ -59,7 +59,7 @@ QUIET = "ignore:`torch.jit.script` is deprecated:FutureWarning"
 
 
 class CommandError(Exception):
-    """A failure that is told already, in one line."""
+    """A failure whose message is complete."""
 
 
 def run_command(
@@ -67,17 +67,17 @@ def run_command(
     interrupted: str = "interrupted",
     keep_memory: bool = True,
 ) -> int:
-    """Run a command and tell its failure on standard error.
+    """Run a command and print its failure to standard error.
 
-    What users can cause and fix is told in one line: a :class:`.RegionDHError`, an ``OSError`` with
+    Errors that users can cause and fix are one line: a :class:`.RegionDHError`, an ``OSError`` with
     a path, a full disk, no memory, no connection, a missing package, a training that has diverged,
     and a standard output that was closed (``| head``). Anything else is a defect of ours and shows
-    its traceback, as all do after ``--debug``.
+    its traceback, as every error does with ``--debug``.
 
     Args:
         command: the work of the command line; it may return an exit status of its own.
         interrupted: the line for Ctrl-C.
-        keep_memory: whether the process keeps what it frees, see :mod:`.allocation`.
+        keep_memory: whether the process keeps freed memory, see :mod:`.allocation`.
 
     Returns:
         The exit status: 0 or what ``command`` returns, 1 after a failure, or 130 after Ctrl-C.
@@ -93,7 +93,7 @@ def run_command(
         return 130
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:
-            _give_up_output()  # or the interpreter complains of it once more, at its end
+            _give_up_output()  # or the interpreter prints the error again when it exits
         _print_error(error)
         return 1
     return _finish_output() or status or 0
@@ -103,12 +103,12 @@ def _prepare_process(keep_memory: bool = True) -> None:
     tolerate_any_text()
     if keep_memory:
         keep_freed_memory()
-    # PyTorch's remarks on Detectron2's code would drown the few lines of a command.
+    # Hide PyTorch's warnings about Detectron2's code, which would bury a command's own lines.
     warnings.filterwarnings("ignore", module="torch")
-    libraries = r"(detectron2|fvcore|timm|torchvision)(\.|$)"  # PyTorch blames those that call it
+    libraries = r"(detectron2|fvcore|timm|torchvision)(\.|$)"  # PyTorch names its callers
     warnings.filterwarnings("ignore", category=FutureWarning, module=libraries)
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
-    # A training goes on when nobody reads its lines any more (| head); log.txt has them.
+    # A training continues when its output is closed (| head); log.txt has its lines.
     logging.raiseExceptions = bool(os.environ.get(DEBUG_VARIABLE))
 
 
@@ -118,7 +118,7 @@ def _print_error(error: Exception) -> None:
         _show_traceback(error)
     if line is None:
         what = f"{type(error).__name__}: {error}"
-        if isinstance(error, ProcessRaisedException):  # its text is the traceback of a worker
+        if isinstance(error, ProcessRaisedException):  # its message is a worker's traceback
             what = _last_line(error)
         line = (
             f"{display_name(what)} - this is a defect of regiondh_d2, not of what you gave it: "
@@ -145,7 +145,7 @@ def _versions() -> str:
 
 
 def _one_line(error: BaseException) -> str | None:
-    """What to tell of an error that a user can cause; None of a defect."""
+    """The message about an error that a user can cause; None for a defect."""
     text = _told(error)
     return None if text is None else display_name(text) or type(error).__name__
 
@@ -176,7 +176,7 @@ def _told(error: BaseException) -> str | None:
 
 
 def _no_memory(text: str) -> str:
-    """The first sentence is of memory, the others are PyTorch's advice to programmers."""
+    """The first sentence is about memory, the others are PyTorch's advice to programmers."""
     first = re.split(r"(?<=\w)[.:] (?=[A-Z])|\n", text.strip())[:2]
     return (
         f"out of memory: {'. '.join(first)}; try fewer images at once (SOLVER.IMS_PER_BATCH, "
@@ -185,10 +185,10 @@ def _no_memory(text: str) -> str:
 
 
 def _finish_output() -> int:
-    """Writes what standard output still holds; the exit status."""
+    """Flush standard output; return the exit status."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # all work is done, and who reads it has seen enough
+    except BrokenPipeError:  # all work is done, and the reader has seen enough
         _give_up_output()
     except OSError as error:
         _give_up_output()
@@ -198,7 +198,7 @@ def _finish_output() -> int:
 
 
 def _give_up_output() -> None:
-    """Sends what standard output still holds nowhere, if it can't be written."""
+    """Discard the rest of standard output if it can't be written."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -226,7 +226,7 @@ def run_workers(
 
     Raises:
         ValueError: there are more processes than CUDA devices.
-        CommandError: a worker failed as users can make it fail, or was killed.
+        CommandError: a worker failed through an error of the user's, or was killed.
     """
     devices = torch.cuda.device_count() if torch.cuda.is_available() else None
     if devices is not None and processes > devices:
@@ -253,7 +253,7 @@ def run_workers(
     except ProcessExitedException as error:
         raise CommandError(str(error)) from None
     finally:
-        # After Ctrl-C, which may have reached this process alone.
+        # After Ctrl-C, which may have reached only this process.
         for child in multiprocessing.active_children():
             child.terminate()
 
@@ -276,7 +276,7 @@ def _quiet_workers() -> Iterator[None]:
 
 
 def _work(worker: Callable[..., object], args: tuple) -> None:
-    """The parent process sees of an exception only its text."""
+    """The parent process sees only the text of an exception."""
     _prepare_process()
     try:
         import_user_code()
@@ -301,8 +301,8 @@ def load_trained_model(
         build: makes the model of the config.
 
     Raises:
-        WeightsError: no weights are named, there are none, or they lack a tensor of the model, so
-            that a part of it would stay random.
+        WeightsError: no weights are named, the file is missing, or it lacks a tensor of the model,
+            which would stay random.
     """
     path = cfg.MODEL.WEIGHTS
     last = resume and has_last_checkpoint(cfg.OUTPUT_DIR)

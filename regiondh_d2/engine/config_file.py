@@ -1,4 +1,4 @@
-"""Reading config files and overrides: a mistake in them is one line with file, key and value."""
+"""Reads config files and overrides. A mistake gives one line with file, key and value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _URL = ("https://", "http://")
 
 @dataclass(frozen=True)
 class _Source:
-    """A config file, and the values in it as they are written, by dotted key."""
+    """A config file, and its values as text, by dotted key."""
 
     path: str
     values: dict[str, str]
@@ -56,13 +56,13 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
             cfg.merge_from_file(path)
     except OSError:
         raise
-    except Exception as error:  # of Detectron2's, fvcore's, yacs' and yaml's checks
+    except Exception as error:  # raised by Detectron2, fvcore, yacs or yaml
         reason = " ".join(str(error).split()) or type(error).__name__
         found = re.search(r"config key: ([\w.]+)", reason)
         if found is None:
             raise RegionDHError(f"{display_name(path)}: no config: {reason}") from error
         key = found[1]
-        # The last file that has the key decides.
+        # The last file with the key decides.
         source = next((s for s in reversed(sources) if key in s.values), sources[-1])
         raise RegionDHError(
             f"{display_name(source.path)}: {_wrong(cfg, key, source.values.get(key, ''))}"
@@ -92,9 +92,9 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
 
 @contextmanager
 def _taking_renamed_keys(cfg: CfgNode, sources: Sequence[_Source]) -> Iterator[None]:
-    """Have a config take the old names of keys while files are merged into it.
+    """Let a config accept the old names of keys while files are merged into it.
 
-    yacs itself only refuses them. Of an old and a new name the last file that has one decides.
+    yacs itself can only refuse them. If a key occurs under both names, the last file decides.
     """
     named = [[key for key in source.values if key in RENAMED_KEYS] for source in sources]
     renamed = dict.fromkeys(key for keys in named for key in keys)
@@ -128,7 +128,7 @@ def _warn_of_renamed(old: str) -> None:
 
 
 def _wrong(cfg: CfgNode, key: str, value: object) -> str:
-    """The line on a key that isn't known, or on a value of another type."""
+    """The message about an unknown key, or a value of another type."""
     known = dict(flat_items(cfg))
     key = RENAMED_KEYS.get(key, key)
     if key in known:
@@ -138,7 +138,7 @@ def _wrong(cfg: CfgNode, key: str, value: object) -> str:
     below = [k for k in known if k.startswith(f"{key}.")]
     if below:
         return f"{key} is a group of keys; name one of them, such as {below[0]}"
-    # Its last part may stand in another group; else it may be a typo.
+    # Its last part may belong to another group; otherwise it may be a typo.
     elsewhere = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -153,8 +153,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _read(path: str, what: str, below: tuple[str, ...]) -> list[_Source]:
-    """A file after its bases; ``below`` are the files that led to it, each the base of the one
-    before."""
+    """The bases of a file, then the file; ``below`` is the chain of files that led to it."""
     shown = display_name(path)
     if not os.path.isfile(path):
         kind = "is a folder" if os.path.isdir(path) else f"no such {what}"
@@ -183,7 +182,7 @@ def _read(path: str, what: str, below: tuple[str, ...]) -> list[_Source]:
             base = os.path.expanduser(base)
         if base.startswith(_URL):
             continue
-        # From the folder of the file, as Detectron2 takes it; an absolute path stays.
+        # Relative to the folder of the file, as in Detectron2; an absolute path stays.
         sources += _read(os.path.join(os.path.dirname(path), base), "base config", (*below, path))
     return [*sources, _Source(path, dict(_values(root, shown)))]
 
@@ -213,7 +212,7 @@ def _values(node: yaml.MappingNode, shown: str, prefix: str = "") -> Iterator[tu
         name = f"{prefix}{key.value}"
         if name in seen:
             raise RegionDHError(
-                f"{shown}, line {key.start_mark.line + 1}: {name} stands twice; leave one"
+                f"{shown}, line {key.start_mark.line + 1}: {name} occurs twice; keep one"
             )
         seen.add(name)
         if isinstance(value, yaml.MappingNode):

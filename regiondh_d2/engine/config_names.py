@@ -1,6 +1,7 @@
-"""The configs that come with the package, found from any folder by short names.
+"""Short names of the configs that come with the package, for use in any folder.
 
-That of ``configs/voc07/regiondh_effnetlite0_64.yaml`` is ``voc07/regiondh_effnetlite0_64``.
+The short name of ``configs/voc07/regiondh_effnetlite0_64.yaml`` is
+``voc07/regiondh_effnetlite0_64``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def configs_folder() -> Path:
 
 
 def config_names() -> list[str]:
-    """The short names of all configs, sorted; those of ``Base-`` files, too."""
+    """The short names of all configs, ``Base-`` files included, sorted."""
     folder = configs_folder()
     files = folder.rglob(f"*{SUFFIX}")
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
@@ -36,14 +37,14 @@ def find_config(name: str | os.PathLike) -> str:
     """The file of a config.
 
     Args:
-        name: a path; or, where there is no such file, the short name of a config that comes with
-            the package, also with ``configs/`` before it or ``.yaml`` behind it.
+        name: a path; or, if there is no such file, the short name of a config of the package, with
+            or without ``configs/`` before it and ``.yaml`` behind it.
 
     Returns:
-        The path: ``name`` itself where there is such a file or folder.
+        The path: ``name`` itself if there is such a file or folder.
 
     Raises:
-        InputNotFoundError: there is neither; the text has the names that are nearest.
+        InputNotFoundError: there is neither; the message suggests similar names.
     """
     given = os.fspath(name)
     if os.path.lexists(given):
@@ -52,7 +53,7 @@ def find_config(name: str | os.PathLike) -> str:
     names = config_names()
     if short in names:
         return str(configs_folder() / f"{short}{SUFFIX}")
-    # Near as a whole, or of the same last part.
+    # Similar as a whole, or with the same last part.
     last = short.rpartition("/")[2]
     near = [known for known in names if known.rpartition("/")[2] == last]
     near += [known for known in get_close_matches(short, names, NEAR, 0.6) if known not in near]
@@ -61,7 +62,7 @@ def find_config(name: str | os.PathLike) -> str:
 
 
 def short_name(name: str) -> str:
-    """A config's name as :func:`config_names` has it, if it is one: on Windows, too.
+    """A config's name in the form of :func:`config_names`, also on Windows.
 
     Args:
         name: may have backslashes, ``configs/`` before it and ``.yaml`` behind it.

@@ -1,7 +1,7 @@
-"""What the values of a config may be: one table, looked up once, before anything is built.
+"""The legal values of a config: one table, checked once, before anything is built.
 
-Detectron2 checks no more than types. A wrong value then shows hours later, as a traceback from the
-depth of a library, or never.
+Detectron2 checks only types. A wrong value then fails hours later with a traceback from deep inside
+a library, or never.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["RULES", "Rule", "check_values", "default_values", "legal_values"]
 
 @dataclass(frozen=True)
 class Rule:
-    """Legal values of a key: in words that follow "it takes", and as a test."""
+    """Legal values of a key: as words that follow "it takes", and as a test."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -55,7 +55,7 @@ def whole(least: int, most: int | None = None) -> Rule:
 
 
 def number(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> Rule:
-    """A number that is finite, in these limits, and greater than ``above``."""
+    """A finite number within these limits and greater than ``above``."""
     limits = []
     if most < math.inf and least > -math.inf:
         limits.append(f"from {least:g} to {most:g}")
@@ -83,7 +83,7 @@ def text(empty: bool = True) -> Rule:
 
 
 def several(rule: Rule, length: int | None = None, least: int = 0) -> Rule:
-    """A list, or a tuple, whose elements follow a rule."""
+    """A list or tuple whose elements follow a rule."""
     count = f"{length} elements" if length is not None else "elements"
     if length is None and least:
         count = f"{least} or more elements"
@@ -101,7 +101,7 @@ def _is_device(value: Any) -> bool:
         device = torch.device(value)
     except (RuntimeError, TypeError):
         return False
-    # Whether CUDA is there at all is another question, with a fallback.
+    # CUDA may be missing altogether; for that there is a fallback.
     devices = torch.cuda.device_count() if device.type == "cuda" else 0
     return devices == 0 or device.index is None or device.index < devices
 
@@ -159,7 +159,7 @@ RULES: dict[str, Rule] = {
     "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM": whole(0),
     _RETRIEVAL + "TOPK": whole(1),
     _RETRIEVAL + "INSTANCE_MIN_SCORE": _SHARE,
-    # Detectron2's that decide about a training or an evaluation here
+    # Detectron2's keys that matter for our trainings and evaluations
     "MODEL.DEVICE": Rule("a device that is here: cpu, cuda, cuda:0, ...", _is_device),
     "MODEL.PIXEL_MEAN": several(number(), 3),
     "MODEL.PIXEL_STD": several(number(above=0.0), 3),
@@ -214,7 +214,7 @@ RULES: dict[str, Rule] = {
         "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
     ),
     "DATALOADER.REPEAT_THRESHOLD": _WEIGHT,
-    "SEED": whole(-1, 2**31 - 1),  # what NumPy takes, and a process more or less
+    "SEED": whole(-1, 2**31 - 1),  # NumPy's limit, with room for the number of processes
     "SOLVER.IMS_PER_BATCH": whole(1),
     "SOLVER.MAX_ITER": whole(1),
     "SOLVER.BASE_LR": number(above=0.0),
@@ -245,11 +245,11 @@ RULES: dict[str, Rule] = {
     "OUTPUT_DIR": text(empty=False),
     "VIS_PERIOD": whole(0),
 }
-# May be infinite: the norm by the largest element.
+# May be infinite: the maximum norm.
 _INFINITE = ("SOLVER.CLIP_GRADIENTS.NORM_TYPE",)
 
 _CACHE = _HASH + "FEATURE_CACHE"
-# What cached features leave no room for, and the values at which nothing is lost.
+# Keys without effect on cached features, and their neutral values.
 _WITHOUT_CACHE = {
     _RETRIEVAL + "DATABASE_CODES": ("",),
     "INPUT.CROP.ENABLED": (False,),
@@ -261,14 +261,14 @@ _WITHOUT_CACHE = {
 
 @cache
 def default_values() -> dict[str, Any]:
-    """The default of every key of Detectron2 and of ours, by its dotted name."""
+    """The defaults of all keys, Detectron2's and ours, by dotted name."""
     cfg = get_cfg()
     add_regiondh_config(cfg)
     return dict(flat_items(cfg))
 
 
 def legal_values(key: str) -> str:
-    """What a key takes, in words."""
+    """The legal values of a key, in words."""
     default = default_values().get(key)
     kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
     words = kinds.get(type(default), "a list")
@@ -279,7 +279,7 @@ def check_values(cfg: CfgNode) -> None:
     """Compare every value of a config with :data:`RULES`.
 
     Raises:
-        RegionDHError: the first one that is wrong, with the key and its legal values.
+        RegionDHError: a value is illegal; the message names the key and its legal values.
     """
     defaults, values = default_values(), dict(flat_items(cfg))
     for key, value in values.items():

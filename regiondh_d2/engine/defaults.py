@@ -1,4 +1,4 @@
-"""How a command gets its config: one place for all tools."""
+"""Builds and checks the configs of all commands."""
 
 import argparse
 import logging
@@ -54,10 +54,10 @@ __all__ = [
     "setup_cfg",
 ]
 
-# Where a config, which is a dict, remembers what stands in none of its keys.
+# Attribute of a config for data that is in none of its keys.
 _ASKED = "_regiondh_asked"
 
-# Keys that name a component, where it is looked up, and values that name none.
+# Keys that name a component, its registry, and values that name none.
 COMPONENTS = (
     ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, ()),
     ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, ()),
@@ -72,7 +72,7 @@ COMPONENTS = (
 def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """Detectron2's and our defaults, a config file and overrides, in that order.
 
-    ``MODEL.DEVICE`` falls back to the CPU, with a warning, where CUDA isn't available.
+    ``MODEL.DEVICE`` falls back to the CPU, with a warning, if CUDA isn't available.
 
     Args:
         config_file: path of a yaml file, the short name of one that comes with the package
@@ -80,9 +80,8 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         opts: KEY VALUE pairs.
 
     Raises:
-        RegionDHError: the file can't be read, a key isn't known, or a value isn't one that the key
-            takes (:data:`.config_rules.RULES`) or names no component; or KEY VALUE pairs are
-            incomplete.
+        RegionDHError: the file can't be read, a key is unknown, a value is illegal
+            (:data:`.config_rules.RULES`) or names no component, or KEY VALUE pairs are incomplete.
     """
     cfg = get_cfg()
     add_regiondh_config(cfg)
@@ -92,7 +91,7 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     check_values(cfg)
     check_components(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        # Once, however many configs a command reads.
+        # Warn only once, even if a command reads several configs.
         text = "no CUDA device: MODEL.DEVICE falls back to cpu"
         log_first_n(logging.WARNING, text, name=__name__)
         cfg.MODEL.DEVICE = "cpu"
@@ -100,10 +99,9 @@ def build_cfg(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
 
 def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
-    """The files that a config stands for: itself, those it is based on, and their weights.
+    """The files of a config: itself, its bases, and their weights.
 
-    For the guard of outputs, before anything is built; what is wrong with them is left to
-    :func:`build_cfg`.
+    For the check of outputs, before anything is built; :func:`build_cfg` reports errors in them.
 
     Args:
         config_file, opts: as of :func:`build_cfg`.
@@ -127,7 +125,7 @@ def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
         seen.add(os.path.realpath(file))
         files.append(file)
         try:
-            # All values as text, so that no tag is followed.
+            # Read all values as text, so that no YAML tag is executed.
             values = yaml.load(Path(file).read_bytes(), Loader=yaml.BaseLoader)
             weights.add(values.get("MODEL", {}).get("WEIGHTS", ""))
             bases = values.get("_BASE_", [])
@@ -147,7 +145,7 @@ def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
 
 
 def dataset_inputs(names: Iterable[str]) -> list[str]:
-    """The annotations of registered datasets, files and folders, for the guard of outputs."""
+    """The annotation files and folders of registered datasets, for the check of outputs."""
     found = []
     for name in names:
         if name not in DatasetCatalog.list():
@@ -163,10 +161,10 @@ def dataset_inputs(names: Iterable[str]) -> list[str]:
 
 
 def check_components(cfg: CfgNode) -> None:
-    """Look every part of the network up that a config names.
+    """Check that every component that a config names is registered.
 
     Raises:
-        ValueError: there is no such part; the text has the known ones.
+        ValueError: one isn't; the message lists the known ones.
     """
     for key, registry, others in COMPONENTS:
         name = reduce(getattr, key.split("."), cfg)
@@ -176,11 +174,11 @@ def check_components(cfg: CfgNode) -> None:
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Compare the datasets of a config with its network, as far as that needs no reading.
+    """Check the datasets of a config against its network, without reading them.
 
     Raises:
         RegionDHError: a dataset isn't registered, has more classes than ``NUM_CLASSES``, or needs
-            codes, which the network doesn't make; or a coded database has no use.
+            codes that the network doesn't make; or ``DATABASE_CODES`` has no use.
     """
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
@@ -207,21 +205,21 @@ def check_datasets(cfg: CfgNode) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks of the trainer beside the config."""
+    """The command line's options for the trainer."""
 
     eval_only: bool = False
     resume: bool = False
 
 
 def asked_of(cfg: CfgNode) -> Asked:
-    """What :func:`setup_cfg` found in the arguments, for a config that comes from it."""
+    """The options that :func:`setup_cfg` stored in a config."""
     return cfg.__dict__.get(_ASKED, Asked())
 
 
 def check_training_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Refuses an ``OUTPUT_DIR`` where a training or an evaluation would replace what it reads.
+    """Check that a training or evaluation would not replace its inputs in ``OUTPUT_DIR``.
 
-    Everything else in the folder stays as Detectron2 has it: a run writes over an earlier one.
+    Otherwise a run overwrites an earlier one, as in Detectron2.
 
     Args:
         cfg: of the run.
@@ -238,7 +236,7 @@ def check_training_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
     files += [folder / "inference" / name / "query.h5" for name in cfg.DATASETS.TEST]
     for file in files:
         refuse_inputs(file, [name for name in inputs if name and not os.path.isdir(name)])
-    # A training that goes on reads its last checkpoint and no MODEL.WEIGHTS.
+    # A resumed training reads its last checkpoint, not MODEL.WEIGHTS.
     goes_on = getattr(args, "resume", False) and (folder / "last_checkpoint").is_file()
     if getattr(args, "eval_only", False) or goes_on:
         return
@@ -251,19 +249,19 @@ def check_training_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
             )
 
 
-_CHECKPOINT = re.compile(r"model_(final|best|\d{7})\.pth")  # what a training writes
+_CHECKPOINT = re.compile(r"model_(final|best|\d{7})\.pth")  # the checkpoints of a training
 
 
 @contextmanager
 def _kept(path: Path, inputs: Iterable[str]) -> Iterator[None]:
-    """Leaves a file as it was if it is one of the inputs, whatever the block writes there."""
+    """Restore a file after the block if it is one of the inputs."""
     if not path.is_file() or not comm.is_main_process():
         yield
         return
     if not any(same_file(path, given) for given in inputs):
         yield
         return
-    # The file itself steps aside, since Detectron2 writes into what is there, through any links.
+    # Move the file away, since Detectron2 writes into an existing file, through any links.
     kept = path.with_name(f".{path.name}.{os.getpid()}.kept")
     os.rename(path, kept)
     try:
@@ -277,22 +275,22 @@ def _kept(path: Path, inputs: Iterable[str]) -> Iterator[None]:
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of a training command: :func:`build_cfg`, frozen, after Detectron2's set-up.
 
-    The config remembers what ``args`` ask for (:func:`asked_of`), so that the trainer can refuse
-    a script that does something else. A config in ``OUTPUT_DIR`` that is read, as for an
-    evaluation, is not replaced by the run's.
+    The config stores the options of ``args`` (:func:`asked_of`), so that the trainer can refuse a
+    script that ignores them. If the config is read from ``OUTPUT_DIR``, as in an evaluation, its
+    file is not replaced.
 
-    With ``args.resume`` a warning names all in which it differs from what the network in its
-    ``OUTPUT_DIR`` was trained with. That it may differ is usual with Detectron2: a training goes on
-    for longer, or at another rate.
+    With ``args.resume`` a warning lists the differences from the settings with which the network in
+    ``OUTPUT_DIR`` was trained. Differences are allowed, as usual with Detectron2: a training may
+    continue for longer, or at another rate.
 
     Raises:
-        RegionDHError: also what :func:`check_datasets` and :func:`check_training_outputs` find;
-            ``args`` ask for several processes and this is one alone; or there is no file of
-            ``MODEL.WEIGHTS``. Nothing is written then.
+        RegionDHError: as :func:`check_datasets` and :func:`check_training_outputs`; or ``args`` ask
+            for several processes and there is only one; or the file of ``MODEL.WEIGHTS`` is
+            missing. Nothing is written then.
     """
     setup_logger(name="regiondh_d2", abbrev_name="regiondh")
     cfg = build_cfg(args.config_file, args.opts)
-    if args.config_file:  # Detectron2 reads it, too, and knows no short names
+    if args.config_file:  # Detectron2 reads it, too, and doesn't know short names
         args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     check_datasets(cfg)
     asked = Asked(bool(getattr(args, "eval_only", False)), bool(getattr(args, "resume", False)))
@@ -304,13 +302,13 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             "your datasets with --import MODULE_OR_FILE"
         )
     resumes = asked.resume and has_last_checkpoint(cfg.OUTPUT_DIR)
-    # What is downloaded or converted can wait; a path that is wrong cannot.
+    # Check paths now; downloads and conversions can wait.
     if cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS and not resumes:
         require_weights(cfg.MODEL.WEIGHTS)
     cfg.__dict__[_ASKED] = asked
     cfg.freeze()
     check_training_outputs(cfg, args)
-    # Before the folder's config.yaml is replaced.
+    # Before config.yaml in the folder is replaced.
     changes = []
     if getattr(args, "resume", False) and comm.is_main_process():
         changes = changes_on_resume(cfg)

@@ -1,4 +1,4 @@
-"""Everything on generated scenes: train, encode, evaluate beside two references, report, draw."""
+"""The demo on generated scenes: train, encode, compare with two references, report, draw."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .trainer import RegionDHTrainer, retrieval_evaluators
 
 __all__ = ["DemoResult", "format_table", "run_demo"]
 
-PREFIX = "demo_"  # of the dataset names: the plain ones belong to DETECTRON2_DATASETS
+PREFIX = "demo_"  # of the dataset names: those without it belong to DETECTRON2_DATASETS
 OUTPUTS = ("metrics.json", "query.h5", "database.h5", "retrieval.png", "report.html")
 TABLE = ("MAP", "MAP_min", "NDCG", "ACG")
 REFERENCES = {"color_histogram": "color histogram, ITQ", "untrained": "untrained network"}
@@ -44,7 +44,7 @@ PICTURE_RESULTS = 5
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo run leaves.
+    """The results of a demo run.
 
     Attributes:
         metrics: the contents of ``metrics.json``: the trained network's metrics by name, those of
@@ -73,19 +73,18 @@ def run_demo(
 ) -> DemoResult:
     """Generate scenes, train Region-DH on them, encode, evaluate, report and draw.
 
-    Complete scenes of an earlier run are used again; everything else is made anew. The results in
-    ``output`` are those of one run: an earlier run's are removed first, once all arguments are
-    known to be good.
+    Complete scenes of an earlier run are used again; everything else is made again. The results of
+    an earlier run in ``output`` are removed first, after all arguments were checked.
 
     Args:
-        output: folder for ``scenes/``, ``training/`` and the five results; a new or empty one, or
-            that of an earlier demo.
+        output: folder for ``scenes/``, ``training/`` and the five results: new, empty, or of an
+            earlier demo.
         config_file: a config for the scenes; its datasets and output folder are replaced.
         images, queries: number of database and of query images.
         iterations: training iterations, or None for the config's.
         seed: chooses the scenes, the initial weights and the order of training.
-        overwrite: whether ``output`` may be any folder; what stands there under the demo's names
-            is then lost.
+        overwrite: whether ``output`` may be any folder; files there with the demo's names are then
+            lost.
         log: takes lines of progress.
 
     Returns:
@@ -113,7 +112,7 @@ def run_demo(
     (output / "training").mkdir()
     _log_to_file(output / "training")
     test_cfg = cfg.clone()
-    cfg.DATASETS.TEST = ()  # the trainer would encode at its end, and the demo does so itself
+    cfg.DATASETS.TEST = ()  # no evaluation by the trainer: the demo encodes itself
 
     seed_all_rng(cfg.SEED)
     trainer = RegionDHTrainer(cfg)
@@ -174,7 +173,7 @@ def format_table(result: DemoResult) -> str:
 
 
 def _forget_datasets() -> None:
-    """Frees the dataset names of an earlier demo of this process, perhaps in another folder."""
+    """Unregister the datasets of an earlier demo of this process, perhaps in another folder."""
     for name in filter(re.compile(f"{PREFIX}(regiondh_)?scenes_").match, DatasetCatalog.list()):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -194,18 +193,18 @@ def _adapt(cfg: CfgNode, folder: Path, dataset: str, iterations: int | None) -> 
 
 
 def _remove_results(output: Path) -> None:
-    """Remove what an earlier run left under the demo's names, and nothing else."""
+    """Remove files of an earlier run with the demo's names, and nothing else."""
     for name in OUTPUTS:
         (output / name).unlink(missing_ok=True)
     training = output / "training"
-    if training.is_symlink():  # what it leads to is not the demo's
+    if training.is_symlink():  # its target is not the demo's
         training.unlink()
     elif training.exists():
         shutil.rmtree(training)
 
 
 def _log_to_file(folder: Path) -> None:
-    """Send Detectron2's and our long logs to a file; the terminal gets the demo's own lines."""
+    """Send the long logs to a file; the terminal gets only the demo's own lines."""
     handler = logging.FileHandler(folder / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     for name in ("detectron2", "fvcore", "regiondh_d2"):
@@ -243,7 +242,7 @@ class _ProgressHook(HookBase):
 def _color_histogram_metrics(query: CodeSet, database: CodeSet, topk: int) -> dict[str, float]:
     """The metrics of ITQ codes of color histograms, learned from the database's images.
 
-    They are as long as the network's codes, or as long as a small database allows.
+    They are as long as the network's codes, or shorter if the database is too small.
     """
     features = [color_histograms(codes.file_names) for codes in (query, database)]
     bits = min(query.bits, len(database))
@@ -259,7 +258,7 @@ def _color_histogram_metrics(query: CodeSet, database: CodeSet, topk: int) -> di
 
 
 def _draw(query: CodeSet, database: CodeSet, path: Path) -> None:
-    """Draws the answers to some queries, taken at even distances so that nobody chose them."""
+    """Draw the answers to some queries, taken at even distances to avoid a biased choice."""
     count = min(PICTURE_QUERIES, len(query))
     rows = np.linspace(0, len(query) - 1, count).round().astype(int).tolist()
     tiles = retrieval_rows(query, database, rows, PICTURE_RESULTS)

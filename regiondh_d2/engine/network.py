@@ -1,4 +1,4 @@
-"""Builds the network of a config; parts that don't fit each other are one line on the config."""
+"""Builds the network of a config; parts that don't fit together give a one-line error."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..utils.errors import RegionDHError
 
 __all__ = ["build_network", "learns_from_boxes", "makes_codes"]
 
-# What a misfit becomes in Detectron2's and torch's constructors. A RuntimeError is of the machine,
-# such as of its memory.
+# Raised by Detectron2's and torch's constructors for parts that don't fit. A RuntimeError would
+# mean a problem of the machine, such as memory.
 _MISFITS = (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError)
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
     """Detectron2's ``build_model``, with layers that are fast on a CPU.
 
-    Detectron2 checks neither that parts fit each other nor most of their settings.
+    Detectron2 doesn't check that parts fit together, nor most of their settings.
 
     Raises:
-        RegionDHError: the network can't be built; the text has the error and its place, and the
-            cause its traceback (``--debug``).
+        RegionDHError: the network can't be built; the message has the error and its place;
+            ``--debug`` shows the traceback of the cause.
     """
     try:
         network = build_model(cfg)
@@ -49,13 +49,13 @@ def build_network(cfg: CfgNode) -> nn.Module:
 
 
 def learns_from_boxes(cfg: CfgNode) -> bool:
-    """Whether the config's network needs annotated objects to learn from, as all do that don't say
-    otherwise (``learns_from_boxes``)."""
+    """Whether the config's network learns from boxes: its ``learns_from_boxes``, True by
+    default."""
     architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     return getattr(architecture, "learns_from_boxes", True)
 
 
 def makes_codes(cfg: CfgNode) -> bool:
-    """Whether the config's network may give image codes; Detectron2's own ones never do."""
+    """Whether the config's network may make image codes; Detectron2's own networks never do."""
     module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).__module__
     return module.split(".")[0] != "detectron2"

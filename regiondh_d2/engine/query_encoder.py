@@ -1,4 +1,4 @@
-"""Queries from images: what a search by image or by object compares, encoded by a network."""
+"""Encodes images, and objects in them, as queries of a search."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QueryImage = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
 """A path, the content of a file, a file open for reading bytes, an image of Pillow's, or an array:
 RGB, uint8 (H, W, 3)."""
 
-_SEEN = 0.5  # the probability from which on a class is taken to be in an image
+_SEEN = 0.5  # the least probability of a class that counts as seen in an image
 
 
 class QueryEncoder:
@@ -38,7 +38,7 @@ class QueryEncoder:
 
     Attributes:
         model: the network.
-        fingerprint: of the network; an index of another one can't be searched.
+        fingerprint: of the network; an index of another network can't be searched.
         class_names: of the classes that the network sees.
     """
 
@@ -46,14 +46,14 @@ class QueryEncoder:
         """
         Args:
             model: a :class:`~regiondh_d2.modeling.meta_arch.RegionDH` in evaluation mode.
-            load: reads queries as the indexed images were read.
-            class_names: names of the model's classes; numbers stand for them where there are none.
+            load: reads queries in the same way as the indexed images.
+            class_names: names of the model's classes; if there are none, numbers are used.
 
         Raises:
             RegionDHError: the model encodes no images.
         """
         if not hasattr(model, "encode_images"):
-            raise RegionDHError(f"{type(model).__name__} codes no images; use RegionDH")
+            raise RegionDHError(f"{type(model).__name__} encodes no images; use RegionDH")
         self.model: Any = model  # nn.Module doesn't say what a network of ours can
         self.fingerprint = model_fingerprint(model)
         self.class_names = class_names
@@ -148,7 +148,7 @@ class QueryEncoder:
         return self._load.load_picture(content), None
 
     def _seen_classes(self, probabilities: np.ndarray) -> tuple[str, ...]:
-        """Names of the classes that are seen, of probabilities (C,)."""
+        """Names of the seen classes, from probabilities (C,)."""
         order = np.argsort(-probabilities, kind="stable")
         return tuple(name_of_class(self.class_names, i) for i in order if probabilities[i] >= _SEEN)
 
@@ -178,7 +178,7 @@ class QueryEncoder:
 
 
 def query_loader(settings: str, cfg: CfgNode) -> ImageLoader:
-    """Reads a query as the indexed photos were read, whatever the pixel limit of the config is now.
+    """Reads queries with the pixel limit of the indexed photos, not of the present config.
 
     Args:
         settings: of the index's code set.
@@ -194,7 +194,7 @@ def encode_boxes(model: Any, inputs: dict, boxes: Boxes) -> torch.Tensor:
 
     Args:
         model: a :class:`~regiondh_d2.modeling.meta_arch.RegionDH` in evaluation mode.
-        inputs: what an :class:`ImageLoader` makes of the image.
+        inputs: the image as an :class:`ImageLoader` reads it.
         boxes: in pixels of the file's image.
 
     Returns:
@@ -216,7 +216,7 @@ def _pack(codes: torch.Tensor) -> np.ndarray:
 
 
 def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
-    """Boxes cut off at the borders of the image."""
+    """Boxes clipped to the image."""
     boxes = np.array(box, dtype=np.float32)
     if not boxes.size or boxes.shape[-1] != 4 or boxes.ndim > 2:
         raise RegionDHError(f"box {box} is not x1, y1, x2, y2, or a list of such boxes")

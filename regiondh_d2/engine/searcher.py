@@ -18,7 +18,7 @@ from .query_encoder import QueryEncoder, QueryImage, query_loader
 
 __all__ = ["RegionDHSearcher"]
 
-# Lines of settings that have a rule of their own here.
+# Settings with their own rules here.
 _IMAGE_READER, _MAX_PIXELS = "IMAGE_READER", "MODEL.REGION_DH.MAX_PIXELS"
 
 
@@ -35,8 +35,8 @@ class RegionDHSearcher:
 
     Attributes:
         service: searches the index.
-        encoder: makes queries of images.
-        notes: what could not be checked or may spoil distances, a line each.
+        encoder: encodes queries.
+        notes: warnings about checks that weren't possible and settings that may change distances.
     """
 
     def __init__(self, service: SearchService, encoder: QueryEncoder):
@@ -61,7 +61,7 @@ class RegionDHSearcher:
 
         Args:
             index_folder: written by ``regiondh build-index``.
-            config_file: the one that the images were encoded with.
+            config_file: the config with which the images were encoded.
             opts: overrides KEY VALUE, ``MODEL.WEIGHTS`` among them unless the config names the
                 trained model.
             engine, moves: as for
@@ -125,28 +125,29 @@ class RegionDHSearcher:
             instance: the number of a detection of the model, from 1 by descending score, or
                 several of them. With ``box`` too, all objects are searched for at once.
             class_name: restricts the answers to this predicted class.
-            all_objects: whether all near objects answer to an object, several of an image, too.
-            rerank: how many nearest images to order anew by a finer distance.
+            all_objects: for a query of one object, whether every near object is an answer, even
+                several of one image.
+            rerank: how many nearest images to rerank by a finer distance.
             rerank_by: "activations" or "features", which few models have.
             within: folders; restricts the answers to photos in them.
-            check_files: whether to look at the files of answers, and to leave out those that have
-                gone or changed since they were encoded; the result counts them.
+            check_files: whether to look at the files of answers and leave out those that were
+                deleted or changed since they were encoded; the result counts them.
             max_distance: the largest distance of an answer, in bits, or "auto": calibrated as
                 :mod:`regiondh_d2.retrieval.thresholds` says. There may be no answer then.
             exclude_self: whether to leave the query itself out.
             fold_duplicates: whether the copies of a photo fill one answer.
 
         Returns:
-            For an image images, for objects images that hold them, each once, or with
-            ``all_objects`` objects; see :mod:`regiondh_d2.retrieval.service`. For a list of
+            For an image: similar images. For objects: images with these objects, or with
+            ``all_objects`` the objects. See :mod:`regiondh_d2.retrieval.service`. For a list of
             queries a list, in its order.
 
         Raises:
             UnreadableImage: the image can't be read.
-            IndexFileError: the folder lacks the index to search in, has no photo in ``within``, or
-                nothing is known of the folders of its photos.
-            ValueError: no such box, detection or class, ``rerank`` for objects or by features
-                that there are none of, or ``all_objects`` without exactly one object.
+            IndexFileError: the folder lacks the needed index, has no photo in ``within``, or none
+                of its photos can be looked at.
+            ValueError: no such box, detection or class, ``rerank`` for objects or by missing
+                features, or ``all_objects`` without exactly one object.
         """
         options = SearchOptions(
             topk=topk,
@@ -184,8 +185,8 @@ class RegionDHSearcher:
             rerank, rerank_by, within, check_files: as of :meth:`search`.
 
         Returns:
-            A result for each class of a probability of at least 0.5, the most probable first: the
-            nearest images among those in which an object of the class was detected. None if no
+            A result for each class with a probability of at least 0.5, the most probable first: the
+            nearest images in which an object of the class was detected. The list is empty if no
             class is seen.
 
         Raises:
@@ -209,7 +210,7 @@ class RegionDHSearcher:
 
 
 def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:
-    """Lines if the index was encoded with other settings that decide about codes."""
+    """Warnings if the index was encoded with other settings that change codes."""
     theirs = parse_settings(settings)
     ours = [line.split(" ", 1) for line in code_settings(cfg).splitlines()]
     differing = [
@@ -220,12 +221,12 @@ def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:
     if not settings:
         return []
     notes = []
-    if theirs[_IMAGE_READER] != dict(ours)[_IMAGE_READER]:  # which makes the same of most photos
+    if theirs[_IMAGE_READER] != dict(ours)[_IMAGE_READER]:  # gives the same pixels for most photos
         notes.append(
             "the index is older than this version's reading of transparent images: "
             "extract_codes.py --resume and build_index.py encode those again"
         )
     if differing:
         key, value = min(differing)
-        notes.append(f"the index was coded with another {key} than {value}: distances may be off")
+        notes.append(f"the index was encoded with another {key} than {value}: distances may be off")
     return notes

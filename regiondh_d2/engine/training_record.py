@@ -1,8 +1,7 @@
-"""What a network was trained with, kept in its checkpoints.
+"""The record of a training, kept in its checkpoints.
 
-A checkpoint says which settings, starting weights and images its network comes from, so that a
-training that goes on from it, or a result that is filed for it, can be compared with them. The
-record is part of the checkpoint, not a file beside it, so that the two can't part.
+It holds the settings, starting weights and images of the network, so that a resumed training or a
+result can be compared with them. The record is part of the checkpoint, so that it can't get lost.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Training:
-    """All that decides about a trained network.
+    """Everything that a trained network depends on.
 
     Attributes:
         settings: see :func:`..config.training_settings`.
         weights: ``MODEL.WEIGHTS``.
-        weights_sha256: of the content of that file, as hex digits; "" if it is no file of this
-            machine: a name with ``://`` stands for the same weights everywhere.
+        weights_sha256: of that file, as hex digits; "" if it is no local file, since a name with
+            ``://`` means the same weights everywhere.
         data_sha256: :func:`data_checksum` of each dataset in ``DATASETS.TRAIN``.
-        earlier: what it was trained with before, where a resumed training changed any of that.
+        earlier: the records before a resumed training changed any of this.
     """
 
     settings: str
@@ -62,7 +61,7 @@ class Training:
 
     @classmethod
     def of(cls, cfg: CfgNode, checksum: Callable[[str], str] | None = None) -> Training:
-        """What a training by a config would be made with now.
+        """The record that a training with this config would have now.
 
         Args:
             cfg: the config.
@@ -78,23 +77,23 @@ class Training:
 
     @property
     def settings_sha256(self) -> str:
-        """sha256 over the settings that aren't defaults: newer keys leave it as it is."""
+        """sha256 over the settings that aren't defaults, so that new keys don't change it."""
         cfg = get_cfg()
         add_regiondh_config(cfg)
         chosen = changed_settings(training_settings(cfg), self.settings, training_settings)
-        # A new name of a key leaves it as it is, too.
+        # Renaming a key doesn't change it either.
         names = {new: old for old, new in RENAMED_KEYS.items()}
         lines = sorted(f"{names.get(key, key)} {value}" for key, (_, value) in chosen.items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
     def sha256(self) -> str:
-        """sha256 over all of it, as far as it can be known now."""
+        """sha256 over everything that is known now."""
         facts = (self.settings_sha256, self.weights_sha256 or self.weights, self.data_sha256)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def changes(self, now: Training) -> list[str]:
-        """How another training differs from this one, a phrase each; empty if not at all."""
+        """The differences of another training from this one, a phrase each."""
         found = [
             f"{key} {old}, which is now {new}"
             for key, (old, new) in changed_settings(
@@ -113,9 +112,9 @@ class Training:
 
 
 class TrainingRecorder:
-    """Puts the :class:`Training` into the checkpoints of a trainer: one of their checkpointables.
+    """Puts the :class:`Training` into the checkpoints of a trainer, as a checkpointable.
 
-    Checkpoints of version 0.1 have none; a training that goes on from one says so from then on.
+    Checkpoints of version 0.1 have none; a training resumed from one notes that.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -130,12 +129,12 @@ class TrainingRecorder:
         self._loaded = _training_of(state)
 
     def begin(self, resumed: bool) -> None:
-        """Note what is trained with from now on; call it when the checkpoint has been loaded.
+        """Record the present training; call it after the checkpoint was loaded.
 
         Args:
-            resumed: whether the network is that of an earlier training.
+            resumed: whether the network comes from an earlier training.
         """
-        if not comm.is_main_process():  # which alone saves checkpoints
+        if not comm.is_main_process():  # only it saves checkpoints
             return
         now = Training.of(self._cfg, data_checksum)
         if resumed:
@@ -153,7 +152,7 @@ class TrainingRecorder:
 
 
 def last_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The checkpoint that a training in a folder would go on from; None if there is none."""
+    """The checkpoint from which a training in a folder would continue, or None."""
     tag = Path(folder) / "last_checkpoint"
     if not tag.is_file():
         return None
@@ -163,12 +162,12 @@ def last_checkpoint(folder: str | os.PathLike) -> Path | None:
     except ValueError:  # empty after a crash, or a path
         raise RegionDHError(
             f"{tag} holds {display_name(name)!r}, not the name of a checkpoint beside it: write "
-            "that of the newest one into it, or delete it to train anew"
+            "that of the newest one into it, or delete it to train from the start"
         ) from None
 
 
 def recorded_training(checkpoint: str | os.PathLike) -> Training | None:
-    """What the network of a checkpoint was trained with; None if it doesn't say (version 0.1).
+    """The record of a checkpoint; None if it has none (version 0.1).
 
     Raises:
         OSError: there is no such file.
@@ -179,11 +178,10 @@ def recorded_training(checkpoint: str | os.PathLike) -> Training | None:
 
 
 def changes_on_resume(cfg: CfgNode) -> list[str]:
-    """How a config differs from what the network in its ``OUTPUT_DIR`` was trained with.
+    """The differences of a config from the training of the network in its ``OUTPUT_DIR``.
 
-    A checkpoint of version 0.1 doesn't say it. Then the folder's ``config.yaml`` is taken, which
-    is that of the last start there. The starting weights aren't compared, since they aren't read
-    again.
+    A checkpoint of version 0.1 has no record. Then the folder's ``config.yaml`` is used, which is
+    of the last run there. The starting weights aren't compared, since they aren't read again.
 
     Raises:
         WeightsError, OSError: the checkpoint can't be read.
@@ -212,7 +210,7 @@ def data_checksum(dataset: str) -> str:
     """sha256 over names and sizes of the images and over the annotations of a dataset.
 
     Raises:
-        OSError: an image isn't there.
+        OSError: an image is missing.
     """
     digest = hashlib.sha256()
     for record in load_dataset(dataset):
@@ -233,11 +231,11 @@ def _training_of(state: dict[str, Any] | None) -> Training | None:
 
 
 def weights_sha256(path: str) -> str:
-    """sha256 of a file of weights, as hex digits; "" if it is no file of this machine."""
+    """sha256 of a file of weights, as hex digits; "" if it is no local file."""
     return "" if "://" in path or not os.path.isfile(path) else file_sha256(path).hex()
 
 
 def phrase(changes: Sequence[str]) -> str:
-    """The first of some changes, and how many more there are."""
+    """The first of some changes, and the number of the others."""
     more = f" ({len(changes) - 1} more)" if len(changes) > 1 else ""
     return f"{changes[0]}{more}"

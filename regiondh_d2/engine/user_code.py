@@ -1,7 +1,7 @@
-"""Modules of users that register datasets and components, imported before a command looks for them.
+"""Imports users' modules, which register datasets and components, before a command needs them.
 
-``--import`` and the environment variable :data:`VARIABLE` name them. What ``--import`` names is put
-into the variable, so that worker processes and the commands that a command runs import it, too.
+``--import`` and the environment variable :data:`VARIABLE` name them. Names from ``--import`` are
+added to the variable, so that worker processes and commands run by a command import them, too.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ __all__ = ["VARIABLE", "import_user_code"]
 
 VARIABLE = IMPORT_VARIABLE
 
-# Of each file that was imported here; a module that is imported by name is in sys.modules.
+# The files imported here; modules imported by name are in sys.modules.
 _FILES: dict[str, ModuleType] = {}
 
 
 def import_user_code(names: Sequence[str] = ()) -> None:
-    """Import modules and files by name, each once, after those that :data:`VARIABLE` names.
+    """Import modules and files by name, each once, after those of :data:`VARIABLE`.
 
-    A file's folder, or for a module the current one, comes first in the search for modules while it
-    is imported, and last afterwards, so that no file there can hide a module of a library.
+    During the import the file's folder (for a module, the current folder) comes first in the search
+    path, and afterwards last, so that no file there can hide a module of a library.
 
     Args:
         names: dotted names of modules, or paths of ``.py`` files.
 
     Raises:
-        RegionDHError: one isn't there, isn't Python, or fails; the text names the file and the line
-            that failed.
+        RegionDHError: one is missing, isn't Python, or fails; the message names the file and the
+            failing line.
     """
     listed = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     for name in listed:
@@ -55,7 +55,7 @@ def import_user_code(names: Sequence[str] = ()) -> None:
             )
         _import(name, told)
         if name not in listed:
-            # Another process may have another current folder.
+            # Absolute, since another process may have another current folder.
             listed.append(os.path.abspath(name) if _is_file_name(name) else name)
     if listed:
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(listed))
@@ -81,7 +81,7 @@ def _import(name: str, told: str) -> None:
 
 
 class _NotImportedError(InputNotFoundError):
-    """There is nothing to import, which the message says."""
+    """There is nothing to import under a name."""
 
 
 def _import_module(name: str, told: str) -> None:
@@ -89,10 +89,10 @@ def _import_module(name: str, told: str) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            # What the module itself imports may be missing, too: that is a failure of its own.
+            # If an import inside the module fails, that is another error.
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
-        except (TypeError, ValueError):  # of a name such as "", ".zoo"
+        except (TypeError, ValueError):  # for names such as "", ".zoo"
             if name and all(part.isidentifier() for part in name.split(".")):
                 raise
         else:
@@ -113,7 +113,7 @@ def _import_file(path: Path, told: str) -> None:
     if key in _FILES or any(_file_of(module) == key for module in list(sys.modules.values())):
         return
     name = path.stem
-    if name in sys.modules:  # of a library, which must stay what it is
+    if name in sys.modules:  # don't replace a library's module
         name = f"{name}_{hashlib.sha256(os.fsencode(key)).hexdigest()[:8]}"
     specification = importlib.util.spec_from_file_location(name, key)
     # As of any name that ends in .py.
@@ -131,7 +131,7 @@ def _import_file(path: Path, told: str) -> None:
 
 
 def _file_of(module: ModuleType) -> str | None:
-    # The command itself is no module that could be imported.
+    # The command itself can't be imported as a module.
     if getattr(module, "__name__", "") in ("__main__", "__mp_main__"):
         return None
     file = getattr(module, "__file__", None)
@@ -150,7 +150,7 @@ def _first_on_path(folder: str) -> Iterator[None]:
 
 
 def _failure(error: BaseException, told: str) -> RegionDHError:
-    """The line about an exception of a user's module: where it came from, and what it says."""
+    """The message about an exception in a user's module, with its place."""
     place = ""
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{display_name(error.filename)}, line {error.lineno}: "
@@ -161,7 +161,7 @@ def _failure(error: BaseException, told: str) -> RegionDHError:
             if _is_users(frame.filename)
         ]
         if frames:
-            # The deepest line of the user's own, also where a library that it calls failed.
+            # The deepest line in the user's code, even if a library that it calls failed.
             own = os.path.dirname(frames[0].filename)
             frame = [f for f in frames if f.filename.startswith(own)][-1]
             place = f"{display_name(frame.filename)}, line {frame.lineno}: "
@@ -174,7 +174,7 @@ def _failure(error: BaseException, told: str) -> RegionDHError:
 
 
 def _is_users(file: str) -> bool:
-    """Whether a file of a traceback is neither a library's, Python's own, nor of this package."""
+    """Whether a file in a traceback is the user's: not Python's, a library's or this package's."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     standard = os.path.dirname(os.__file__)
     return not (file.startswith((package, standard, "<frozen")) or "site-packages" in file)

@@ -12,7 +12,7 @@ from .ranking_metrics import check_codes
 __all__ = ["SATURATED", "BitStatistics", "bit_statistics"]
 
 SATURATED = 0.01
-"""A bit is saturated if at most this share of the codes differs from the others in it."""
+"""A bit is saturated if at most this share of the codes has its rarer value."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class BitStatistics:
 
     @property
     def effective_bits(self) -> float:
-        """How many uncorrelated bits would spread as much: from K (none correlate) to 1 (all do).
+        """The effective number of uncorrelated bits: from K (no two correlate) to 1 (all do).
 
         The participation ratio ``(sum l)^2 / sum l^2`` of the eigenvalues l of the correlation
         matrix of the bits that are not constant; 0 if all are.

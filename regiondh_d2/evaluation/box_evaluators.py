@@ -1,4 +1,4 @@
-"""Evaluators of box AP, on what the dataset's reader made of the annotations."""
+"""Evaluators of box AP, on annotations as the dataset's reader returns them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = ["COCOBoxEvaluator", "RoleFilter", "VOCBoxEvaluator", "of_known_classe
 def of_known_classes(output: dict, count: int) -> dict:
     """An output without detections of classes that the dataset lacks.
 
-    A network may know more classes than a dataset; what it takes for one of these is no answer
-    about the others.
+    A network may know more classes than a dataset. Detections of the additional classes are
+    ignored.
     """
     found = output.get("instances")
     if found is None or not found.has("pred_classes"):
@@ -36,12 +36,13 @@ def of_known_classes(output: dict, count: int) -> dict:
 
 
 class RoleFilter(DatasetEvaluator):
-    """Shows another evaluator only the images of one role, such as box AP only the queries."""
+    """Passes only the images of one role to another evaluator, for example only queries to box
+    AP."""
 
     def __init__(self, role: str, evaluator: DatasetEvaluator):
         """
         Args:
-            role: "query" or "database"; images of the role "both" pass either way.
+            role: "query" or "database"; images of the role "both" always pass.
             evaluator: the evaluator to feed.
 
         Raises:
@@ -67,10 +68,10 @@ class RoleFilter(DatasetEvaluator):
 
 
 class COCOBoxEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator on what the dataset's reader made of the annotations.
+    """Detectron2's COCO evaluator on annotations as the dataset's reader returns them.
 
-    Detectron2's own opens the JSON file again, which it may not be able to read, and insists on
-    ids that are numbers and on an area and a crowd flag of each object.
+    Detectron2's own opens the JSON file again, which it may not be able to read. It requires
+    numbers as ids, and an area and a crowd flag for each object.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):
@@ -86,9 +87,10 @@ class COCOBoxEvaluator(COCOEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("thing_classes") is None:
             raise RegionDHError(f"dataset {dataset_name!r} has no thing_classes in its metadata")
-        # COCO's code sorts the ids of all images, so numbers and text don't go together.
+        # COCO's code sorts the ids of all images, so they must not mix numbers and text.
         self._id_type = int if all(isinstance(d["image_id"], int) for d in dicts) else str
-        # The base class takes a name whose metadata has a file; both are needed only meanwhile.
+        # The base class wants a dataset name whose metadata has a file, so we make both
+        # temporarily.
         name = f"{dataset_name} as read"
         known = {
             key: metadata.get(key)
@@ -171,10 +173,10 @@ def _coco_content(
 class VOCBoxEvaluator(DatasetEvaluator):
     """PASCAL VOC's box AP for any registered dataset with annotations.
 
-    It gives what Detectron2's ``PascalVOCDetectionEvaluator`` does, from the registered dicts
-    instead of from files of annotations: a split needs no ImageSets file, coordinates may have
-    decimals, and ids and classes may be any text. Objects with ``difficult`` set count neither way.
-    Classes without a true box are left out of the mean, where Detectron2 counts each as zero.
+    It computes the same as Detectron2's ``PascalVOCDetectionEvaluator``, from the registered dicts
+    instead of annotation files: a split needs no ImageSets file, coordinates may have decimals, and
+    ids and classes may be any text. Objects marked ``difficult`` are ignored. Classes without a
+    true box are left out of the mean; Detectron2 counts each as zero.
     """
 
     def __init__(self, dataset_name: str):
@@ -203,7 +205,7 @@ class VOCBoxEvaluator(DatasetEvaluator):
                 boxes.tolist(),
                 strict=True,
             ):
-                # With as many digits as VOC's files of results have, so that ties are the same.
+                # As many digits as VOC's result files have, so that ties are the same.
                 found = (str(given["image_id"]), round(score, 3), [round(x, 1) for x in box])
                 self._found.setdefault(class_id, []).append(found)
 
@@ -238,7 +240,7 @@ class VOCBoxEvaluator(DatasetEvaluator):
         return OrderedDict(bbox=values)
 
 
-_THRESHOLDS = np.arange(50, 100, 5) / 100  # of the IoU of a detection that counts
+_THRESHOLDS = np.arange(50, 100, 5) / 100  # of the IoU of a correct detection
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ class _TrueBoxes:
 
     Attributes:
         boxes: float64 (M, 4), XYXY in whole pixels, counted from 1, the last ones included.
-        difficult: bool (M,), objects that count neither way.
+        difficult: bool (M,), objects that are ignored.
     """
 
     boxes: np.ndarray
@@ -288,14 +290,14 @@ def _average_precisions(
 ) -> list[float]:
     """The AP of one class at each of the thresholds.
 
-    A detection belongs to the object that it overlaps most. It is right if it overlaps more than
-    the threshold and no detection of a higher score has the object already.
+    A detection is assigned to the object that it overlaps most. It is correct if the overlap
+    exceeds the threshold and no detection of a higher score was assigned to the object.
 
     Args:
         found: row of the image, score and box of each detection.
         truth: the objects of the class by row.
         count: how many of them aren't difficult.
-        is_2007: whether the AP is that of 11 points.
+        is_2007: whether to compute the 11-point AP.
     """
     order = np.argsort([-score for _, score, _ in found])
     right, wrong = np.zeros((2, len(_THRESHOLDS), len(found)), bool)

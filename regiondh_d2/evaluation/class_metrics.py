@@ -1,4 +1,4 @@
-"""Retrieval by class: how well the queries of a class do, and what is found in its place."""
+"""Retrieval by class: how well the queries of a class do, and which wrong classes they find."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """How well the queries that show a class do.
+    """Metrics of the queries that show a class.
 
     Attributes:
         name: of the class.
         queries, images: how many queries and how many database images show it.
         alone: see :func:`own_class_metric`; NaN where it can't be measured.
-        means: means over the queries that show it by the metric's name, see :func:`class_means`;
-            NaN likewise.
+        means: by metric name, the mean over the queries that show it, see :func:`class_means`; NaN
+            as above.
         wrong: names of the classes that the irrelevant answers to these queries show most often,
             each with the number of answers.
     """
@@ -53,15 +53,16 @@ def measure_classes(
     answers: int,
     exclude: np.ndarray | None = None,
 ) -> list[ClassMetrics]:
-    """The classes that a query shows, the weakest first.
+    """The classes of the queries, the weakest first.
 
     Args:
         query, database: with labels.
         result: of ranking them, with per-query values at ``topk``.
         topk: cut-off of the metrics.
         metrics: names without cut-off of the means.
-        own_metric: name without cut-off of :attr:`ClassMetrics.alone`, by which they are ordered.
-        answers: how many of each query's answers are looked at for wrong ones.
+        own_metric: name without cut-off of :attr:`ClassMetrics.alone`, which also decides the
+            order.
+        answers: how many of each query's answers are checked for wrong ones.
         exclude: int (P, 2), pairs of a query's and a database row that are left out.
     """
     query_labels, database_labels = query.column("labels"), database.column("labels")
@@ -121,7 +122,7 @@ def class_means(
     means = {}
     for name, values in per_query.items():
         known = ~np.isnan(values)
-        with np.errstate(invalid="ignore"):  # 0 / 0, which is the NaN that is meant
+        with np.errstate(invalid="ignore"):  # 0 / 0 gives the NaN that we want
             means[name] = np.where(known, values, 0) @ holds / (known @ holds)
     return means
 
@@ -137,9 +138,9 @@ def own_class_metric(
     metric: str = "MAP_min",
     exclude: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A ranking metric of each class alone: its queries, and only its items as relevant ones.
+    """A ranking metric of each class alone: of its queries, with only its items as relevant ones.
 
-    So a class that is found only because its images also show a frequent one stands out.
+    So a class stands out if it is found only because its images also show a frequent class.
 
     Args:
         query_codes, database_codes, query_labels, database_labels, bits: see
@@ -159,7 +160,7 @@ def own_class_metric(
     for class_id in range(len(values)):
         rows = query_labels[:, class_id]
         here = exclude[rows[exclude[:, 0]]]
-        # A query's own image is no item of the class to it.
+        # For a query, its own image doesn't count as an item of the class.
         lost = np.bincount(here[:, 0], database_labels[here[:, 1], class_id], len(rows))
         if not (database_labels[:, class_id].sum() > lost[rows]).any():
             continue
@@ -178,7 +179,7 @@ def own_class_metric(
 def wrong_answer_labels(
     answers: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray
 ) -> np.ndarray:
-    """What the irrelevant answers show instead.
+    """The classes that the irrelevant answers show instead.
 
     Args:
         answers: int (Q, k), database rows answered to each query.

@@ -1,4 +1,4 @@
-"""A map of codes: each code as a place in the plane."""
+"""A map of codes: each code as a point in the plane."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["code_map"]
 
 
 def code_map(codes: CodeSet, method: str = "pca") -> tuple[np.ndarray, str]:
-    """Places each code in the plane.
+    """Map each code to a point in the plane.
 
     Args:
         codes: at least two codes.
-        method: "pca", the two directions in which the bits vary most; or "tsne", which keeps
-            neighborhoods and no distances (by scikit-learn, seeded).
+        method: "pca", the two directions in which the bits vary most; or "tsne", which preserves
+            neighborhoods but not distances (by scikit-learn, seeded).
 
     Returns:
-        float64 (N, 2), and what the places are in half a line.
+        float64 (N, 2), and half a line that describes the map.
 
     Raises:
         ImportError: "tsne" without scikit-learn.
@@ -36,7 +36,8 @@ def code_map(codes: CodeSet, method: str = "pca") -> tuple[np.ndarray, str]:
     centered = bits - bits.mean(axis=0)
     _, scale, axes = np.linalg.svd(centered, full_matrices=False)
     axes = np.pad(axes[:2], ((0, 2 - len(axes[:2])), (0, 0)))  # a single bit has one direction
-    # The sign of a direction is free: its largest part is made positive, on every machine alike.
+    # The sign of a direction is arbitrary: make its largest part positive, the same on every
+    # machine.
     largest = axes[np.arange(2), np.abs(axes).argmax(axis=1)]
     places = centered @ (axes * np.where(largest < 0, -1, 1)[:, None]).T
     kept = np.square(scale[:2]).sum() / max(np.square(scale).sum(), np.finfo(float).tiny)

@@ -49,7 +49,7 @@ class RadiusCurve:
 
     Attributes:
         precision: mean over the queries that find anything within the radius, NaN if none does.
-            Times ``answered`` it is the mean that counts an empty answer as precision 0.
+            Multiplied by ``answered``, it is the mean that counts an empty answer as precision 0.
         recall: mean over all measurable queries.
         answered: share of the measurable queries that find anything within the radius.
     """
@@ -122,7 +122,7 @@ def radius_curve(counts: DistanceCounts) -> RadiusCurve:
     found, hits = np.cumsum(items, axis=1), np.cumsum(relevant, axis=1)
     answered = found > 0
     precision = hits / np.maximum(found, 1)  # 0 where nothing is found
-    with np.errstate(invalid="ignore"):  # 0 / 0, which is the NaN that is meant
+    with np.errstate(invalid="ignore"):  # 0 / 0 gives the NaN that we want
         mean_precision = precision.sum(axis=0) / answered.sum(axis=0)
     return RadiusCurve(
         precision=mean_precision,
@@ -142,8 +142,8 @@ def precision_at(counts: DistanceCounts, topk: int) -> np.ndarray:
         topk: the largest k.
 
     Returns:
-        float64 (min(topk, N),); of a query that ranks fewer items than others, all its items count
-        beyond them.
+        float64 (min(topk, N),). Beyond the items of a query that ranks fewer items than others, all
+        its items count.
 
     Raises:
         ValueError: ``topk`` is no positive integer, or no query has a relevant item.

@@ -3,14 +3,14 @@
 Every annotated object is a query, and the images of a database that hold its class are relevant to
 it. The database is ranked twice:
 
-* by **objects**: an image is as far as the nearest of the objects that were detected in it, by
-  their codes (H1). An image without detections comes last, at distance K1 + 1.
-* by **images**: by the code (H2) of the image that the object is in.
+* by **objects**: the distance of an image is that of the nearest object detected in it, by their
+    codes (H1). An image without detections comes last, at distance K1 + 1.
+* by **images**: with the code (H2) of the object's image as the query.
 
 Both rankings are measured over the whole database by the ``MAP_all`` of :mod:`.ranking_metrics`,
-exact under ties. A search by objects can't find what was not detected, so recalls of the detector
-stand beside the numbers. If the object's own image is in the database, it is found first, unless
-such matches are left out.
+exact under ties. A search by objects can't find undetected objects, so the detector's recalls are
+reported, too. If the object's own image is in the database, it is found first, unless such matches
+are left out.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = [
 ]
 
 RANKINGS = ("objects", "images")
-"""What a database is ranked by."""
+"""The two rankings of a database."""
 
-_IOU = 0.5  # of a detection that counts for an object, as in box AP50
+_IOU = 0.5  # at which a detection counts for an object, as in box AP50
 
 
 def evaluate_object_queries(
@@ -50,14 +50,14 @@ def evaluate_object_queries(
     *,
     exclude_self: bool = False,
 ) -> RankingResult:
-    """Ranks a database for annotated objects, by their codes and by those of their images.
+    """Rank a database for annotated objects, by the codes of the objects and of their images.
 
     Args:
         query: codes of the objects' images, with labels and, as ``instances``, detections.
         objects: the annotated objects; ``image_index`` are rows of ``query``. Scores don't count.
         database: codes to search in, by the same model, with labels and detections.
         progress: called as ``progress(objects done, objects)`` after each chunk of objects.
-        exclude_self: whether the image that an object is in is left out of its rankings.
+        exclude_self: whether an object's own image is left out of its rankings.
 
     Returns:
         ``metrics``, where ``<ranking>`` is one of :data:`RANKINGS` and ``<order>`` one of
@@ -65,10 +65,10 @@ def evaluate_object_queries(
 
         * ``<ranking>/MAP_all<order>``: the mean over the objects,
         * ``several_classes/<ranking>/MAP_all<order>``: over those in images of two or more labels;
-          absent where there are none,
-        * ``num_queries``, ``several_classes/num_queries``: how many objects these are,
+            absent if there are none,
+        * ``num_queries``, ``several_classes/num_queries``: the numbers of these objects,
         * ``num_queries_without_relevant``: objects of a class that the database lacks, which count
-          nowhere else but in the recall,
+            only in the recall,
         * ``num_queries_in_database``: how many objects are in an image of the database,
         * ``num_database``: how many images the database has,
         * ``query/object_recall``: see :func:`object_recall`,
@@ -142,10 +142,10 @@ def evaluate_object_queries(
 
 
 def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeSet) -> list[str]:
-    """Refuses codes that :func:`evaluate_object_queries` can't use.
+    """Check that :func:`evaluate_object_queries` can use these codes.
 
     Returns:
-        Warnings, as :func:`~regiondh_d2.structures.codes.check_comparable` gives them.
+        Warnings, as :func:`~regiondh_d2.structures.codes.check_comparable` returns them.
 
     Raises:
         CodeFileError: labels or detections are missing, or the codes don't fit together.
@@ -157,7 +157,7 @@ def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeS
     if objects.bits != detected.bits:
         raise CodeFileError(
             f"the objects have {objects.bits} bits and those of the database "
-            f"{detected.bits}: code both with the same model"
+            f"{detected.bits}: encode both with the same model"
         )
     return notes
 
@@ -197,7 +197,7 @@ def object_recall(objects: InstanceCodes, detected: InstanceCodes) -> float:
 
 
 def class_recall(codes: CodeSet) -> float:
-    """The share of the labels of all images for which an object was detected in the image.
+    """The share of all images' labels for which an object was detected in the image.
 
     Args:
         codes: with labels and ``instances``.

@@ -15,7 +15,7 @@ def pairwise_popcount(combine: np.ufunc, a: np.ndarray, b: np.ndarray, largest: 
             intersections.
         a: uint64 (A, W).
         b: uint64 (B, W).
-        largest: the largest count that there could be.
+        largest: an upper bound of the counts.
 
     Returns:
         (A, B), of the smallest unsigned type that holds ``largest``.
@@ -33,8 +33,8 @@ def _nearest_first(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first ``top`` columns of each row by (distance, column).
 
-    Distance, column and gain go into one integer. A partition and a sort of plain integers, which
-    numpy vectorizes, then do the whole work: several times faster than a stable argsort.
+    Distance, column and gain are packed into one integer. Then a partition and a sort of plain
+    integers suffice, which numpy vectorizes: several times faster than a stable argsort.
 
     Returns:
         Their distances and gains, each (Q, min(top, N)).
@@ -66,14 +66,14 @@ def count_pairs(
     block: int,
     exclude: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Counts a chunk of queries, in one pass over the database in blocks of ``block`` items.
+    """Count for a chunk of queries, in one pass over the database in blocks of ``block`` items.
 
     Args:
         distances: int (Q, N), below ``num_distances``; left as it is.
         query_label_words: uint64 (Q, W), packed labels.
         database_label_words: uint64 (N, W).
-        num_distances, num_gains: how many values there could be of either, from 0.
-        top: how many of the nearest items are returned.
+        num_distances, num_gains: how many values each may have, from 0.
+        top: of how many nearest items the gains are returned.
         block: items counted at once.
         exclude: int (P, 2), pairs of a query of the chunk and an item that are not counted.
 
@@ -84,7 +84,7 @@ def count_pairs(
             excluded ones come last.
     """
     rows, items = distances.shape
-    # Excluded items lie at one more distance, behind all others, and are cut off in the end.
+    # Excluded items get an additional distance behind all others, which is cut off at the end.
     wanted = num_distances
     num_distances += bool(len(exclude))
     distances = distances.astype(np.min_scalar_type(num_distances - 1), copy=bool(len(exclude)))
@@ -107,7 +107,7 @@ def count_pairs(
 
         near, gains = _nearest_first(near, gains, top)
         if found is not None:
-            # What earlier blocks left stands in front, since its rows are smaller.
+            # Items of earlier blocks come first, since their rows are smaller.
             near = np.concatenate((found[0], near), axis=1)
             gains = np.concatenate((found[1], gains), axis=1)
             near, gains = _nearest_first(near, gains, top)

@@ -1,11 +1,11 @@
 """Ranking metrics, exact under ties. Codes or distances, and labels in; numbers out.
 
-A K-bit code has only K + 1 distances, so a Hamming ranking is full of ties, and a number that
-depends on how ties happen to be sorted is not a property of the codes. Every metric is therefore
-the expectation over a uniformly random order of equal distances, in closed form (McSherry & Najork,
-"Computing information retrieval performance measures efficiently in the presence of tied scores",
-ECIR 2008; for Hamming distances He, Cakir, Bargal & Sclaroff, CVPR 2018; here extended to a cut-off
-inside a tie group), beside three companions:
+A K-bit code has only K + 1 distances, so a Hamming ranking is full of ties, and their order is not
+a property of the codes. Every metric is therefore the expectation over a uniformly random order of
+equal distances, in closed form (McSherry & Najork, "Computing information retrieval performance
+measures efficiently in the presence of tied scores", ECIR 2008; for Hamming distances He, Cakir,
+Bargal & Sclaroff, CVPR 2018; here extended to a cut-off inside a tie group), beside three
+companions:
 
 * ``-optimistic`` and ``-pessimistic``: the exact maximum and minimum over all orders of the ties;
 * ``-index_order``: ties by ascending database row, what a stable sort gives.
@@ -23,9 +23,9 @@ For one query, the gain ``s_i`` is the number of labels shared with the item at 
 * ``WMAP@k``: ``sum_{i<=k} rel_i ACG_i`` divided by the relevant items inside the top k; may
   exceed 1.
 
-Everything but the index order follows from how many database items lie at each (distance, gain):
-:mod:`.pair_counts` counts them in one pass, and :mod:`.tied_sums` makes metrics of the counts, at a
-cost that does not depend on the database's size.
+All but the index order needs only the number of database items at each (distance, gain).
+:mod:`.pair_counts` counts them in one pass, and :mod:`.tied_sums` computes metrics from the counts,
+at a cost that does not depend on the database's size.
 """
 
 from __future__ import annotations
@@ -98,14 +98,13 @@ def evaluate_ranking(
         query_labels: multi-hot (Q, C), bool or numbers 0 and 1.
         database_labels: multi-hot (N, C).
         bits: code length K.
-        topk: one cut-off or several. One above N is measured over all N items, which are then the
-            divisor; its metrics keep the requested k in their names, and one warning says so.
-        exclude: int (P, 2), pairs of a query's row and the row of a database item that is left out
-            of this query's ranking, as if the database lacked it: its N, its relevant items and its
-            ties are those of the others. No pair may stand there twice.
-        max_pairs: query-database pairs held in memory at once (about 40 bytes each); at least one
-            query's distances are.
-        threads: threads that share the work; None takes one a core, at most 4.
+        topk: one cut-off or several. A cut-off above N uses all N items, with N as divisor; its
+            metrics keep the requested k in their names, and a warning says so.
+        exclude: int (P, 2), distinct pairs of a query's row and a database row. The item is left
+            out of this query's ranking as if the database lacked it.
+        max_pairs: query-database pairs held in memory at once (about 40 bytes each), but at least
+            those of one query.
+        threads: number of threads; None takes one a core, at most 4.
         progress: called as ``progress(queries done, queries)`` after each chunk of queries.
 
     Returns:
@@ -140,19 +139,19 @@ def evaluate_distances(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RankingResult:
-    """As :func:`evaluate_ranking`, by distances of any kind that are whole numbers.
+    """As :func:`evaluate_ranking`, by any distances that are whole numbers.
 
-    Time and memory grow with the largest distance: number long ones by rank first.
+    Time and memory grow with the largest distance, so replace large distances by their ranks.
 
     Args:
         distances: int (Q, N), none below 0; or a function that computes the rows of some queries,
             called as ``distances(slice of queries)``, by several threads at once.
         query_labels: multi-hot (Q, C), bool or numbers 0 and 1.
         database_labels: multi-hot (N, C).
-        largest: the largest distance that there could be. A function needs it; None takes the
-            largest of a matrix.
-        topk, exclude, max_pairs, threads, progress: as there. What a function gives for excluded
-            pairs doesn't matter, as long as it is from 0 to ``largest``.
+        largest: an upper bound of the distances. Needed for a function; None takes the largest of a
+            matrix.
+        topk, exclude, max_pairs, threads, progress: as there. For excluded pairs a function may
+            return any distance from 0 to ``largest``.
 
     Returns:
         A :class:`RankingResult`.
@@ -232,7 +231,7 @@ def _evaluate(
     database_label_words = to_words(np.packbits(database_labels, axis=1))
     tables = RankTables.build(deepest, num_database)
     threads = threads or min(4, os.cpu_count() or 1)
-    # Queries of one chunk: bounded by the tables of counts and by the distances.
+    # Queries of a chunk, limited by the memory for counts and for distances.
     pairs = max(1, max_pairs // threads)
     cells = (largest + 1) * (largest_gain + 1)
     chunk = max(1, min(128, pairs // (8 * cells), pairs // num_database))
@@ -251,7 +250,7 @@ def _evaluate(
         )
         part: dict[str, np.ndarray] = {"relevant": counts[:, :, 1:].sum(axis=(1, 2))}
         for name, k in cutoffs.items():
-            # Queries that rank fewer items than others may have to stop sooner.
+            # Queries that rank fewer items may need a smaller cut-off.
             stops = np.minimum(k, sizes[rows])
             for stop in np.unique(stops):
                 mine = stops == stop
@@ -340,7 +339,7 @@ def check_pairs(pairs: np.ndarray | None, num_queries: int, num_database: int) -
     """Returns pairs of a query's and a database row as int64 (P, 2), by ascending query.
 
     Raises:
-        ValueError: they are no such pairs, or one of them stands there twice.
+        ValueError: they are no such pairs, or not distinct.
     """
     if pairs is None:
         return np.zeros((0, 2), np.int64)
@@ -358,7 +357,7 @@ def check_pairs(pairs: np.ndarray | None, num_queries: int, num_database: int) -
 
 
 def _pairs_of_rows(pairs: np.ndarray, begin: int, end: int) -> np.ndarray:
-    """The pairs of some queries, which count from ``begin`` then."""
+    """The pairs of some queries, numbered from ``begin``."""
     first, last = np.searchsorted(pairs[:, 0], (begin, end))
     return pairs[first:last] - (begin, 0)
 

@@ -1,7 +1,7 @@
-"""Codes to compare a hashing method with: what is known, what is guessed, and no learning at all.
+"""Codes to compare a hashing method with: true classes, predicted classes, unsupervised, random.
 
-Each function returns a query and a database set of codes with the labels of the given sets, to be
-measured by :func:`.retrieval_evaluator.rank_code_sets`.
+Each function returns a query and a database code set with the labels of the given sets, for
+:func:`.retrieval_evaluator.rank_code_sets`.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ Pair = tuple[CodeSet, CodeSet]
 def label_codes(query: CodeSet, database: CodeSet) -> Pair:
     """The true labels, a bit for each class.
 
-    No ceiling: the distance of two such codes counts the labels that two images don't share, not
-    those they do.
+    This is no upper bound: the distance of two such codes counts the labels that two images don't
+    share, not the shared ones.
 
     Raises:
         CodeFileError: a set has no labels.
@@ -46,7 +46,7 @@ def predicted_codes(query: CodeSet, database: CodeSet, min_score: float = 0.3) -
 
     Args:
         query, database: with ``instances``.
-        min_score: detections below it say nothing. Code files hold those above
+        min_score: detections below it are ignored. Code files hold those above
             ``TEST.RETRIEVAL.INSTANCE_MIN_SCORE``.
 
     Raises:
@@ -85,7 +85,7 @@ def image_class_codes(
 
 
 def random_codes(query: CodeSet, database: CodeSet, bits: int, seed: int = 0) -> Pair:
-    """Fair and independent bits: what chance reaches."""
+    """Random bits, balanced and independent: the level of chance."""
     rng = np.random.default_rng(seed)
     return _pair(query, database, lambda codes: rng.random((len(codes), bits)) < 0.5)
 
@@ -131,18 +131,18 @@ def feature_codes(query: CodeSet, database: CodeSet, bits: int, method: str) -> 
 def spectral_codes(query: CodeSet, database: CodeSet, bits: int) -> Pair:
     """Spectral hashing of the stored features (Weiss, Torralba & Fergus, NIPS 2008).
 
-    Along each principal direction of the database, where it spans [a, b], a bit is the sign of
-    sin(pi/2 + j pi (x - a) / (b - a)), an eigenfunction for uniform data, whose eigenvalue grows
-    with j / (b - a). The code takes the lowest of these over all directions and all j >= 1, so that
-    a long direction gets several bits. Queries beyond [a, b] continue the wave.
+    Along a principal direction with range [a, b] in the database, a bit is the sign of sin(pi/2 + j
+    pi (x - a) / (b - a)), an eigenfunction for uniform data. Its eigenvalue grows with j / (b - a).
+    The code takes the lowest eigenvalues over all directions and all j >= 1, so that a long
+    direction gets several bits. For queries outside [a, b] the wave continues.
 
     Args:
         query, database: with ``features`` (N, D).
         bits: code length; may exceed D.
 
     Raises:
-        CodeFileError: a set has no features, or the two sets' differ in length, or the database's
-            are all alike.
+        CodeFileError: a set has no features, their lengths differ, or the database's features are
+            all equal.
     """
     train = _training_features(query, database).astype(np.float64)
     if (train == train[:1]).all():
@@ -152,7 +152,7 @@ def spectral_codes(query: CodeSet, database: CodeSet, bits: int) -> Pair:
     axes = np.linalg.eigh(train.T @ train)[1][:, ::-1]  # the greatest variance first
     projected = train @ axes
     low, extent = projected.min(axis=0), np.ptp(projected, axis=0)
-    # No wave fits a direction without extent.
+    # A direction without extent has no wave.
     axes, low, extent = axes[:, extent > 0], low[extent > 0], extent[extent > 0]
     frequencies = np.arange(1, bits + 1) / extent[:, None]  # (directions, j)
     lowest = np.argsort(frequencies, axis=None, kind="stable")[:bits]
@@ -172,7 +172,7 @@ REFERENCES: dict[str, Callable[[CodeSet, CodeSet, int], Pair]] = {
     **{name: functools.partial(feature_codes, method=name) for name in ("lsh", "pca", "itq")},
     "spectral": spectral_codes,
 }
-"""By name: called with a query set, a database set and a code length, where that can be chosen."""
+"""By name; called with a query set, a database set and, where it can be chosen, a code length."""
 
 
 def _pair(query: CodeSet, database: CodeSet, bits_of: Callable[[CodeSet], np.ndarray]) -> Pair:
@@ -195,7 +195,7 @@ def _check(query: CodeSet, database: CodeSet, *attributes: str) -> None:
 
 
 def _training_features(query: CodeSet, database: CodeSet) -> np.ndarray:
-    """The database's, which the queries' must be like."""
+    """The length of the features, which must be the same in both sets."""
     _check(query, database, "features")
     lengths = [codes.column("features").shape[1] for codes in (query, database)]
     if lengths[0] != lengths[1]:

@@ -1,4 +1,4 @@
-"""What a second stage of search is worth: the first images of a ranking by codes, ordered again."""
+"""Measures the second stage of a search: the first images of a ranking by codes, reranked."""
 
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ def evaluate_reranking(
 ) -> RankingResult:
     """As :func:`.ranking_metrics.evaluate_ranking`, after a rerank as in a search.
 
-    Of equally far images, those of the first rows are ordered again. All other ties are random, as
-    there.
+    If a tie is cut, the images of its first rows are reranked. All other ties are random, as there.
 
     Args:
-        query: with labels and ``activations``, or ``features`` if these are what ``by`` names.
+        query: with labels and with ``activations`` or ``features``, as ``by`` names.
         database: with labels, and ``features`` if ``by`` names these.
         topk: cut-offs, at most the database's size.
-        rerank: how many images of each ranking are ordered again.
+        rerank: how many images of each ranking are reranked.
         by: one of :data:`~regiondh_d2.retrieval.second_stage.RERANKINGS`.
         progress: called as ``progress(queries done, queries)`` after each chunk of queries.
         exclude_self: whether a query's own image is left out of its ranking, before the rerank.
 
     Returns:
-        As there, and ``num_queries_in_database`` among the metrics.
+        As there, with ``num_queries_in_database`` among the metrics.
 
     Raises:
-        CodeFileError: something is missing, or two models coded the sets.
+        CodeFileError: something is missing, or the sets were encoded by different models.
         ValueError: no query shares a label with any image of the database.
     """
     check_comparable(query, database)
@@ -94,9 +93,8 @@ def reranked_distances(
         rows: the database rows to order, int64 (R,); None takes all.
 
     Returns:
-        int64 (R,): of the ``rerank`` nearest images the rank by their fine distance, from 0; of the
-        others the Hamming distance plus the number of these nearest images, so that they come
-        later.
+        int64 (R,): for the ``rerank`` nearest images their rank by the fine distance, from 0; for
+        the others the Hamming distance plus the number of these images, so that they come later.
     """
     rows = np.arange(len(database)) if rows is None else rows
     distances = np.bitwise_count(database.codes[rows] ^ code).sum(axis=1, dtype=np.int64)

@@ -1,6 +1,6 @@
-"""All that is measured of a retrieval at once, for a report: metrics, curves, classes, bits.
+"""All measurements of a retrieval for a report: metrics, curves, classes, bits.
 
-The ranking metrics say how good a retrieval is; the rest says where it is lost.
+The ranking metrics say how good a retrieval is; the rest shows where it fails.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from .same_images import find_same_images
 __all__ = ["MAIN_METRICS", "RANKED_BY", "RetrievalAnalysis", "analyze_retrieval", "extremes"]
 
 MAIN_METRICS = ("MAP", "MAP_min", "NDCG", "ACG")
-RANKED_BY = "MAP_min"  # the MAP of the paper saturates, so it would call too many queries perfect
-_CHECKED_ANSWERS = 10  # of each query, for what the wrong ones show
+RANKED_BY = "MAP_min"  # the paper's MAP saturates, so too many queries would count as perfect
+_CHECKED_ANSWERS = 10  # per query, to find the classes of wrong answers
 _WORST, _BEST = 10, 4
 
 
 @dataclass(frozen=True)
 class RetrievalAnalysis:
-    """What :func:`analyze_retrieval` measures.
+    """The result of :func:`analyze_retrieval`.
 
     Attributes:
         result: the metrics.
-        notes: what the reader should be warned of, a line each.
+        notes: warnings for the reader, a line each.
         exclude: int (P, 2), pairs of a query's and a database row that were left out, or None.
         counts: items at each distance of each query.
         radii: precision and recall by Hamming radius.
         precision: float64 (K,), expected precision within the first 1, 2, ... answers.
         classes: by class, the weakest first.
-        checked_answers: how many answers of a query were looked at for wrong ones.
+        checked_answers: how many answers of a query were checked for wrong ones.
         score: float64 (Q,), :data:`RANKED_BY` of each query, NaN where it can't be measured.
         worst, best: rows of queries, see :func:`extremes`.
         bits: of the database's codes.
@@ -67,14 +67,14 @@ def analyze_retrieval(
     progress: Callable[[int, int], None] | None = None,
     ranked: tuple[RankingResult, list[str]] | None = None,
 ) -> RetrievalAnalysis:
-    """Measures a retrieval from all sides.
+    """Measure a retrieval for a report.
 
     Args:
         query, database: codes of one model, with labels.
         topk: cut-off of the metrics.
         exclude_self: whether a query that is in the database is left out of its own ranking.
-        progress: is told how many queries are ranked, and of how many.
-        ranked: what :func:`.rank_code_sets` gave for these codes, if that is known already.
+        progress: called as ``progress(queries done, queries)``.
+        ranked: the result of :func:`.rank_code_sets` for these codes, if there is one already.
 
     Raises:
         ValueError: no query shares a label with any database item.
@@ -120,11 +120,11 @@ def analyze_retrieval(
 
 
 def extremes(score: np.ndarray, worst: int, best: int) -> tuple[list[int], list[int]]:
-    """Rows of the lowest and of the highest scores, none in both; equal ones by row.
+    """Rows of the lowest and of the highest scores, without overlap; ties by row.
 
     Args:
         score: float (Q,); rows of NaN are left out.
-        worst, best: how many at most; if there are too few, the worst ones come first.
+        worst, best: how many at most; if there are too few queries, the worst have priority.
     """
     order = np.argsort(score, kind="stable")
     order = order[~np.isnan(score[order])]

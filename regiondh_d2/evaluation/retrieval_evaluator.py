@@ -39,7 +39,7 @@ _ROLES = ("query", "database", "both")
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """What one image leaves behind: small, on the CPU, picklable."""
+    """The record of an image: small, on the CPU, picklable."""
 
     image_id: str
     file_name: str
@@ -50,20 +50,20 @@ class _Record:
 class RetrievalEvaluator(DatasetEvaluator):
     """Measures how well image codes retrieve images that share labels with a query.
 
-    One pass over a retrieval dataset codes queries and database together. Each input dict carries
+    One pass over a retrieval dataset encodes queries and database together. Each input dict has
     ``image_id``, ``file_name``, ``role`` ("query", "database" or "both"), ``image_labels`` (all
     class ids of the image) and ``difficult_labels`` (those that only difficult objects show). Each
-    output dict carries ``image_code``, bool (K2,), and if available ``image_activation``, float
-    (K2,), and ``instances`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``,
-    bool (R, K1).
+    output dict has ``image_code``, bool (K2,), and if available ``image_activation``, float (K2,),
+    and ``instances`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R,
+    K1).
 
     An image with both roles retrieves itself first, unless ``exclude_self`` leaves it out of its
-    own ranking; without it, a warning has the number of such queries.
+    own ranking. Otherwise a warning gives the number of such queries.
 
     Attributes:
-        codes: queries and database of the last :meth:`evaluate`; None before it, and always on
-            other processes than the main one.
-        ranked: what :func:`rank_code_sets` gave for them, likewise.
+        codes: queries and database of the last :meth:`evaluate`; None before it, and always None
+            outside the main process.
+        ranked: the result of :func:`rank_code_sets` for them, likewise.
     """
 
     codes: tuple[CodeSet, CodeSet] | None = None
@@ -93,18 +93,19 @@ class RetrievalEvaluator(DatasetEvaluator):
             output_dir: where to write ``<dataset_name>/{query.h5,database.h5,metrics.json}``; None
                 writes nothing.
             database_codes: code file of the dataset's database images, to search in instead of
-                coding them again. Then only queries need to be processed.
+                encoding them again. Then only queries need to be processed.
             bits: code length of the model, if known, which ``database_codes`` must have.
             config_name, model_fingerprint: written into the code files.
-            settings: :func:`..config.code_settings` of the model, which ``database_codes`` must
-                have, as far as it decides about image codes; "" if unknown. Written, too.
+            settings: :func:`..config.code_settings` of the model; "" if unknown. Written into the
+                code files. ``database_codes`` must have the same, as far as they change image
+                codes.
             instance_min_score: detections below this score are not stored.
             exclude_self: whether a query that is in the database is left out of its own ranking.
             distributed: collect records from all ranks; False if only this rank evaluates.
 
         Raises:
-            CodeFileError: ``database_codes`` cannot be read, lack labels, or are not those of the
-                dataset's database images by this model; better now than after the coding.
+            CodeFileError: ``database_codes`` cannot be read, lack labels, or are not the codes of
+                the dataset's database images by this model.
             OutputExistsError: ``database_codes`` would be replaced by the codes of the queries.
         """
         self._logger = logging.getLogger(__name__)
@@ -129,10 +130,10 @@ class RetrievalEvaluator(DatasetEvaluator):
         self._records: list[_Record] = []
 
     def set_model(self, fingerprint: str) -> None:
-        """Say which model is measured, unless that is known: its fingerprint, "" if unknown.
+        """Set the fingerprint of the measured model ("" if unknown), unless it is set already.
 
         Raises:
-            CodeFileError: the coded database is another model's.
+            CodeFileError: the database was encoded by another model.
         """
         self._model_fingerprint = self._model_fingerprint or fingerprint
         if self._database is not None and self._model_fingerprint:
@@ -140,7 +141,7 @@ class RetrievalEvaluator(DatasetEvaluator):
             check_comparable(known, self._database)
 
     def _check_database(self, codes: CodeSet, name: str, bits: int | None) -> None:
-        """Refuse codes that are not those of the dataset's database images."""
+        """Check that the codes are those of the dataset's database images."""
         if bits is not None and codes.bits != bits:
             raise CodeFileError(
                 f"{name} has codes of {codes.bits} bits, and the model makes {bits}: extract the "
@@ -149,7 +150,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         changes = changes_of_image_codes(codes.settings, self._settings)
         if changes:
             raise CodeFileError(
-                f"{name} was coded with other settings than the queries would be: {changes[0]}: "
+                f"{name} was encoded with other settings than the queries would be: {changes[0]}: "
                 "extract the database's codes with this config, or set "
                 "TEST.RETRIEVAL.DATABASE_CODES to ''"
             )
@@ -160,7 +161,7 @@ class RetrievalEvaluator(DatasetEvaluator):
             for record in load_dataset(self._dataset_name)
             if record["role"] in ("database", "both")
         }
-        # Known after the loading, at the latest.
+        # Some datasets know their classes only after loading.
         classes = list(MetadataCatalog.get(self._dataset_name).thing_classes)
         if list(codes.class_names) != classes:
             raise CodeFileError(
@@ -207,7 +208,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         self._records = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Keeps a small record of each image: packed code, labels, kept detections.
+        """Keep a small record of each image: packed code, labels, kept detections.
 
         Raises:
             ValueError: a dict lacks what retrieval needs.
@@ -245,7 +246,7 @@ class RetrievalEvaluator(DatasetEvaluator):
             self._records.append(_Record(image_id, file_name, given["role"], codes))
 
     def evaluate(self) -> OrderedDict:
-        """Ranks the database for every query; call it on all ranks.
+        """Rank the database for every query; call it on all ranks.
 
         Returns:
             On the main process ``{"retrieval": {name: number}}`` with the names of
@@ -274,7 +275,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         coded_again = sum(r.role == "database" for r in records)
         if database is not None and coded_again:
             self._logger.warning(
-                "%s: %d images of the database were coded again; a loader of "
+                "%s: %d images of the database were encoded again; a loader of "
                 "RegionDHTrainer.build_test_loader leaves them out",
                 self._dataset_name,
                 coded_again,
@@ -299,7 +300,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         return OrderedDict(retrieval=dict(result.metrics))
 
     def _merge(self, records: list[_Record]) -> list[_Record]:
-        """One record an image, in the dataset's order whatever the order of arrival."""
+        """One record an image, in the dataset's order."""
         merged: dict[str, _Record] = {}
         for record in records:
             seen = merged.get(record.image_id, record)
@@ -345,12 +346,12 @@ def rank_code_sets(
 
     Args:
         query, database, topk, progress: as there.
-        exclude_self: whether a query's own image, as :mod:`.same_images` knows it, is left out of
+        exclude_self: whether a query's own image, found as in :mod:`.same_images`, is left out of
             its ranking.
 
     Returns:
-        The result, with ``num_queries_in_database`` among its metrics, and warnings as lines of
-        text, for the caller to show.
+        The result, with ``num_queries_in_database`` among its metrics, and warnings for the caller
+        to show, a line each.
     """
     same = find_same_images(query, database)
     with warnings.catch_warnings(record=True) as caught:

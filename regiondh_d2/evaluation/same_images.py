@@ -1,12 +1,12 @@
-"""Which queries are in the database, and which images are there twice.
+"""Which queries are in the database, and which images the database has twice.
 
-An image that is in the database finds itself first whatever the codes are, so that even random
-codes reach a precision at 1 of 1. Numbers of such an evaluation say less about the codes.
+A query that is in the database finds itself first with any codes: even random codes reach a
+precision at 1 of 1. Such an evaluation says less about the codes.
 
-Two rows show the same image if their contents are the same, where both code files know them by
-their sha256. Otherwise the same file does, and where a file isn't known, the same image id. Ids
-alone are not enough, since two folders may both number their images from 1; and one file that had
-different contents when it was coded is not the same image.
+If both code files store the sha256 of contents, two rows show the same image if these are equal.
+Otherwise they do if their files are the same, or, if a file isn't known, their image ids. Ids alone
+are not enough, since two folders may both number their images from 1. A file that was encoded with
+different contents is not the same image.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class SameImages:
     """What :func:`find_same_images` returns.
 
     Attributes:
-        pairs: int64 (P, 2), a query's row and the row of a database image that is the same, by
+        pairs: int64 (P, 2), a query's row and the row of the same image in the database, by
             ascending query and database row.
-        num_queries: of them all.
+        num_queries: number of all queries.
         repeated: int64 (D,), database rows that show the image of an earlier row.
-        first_repeated: the name of the image of the first of them, "" if there are none.
+        first_repeated: the name of the first of these images, "" if there are none.
     """
 
     pairs: np.ndarray
@@ -52,7 +52,7 @@ class SameImages:
         return self.pairs[first:last, 1]
 
     def notes(self, excluded: bool) -> list[str]:
-        """What the reader of an evaluation should be warned of.
+        """Warnings for the reader of an evaluation, a line each.
 
         Args:
             excluded: whether a query's own image is left out of its ranking.
@@ -74,10 +74,10 @@ class SameImages:
 
 
 class _Identities:
-    """The images of a code set by what tells them apart."""
+    """The images of a code set with the values that identify them."""
 
     def __init__(self, codes: CodeSet):
-        # Not every code set knows contents; a row of zeros is a content that isn't known.
+        # Not every code set has contents; a row of zeros is an unknown content.
         contents = getattr(codes, "content_sha256", None)
         self.contents: list[bytes | None] = [None] * len(codes)
         if contents is not None:
@@ -91,7 +91,7 @@ class _Identities:
 
 
 class _Known:
-    """Rows that can be looked up by an image."""
+    """An index from images to rows."""
 
     def __init__(self, images: _Identities):
         self._images = images
@@ -100,7 +100,7 @@ class _Known:
         self._by_id: dict[str, list[int]] = {}
 
     def add(self, row: int) -> None:
-        """Make a row known."""
+        """Add a row."""
         images = self._images
         content = images.contents[row]
         if content is not None:
@@ -110,7 +110,7 @@ class _Known:
         self._by_id.setdefault(images.ids[row], []).append(row)
 
     def same(self, others: _Identities, row: int) -> list[int]:
-        """The known rows that show the image of a row of ``others``, ascending."""
+        """The added rows that show the image of a row of ``others``, ascending."""
         content, file = others.contents[row], others.files[row]
         found = set(self._by_content.get(content, ())) if content is not None else set()
         candidates = set(self._by_file.get(file, ())) if file else set()
@@ -126,11 +126,11 @@ class _Known:
 
 
 def find_same_images(query: CodeSet, database: CodeSet) -> SameImages:
-    """Compare the images of two code sets, see above what makes them the same.
+    """Compare the images of two code sets by the rules of this module.
 
     Args:
         query, database: with ``image_ids`` and ``file_names``; ``content_sha256``, uint8 (N, 32),
-            is used where there is one.
+            is used if both have it.
     """
     queries, images = _Identities(query), _Identities(database)
     known, repeated = _Known(images), []

@@ -1,8 +1,8 @@
 """From counts to metrics: expectations, bounds and plain sums over rankings with ties.
 
-A group is what lies at one distance. :mod:`.ranking_metrics` defines the metrics; here are the
-closed forms that they follow from. An item's gain is the number of labels that it shares with the
-query, and ``2^gain - 1`` its exponential gain, which DCG sums.
+A group holds the items at one distance. :mod:`.ranking_metrics` defines the metrics; here are their
+closed forms. An item's gain is the number of labels that it shares with the query, and ``2^gain -
+1`` its exponential gain, which DCG sums.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RankTables:
     @classmethod
     def build(cls, deepest: int, num_database: int) -> RankTables:
         """Tables for cut-offs up to ``deepest`` in a database of ``num_database`` items."""
-        from scipy.special import gammaln  # here, since the import takes longer than most rankings
+        from scipy.special import gammaln  # imported here, since it takes longer than most rankings
 
         ranks = np.arange(1, deepest + 1)
         return cls(
@@ -63,7 +63,7 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Cut:
-    """The tie group that holds rank k, one a query; arrays are (Q,) where nothing else is said.
+    """The tie group at rank k, one a query; arrays are (Q,) unless stated otherwise.
 
     Attributes:
         group: its index.
@@ -104,7 +104,7 @@ def measure(
     Returns:
         float64 (Q,) by metric and tie order, such as ``"MAP-optimistic"``.
     """
-    # Few queries share as many labels with an item as the most that any could.
+    # Few queries reach the largest possible gain.
     counts = counts[:, :, : np.flatnonzero(counts.any(axis=(0, 1)))[-1] + 1]
     by_gain = counts.sum(axis=1)
     relevant = by_gain[:, 1:].sum(axis=1)
@@ -112,7 +112,7 @@ def measure(
 
     counts = counts[:, counts.any(axis=(0, 2))]
     cut = _cut_group(counts, k)
-    # Groups behind the last cut of the chunk are out of every top k.
+    # Groups behind the last cut of the chunk are in no top k.
     counts = counts[:, : cut.group.max() + 1]
     sums = {
         "": _expected(counts, cut, k, tables),
@@ -150,7 +150,7 @@ def _totals(counts: np.ndarray) -> np.ndarray:
 
 
 def _cut_group(counts: np.ndarray, k: int) -> _Cut:
-    """Finds the group of rank k, see :class:`_Cut`; ``counts`` is (Q, G, S + 1)."""
+    """Find the group of rank k, see :class:`_Cut`; ``counts`` is (Q, G, S + 1)."""
     size, relevant, shared, _ = _totals(counts).astype(np.int64)
     group = np.argmax(np.cumsum(size, axis=1) >= k, axis=1)
 
@@ -194,7 +194,7 @@ def _expected(counts: np.ndarray, cut: _Cut, k: int, tables: RankTables) -> _Sum
     last = np.minimum(np.cumsum(n, axis=1), k).astype(np.intp)
     taken = np.diff(last, axis=1, prepend=0)
     h = np.diff(tables.harmonic[last], axis=1, prepend=0)
-    # Groups behind rank k have h = 0, so that N need not be known beyond k.
+    # Groups behind rank k have h = 0, so N doesn't matter beyond k.
     b = taken - (last - taken + 1) * h
     q = _divide(p - 1, n - 1)
     ap = _divide(p, n) * ((p_before + 1) * h + q * b)
@@ -247,7 +247,7 @@ def _hypergeometric(cut: _Cut, log_factorial: np.ndarray) -> np.ndarray:
     p, m, rest = cut.relevant[row], cut.inside[row], (cut.size - cut.relevant)[row]
     all_draws = log_binomial(cut.size, cut.inside)[row]
     weight = np.exp(log_binomial(p, x) + log_binomial(rest, m - x) - all_draws)
-    # Dividing by the sum removes the rounding that all terms of a query share.
+    # Dividing by the sum removes the rounding error common to all terms of a query.
     return weight / np.add.reduceat(weight, cut.starts)[row]
 
 

@@ -159,9 +159,8 @@ def cross_proposal_fusion(
     With P the (N, C) class probabilities without the background and A the (N, K) activations of H1:
     "sum" gives P^T A (the paper), "mean" P^T A / N (as IAH does), and "class_mean" the mean of the
     activations weighted by each class's probabilities, joined with the class's largest probability,
-    without which a class that is absent would look like one present. "class_presence" is the
-    latter with the mean's deviation from 0.5 scaled by that probability, so that what the regions
-    say of an absent class, which is noise, is small.
+    which tells absent classes from present ones. "class_presence" also scales the mean's deviation
+    from 0.5 by that probability, since the mean of an absent class is only noise.
 
     Args:
         probabilities: (N, C) float of an image, background column dropped, or (B, N, C) of B

@@ -1,4 +1,4 @@
-"""The answers to an encoded query: what :class:`.service.SearchService` puts together."""
+"""The answers to an encoded query, for :class:`.service.SearchService`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .second_stage import fine_distances, fine_values
 
 __all__ = ["answers_to_image", "answers_to_object", "answers_to_objects", "known_labels"]
 
-_GROWTH = 4  # how many times longer a shortlist becomes where too many of its photos have gone
+_GROWTH = 4  # factor by which a shortlist grows if too many of its photos were deleted
 
 
 def answers_to_image(
@@ -25,12 +25,13 @@ def answers_to_image(
     photos: PhotoFilter,
     allowed: np.ndarray | None,
 ) -> list[Answer]:
-    """Images that are like an image.
+    """Images similar to an image.
 
     Args:
-        items: what is indexed.
+        items: the indexed code set.
         index: of the images.
-        query: with the code of an image, and for a ``rerank`` what :func:`.fine_values` takes.
+        query: with the code of an image, and for a ``rerank`` the values that :func:`.fine_values`
+            needs.
         options: which answers; ``max_distance`` is a number or None.
         photos: which photos may answer.
         allowed: bool (N,), which images may answer by their class; None for all.
@@ -68,7 +69,7 @@ def answers_to_object(
     photos: PhotoFilter,
     allowed: np.ndarray | None,
 ) -> list[Answer]:
-    """Images that hold an object like that of the query, or these objects themselves.
+    """Images with an object similar to that of the query, or these objects themselves.
 
     Args:
         items, options, photos: as of :func:`answers_to_image`.
@@ -101,7 +102,7 @@ def answers_to_objects(
     photos: PhotoFilter,
     allowed: np.ndarray | None,
 ) -> list[Answer]:
-    """Images that hold objects like all those of the query.
+    """Images with objects similar to all objects of the query.
 
     Args:
         items, index, options, photos, allowed: as of :func:`answers_to_object`.

@@ -1,7 +1,7 @@
 """The nearest codes that may answer a query, in the order of answers.
 
-That order is (distance, not same file, not same content, row): at equal distance the query itself
-stands first, then its copies. So the same query always has the same answers.
+The order is by distance, then the query itself, then its copies, then the others by row. So the
+same query always has the same answers.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from .photo_state import PhotoCheck, PhotoState
 
 __all__ = ["CandidateSearch", "PhotoFilter"]
 
-_GROWTH = 4  # how many times more codes are asked for where too few may answer
+_GROWTH = 4  # factor by which the number of codes grows if too few may answer
 
 
 @dataclass
 class PhotoFilter:
-    """Which photos may answer a query, and which of equally near ones come first.
+    """Which photos may answer a query, and which come first at equal distance.
 
     Attributes:
-        same: rows of the images that are the query itself or copies of it.
+        same: rows of the query itself and its copies.
         order: int8 (N,), 0 for the query itself, 1 for its copies, 2 for all others.
         inside: bool (N,), the images that answers are restricted to; None for all.
-        check: looks at files; None takes all photos to be there.
+        check: looks at files; None assumes that all photos exist.
         left_out: states of the photos that were passed over, by row.
-        unchecked: rows of photos of which nothing is known, and that may answer all the same.
+        unchecked: rows of photos whose files can't be checked, but that may answer.
     """
 
     same: np.ndarray
@@ -40,9 +40,9 @@ class PhotoFilter:
     unchecked: set[int] = field(default_factory=set)
 
     def take_present(self, images: Iterable[int], count: int) -> Iterator[int]:
-        """Positions, in ``images``, of the first ``count`` whose photos are there.
+        """Positions, in ``images``, of the first ``count`` whose photos exist.
 
-        No file after these is looked at.
+        The files of later ones are not looked at.
         """
         for position, image in enumerate(images):
             if count < 1:
@@ -63,7 +63,7 @@ class PhotoFilter:
 
 @dataclass
 class CandidateSearch:
-    """Searches an index of images or of objects for those that may answer.
+    """Searches an index of images or objects for rows that may answer.
 
     Attributes:
         index: what to search in.
@@ -96,7 +96,7 @@ class CandidateSearch:
         self._same = same if self.allowed is None else same[self.allowed[same]]
 
     def nearest_present(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`nearest`, without photos that aren't there."""
+        """As :meth:`nearest`, without photos that don't exist any more."""
         return self._grow_until(code, k, self.photos.take_present)
 
     def nearest(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,14 +107,14 @@ class CandidateSearch:
             k: how many.
 
         Returns:
-            Distances and rows, (k,) each; fewer only if there are fewer.
+            Distances and rows, (k,) each, or fewer if there are no more.
         """
         return self._grow_until(code, k, lambda images, k: range(min(k, len(images))))
 
     def _grow_until(
         self, code: np.ndarray, k: int, take: Callable[[np.ndarray, int], Iterable[int]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Asks the index for more codes until ``take(images, k)`` takes k positions of them."""
+        """Ask the index for more codes until ``take(images, k)`` returns k positions."""
         asked = k
         while True:
             distances, rows, complete = self._candidates(code, asked)
@@ -125,11 +125,11 @@ class CandidateSearch:
             asked *= _GROWTH
 
     def _candidates(self, code: np.ndarray, asked: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Distances and rows that may answer among the ``asked`` nearest codes, in their order.
+        """Distances and rows that may answer among the ``asked`` nearest codes, in the order of
+        answers.
 
-        The rows of the query itself are among them wherever they stand in a tie: without them, the
-        first ones by (distance, row) would stay the first ones by our order. The last value is
-        whether the index has no further codes.
+        The rows of the query itself are added even if a tie was cut before them, since they come
+        first in our order. The last value is whether the index has no further codes.
         """
         (distances,), (rows,) = self.index.search(code, asked)
         complete = asked >= len(self.index)

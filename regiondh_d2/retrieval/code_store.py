@@ -11,7 +11,7 @@ root attributes                                  ``format`` "regiondh-codes", ``
 ``image_ids``             text column (N)
 ``relative_paths``        text column (N)        paths below the roots, "/" between folders
 ``root_index``            uint16 (N,)            which root
-``size``                  int64 (N,)             bytes of the file when it was coded, -1 unknown
+``size``                  int64 (N,)             bytes of the file when it was encoded, -1 unknown
 ``mtime_ns``              int64 (N,)             its time of modification then, -1 unknown
 ``content_sha256``        uint8 (N, 32)          optional; zeros where unknown
 ``activations``           float16 (N, K)         optional
@@ -26,11 +26,11 @@ root attributes                                  ``format`` "regiondh-codes", ``
 ========================= ====================== ================================================
 
 A text column is a group of ``bytes``, uint8 (L,), and ``offsets``, int64 (N + 1,): text i is the
-bytes from offset i to offset i + 1, as ``os.fsencode`` gives them, so that any file name fits and a
-long one costs its own length alone. Columns and attributes beyond these are ignored.
+bytes from offset i to offset i + 1, as ``os.fsencode`` gives them. So any file name fits, and a
+long name doesn't make the others longer. Other columns and attributes are ignored.
 
-Version 1 had ``file_names`` in place of roots and what is known of files, and text of fixed length.
-It is read as names below the root "", of unknown sizes and times.
+Version 1 had ``file_names`` instead of roots, paths, sizes and times, and text of fixed length. It
+is read as names below the root "", with unknown sizes and times.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ VERSION = 2
 
 _MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
 _TEXT_ATTRIBUTES = ("dataset", "config", "model_fingerprint", "settings")
-# Columns of numbers: the kinds of type that are read, the type that is written, optional or not.
+# Columns of numbers: the kinds of types that are read, the type that is written, whether optional.
 _COLUMNS = {
     "codes": ("u", "u1", False),
     "root_index": ("iu", "u2", False),
@@ -106,7 +106,7 @@ def _file_image(code_set: CodeSet) -> bytes:
     """The bytes of a code file, made in memory: on a full disk HDF5 would crash the process."""
 
     def fixed_length(values: Sequence[str]) -> np.ndarray:
-        """HDF5 follows damaged references of variable-length text blindly."""
+        """Text of variable length is avoided: HDF5 crashes on damaged references to it."""
         encoded = [_encode(value) for value in values]
         length = max(map(len, encoded), default=0) or 1
         return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
@@ -157,10 +157,10 @@ def _write_text_column(group: h5py.Group, values: Sequence[str]) -> None:
 
 
 def read_codes(path: str | os.PathLike) -> CodeSet:
-    """Reads a code file, of this version or an older one, and checks all that a reader relies on.
+    """Read and check a code file of this or an older version.
 
-    The file may come from a stranger: only plain datasets of this layout are read, and nothing is
-    allocated for a size that the file's bytes cannot hold.
+    The file may come from a stranger: only plain datasets of this layout are read, and no more
+    memory is allocated than the file's bytes can fill.
 
     Raises:
         CodeFileError: missing, not HDF5, damaged, another format or version, or inconsistent.
@@ -185,7 +185,7 @@ def read_codes(path: str | os.PathLike) -> CodeSet:
         raise CodeFileError(f"{shown}: {_reason(error)}; extract the codes again") from error
     except (OSError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         refuse_if_busy(path, error)
-        if "consistency flags" in str(error):  # what a writer without locks leaves in the header
+        if "consistency flags" in str(error):  # set in the header by a writer without locks
             raise FileInUseError(
                 f"{shown}: in use by another program, or left half written by one that crashed; "
                 "close that and try again, or extract the codes again"
@@ -198,7 +198,7 @@ def read_codes(path: str | os.PathLike) -> CodeSet:
 
 
 class _NewerVersionError(Exception):
-    """A file of a later format than this one."""
+    """A file of a newer format."""
 
 
 def _reason(error: BaseException) -> str:
@@ -206,7 +206,8 @@ def _reason(error: BaseException) -> str:
 
 
 class _Reader:
-    """Reads an open file, which may be damaged or crafted; CodeFileErrors are half a line."""
+    """Reads an open file, which may be damaged or malicious. CodeFileErrors are half a line,
+    without the file."""
 
     def __init__(self, file: h5py.File, length: int):
         """``length`` is the file's, in bytes."""
@@ -221,7 +222,7 @@ class _Reader:
         if version > VERSION:
             raise _NewerVersionError(f"format version {version}; this release reads {VERSION}")
         if version < 1:
-            raise CodeFileError(f"format version {version} is none")
+            raise CodeFileError(f"there is no format version {version}")
         columns: dict[str, Any] = {
             name: self._array(name, kinds)
             for name, (kinds, _, optional) in _COLUMNS.items()
@@ -316,7 +317,7 @@ class _Reader:
         return dataset[()]
 
     def _texts(self, name: str) -> list[str]:
-        """A text column; also an array of text, as version 1 and other writers have it."""
+        """A text column, or an array of text, as version 1 and other programs write it."""
         if not isinstance(self._node(name), h5py.Dataset):
             return self._text_column(name)
         dataset = self._dataset(name)

@@ -30,7 +30,7 @@ def color_histogram(image: np.ndarray, bins: int = _BINS) -> np.ndarray:
         float32 (bins ** 3,) of sum 1, the last channel changing fastest.
 
     Raises:
-        ValueError: no such image.
+        ValueError: another type or shape.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -56,19 +56,19 @@ def color_histograms(files: Sequence[str | os.PathLike], bins: int = _BINS) -> n
 
 
 def itq_codes(train: np.ndarray, *features: np.ndarray, bits: int = 48) -> tuple[np.ndarray, ...]:
-    """Learns ITQ (PCA to ``bits`` dimensions, then a rotation) and codes features with it.
+    """Learn ITQ (PCA to ``bits`` dimensions, then a rotation) and encode features with it.
 
-    The square root of the features is coded (for histograms: the Hellinger distance), since a few
+    The square root of the features is encoded (for histograms: the Hellinger distance), since a few
     large bins would otherwise outweigh all others.
 
     Args:
         train: float (N, D), not negative, to learn from.
-        features: float (M, D) each, to code.
+        features: float (M, D) each, to encode.
         bits: code length, at most D.
 
     Returns:
-        For each of ``features`` its codes, uint8 (M, ceil(bits / 8)), packed as everywhere here
-        (``numpy.packbits``).
+        For each of ``features`` its codes, uint8 (M, ceil(bits / 8)), packed as by
+        ``numpy.packbits``.
 
     Raises:
         ImportError: FAISS isn't installed.

@@ -1,15 +1,15 @@
 """Codes of any images into one code file, on one process or many, resumable whenever it stops.
 
-Every few seconds what has been coded since is saved as a *part*, a small code file in the folder
-``<output>.parts``. At the end the parts, and the codes of an older output, become the output, and
-the folder goes. So a run that is killed loses seconds, and a row can neither be lost nor doubled:
-an image that some file holds is not coded again, and of two rows of an image one is taken. What
-makes it the same image is told in :mod:`.known_rows`.
+Every few seconds the new codes are saved as a *part*, a small code file in the folder
+``<output>.parts``. At the end the parts and the codes of an older output are joined into the
+output, and the folder is deleted. So a killed run loses a few seconds of work, and no row is lost
+or doubled: an image that has a row is not encoded again, and of two rows of an image one is kept.
+:mod:`.known_rows` says when two images are the same.
 
 Only images of equal padded size share a batch, since padding changes features. Batches are planned
-from the images' headers before anything is coded, over all images that the older output lacks,
-and are saved whole. So they are the same however often a run stops, and for any number of
-processes, and so are the codes to the last bit.
+from the images' headers first, for all images that the older output lacks, and are saved whole. So
+batches and codes are the same, to the last bit, after any number of interruptions and with any
+number of processes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-_READER = "IMAGE_READER"  # which release of the reader of images, a line of the settings
+_READER = "IMAGE_READER"  # the line of the settings with the version of the image reader
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class ExtractionResult:
 
     Attributes:
         images: number of different images given.
-        coded: number of them coded by this run.
+        coded: number of images encoded by this run.
         rows: rows of the output, 0 if it was not written.
-        unreadable: the images that have no row, in the order given.
-        complete: whether the output is there; False if images are unreadable and were not skipped.
-        gone: number of rows that stay though their photos have gone.
-        pruned: number of rows that were removed for that.
-        vanished: names of photos that were deleted while the run went on; they are not unreadable.
+        unreadable: the images without a row, in the order given.
+        complete: whether the output was written; False if unreadable images were not skipped.
+        gone: number of rows kept although their photos were deleted.
+        pruned: number of rows removed because their photos were deleted.
+        vanished: names of photos that were deleted during the run; not among ``unreadable``.
     """
 
     images: int
@@ -96,12 +96,12 @@ class ExtractionResult:
 def plan_batches(
     sizes: Sequence[tuple[int, int] | None], batch_size: int, size_divisibility: int
 ) -> list[list[int]]:
-    """Batches of images whose padded sizes are equal, in the order in which they become full.
+    """Batches of images of equal padded size, in the order in which they become full.
 
     Args:
         sizes: height and width of each image, or None for images to leave out.
         batch_size: the most images of a batch.
-        size_divisibility: sides are padded to a multiple of this; below 2 they stay.
+        size_divisibility: sides are padded to a multiple of this; 0 and 1 don't pad.
 
     Returns:
         Lists of positions in ``sizes``.
@@ -125,7 +125,7 @@ def _padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
 
 
 def check_output(output: str | os.PathLike, resume: bool) -> None:
-    """Refuses to touch what an earlier run wrote, unless it is to be resumed.
+    """Check that no earlier run wrote the output or a part of it.
 
     Raises:
         OutputExistsError: the output, or an unfinished one, is there; or it is a folder.
@@ -146,26 +146,26 @@ def check_output(output: str | os.PathLike, resume: bool) -> None:
 
 
 def _parts_folder(output: Path) -> Path:
-    """Beside the file that a link leads to, since what is in it becomes that file."""
+    """The folder of parts; for a link, beside the file to which it leads."""
     real = Path(os.path.realpath(output))
     return real.with_name(f"{real.name}.parts")
 
 
 def _reader(settings: str) -> int:
-    """The number of the image reader that settings name."""
+    """The version of the image reader in the settings."""
     number = parse_settings(settings).get(_READER, "")
     return int(number) if number.isdecimal() else 0
 
 
 def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
-    """Size and time of modification of each file that a code file has a row of, by its name.
+    """Size and time of modification of each file in a code file, by its name.
 
     Args:
-        output: the code file; if it isn't there, it knows nothing.
-        moves: texts OLD=NEW, folders of photos that stand elsewhere now.
+        output: the code file; if it is missing, the result is empty.
+        moves: texts OLD=NEW, folders of photos that were moved.
 
     Raises:
-        CodeFileError: the output can't be read, or has no photo in a folder that has moved.
+        CodeFileError: the output can't be read, or has no photo in a folder that was moved.
     """
     if not os.path.exists(output):
         return {}
@@ -179,19 +179,19 @@ def images_to_code(
 ) -> tuple[list[ImageEntry], list[str]]:
     """The photos of a scan, if there is nothing else to do first.
 
-    Of a folder that the output knows and that is missing or without photos, as that of a disk is
-    which isn't plugged in, nothing is said but that: a run on other folders goes on.
+    If a folder that the output knows is missing or empty, such as that of an unplugged disk, a line
+    says so and the run goes on with the other folders.
 
     Args:
         scan: of ``inputs``.
         inputs: files and folders, as they were given.
-        known: the names of the files that the output has rows of.
+        known: the names of the files that have rows in the output.
 
     Returns:
-        The photos, and lines about what is not there.
+        The photos, and lines about what is missing.
 
     Raises:
-        InputNotFoundError: an input of which the output knows nothing is not there.
+        InputNotFoundError: an input is missing, and the output has no rows of it.
         RegionDHError: there is no photo.
     """
     known = list(known)
@@ -218,7 +218,7 @@ def images_to_code(
 
 
 class CodeExtractor:
-    """Codes images with a model and writes their code file."""
+    """Encodes images with a model and writes their code file."""
 
     def __init__(
         self,
@@ -237,16 +237,16 @@ class CodeExtractor:
     ):
         """
         Args:
-            code: a model's ``inference``, or its ``encode_images`` where instances have no codes.
-            load: reads images as the model takes them.
+            code: a model's ``inference``, or its ``encode_images`` if instances have no codes.
+            load: reads images as inputs of the model.
             attributes: of the code file: ``dataset``, ``config``, ``class_names``,
                 ``count_difficult``, ``model_fingerprint`` and ``settings``.
-            size_divisibility: sides of batches are padded to a multiple of this by the model.
+            size_divisibility: the model pads the sides of a batch to a multiple of this.
             batch_size: the most images of a batch.
             num_workers: processes that read images ahead; 0 reads them in this one.
             instance_min_score: detections below this score get no row.
             activations: whether to store the activations before binarization.
-            features: whether to store ``image_feature``, which the model must then give.
+            features: whether to store ``image_feature``; the model must have it.
             save_every: seconds between parts; 0 saves every batch.
             log: takes lines of progress.
         """
@@ -274,31 +274,31 @@ class CodeExtractor:
         verify: bool = False,
         prune: bool = False,
     ) -> ExtractionResult | None:
-        """Code images and write their code file; call it on all ranks.
+        """Encode images and write their code file; call it on all ranks.
 
         The rows of the output are in the order of ``images``. Rows of an older output whose images
         are not among them stay before them.
 
         Args:
-            images: what to code. An image of an older output, or of an unfinished one, keeps the
-                row it has, see :mod:`.known_rows`.
+            images: what to encode. An image of an older output, or of an unfinished one, keeps its
+                row, see :mod:`.known_rows`.
             output: the code file to write.
-            resume: whether an output or an unfinished one may be there.
+            resume: whether to go on with an existing or unfinished output.
             skip_bad: whether to write the output without the images that can't be read; otherwise
-                all others are coded, and their codes wait in parts. A row that such an image has
-                of an earlier content stays as it is.
+                the codes of all others stay in parts. If such an image has a row of an earlier
+                content, the row stays.
             scan: how the images were found, None for those of a dataset.
             moves: texts OLD=NEW, folders of photos that stand elsewhere now.
-            verify: whether all files are read and compared, not only those whose size or time of
-                modification is another.
-            prune: whether rows go whose photos have gone. Those of a folder that is not in the
-                scan, is missing, without photos or can't be read stay.
+            verify: whether to read and compare all files, not only those whose size or time of
+                modification has changed.
+            prune: whether to remove the rows of deleted photos. Rows stay if their folder is not in
+                the scan, is missing or empty, or can't be read.
 
         Returns:
             An :class:`ExtractionResult` on the main process, None elsewhere.
 
         Raises:
-            CodeFileError: earlier codes are by another model, other settings or of another dataset.
+            CodeFileError: earlier codes are from another model, other settings or another dataset.
             OSError: the output exists already, or cannot be written.
             RegionDHError: there are no images, an id names two, or the model gives no codes or
                 features.
@@ -325,7 +325,7 @@ class CodeExtractor:
             bad = dict(plan.unreadable)
             for found in gathered:
                 bad.update(found)
-            # A photo that goes during the run is no other case than one that went before it.
+            # Deleted during the run is the same as deleted before it.
             vanished = {
                 index: images[index].file_name
                 for index in sorted(bad)
@@ -365,7 +365,7 @@ class CodeExtractor:
         moves: Sequence[str],
         verify: bool,
     ) -> _Earlier:
-        """What earlier runs left: the output and its parts."""
+        """The files of earlier runs: the output and its parts."""
         sources, paths, is_outdated = [], set(), False
         ours = self._attributes["settings"]
         for path in ([output] if output.exists() else []) + parts.paths():
@@ -375,7 +375,7 @@ class CodeExtractor:
             except CodeFileError:
                 if not is_part:
                     raise
-                self._log(f"{display_name(path)} is damaged: its images are coded again")
+                self._log(f"{display_name(path)} is damaged: its images are encoded again")
                 path.unlink()
                 continue
             self._check_source(path, code_set)
@@ -406,9 +406,10 @@ class CodeExtractor:
         return _Earlier(rows, paths, is_outdated)
 
     def _plan(self, images: list[ImageEntry], known: KnownRows) -> _Plan:
-        """What is left to code.
+        """The images still to encode.
 
-        Images that a part holds count in the making of batches, so that these are always the same.
+        Images that a part holds are planned into batches, too, so that the batches are always the
+        same.
         """
         sizes: list[tuple[int, int] | None] = []
         unreadable = {}
@@ -428,14 +429,14 @@ class CodeExtractor:
         return _Plan([batch for batch in left if batch], unreadable)
 
     def _check_source(self, path: Path, code_set: CodeSet) -> None:
-        """Refuses codes that ours can't stand beside."""
+        """Check that earlier codes may share a file with ours."""
         shown = display_name(path)
-        fix = "name another output, or delete this one to start anew"
+        fix = "name another output, or delete this one to start again"
         ours = self._attributes["model_fingerprint"]
         if code_set.model_fingerprint != ours:
             raise CodeFileError(
-                f"{shown} was coded by model {code_set.model_fingerprint[:12] or '(unknown)'}, not "
-                f"by this one ({ours[:12]}): {fix}"
+                f"{shown} was encoded by model {code_set.model_fingerprint[:12] or '(unknown)'}, "
+                f"not by this one ({ours[:12]}): {fix}"
             )
         old = parse_settings(code_set.settings)
         new = parse_settings(self._attributes["settings"])
@@ -445,10 +446,10 @@ class CodeExtractor:
             if key == _READER and _reader(code_set.settings) < _reader(
                 self._attributes["settings"]
             ):
-                continue  # rows whose pixels have changed with it are encoded again
+                continue  # rows whose pixels changed are encoded again
             if old.get(key) != new.get(key):
                 raise CodeFileError(
-                    f"{shown} was coded with {key} {old.get(key, '(unknown)')}, which is now "
+                    f"{shown} was encoded with {key} {old.get(key, '(unknown)')}, which is now "
                     f"{new.get(key, '(unknown)')}: {fix}"
                 )
 
@@ -456,7 +457,7 @@ class CodeExtractor:
     def _code_batches(
         self, images: list[ImageEntry], batches: list[list[int]], parts: _Parts
     ) -> dict[int, UnreadableImage]:
-        """Codes batches into parts; returns what is unreadable, by its position in ``images``."""
+        """Encode batches into parts; return the unreadable images by position in ``images``."""
         loader = DataLoader(
             _Inputs(images, self._load),
             batch_sampler=batches,
@@ -467,7 +468,7 @@ class CodeExtractor:
         pending: list[CodeSet] = []
         saved_at = time.monotonic()
         log = self._log if comm.is_main_process() else None
-        progress = Progress(log, _share("images coded"), sum(map(len, batches)))
+        progress = Progress(log, _share("images encoded"), sum(map(len, batches)))
         try:
             for batch in loader:
                 loaded: dict[int, _Loaded] = {}
@@ -488,7 +489,7 @@ class CodeExtractor:
         return unreadable
 
     def _code_batch(self, images: list[ImageEntry], loaded: dict[int, _Loaded]) -> list[CodeSet]:
-        """A code set for each padded size; there are several where a header told another size."""
+        """A code set for each padded size; several if a header announced a wrong size."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, given in loaded.items():
             size = _padded_size(given.input["image"].shape[-2:], self._size_divisibility)
@@ -521,7 +522,7 @@ class CodeExtractor:
 
 @dataclass(frozen=True)
 class _Earlier:
-    """Rows of earlier runs, the parts that hold some, and whether the output must be written."""
+    """The merged rows, the parts in use, and whether the output must be written."""
 
     rows: KnownRows
     parts: set[Path]
@@ -530,7 +531,7 @@ class _Earlier:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Positions of the images still to code, by batch, and those whose header can't be read."""
+    """Positions of the images still to encode, by batch, and of those without a readable header."""
 
     batches: list[list[int]]
     unreadable: dict[int, UnreadableImage]
@@ -541,16 +542,16 @@ def _file_name(image: ImageEntry) -> str:
 
 
 class _Parts:
-    """The folder of an unfinished output. Every file in it is complete or absent."""
+    """The folder of an unfinished output. Every file in it is complete."""
 
     def __init__(self, folder: Path):
         self._folder = folder
 
     @contextmanager
     def lock(self, output: Path) -> Iterator[None]:
-        """Keeps a second run out of the folder, which goes at the end if it holds no part.
+        """Locks the folder against a second run, and deletes it at the end if it holds no part.
 
-        The system opens the lock of a process that is killed.
+        If the process is killed, the system releases the lock.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with hold_lock(self._folder / "lock", output):
@@ -569,7 +570,7 @@ class _Parts:
     def keep_old(self, output: Path) -> None:
         """Keeps an output of an older version as ``.bak`` until :meth:`become`.
 
-        A file of that name that is there already stays.
+        An existing file of that name stays.
         """
         backup = _backup(output)
         if not os.path.lexists(backup):
@@ -577,10 +578,10 @@ class _Parts:
                 shutil.copy2(output, temporary)
 
     def finalize(self, output: Path, code_set: CodeSet) -> None:
-        """Writes the output; the parts are not needed from then on."""
+        """Write the output; after this the parts are not needed any more."""
         backup = _backup(output)
         is_ours = output.exists() and backup.is_file() and filecmp.cmp(backup, output, False)
-        merged = self._folder / "merged.h5"  # here, so that a killed run leaves nothing elsewhere
+        merged = self._folder / "merged.h5"  # here: a killed run leaves nothing elsewhere
         write_codes(merged, code_set)
         os.replace(merged, os.path.realpath(output))
         if is_ours:
@@ -591,7 +592,7 @@ class _Parts:
             path.unlink()
 
     def _leave(self) -> None:
-        """Removes the folder with what a run wrote into it; it stays if it holds anything else."""
+        """Remove the folder with its parts; it stays if it holds anything else."""
         with suppress(OSError):
             for path in self._folder.iterdir():
                 if path.name == "lock" or path.name.lstrip(".").startswith(("part-", "merged.h5")):
@@ -605,7 +606,7 @@ def _backup(output: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A network's input, and the file that it was read from."""
+    """A network's input and its file."""
 
     input: dict
     size: int
@@ -614,7 +615,7 @@ class _Loaded:
 
 
 class _Inputs(Dataset):
-    """Positions of images, with the network's input or why there is none."""
+    """Positions of images, each with the network's input or the reason why there is none."""
 
     def __init__(self, images: list[ImageEntry], load: ImageLoader):
         self._images = images
@@ -627,7 +628,7 @@ class _Inputs(Dataset):
             return index, error.with_traceback(None)
 
     def _read(self, file_name: str) -> _Loaded:
-        """The input, and size, time and content of its file: of one state of the file."""
+        """The input with the size, time and hash of its file, all of the same state of the file."""
         for _ in range(3):
             before = _size_and_time(file_name)
             given = self._load(file_name)
@@ -656,7 +657,7 @@ def _share(what: str) -> str:
 def _unique(images: Sequence[ImageEntry]) -> list[ImageEntry]:
     """The images without repetitions."""
     if not images:
-        raise RegionDHError("there are no images to code")
+        raise RegionDHError("there are no images to encode")
     first: dict[str, ImageEntry] = {}
     for image in images:
         other = first.setdefault(image.image_id, image)
@@ -665,7 +666,7 @@ def _unique(images: Sequence[ImageEntry]) -> list[ImageEntry]:
 
 
 def _on_main_process(function: Callable[[], Any]) -> Any:
-    """The main process's result on all ranks; its exception, too, or the others would wait."""
+    """The main process's result or exception, on all ranks: without it the others would wait."""
     outcome = None
     if comm.is_main_process():
         try:

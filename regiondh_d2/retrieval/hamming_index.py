@@ -1,7 +1,7 @@
-"""Search by Hamming distance: what every engine offers, and how codes are numbered.
+"""Search by Hamming distance: the interface of all engines, and the numbering of codes.
 
 Codes are uint8 (N, ceil(bits / 8)), as in :mod:`~regiondh_d2.structures.packed`. Results are
-ordered by (distance, row) whatever the engine, so equal distances never make two runs differ.
+ordered by (distance, row) in every engine, so two runs never differ at equal distances.
 
 :mod:`.engines` has the engines and makes an index; :mod:`.index_file` describes index files.
 """
@@ -21,18 +21,18 @@ __all__ = ["HammingIndex", "positive_integer"]
 
 
 class HammingIndex(ABC):
-    """Codes numbered by row: the first one added is row 0, and a row keeps its number for ever.
+    """Codes numbered by row: the first code added is row 0, and a row never changes its number.
 
     This class numbers, checks, saves and loads. An engine implements the methods at the end of the
     class, or is a :class:`~.engines.code_array.CodeArrayIndex` and implements one.
 
-    Searching changes nothing, so any number of threads may search at once. While one adds, removes
-    or loads, no other may use the index.
+    Searching changes nothing, so any number of threads may search at once. While a thread adds,
+    removes or loads, no other thread may use the index.
 
     Attributes:
         bits: code length.
         width: bytes of a code, ceil(bits / 8).
-        exact: whether :meth:`search` finds the nearest codes without fail.
+        exact: whether :meth:`search` always finds the nearest codes.
     """
 
     exact = True
@@ -48,16 +48,16 @@ class HammingIndex(ABC):
 
     @property
     def next_row(self) -> int:
-        """The row that the next code will have: how many codes were ever added."""
+        """The row of the next code: how many codes were ever added."""
         return self._next_row
 
     def add(self, codes: np.ndarray) -> np.ndarray:
         """Append uint8 (N, width) codes.
 
-        An engine may keep the array itself instead of a copy: it must not be changed afterwards.
+        An engine may keep the array itself instead of a copy, so don't change it afterwards.
 
         Returns:
-            Their rows, int64 (N,). Rows of removed codes are not given again.
+            Their rows, int64 (N,). Rows of removed codes are not used again.
 
         Raises:
             ValueError: the codes are of another type or width, or have bits set beyond ``bits``.
@@ -96,7 +96,7 @@ class HammingIndex(ABC):
 
         Args:
             codes: uint8 (Q, width) queries.
-            k: how many. A larger k than there are codes gives all of them, without padding.
+            k: how many. If there are fewer codes, all are returned, without padding.
 
         Returns:
             Distances, int32, and rows, int64, each (Q, min(k, len(index))).
@@ -121,12 +121,12 @@ class HammingIndex(ABC):
         )
 
     def load(self, path: str | os.PathLike) -> None:
-        """Replace the contents by those of a file, whichever engine wrote it.
+        """Replace the contents by those of a file, which any engine may have written.
 
         Raises:
             IndexFileError: no such file, damaged, inconsistent, or codes of another length; the
-                index is as before then.
-            ValueError: too few codes to train an approximate index; it is empty then.
+                index stays as it was.
+            ValueError: too few codes to train an approximate index, which is then empty.
         """
         arrays = read_arrays(path, ("bits", "codes", "removed"))
         if not np.array_equal(arrays["bits"], self.bits):
@@ -147,15 +147,15 @@ class HammingIndex(ABC):
 
     @property
     def is_trained(self) -> bool:
-        """Whether there is something beside the codes that a search needs, such as lists."""
+        """Whether a search needs more than the codes, such as trained lists."""
         return bool(self._trained_arrays())
 
     def save_training(self, path: str | os.PathLike) -> None:
-        """Write what was learned from the first codes, without any code; see :attr:`is_trained`."""
+        """Write what was trained on the first codes, without the codes; see :attr:`is_trained`."""
         write_arrays(path, bits=np.int64(self.bits), **self._trained_arrays())
 
     def load_training(self, path: str | os.PathLike) -> None:
-        """Start anew without codes, with what :meth:`save_training` or :meth:`save` wrote.
+        """Remove all codes and load the training that :meth:`save_training` or :meth:`save` wrote.
 
         Raises:
             IndexFileError: no such file, damaged, or of another kind of index.
@@ -171,7 +171,7 @@ class HammingIndex(ABC):
             raise IndexFileError(f"{path}: holds no lists of this index; build the index again")
 
     def _empty(self, arrays: dict[str, np.ndarray]) -> None:
-        """Holds no codes, and what was trained as in the arrays of a file, if it fits."""
+        """Remove all codes and take the training from the arrays of a file, if it fits."""
         self._clear(arrays)
         self._next_row, self._removed = 0, self._removed[:0]
 
@@ -182,22 +182,23 @@ class HammingIndex(ABC):
 
     @abstractmethod
     def _add(self, codes: np.ndarray, rows: np.ndarray) -> None:
-        """Hold further codes, uint8 (N, width), of these rows, int64 (N,), above all others."""
+        """Add codes, uint8 (N, width), with these rows, int64 (N,), all above the present ones."""
 
     @abstractmethod
     def _remove(self, rows: np.ndarray) -> None:
-        """Forget the codes of these rows, int64 (R,), all of them held and none twice."""
+        """Remove the codes of these rows, int64 (R,), distinct and all in the index."""
 
     @abstractmethod
     def _clear(self, arrays: dict[str, np.ndarray]) -> None:
-        """Hold no codes; what :meth:`_trained_arrays` gave is in ``arrays``, or else forgotten."""
+        """Remove all codes. The training is in ``arrays``, as of :meth:`_trained_arrays`, or is
+        removed, too."""
 
     @abstractmethod
     def _search(self, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`search`, with at least one query and k in 1 ... len(self)."""
 
     def _trained_arrays(self) -> dict[str, np.ndarray]:
-        """What a file must hold beside the codes; arrays by name."""
+        """The arrays, by name, that a file must hold beside the codes."""
         return {}
 
 
@@ -205,7 +206,7 @@ def positive_integer(name: str, value: int) -> int:
     """The value as an int.
 
     Args:
-        name: what it is, for the error.
+        name: what it is, for the message.
         value: the value.
 
     Raises:

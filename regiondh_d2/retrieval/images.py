@@ -1,4 +1,4 @@
-"""Images to code: which files, and how they become a network's inputs."""
+"""Images to encode: their files, and how a network's inputs are made from them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class ImageEntry:
     """An image to code.
 
     Attributes:
-        image_id: its identity: an image whose id has a row already is not coded again.
+        image_id: identifies the image: it is not encoded again if a row has this id.
         file_name: path.
         labels: class ids, or None where unknown.
-        root: the folder that ``relative_path`` counts from, "" where unknown.
+        root: the folder to which ``relative_path`` is relative, "" where unknown.
         relative_path: path below ``root``, with "/" between folders.
         size: bytes of the file, -1 where unknown.
         mtime_ns: its time of modification, -1 where unknown.
@@ -62,7 +62,7 @@ def find_images(
 ) -> list[ImageEntry]:
     """The images that files and folders name, as entries with absolute paths as ids.
 
-    See :func:`~regiondh_d2.data.photo_files.find_photos`, which also tells what was passed over.
+    See :func:`~regiondh_d2.data.photo_files.find_photos`, which also returns what was passed over.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -100,8 +100,8 @@ def dataset_images(dicts: Sequence[Mapping], count_difficult: bool) -> list[Imag
         count_difficult: whether the classes of ``difficult_labels`` count as labels.
 
     Returns:
-        Entries whose root is the deepest folder that all images share. Size and time of a file that
-        is not there are -1.
+        Entries whose root is the deepest folder that all images share. Size and time of a missing
+        file are -1.
     """
     paths = [os.path.abspath(record["file_name"]) for record in dicts]
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
@@ -148,8 +148,8 @@ class ImageLoader:
     ):
         """
         Args:
-            min_size, max_size: the shorter side becomes ``min_size``, unless the longer one would
-                then exceed ``max_size``; a ``min_size`` of 0 leaves images as they are.
+            min_size, max_size: the shorter side is scaled to ``min_size``, or less if the longer
+                side would exceed ``max_size``; a ``min_size`` of 0 doesn't scale.
             image_format: as in :func:`detectron2.data.detection_utils.read_image`.
             max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
         """
@@ -175,7 +175,7 @@ class ImageLoader:
 
         Returns:
             ``image``, a tensor (C, H, W) as the network takes it, and ``height`` and ``width`` of
-            the image in the file, once turned.
+            the upright image in the file.
 
         Raises:
             UnreadableImage: it can't be read, whatever the reason.
@@ -200,8 +200,8 @@ class ImageLoader:
     def read_size(self, file_name: str) -> tuple[int, int]:
         """Height and width of the network's input, from the header of an image file.
 
-        Rarely another than that of the image that is read later, such as where a PNG's orientation
-        stands behind its pixels.
+        The input may rarely turn out to have another size, for example if a PNG has its orientation
+        behind the pixels.
 
         Raises:
             UnreadableImage: the header can't be read, or announces too many pixels.

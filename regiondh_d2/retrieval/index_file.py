@@ -1,4 +1,4 @@
-"""Index files: npz archives of what an index holds, which every engine reads.
+"""Index files: npz archives of an index's contents, readable by every engine.
 
 ============= ============================== ===============================================
 ``bits``      int64 ()
@@ -9,8 +9,8 @@
 ============= ============================== ===============================================
 
 Version 1 of index folders has such files; version 2 has the codes in its code file and, for an
-approximate index, a file of ``bits`` and ``centroids`` alone. FAISS's own files would do for FAISS
-alone, and have no checksums: a damaged byte would change answers, and nobody would know.
+approximate index, a file with only ``bits`` and ``centroids``. FAISS's own files could be read only
+by FAISS, and have no checksums: a damaged byte would change answers unnoticed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..utils.locks import refuse_if_busy
 
 __all__ = ["IndexFileError", "read_arrays", "rows_of_file", "write_arrays"]
 
-# What numpy and zipfile raise for bytes that are not as written.
+# Raised by numpy and zipfile for damaged files.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -47,7 +47,8 @@ _DAMAGE = (
 
 
 class IndexFileError(RegionDHError):
-    """An index that cannot be read or written; one line with the file and the fix."""
+    """An index cannot be read or written. The message is one line that names the file and the
+    fix."""
 
 
 def write_arrays(path: str | os.PathLike, **arrays: np.ndarray | np.integer) -> None:
@@ -62,7 +63,7 @@ def read_arrays(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.n
 
     Raises:
         IndexFileError: no such file, damaged, or one of ``names`` is missing.
-        FileInUseError: another program keeps the file for itself.
+        FileInUseError: another program has locked the file.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""An index on disk: the codes of a code file, ready to search, and what answers say about them.
+"""An index on disk: the codes of a code file, ready to search, with the data that answers show.
 
 ===================== ============================================================================
 ``index.json``        ``format`` "regiondh-index", ``version`` 2, ``engine``, ``options``, ``bits``
@@ -12,13 +12,14 @@
 ``instance-G.npz``    the same for the codes of detected objects (H1)
 ===================== ============================================================================
 
-G counts generations. A folder changes by writing the files of a new generation beside the old ones;
-then ``index.json`` is replaced, in one step. So a reader finds one generation or the next, whole. A
-folder that is open stays as it was, since all of it is in memory. Row i of an index is row i of the
-codes, or of the objects in them. An exact index and the code set share one array of codes.
+G is the number of a generation. To change a folder, the files of a new generation are written
+beside the old ones, and then ``index.json`` is replaced in one step. So a reader always finds one
+complete generation. An opened folder doesn't change, since all of it is in memory. Row i of an
+index is row i of the codes, or of the objects in them. An exact index and the code set share one
+array of codes.
 
 In version 1 the code file is ``items.h5``, and ``image.npz`` and ``instance.npz`` hold the codes a
-second time. It can be read, and is replaced when the index is built again.
+second time. Such folders can be read, and are replaced when the index is built again.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _ATTEMPTS = 20  # to open a folder that is written again and again
 
 @dataclass(frozen=True)
 class IndexFolder:
-    """What an index folder held when it was opened.
+    """The contents of an index folder when it was opened.
 
     Attributes:
         path: the folder.
@@ -87,13 +88,14 @@ class IndexFolder:
         return self.indexes[granularity]
 
     def check_model(self, fingerprint: str) -> list[str]:
-        """Refuses queries encoded by another model: distances to their codes mean nothing.
+        """Check that queries were encoded by the model of the index; otherwise distances mean
+        nothing.
 
         Args:
             fingerprint: of the model that encodes the queries, "" if unknown.
 
         Returns:
-            Warnings, one line each: an unknown fingerprint is accepted with one.
+            Warnings, one line each; an unknown fingerprint is accepted with a warning.
 
         Raises:
             IndexFileError: the index is of another model.
@@ -104,8 +106,8 @@ class IndexFolder:
             return [f"{whose} has no model fingerprint: cannot check that one model made all codes"]
         if own != fingerprint:
             raise IndexFileError(
-                f"{display_name(self.path)}: was coded by model {own[:12]}, the query by "
-                f"{fingerprint[:12]}; use the same weights, or code the images again and build a "
+                f"{display_name(self.path)}: was encoded by model {own[:12]}, the query by "
+                f"{fingerprint[:12]}; use the same weights, or encode the images again and build a "
                 "new index"
             )
         return []
@@ -121,21 +123,21 @@ def write_index_folder(
     network: str = "",
     **options: Any,
 ) -> IndexFolder:
-    """Index a code set in a folder: complete, or absent (an older index of that name stays).
+    """Index a code set in a folder, whole or not at all (an older index of that name stays).
 
     Args:
         path: the folder; missing ones above it are created.
         items: what to index.
-        granularities: some of :data:`GRANULARITIES`; by default all that ``items`` has codes for.
+        granularities: some of :data:`GRANULARITIES`; by default all for which ``items`` has codes.
         engine, options: as for :func:`~.engines.create_index`.
         source: name of the code file, for the record.
         network: short name of the network that made the codes, for the record.
 
     Returns:
-        What was written. It keeps the arrays of ``items``.
+        The written index folder. It keeps the arrays of ``items``.
 
     Raises:
-        IndexFileError: ``items`` lacks codes to index, or something else stands at ``path``.
+        IndexFileError: ``items`` lacks codes to index, or ``path`` holds something else.
         FileInUseError: another program writes this index.
         MissingPackageError: the engine's package isn't installed.
         RegionDHError: options that don't fit, or code arrays that don't.
@@ -192,15 +194,15 @@ def read_index_folder(
 
     Args:
         path: the folder.
-        engine: an exact engine to search with in place of the one that the folder was built for,
-            such as "numpy" where FAISS isn't installed.
-        moves: texts OLD=NEW, folders of photos that stand elsewhere now; see
+        engine: an exact engine to use instead of the folder's, such as "numpy" where FAISS isn't
+            installed.
+        moves: texts OLD=NEW, folders of photos that were moved; see
             :func:`.moved_folders.move_roots`.
 
     Raises:
-        IndexFileError: no index folder, damaged, another version, or files of different indexes.
+        IndexFileError: no index folder, or one that is damaged, of another version, or mixed.
         CodeFileError: a damaged code file.
-        FileInUseError: another program keeps a file for itself.
+        FileInUseError: another program has locked a file.
         MissingPackageError: the engine's package isn't installed.
         RegionDHError: a wrong move.
     """
@@ -210,7 +212,7 @@ def read_index_folder(
         try:
             return _open(path, record, engine, moves)
         except (IndexFileError, CodeFileError):
-            # A new generation may have come meanwhile, and the files of this one have gone.
+            # A new generation may have replaced this one meanwhile.
             again = read_record(path)
             if again == record:
                 raise
@@ -247,7 +249,7 @@ def _open(
                     f"{numbers.get('bits')} bits and {codes_file} of {len(codes)} of {bits}; build "
                     "the index again"
                 )
-            # An exact engine given in place of an approximate one needs nothing but the codes.
+            # An exact engine needs only the codes.
             if granularity in record["files"] and not index.exact:
                 index.load_training(path / record["files"][granularity])
             index.add(codes)
@@ -281,7 +283,7 @@ def _create_as_recorded(
 def _load_version_1(
     index: HammingIndex, path: Path, granularity: str, codes: np.ndarray, codes_file: str
 ) -> None:
-    """Loads the index file of version 1, which may lack codes that were removed."""
+    """Load the index file of version 1, from which codes may have been removed."""
     name = f"{granularity}.npz"
     index.load(path / name)
     if index.next_row != len(codes):
@@ -298,7 +300,7 @@ def _load_version_1(
 
 
 def _share_arrays(items: CodeSet, indexes: Mapping[str, HammingIndex]) -> CodeSet:
-    """The code set with the arrays of its indexes, so that the codes are in memory once."""
+    """The code set with the arrays of its indexes, so that no code is in memory twice."""
 
     def shared(granularity: str, codes: np.ndarray) -> np.ndarray:
         index = indexes.get(granularity)

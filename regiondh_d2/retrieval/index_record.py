@@ -33,7 +33,7 @@ __all__ = [
 FORMAT = "regiondh-index"
 VERSION = 2
 GRANULARITIES = ("image", "instance")
-"""What an index answers with; ``index.json`` calls them levels."""
+"""What is indexed: images or objects. ``index.json`` calls them levels."""
 
 RECORD = "index.json"
 OLD_CODES = "items.h5"  # of version 1
@@ -44,7 +44,7 @@ _OLD_FILES = (OLD_CODES, "image.npz", "instance.npz")
 
 
 def check_index_output(path: str | os.PathLike) -> None:
-    """Refuses to write an index where something else is: a mistyped path must not cost data.
+    """Check that an index may be written here: a mistyped path must not destroy data.
 
     Raises:
         IndexFileError: ``path`` is a file, or a folder with anything but an index in it.
@@ -59,7 +59,7 @@ def check_index_output(path: str | os.PathLike) -> None:
         return
     is_marked = (path / FOLDER_MARK).is_file()
     strangers = {file for file in names if not _GENERATION.fullmatch(file)}
-    # Without index.json, only what a build left that was killed.
+    # Without index.json, only the files of a killed build.
     if RECORD not in names and (strangers or not is_marked):
         raise IndexFileError(f"{name}: holds files but no index; name another folder")
     strangers -= {RECORD, *_OLD_FILES}
@@ -84,9 +84,9 @@ def _is_own_record(path: Path) -> bool:
 
 @contextmanager
 def new_generation(path: Path) -> Iterator[int]:
-    """Yields the number of a new generation, whose files the block writes, ``index.json`` last.
+    """Yields the number of a new generation. The block writes its files, ``index.json`` last.
 
-    Then the files of older ones go; after a failure those of the new one.
+    Afterwards the files of older generations are deleted, or after a failure those of the new one.
 
     Raises:
         FileInUseError: another program writes this index.
@@ -126,10 +126,10 @@ def _used_files(path: Path) -> set[str]:
 
 
 def _remove(path: Path, is_wanted: Callable[[str], bool]) -> None:
-    """Removes files of generations, and of version 1, for which ``is_wanted`` is true of the name.
+    """Remove the files of generations and of version 1 whose names ``is_wanted`` accepts.
 
-    A reader that misses them, because it opens the folder at this moment, reads ``index.json``
-    again. A file that can't be removed, since another program has it open, goes the next time.
+    A reader that opens the folder at this moment and misses them reads ``index.json`` again. A file
+    that another program has open is removed the next time.
     """
     for name in os.listdir(path):
         if (name in _OLD_FILES or _GENERATION.fullmatch(name)) and is_wanted(name):
@@ -138,11 +138,11 @@ def _remove(path: Path, is_wanted: Callable[[str], bool]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """``index.json`` of a folder, with the keys of version 2; ``version`` is that of the files.
+    """Read ``index.json``, with the keys of version 2; ``version`` is that of the files.
 
     Raises:
         IndexFileError: no index folder, not readable, of another version, or something is wrong.
-        FileInUseError: another program keeps the file for itself.
+        FileInUseError: another program has locked the file.
     """
     name, record_name = display_name(path), display_name(path / RECORD)
     if not (path / RECORD).is_file():
@@ -161,7 +161,7 @@ def read_record(path: Path) -> dict[str, Any]:
             "regiondh_d2 or build the index again"
         )
     if version == 1:
-        # It has another key for the fingerprint, and names no files.
+        # Version 1 has another key for the fingerprint, and names no files.
         fingerprint = record.pop("model_fingerprint", None)
         files = {"codes": OLD_CODES}
         record = {**record, "fingerprint": fingerprint, "network": "", "files": files}
@@ -180,7 +180,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _check_files(record: Mapping[str, Any], record_name: str) -> None:
-    """Refuses names that aren't those of a generation's files, such as one that leads elsewhere."""
+    """Check that the names are those of a generation's files and don't lead elsewhere."""
     files, levels = record["files"], record["levels"]
     named = all(
         isinstance(file, str)

@@ -1,13 +1,12 @@
-"""Which rows of earlier extractions belong to which images now.
+"""Matches the rows of earlier extractions with the images of this run.
 
-An image keeps its row while its file is as it was encoded: at the same place, of the same size and
-time of modification. Such a file is not read. Where one of them differs, its sha256 decides: a row
-of the same content is kept, moved from a file that has gone, or copied, and any other content is to
-be encoded. Images of a dataset are known by their id instead of their place, and never take the row
-of another id.
+An image keeps its row while its file has the same path, size and time of modification; such a file
+is not read. Otherwise the sha256 of its content decides: a row of the same content is kept, moved
+from a deleted file, or copied; a new content is encoded. Images of a dataset are identified by
+their id instead of their path, and never take the row of another id.
 
-Version 0.1 stored neither size nor time nor content. A row of it is kept if the photo is not newer
-than the code file, and it takes what is known of the photo from then on.
+Version 0.1 stored neither size nor time nor content. Its rows are kept if the photo is not newer
+than the code file, and the missing values are filled in.
 """
 
 from __future__ import annotations
@@ -37,19 +36,20 @@ from .photo_state import root_problem
 __all__ = ["Folders", "KnownRows", "MergedRows", "Source"]
 
 SHA256_BYTES = 32
-# Formats whose pixels were never read otherwise: they have neither transparency nor 16 bits.
+# Version 0.1 read these formats as we do, since they have neither transparency nor 16 bits.
 _ALWAYS_READ_ALIKE = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of codes that an earlier run left.
+    """A code file of an earlier run.
 
     Attributes:
         code_set: its codes.
-        written_ns: when it was written: no photo was encoded later.
+        written_ns: when it was written; its photos were encoded before.
         is_part: whether it is a part of an unfinished output.
-        other_pixels: whether images were read otherwise than now, see ``pixels_changed``.
+        other_pixels: whether its images were read by another version of the reader, see
+            ``pixels_changed``.
     """
 
     code_set: CodeSet
@@ -59,7 +59,7 @@ class Source:
 
 
 class Folders:
-    """What a run looks at, and what is known of photos that it did not find."""
+    """The folders of a run, and the state of photos that it did not find."""
 
     def __init__(self, scan: PhotoScan):
         self._scan = scan
@@ -72,26 +72,26 @@ class Folders:
         self._second_names = {path for path, _ in scan.links if scan.could_see(path)}
 
     def root_of(self, path: str) -> str:
-        """The given folder that a path lies in, else the folder of the file."""
+        """The given folder that contains a path, else the folder of the file."""
         roots = (*self._seen, *self.empty)
         return next((r for r in roots if is_below(path, r)), os.path.dirname(path))
 
     def is_known_gone(self, path: str) -> bool:
-        """Whether a photo of this run's folders has gone, so that its row may be pruned.
+        """Whether a photo of this run's folders was deleted, so that its row may be pruned.
 
-        Not if it may only be out of sight: in a folder that can't be read, that is missing or
-        without any photo.
+        False if it may only be hidden: its folder can't be read, is missing, or has no photo at
+        all.
         """
         if self.is_out_of_sight(path) or not _has_gone(path):
             return False
         return path in self._named or any(is_below(path, root) for root in self._seen)
 
     def is_out_of_sight(self, path: str) -> bool:
-        """Whether nothing can be known of a photo."""
+        """Whether the state of a photo can't be known."""
         return lies_in_any(os.path.dirname(path), self._away) or not self._scan.could_see(path)
 
     def is_second_name(self, path: str) -> bool:
-        """Whether a file has another name, by which the run found it, or would have."""
+        """Whether the run found the file under another name, or would have."""
         return lies_in_any(path, self._second_names)
 
 
@@ -106,13 +106,13 @@ def _has_gone(path: str) -> bool:
 
 @dataclass(frozen=True)
 class MergedRows:
-    """What :meth:`KnownRows.merge` made.
+    """The result of :meth:`KnownRows.merge`.
 
     Attributes:
         code_set: the rows of the output.
-        changed: whether they differ from what the output holds, but for their order.
-        gone: number of rows that stay though their photos have gone.
-        pruned: number of rows that were removed for that.
+        changed: whether they differ from the output's rows in more than their order.
+        gone: number of rows kept although their photos were deleted.
+        pruned: number of rows removed because their photos were deleted.
     """
 
     code_set: CodeSet
@@ -122,7 +122,7 @@ class MergedRows:
 
 
 class KnownRows:
-    """The rows of an output and of its parts, and the images that they are of."""
+    """The rows of an output and of its parts, and their images."""
 
     def __init__(
         self,
@@ -137,11 +137,11 @@ class KnownRows:
         """
         Args:
             sources: the output and its parts; the parts last.
-            images: what is to be coded. No id twice.
-            folders: where the images come from, or None for those of a dataset.
-            verify: whether files are read even if their sizes and times are as they were.
-            pixels_changed: whether a file's pixels are read otherwise now than by the release of
-                sources with ``other_pixels``.
+            images: the images to encode. No id twice.
+            folders: where the images come from, or None for a dataset.
+            verify: whether to read files even if their sizes and times are unchanged.
+            pixels_changed: whether a file's pixels differ from those that the reader of sources
+                with ``other_pixels`` gave.
             log: takes lines of progress.
         """
         self._images = images
@@ -160,7 +160,7 @@ class KnownRows:
         self._written = of_rows("written_ns", np.int64)
         self._in_part = of_rows("is_part", bool)
         self._other_pixels = of_rows("other_pixels", bool)
-        self._taken: set[int] = set()  # rows that moved to another file name
+        self._taken: set[int] = set()  # rows moved to another file name
 
         self._keys: list[str] = []
         if self._rows is not None:
@@ -184,9 +184,9 @@ class KnownRows:
         return self._rows
 
     def is_in_output(self, index: int) -> bool:
-        """Whether an image has a row that needn't be coded, and is none of the parts'.
+        """Whether an image has a row in the output, so that it is in no batch.
 
-        So it depends on nothing but the output and the images which of them are coded together.
+        Rows of the parts don't count. So the batches depend only on the output and the images.
         """
         row = self._row_of[index]
         return row is not None and not self._in_part[row]
@@ -196,7 +196,7 @@ class KnownRows:
         return self._row_of[index] is not None
 
     def _key(self, image_id: str, file_name: str) -> str:
-        """What an image is known by: its id in a dataset, or the real place of its file."""
+        """What identifies an image: its id in a dataset, else the real path of its file."""
         if self._folders is None:
             return image_id
         folder, name = os.path.split(file_name)
@@ -215,13 +215,13 @@ class KnownRows:
         if self._other_pixels[row] and self._pixels_changed(image.file_name):
             return False
         size, time = int(self._known.size[row]), int(self._known.mtime_ns[row])
-        if image.size == UNKNOWN:  # a file of a dataset that is not there
+        if image.size == UNKNOWN:  # a missing file of a dataset
             return True
         if size == UNKNOWN:
             return image.mtime_ns <= (self._written[row] if time == UNKNOWN else time)
         known = self._content(row)
         if (size, time) == (image.size, image.mtime_ns):
-            # Also where nothing can be compared, so that it can be the next time.
+            # Read it even if there is nothing to compare with, for the next run.
             return not self._verify or self._hash(image) == known or not known
         return bool(known) and size == image.size and self._hash(image) == known
 
@@ -240,7 +240,7 @@ class KnownRows:
         return self._hashes[image.file_name]
 
     def _match_contents(self, folders: Folders) -> None:
-        """Rows of other places for images that have none: of the same content."""
+        """Give images without a row the row of another path with the same content."""
         left = [index for index, row in enumerate(self._row_of) if row is None]
         rows_of: dict[bytes, list[int]] = {}
         sizes = set()
@@ -252,7 +252,7 @@ class KnownRows:
         present = set(self._image_keys)
         for index in left:
             image = self._images[index]
-            # A file of a size that no row has is not read.
+            # A file is read only if a row has its size.
             rows = rows_of.get(self._hash(image), ()) if image.size in sizes else ()
             rows = [row for row in rows if self._is_readable_alike(row, image)]
             movable = [
@@ -275,12 +275,12 @@ class KnownRows:
         return not (self._other_pixels[row] and self._pixels_changed(image.file_name))
 
     def _has_moved(self, row: int, image: ImageEntry, folders: Folders) -> bool:
-        """Whether the file of a row isn't where it was, and not only out of sight."""
+        """Whether the file of a row was deleted or moved, and isn't only hidden."""
         name = self._known.file_names[row]
         if folders.is_out_of_sight(name):
             return False
         if not _has_gone(name):
-            # Such as on a file system that does not tell "A.jpg" from "a.jpg".
+            # For example on a file system where "A.jpg" and "a.jpg" are the same.
             return os.path.samefile(name, image.file_name)
         root = self._known.roots[self._known.root_index[row]]
         problem = root_problem(root) if root else ""
@@ -289,13 +289,13 @@ class KnownRows:
     def merge(
         self, new: CodeSet | None, failed: Iterable[int], *, prune: bool = False
     ) -> MergedRows:
-        """The rows of the output: those of other images, then those of the images in their order.
+        """The rows of the output: those of other images, then those of the given images in order.
 
         Args:
-            new: the rows that were coded now; they go before known ones.
-            failed: positions of images that have no row because they can't be read. If they had one
-                of an earlier content, it stays, with that content's size and time.
-            prune: whether rows of photos that have gone are left out.
+            new: the rows encoded by this run; they replace known ones.
+            failed: positions of images without a new row because they can't be read. A row of an
+                earlier content stays, with that content's size and time.
+            prune: whether rows of deleted photos are left out.
 
         Raises:
             CodeFileError: an image has no row.
@@ -312,8 +312,8 @@ class KnownRows:
         lost = [self._images[i].image_id for i in indexes if row_of[i] is None]
         if lost:
             raise CodeFileError(
-                f"{len(lost)} images (first: {lost[0]}) lost their codes, because files of the "
-                "parts folder have gone meanwhile: code them with --resume"
+                f"{len(lost)} images (first: {lost[0]}) lost their codes, because files in the "
+                "parts folder were deleted meanwhile: encode them with --resume"
             )
 
         others, gone, pruned = self._other_rows({self._image_keys[i] for i in indexes}, prune)
@@ -330,7 +330,7 @@ class KnownRows:
         return MergedRows(merged, changed, gone, pruned)
 
     def _other_rows(self, keys: set[str], prune: bool) -> tuple[list[int], int, int]:
-        """The rows of no image, once each; and how many of them have gone, or were pruned."""
+        """The rows of other images, once each, and how many photos of them are gone or pruned."""
         others, gone, pruned = [], 0, 0
         seen = set(keys)
         for row, key in enumerate(self._keys):
@@ -350,10 +350,10 @@ class KnownRows:
         return others, gone, pruned
 
     def _with_places_of_others(self, merged: CodeSet, others: Sequence[int]) -> CodeSet:
-        """What is known of photos of version 0.1 that this run does not look at, and their root.
+        """Fill in root, size and time of version 0.1's photos that this run does not look at.
 
-        What can't be known is made such that the photo is encoded again when it is looked at: no
-        size, and the latest time at which the file that was encoded can have been written.
+        Unknown values are set so that the photo is encoded again when a run looks at it: no size,
+        and the latest possible time of modification.
         """
         if self._folders is None:
             return merged
@@ -381,7 +381,7 @@ class KnownRows:
     def _with_images(
         self, merged: CodeSet, start: int, indexes: Sequence[int], fresh: Iterable[str]
     ) -> CodeSet:
-        """Gives the rows from ``start`` on the names, sizes, times and labels of their images."""
+        """Give the rows from ``start`` on the names, sizes, times and labels of their images."""
         ids, names = list(merged.image_ids), list(merged.file_names)
         roots = [merged.roots[i] for i in merged.root_index]
         size, mtime_ns = merged.size.copy(), merged.mtime_ns.copy()
@@ -397,7 +397,7 @@ class KnownRows:
             if names[position] != place or not roots[position]:
                 names[position], roots[position] = place, image.root
             ids[position] = image.image_id
-            if image.image_id in fresh:  # what was read is what counts
+            if image.image_id in fresh:  # the state that was read counts
                 continue
             if image.size != UNKNOWN:
                 size[position], mtime_ns[position] = image.size, image.mtime_ns
@@ -431,7 +431,7 @@ def _with_roots(code_set: CodeSet, roots: Sequence[str]) -> CodeSet:
 
 
 def _same_files(a: CodeSet, b: CodeSet) -> bool:
-    """Whether two code sets of the same rows say the same of their images' files and labels."""
+    """Whether two code sets of the same rows have the same files and labels."""
     arrays = ("size", "mtime_ns", "content_sha256", "labels")
     return (
         list(a.image_ids) == list(b.image_ids)

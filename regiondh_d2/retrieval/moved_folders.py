@@ -1,4 +1,4 @@
-"""Photos whose folders stand elsewhere now: what ``--root OLD=NEW`` says."""
+"""Photos whose folders were moved: ``--root OLD=NEW``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["move_roots", "move_roots_once"]
 
 
 def move_roots(items: CodeSet, moves: Sequence[str]) -> CodeSet:
-    """The code set of photos whose folders stand elsewhere now.
+    """The code set after folders of photos were moved.
 
     Args:
         items: the codes.
-        moves: texts OLD=NEW, each a folder that photos were in, and where it is now.
+        moves: texts OLD=NEW: the folder of photos before and after its move.
 
     Raises:
         RegionDHError: a text isn't OLD=NEW, there is no folder NEW, or no photo was in OLD.
@@ -42,13 +42,13 @@ def move_roots_once(
     strict: bool = True,
     log: Callable[[str], None] | None = None,
 ) -> CodeSet:
-    """As :func:`move_roots`, but a move that an earlier run has made is no error.
+    """As :func:`move_roots`, but repeating a move is no error.
 
-    It looks the same as one whose OLD is mistyped while photos are in NEW already, so it is logged.
+    A repeated move can't be told from a mistyped OLD with photos in NEW already, so it is logged.
 
     Args:
         items, moves: as there.
-        strict: whether a move is refused of which no photo is in NEW either.
+        strict: whether to refuse a move if no photo is in NEW either.
         log: takes a line for each move that moves nothing; None takes none.
 
     Raises:
@@ -71,7 +71,7 @@ def move_roots_once(
 
 
 def _split_move(move: str, items: CodeSet) -> tuple[str, str]:
-    """OLD and NEW of a text. Names may have "=", too: the first OLD that photos lie in is meant."""
+    """OLD and NEW of a text. If names contain "=", OLD is the first one that has photos."""
     places = [i for i, letter in enumerate(move) if letter == "="]
     splits = [(move[:i], move[i + 1 :]) for i in places if i and i + 1 < len(move)]
     if not splits:
@@ -85,5 +85,5 @@ def _split_move(move: str, items: CodeSet) -> tuple[str, str]:
 
 
 def _all_new(move: str) -> list[str]:
-    """The folders that may be the second one of OLD=NEW, since names may have "=", too."""
+    """The folders that may be NEW in OLD=NEW, since names may contain "="."""
     return [os.path.realpath(move[i + 1 :]) for i, letter in enumerate(move) if letter == "="]

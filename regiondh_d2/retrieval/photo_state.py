@@ -1,11 +1,10 @@
-"""What has become of the photos that codes were made of: a look at files, not at pixels.
+"""The state of photos since they were encoded, from their files, not their pixels.
 
-A photo is there if its file has the size and time of modification that it had when it was encoded.
-Where they differ, the sha256 of its content decides, if that was stored: a file that was copied or
-touched is still the same photo. Nothing is known of photos whose root is missing, unreadable or
-empty, as the folder of a disk is that isn't plugged in, or that are in a folder that can't be read:
-they are away, and never removed. Codes of version 0.1 and of evaluations have no roots; the folder
-that all their images lie in stands for one.
+A photo is there if its file still has the same size and time of modification. If they differ, the
+sha256 of its content decides, if it was stored: a copied or touched file is still the same photo.
+Photos are "away", and never removed, if their root is missing, unreadable or empty (such as the
+folder of an unplugged disk), or if their folder can't be read. Codes of version 0.1 and of
+evaluations have no roots; the deepest common folder of their images is used instead.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = [
 
 
 class PhotoState(enum.Enum):
-    """What has become of a photo."""
+    """The state of a photo since it was encoded."""
 
     THERE = "there"
     GONE = "gone"
@@ -45,10 +44,9 @@ class PhotoState(enum.Enum):
 
 
 def root_problem(root: str) -> str:
-    """Why nothing is known of the photos below a folder, in a few words; "" if it can be looked at.
+    """Why the photos below a folder can't be looked at, in a few words; "" if they can.
 
-    A folder that holds nothing, or systems' files alone, is what is left of a disk that isn't
-    plugged in.
+    A folder that is empty but for systems' files may be that of an unplugged disk.
     """
     try:
         with os.scandir(root) as entries:
@@ -62,24 +60,24 @@ def root_problem(root: str) -> str:
 
 
 class PhotoCheck:
-    """Tells the states of photos; looks at each file, folder and root once in its life.
+    """Finds the states of photos. It looks only once at each file, folder and root.
 
     Attributes:
-        away: roots and folders of which nothing is known, with the reason, as far as looked at.
+        away: roots and folders found so far that can't be looked at, with the reason.
     """
 
     def __init__(self, items: CodeSet):
         self._items = items
         self._states: dict[int, PhotoState] = {}
-        self._roots: dict[str, str] = {}  # why nothing is known of it, "" where it can be read
+        self._roots: dict[str, str] = {}  # the reason why it can't be looked at, or ""
         self._own: dict[str, bool] = {}
         self._closed: dict[str, str] = {}  # folders below roots, with the reason
 
     def state(self, row: int) -> PhotoState:
         """The state of a photo.
 
-        A file name that has no root and isn't absolute, as in some datasets, can't be looked at:
-        such a photo is taken to be there.
+        A relative file name without a root, as in some datasets, can't be looked at: we assume that
+        the photo is there.
 
         Args:
             row: of the code set.
@@ -120,7 +118,7 @@ class PhotoCheck:
                 return PhotoState.GONE
             self._closed[link] = "is a link that leads nowhere"
             return PhotoState.AWAY
-        except ValueError:  # a name that no file can have
+        except ValueError:  # an impossible file name
             return PhotoState.GONE
         except OSError as error:
             self._closed[os.path.dirname(name)] = f"can't be read ({error.strerror})"
@@ -134,7 +132,7 @@ class PhotoCheck:
         return PhotoState.THERE
 
     def _is_in_own_folder(self, folder: str, root: str) -> bool:
-        """Whether a folder below the root is our output, or lies in one."""
+        """Whether a folder below the root is, or lies in, an output of ours."""
         if not root or len(folder) <= len(root):
             return False
         if folder not in self._own:
@@ -159,16 +157,16 @@ class PhotoCheck:
 
 
 def _is_own_folder(folder: str) -> bool:
-    """As :func:`~regiondh_d2.data.photo_files.find_photos` knows its folders."""
+    """As :func:`~regiondh_d2.data.photo_files.find_photos` identifies folders."""
     if os.path.lexists(os.path.join(folder, FOLDER_MARK)):
         return True
     return all(os.path.lexists(os.path.join(folder, name)) for name in ("photos.h5", "index"))
 
 
 def _dead_link(path: str, root: str) -> str:
-    """The link that leads nowhere, such as to a disk that is away, on a path; "" if there is none.
+    """The broken link in the path of a missing file, such as one to an unplugged disk; "" if none.
 
-    Of a path that isn't there. The links above its root are none of our business.
+    Links above the root don't count.
     """
     while len(path) > len(root):
         if os.path.islink(path):
@@ -181,7 +179,7 @@ def _dead_link(path: str, root: str) -> str:
 
 
 def _common_folder(items: CodeSet) -> str:
-    """The deepest folder that all images of absolute names without a root lie in; "" if none do."""
+    """The deepest common folder of the images with absolute names and no root; "" if none."""
     folders = {
         os.path.dirname(name)
         for name, root in zip(items.file_names, items.root_index.tolist(), strict=True)
@@ -192,13 +190,13 @@ def _common_folder(items: CodeSet) -> str:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What :func:`prune` left.
+    """The result of :func:`prune`.
 
     Attributes:
-        items: the code set without the rows of photos that have gone.
-        gone: file names of these.
-        away: roots that nothing is known of, with the reason; their rows stay.
-        kept_away: number of rows that stay because nothing is known of their photos.
+        items: the code set without the rows of deleted photos.
+        gone: file names of the deleted photos.
+        away: roots that can't be looked at, with the reason; their rows stay.
+        kept_away: number of rows that stay because their photos can't be looked at.
     """
 
     items: CodeSet
@@ -208,10 +206,10 @@ class Pruned:
 
 
 def prune(items: CodeSet) -> Pruned:
-    """Leave out the rows of photos that have gone, and of nothing else.
+    """Leave out the rows of deleted photos, and no others.
 
-    Rows of changed photos stay, since encoding them again replaces them, and so do rows of which
-    nothing is known.
+    Rows of changed photos stay, since encoding them again replaces them, and so do rows whose
+    photos can't be looked at.
     """
     check = PhotoCheck(items)
     states = [check.state(row) for row in range(len(items))]
@@ -226,7 +224,7 @@ def prune(items: CodeSet) -> Pruned:
 
 
 def describe_away(away: dict[str, str]) -> str:
-    """A line about roots of which nothing is known."""
+    """A line about roots that can't be looked at."""
     (root, reason), *others = away.items()
     more = f", and {len(others)} more such folders" if others else ""
     return (

@@ -1,4 +1,4 @@
-"""Queries, what is asked of an index, and its answers."""
+"""Queries, the options of a search, and its answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class QueryObject:
 
     Attributes:
         box: XYXY, pixels of the original image.
-        class_name, score: the detector's opinion; None for a box that was given.
+        class_name, score: predicted by the detector; None for a given box.
     """
 
     box: Box
@@ -47,7 +47,7 @@ class Query:
         file_name: the query's image.
         codes: packed uint8, (1, B) of the image or (Q, B1) of Q objects in it.
         objects: those objects, or none for the image as a whole.
-        activation: float (K,), what the image's code is rounded from, or None where unknown.
+        activation: float (K,), before binarization of the image's code, or None where unknown.
         feature: float (D,), features of the image, or None where the model has none.
         classes: names of the classes that the model sees in the image, the most probable first.
         content_sha256: of the query's file, or None where it is unknown.
@@ -67,15 +67,15 @@ class SearchOptions:
     """Which answers are wanted.
 
     Attributes:
-        topk: how many. There are fewer only if fewer fit, or the index is approximate.
+        topk: how many. There are fewer only if fewer match, or the index is approximate.
         class_name: restricts the answers to objects of this predicted class, or, for an image, to
             images in which one was detected.
-        rerank: how many of the nearest images to order anew; ``topk`` where that is more. None
-            leaves their order.
-        rerank_by: what by, one of :data:`~.second_stage.RERANKINGS`.
-        all_objects: whether all near objects answer to an object, several of an image, too.
+        rerank: how many of the nearest images to rerank; at least ``topk``. None doesn't rerank.
+        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`.
+        all_objects: for a query of one object, whether every near object is an answer, even several
+            of one image.
         within: folders; restricts the answers to photos in them.
-        check_files: whether to look at the files of answers, and to leave out those that have gone
+        check_files: whether to look at the files of answers and leave out those that were deleted
             or changed since they were encoded.
         max_distance: the largest distance of an answer, in bits; "auto" for the one that
             :func:`~.thresholds.calibrate_index` finds. None takes answers from any distance.
@@ -102,7 +102,7 @@ class FoundObject:
 
     Attributes:
         box: XYXY, pixels of the original image.
-        class_name, score: what the detector says.
+        class_name, score: predicted by the detector.
         distance: to the query's object.
         row: its row among the instances of the index.
     """
@@ -144,20 +144,20 @@ class SearchResult:
 
     Attributes:
         file_name, objects: of the :class:`Query`.
-        labels: what is known to be in the query, or None: the labels of its image, if the index
-            holds that with labels; for objects their classes, if those are among these labels.
+        labels: known labels of the query, or None: those of its image, if the index has the image
+            with labels; for objects their classes, if these are among the image's labels.
         class_name: the class that the answers are restricted to, or None.
         searched: how many images or objects the index holds.
         bits: length of the codes compared.
         answers: at most as many as were asked for.
         all_objects: whether an image may answer more than once.
-        gone, changed: how many photos were left out because their file has gone, or has changed
-            since it was encoded. Only those are counted that would have answered.
-        away: how many because nothing is known of them: their folder can't be read, or is missing
-            or empty, as that of a disk is that isn't plugged in.
-        unchecked: how many answers nothing is known of, and no root was recorded of either: the
-            codes may have been made elsewhere, as those of datasets and of version 0.1.
-        away_reason: a line about the folders of both, "" where there are none.
+        gone, changed: how many photos were left out because their file was deleted, or has changed
+            since it was encoded. Only photos that would have been answers count.
+        away: how many were left out because they can't be looked at: their folder can't be read, or
+            is missing or empty, such as that of an unplugged disk.
+        unchecked: how many answers can't be looked at and have no recorded root either, as in codes
+            of datasets and of version 0.1, which may have been made on another machine.
+        away_reason: a line about the folders of these photos, "" where there are none.
         max_distance: the largest distance that was allowed, or None for any.
         threshold: how it was calibrated, or None if it was given.
         folded: whether copies were folded into one answer.
@@ -181,7 +181,7 @@ class SearchResult:
     folded: bool = False
 
     def notes(self) -> list[str]:
-        """What was left out of the answers or unknown and what to do, a line each, if anything."""
+        """Lines about photos that were left out or couldn't be checked, and what to do."""
         lines = []
         count = self.gone + self.changed
         if count:

@@ -21,7 +21,7 @@ def top_by_distance_then_row(
         query_codes: uint8 (Q, B), packed.
         database_codes: uint8 (N, B), packed.
         topk: how many, at most N.
-        exclude: int (P, 2), pairs of a query's and a database row that is no answer to it.
+        exclude: int (P, 2), pairs of a query's row and a database row that may not answer it.
 
     Returns:
         Rows and distances, int64 (Q, min(topk, N)) each, fewer columns where some query has fewer

@@ -1,4 +1,4 @@
-"""The second stage of a search: the nearest images ordered anew, by a finer distance."""
+"""The second stage of a search: the nearest images reranked by a finer distance."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .queries import Query
 __all__ = ["RERANKINGS", "fine_distances", "fine_values"]
 
 RERANKINGS = ("activations", "features")
-"""What a second stage compares with the query's activations or features."""
+"""What a second stage may compare."""
 
 
 def fine_distances(query: np.ndarray, items: CodeSet, rows: np.ndarray, by: str) -> np.ndarray:
-    """The squared distances, float32 (R,), of a query to images, finer than those of codes.
+    """The squared distances, float32 (R,), of a query to images, finer than Hamming distances.
 
     Args:
         query: the query's activations (K,) or features (D,).
-        items: the images. Their features are compared with features; with activations their codes
-            are, so that no activations need be stored.
+        items: the images. The query's features are compared with their features; its activations
+            with their codes, so that no activations need to be stored.
         rows: int (R,), which of them.
         by: one of :data:`RERANKINGS`.
     """

@@ -1,27 +1,28 @@
-"""The search service: an index folder as it is now, that answers queries from many threads.
+"""The search service: answers queries from a snapshot of an index folder, in many threads.
 
 It needs no network: queries come encoded, from :class:`~regiondh_d2.engine.QueryEncoder` or from
-code files. Answers are to a whole image, to one object, or to several objects at once, and are
-ordered as :mod:`.candidates` says:
+code files. A query is a whole image, one object, or several objects. Answers are in the order of
+:mod:`.candidates`:
 
-- An image is compared with images, by H2 codes. With ``rerank``, that many nearest ones are ordered
-  anew by a finer squared distance; of equally far ones the order stays. See :mod:`.second_stage`.
-- Grouped by class, an image has answers for each class that the network sees in it: the images that
-  are nearest by H2 codes among those in which an object of the class was detected. An image may
-  answer for several classes.
+- An image is compared with images, by H2 codes. With ``rerank``, that many nearest images are
+    sorted again by a finer squared distance, ties keeping their order. See :mod:`.second_stage`.
+- Grouped by class, an image has answers for each class that the network sees in it: the nearest
+    images, by H2 codes, in which an object of the class was detected. An image may answer for
+    several classes.
 - One object is compared with the detected objects of all images, by H1 codes. An image answers
-  once, by its nearest object. With ``all_objects`` every detection is an answer of its own, also
-  where two classes were seen in one thing.
-- Several objects ask for images that hold all of them. An image's distance is the sum, over the
-  objects of the query, of the least distance of any object detected in it; one of them may stand
-  for two of the query's. In an image without any detection, each object of the query is one bit
-  further than the code length, so such images come last.
+    once, with its nearest object. With ``all_objects`` every detection is an answer, even if two
+    classes were detected at the same place.
+- Several objects ask for images with all of them. An image's distance is the sum, over the objects
+    of the query, of the distance to the nearest object detected in the image; one detection may be
+    the nearest to two of the query's objects. In an image without detections each object of the
+    query counts the code length plus one, so such images come last.
 
 With ``max_distance`` there are answers up to a distance only, and perhaps none: nothing is similar
 then. With ``fold_duplicates`` the copies of a photo fill one answer, that of the first one.
 
-Photos that have gone or changed since they were encoded are no answers; the next ones take their
-places. Only the files of answers are looked at, see :mod:`.photo_state`, when they are given.
+Photos that were deleted or changed since they were encoded are skipped, and the next ones take
+their places. Only the files of possible answers are looked at, during the search, see
+:mod:`.photo_state`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from .thresholds import AUTO, Threshold, calibrate_index
 __all__ = ["SearchService", "SnapshotHolder"]
 
 _GROWTH = 4  # how many times more answers are asked for where too many are copies
-_FOLDERS_KEPT = 16  # filters of ``within`` that are kept for the next query
+_FOLDERS_KEPT = 16  # how many filters of ``within`` are cached
 _NO_OBJECTS = (
     "the index has no detected objects to know classes from; extract the codes with objects"
 )
@@ -66,10 +67,10 @@ _LACKS = {
 
 
 class SearchService:
-    """A snapshot of an index folder: what it held when it was opened, for as long as it is used.
+    """A snapshot of an index folder: it doesn't change after it was opened.
 
-    Searching changes nothing that an answer depends on, so any number of threads may ask at once.
-    :class:`SnapshotHolder` has the snapshot of a folder that grows.
+    Any number of threads may search at once. :class:`SnapshotHolder` has the newest snapshot of a
+    folder that grows.
 
     Attributes:
         folder: the codes, objects, names and indexes. They must not be changed.
@@ -100,7 +101,7 @@ class SearchService:
     def check(
         self, options: SearchOptions, num_objects: int = 0, *, by_class: bool = False
     ) -> None:
-        """Refuses what no query can be asked of this index, before there is one.
+        """Check, before there is a query, that this index can answer a search with these options.
 
         Args:
             options: what is wanted.
@@ -108,10 +109,9 @@ class SearchService:
             by_class: whether it is for :meth:`search_by_class`.
 
         Raises:
-            IndexFileError: the folder lacks the index to search in, or has no photo in one of
-                ``within``.
-            RegionDHError: no such class, no detected objects to know classes from, ``rerank`` for
-                objects or by what isn't known of the images, ``all_objects`` without exactly one
+            IndexFileError: the folder lacks the needed index, or has no photo in one of ``within``.
+            RegionDHError: no such class, no detected objects to take classes from, ``rerank`` for
+                objects or by features that the index lacks, ``all_objects`` without exactly one
                 object, or a number below 1.
         """
         for name, number in (("topk", options.topk), ("rerank", options.rerank)):
@@ -163,10 +163,10 @@ class SearchService:
             options: which answers; by default the ten nearest.
 
         Raises:
-            IndexFileError: as :meth:`check`, or nothing is known of the folders of all photos that
-                would answer.
-            RegionDHError: as :meth:`check`, ``rerank`` by what isn't known of the query, or codes
-                of another length.
+            IndexFileError: as :meth:`check`, or none of the photos that would answer can be looked
+                at.
+            RegionDHError: as :meth:`check`, ``rerank`` by values that the query lacks, or codes of
+                another length.
         """
         options = options or SearchOptions()
         self.check(options, len(query.objects))
@@ -239,17 +239,17 @@ class SearchService:
     def rows_like(
         self, file_name: str, content_sha256: bytes | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of the images that are a query itself.
+        """The rows of the query's own image and its copies.
 
-        A row of the query's file whose content is known to be another is of an older state of it,
-        and not among them.
+        A row of the query's file with another content is of an older state of the file and doesn't
+        count.
 
         Args:
             file_name: of the query.
             content_sha256: of the query's file, or None where it is unknown.
 
         Returns:
-            The rows of the same file, and those of another file of the same content, int64,
+            The rows of the same file, and those of other files with the same content, int64,
             ascending.
         """
         contents = self.folder.items.content_sha256
@@ -287,13 +287,14 @@ class SearchService:
         return inside
 
     def _find_below(self, *places: str) -> np.ndarray:
-        """Which images lie in a folder, bool (N,), whose name may be written in several ways."""
+        """Which images lie in a folder, bool (N,), in any spelling of its name."""
         starts = tuple(folder_start(place) for place in places)
         names = self.folder.items.file_names
         return np.fromiter((name.startswith(starts) for name in names), bool, len(names))
 
     def _find_class(self, class_name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Which instances are of a predicted class, bool (M,), and which images hold one, (N,)."""
+        """Which instances are of a predicted class, bool (M,), and which images have one, bool
+        (N,)."""
         items = self.folder.items
         if items.instances is None:
             raise RegionDHError(f"class {class_name!r}: {_NO_OBJECTS}")
@@ -364,9 +365,9 @@ class SearchService:
 
 
 class SnapshotHolder:
-    """The newest snapshot of an index folder: opened once, and anew when the folder has changed.
+    """The newest snapshot of an index folder, opened again whenever the folder has changed.
 
-    Whoever has taken a snapshot keeps it, whole, while the next one takes its place here.
+    Snapshots that were handed out before stay valid.
 
     Args:
         path, engine, moves: as for :meth:`SearchService.open`.
@@ -384,18 +385,18 @@ class SnapshotHolder:
     def current(self) -> SearchService:
         """The snapshot of the folder as it is now.
 
-        While a thread opens a new generation, others have the snapshot before it.
+        While one thread opens a new generation, the others get the previous snapshot.
 
         Raises:
-            IndexFileError, RegionDHError: the new generation can't be opened, as
-                :func:`.index_folder.read_index_folder` tells. The snapshots that were taken stay
-                good, and the next call tries again.
+            IndexFileError, RegionDHError: the new generation can't be opened, see
+                :func:`.index_folder.read_index_folder`. Earlier snapshots stay valid, and the next
+                call tries again.
         """
         if self._state_of_record() != self._state and self._lock.acquire(blocking=False):
             try:
-                # Before the folder is read: if it changes meanwhile, the next call sees that.
+                # Taken before reading: if the folder changes meanwhile, the next call sees that.
                 state = self._state_of_record()
-                if state != self._state:  # no other thread was faster
+                if state != self._state:  # otherwise another thread was faster
                     self._service = SearchService.open(*self._arguments)
                     self._state = state
             finally:
@@ -403,7 +404,7 @@ class SnapshotHolder:
         return self._service
 
     def _state_of_record(self) -> tuple[int, ...] | None:
-        """Tells one ``index.json`` from the next; None if there is none."""
+        """A value that changes with ``index.json``; None if there is none."""
         try:
             status = os.stat(self._record)
         except OSError:

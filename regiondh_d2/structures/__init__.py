@@ -1,1 +1,1 @@
-"""What flows between the parts of the package: codes of images and of objects."""
+"""The data that the parts of the package exchange: codes of images and of objects."""

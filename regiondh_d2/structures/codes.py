@@ -1,7 +1,7 @@
 """Codes of images and of the objects in them, and where they come from.
 
-An image is known by the file that it was coded from: a root (a folder), the path below it, and the
-file's size and time of modification when it was coded. A dataset's images also have an id.
+Each image is identified by its file: a root (a folder), the path below it, and the file's size and
+time of modification when it was encoded. A dataset's images also have an id.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ UNKNOWN = -1  # a size or a time of modification that is not known
 SHA256_BYTES = 32
 _MAX_ROOTS = 1 << 16  # root_index is uint16
 
-# Stands for a column that was not given. CodeSet puts a column of its own in its place.
+# A column that was not given. CodeSet replaces it by a column of defaults.
 _NOT_GIVEN = np.empty(0, np.int64)
 
 # Arrays with a row for each image, and for each detection.
@@ -51,7 +51,7 @@ _COLUMNS = (
 )
 _INSTANCE_COLUMNS = ("codes", "image_index", "boxes", "scores", "classes")
 
-# What a code set may lack: its name in messages, and how to extract it.
+# Optional columns: their names in messages, and how to extract them.
 _OPTIONAL = {
     "labels": ("labels", "from a labeled dataset"),
     "activations": ("activations", "with --activations"),
@@ -61,7 +61,7 @@ _OPTIONAL = {
 
 
 class CodeFileError(RegionDHError):
-    """Codes that cannot be used; the message is one line with the file and how to fix it."""
+    """Codes that cannot be used. The message is one line that names the file and the fix."""
 
 
 @dataclass
@@ -89,26 +89,26 @@ class InstanceCodes:
 class CodeSet:
     """Codes of images and where they come from.
 
-    Where only ``file_names`` are given, they count from one root "", of unknown sizes and times.
+    If only ``file_names`` are given, the one root is "", and sizes and times are unknown.
 
     Attributes:
         codes: uint8 (N, ceil(bits / 8)).
         bits: code length K.
-        image_ids, file_names: N strings each. A file name is what its root and the path below it
-            join to.
+        image_ids, file_names: N strings each. A file name is the root joined with the path below
+            it.
         labels: multi-hot uint8 (N, C), or None where unknown.
         class_names: C names, or empty where unknown.
         dataset: name of the dataset.
         config: name of the model's configuration.
         count_difficult: whether ``labels`` count classes that only difficult objects show.
         model_fingerprint: sha256 over the model's state dict; codes of two models do not mix.
-        settings: what else decides about the codes, a line "KEY VALUE" each; "" where unknown.
+        settings: the settings that change the codes, a line "KEY VALUE" each; "" where unknown.
         activations: float16 (N, bits) before binarization, or None.
         features: float16 (N, D), or None.
         instances: codes of detected objects, or None.
-        roots: folders that paths count from; "" where a name counts from nowhere.
+        roots: folders to which the paths are relative; "" where there is none.
         root_index: uint16 (N,), the root of each image.
-        size: int64 (N,), bytes of each file when it was coded, or :data:`UNKNOWN`.
+        size: int64 (N,), bytes of each file when it was encoded, or :data:`UNKNOWN`.
         mtime_ns: int64 (N,), its time of modification then in nanoseconds, or :data:`UNKNOWN`.
         content_sha256: uint8 (N, 32), of each file's bytes, zeros where unknown; or None.
         class_weights: float32 (bits + 1, C), a classifier on the bits, bias last; or None.
@@ -148,7 +148,7 @@ class CodeSet:
         return len(self.codes)
 
     def column(self, name: str) -> np.ndarray:
-        """An optional column that must be there: "labels", "activations" or "features".
+        """An optional column, "labels", "activations" or "features", or an error.
 
         Raises:
             CodeFileError: the code set lacks it.
@@ -157,7 +157,7 @@ class CodeSet:
         return getattr(self, name)
 
     def objects(self) -> InstanceCodes:
-        """The detected objects, which must be there.
+        """The detected objects, or an error.
 
         Raises:
             CodeFileError: the code set has none.
@@ -176,7 +176,7 @@ class CodeSet:
 
 
 def join_path(root: str, relative_path: str) -> str:
-    """The file name that a root and a path below it, with "/" between folders, join to."""
+    """A root joined with a path below it that has "/" between folders."""
     return os.path.join(root, relative_path.replace("/", os.sep)) if root else relative_path
 
 
@@ -195,11 +195,11 @@ def _below(root: str, file_name: str) -> str:
 
 
 def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
-    """The code set of photos that stand elsewhere now; no photo is looked at.
+    """The code set after a folder of photos was moved. No photo is looked at.
 
     Args:
         code_set: the codes.
-        old: the folder that has moved: a root, or a folder above or below one.
+        old: the folder before the move: a root, or a folder above or below one.
         new: where that folder is now.
 
     Raises:
@@ -213,7 +213,7 @@ def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
         return new + path[len(old) :] if _is_in(path, old) else path
 
     names = [moved(name) for name in code_set.file_names]
-    # A root above ``old`` stays for what has not moved with it; what has counts from ``new``.
+    # A root above ``old`` stays for the photos that have not moved; the others get ``new``.
     roots = list(dict.fromkeys([*map(moved, code_set.roots), new]))
     position = {root: i for i, root in enumerate(roots)}
     root_index = [
@@ -244,7 +244,7 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def _with_distinct_roots(code_set: CodeSet) -> CodeSet:
-    """The code set with each root once, and without those of no image."""
+    """The code set without repeated and unused roots."""
     used = np.unique(code_set.root_index)
     roots = list(dict.fromkeys(code_set.roots[i] for i in used)) or [""]
     position = {root: i for i, root in enumerate(roots)}
@@ -266,7 +266,7 @@ def codes_from_outputs(
     features: bool = False,
     **attributes: Any,
 ) -> CodeSet:
-    """What a model says of some images, as a code set on the CPU.
+    """A model's outputs as a code set on the CPU.
 
     Args:
         outputs: a dict for each image with ``image_code``, bool (K,), and if available
@@ -281,8 +281,8 @@ def codes_from_outputs(
         attributes: other fields of :class:`CodeSet`.
 
     Raises:
-        RegionDHError: an output has no ``image_code``, or no ``image_feature`` where it is to
-            be kept.
+        RegionDHError: an output has no ``image_code``, or no ``image_feature`` although
+            ``features`` is set.
     """
     if not all("image_code" in output for output in outputs):
         raise RegionDHError("the model gave no image_code: use a model that hashes images")
@@ -350,8 +350,8 @@ def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
     """The rows of all code sets, one after the other, with the attributes of the first.
 
     Raises:
-        CodeFileError: they differ in where the codes come from, or in what they hold; or they have
-            more roots than a code set can.
+        CodeFileError: they differ in where the codes come from or in their columns, or together
+            have too many roots.
     """
     first = code_sets[0]
     for name in ("bits", "dataset", "count_difficult", "model_fingerprint", "settings"):
@@ -398,7 +398,7 @@ def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
 
 
 def _join_roots(code_sets: Sequence[CodeSet]) -> tuple[list[str], np.ndarray]:
-    """The roots that images of any code set have, and the root of each image among them."""
+    """The roots of all code sets together, and the index of each image's root."""
     position: dict[str, int] = {}
     indexes = []
     for code_set in code_sets:
@@ -411,7 +411,7 @@ def _join_roots(code_sets: Sequence[CodeSet]) -> tuple[list[str], np.ndarray]:
 
 
 def check_root_count(count: int) -> None:
-    """Refuses more roots than a code set can have.
+    """Check that a code set can hold so many roots.
 
     Raises:
         CodeFileError: there are too many.
@@ -428,7 +428,7 @@ def take_rows(code_set: CodeSet, rows: Sequence[int] | np.ndarray) -> CodeSet:
 
     Args:
         code_set: the codes to choose from.
-        rows: row numbers; one that is there twice is taken twice.
+        rows: row numbers, with repetitions if wanted.
     """
     rows = np.asarray(rows, np.int64)
     columns = {name: getattr(code_set, name) for name in _COLUMNS}
@@ -461,7 +461,7 @@ def take_rows(code_set: CodeSet, rows: Sequence[int] | np.ndarray) -> CodeSet:
 
 
 def check_one_file(image_id: str, first: str, second: str) -> None:
-    """Refuses an image id that names two files.
+    """Check that no image id names two files.
 
     Raises:
         RegionDHError: the names of the files differ.
@@ -473,7 +473,7 @@ def check_one_file(image_id: str, first: str, second: str) -> None:
 
 
 def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
-    """Refuses two code sets whose distances mean nothing.
+    """Check that distances between two code sets mean something.
 
     Returns:
         Warnings, one line each, for what cannot be checked or makes numbers hard to compare.
@@ -484,7 +484,7 @@ def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
     if query.bits != database.bits:
         raise CodeFileError(
             f"the queries have {query.bits} bits and the database {database.bits}: "
-            "code both with the same model"
+            "encode both with the same model"
         )
     if list(query.class_names) != list(database.class_names):
         raise CodeFileError(
@@ -497,13 +497,13 @@ def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
         notes.append("a model fingerprint is missing: cannot check that one model made all codes")
     elif len(prints) > 1:
         raise CodeFileError(
-            f"the queries were coded by model {query.model_fingerprint[:12]} and the database by "
-            f"{database.model_fingerprint[:12]}: code both with the same model"
+            f"the queries were encoded by model {query.model_fingerprint[:12]} and the database by "
+            f"{database.model_fingerprint[:12]}: encode both with the same model"
         )
     changes = changes_of_image_codes(query.settings, database.settings)
     if changes:
         notes.append(
-            f"the queries and the database were coded with different settings: {changes[0]}"
+            f"the queries and the database were encoded with different settings: {changes[0]}"
             f"{f' ({len(changes) - 1} more)' if len(changes) > 1 else ''}"
         )
     if query.count_difficult != database.count_difficult:
@@ -512,15 +512,15 @@ def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
 
 
 def check_holds(codes: CodeSet, name: str, *attributes: str) -> None:
-    """Refuses a code set that lacks what is needed of it.
+    """Check that a code set has the columns that are needed.
 
     Args:
         codes: the code set.
-        name: what the message calls it, such as its file.
-        attributes: what is needed, of "labels", "activations", "features" and "instances".
+        name: its name for the message, such as its file.
+        attributes: the needed columns, of "labels", "activations", "features" and "instances".
 
     Raises:
-        CodeFileError: one is None.
+        CodeFileError: a column is missing.
     """
     for attribute in attributes:
         if getattr(codes, attribute) is None:
@@ -529,10 +529,10 @@ def check_holds(codes: CodeSet, name: str, *attributes: str) -> None:
 
 
 def check_code_set(code_set: CodeSet) -> None:
-    """Refuses a code set whose arrays do not fit together.
+    """Check that the arrays of a code set fit together.
 
     Raises:
-        RegionDHError: with half a line about what is wrong.
+        RegionDHError: they don't; the message is half a line, without the file.
     """
     rows = len(check_packed("codes", code_set.codes, code_set.bits))
     for name in ("image_ids", "file_names"):
@@ -567,7 +567,7 @@ def check_code_set(code_set: CodeSet) -> None:
 
 
 def _check_files(code_set: CodeSet, rows: int) -> None:
-    """As :func:`check_code_set`, for what is known of the images' files."""
+    """As :func:`check_code_set`, for the columns about the images' files."""
     wanted: dict[str, tuple[int, ...]] = {
         "root_index": (rows,),
         "size": (rows,),

@@ -25,10 +25,10 @@ def unpack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def check_packed(name: str, codes: np.ndarray, bits: int) -> np.ndarray:
-    """The codes as an array, if they are packed codes of this length.
+    """Check packed codes; return them as an array.
 
     Args:
-        name: what they are, for the error.
+        name: what they are, for the message.
         codes: uint8 (N, ceil(bits / 8)).
         bits: code length.
 

@@ -1,1 +1,1 @@
-"""What every floor above uses and what knows nothing of hashing: errors, files, names."""
+"""Helpers without any knowledge of hashing: errors, files, names."""

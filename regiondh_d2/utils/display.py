@@ -1,4 +1,4 @@
-"""How names of files, which may hold anything, are shown to people.
+"""How to show file names, which may hold any character.
 
 The functions are in :mod:`regiondh_cli`, whose parsers show names before anything else is imported.
 """

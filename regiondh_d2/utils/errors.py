@@ -1,4 +1,4 @@
-"""Errors that users cause, and can fix: commands tell them in one line, without a traceback."""
+"""Errors that users cause and can fix: commands print one line, without a traceback."""
 
 from collections.abc import Iterable
 
@@ -15,23 +15,23 @@ class RegionDHError(ValueError):
     """Something that a user gave cannot be used.
 
     The message is one line: it names the file, the key or the value, and says what to do. Commands
-    tell it without a traceback, as they do an ``OSError`` with a path, a missing package and a
+    print it without a traceback, as they do for an ``OSError`` with a path, a missing package and a
     training that diverged. Any other exception is a defect of this package and shows its traceback.
     """
 
 
 class InputNotFoundError(RegionDHError, FileNotFoundError):
-    """A file or folder that should be read is not there."""
+    """A file or folder to read does not exist."""
 
 
 class OutputExistsError(RegionDHError, FileExistsError):
-    """A file or folder that should be written is there, and must not be replaced."""
+    """A file or folder to write exists already and must not be replaced."""
 
 
 class MissingPackageError(RegionDHError, ImportError):
-    """A package that only some commands need is not installed."""
+    """An optional package is not installed."""
 
 
 def unknown_value_message(key: str, value: object, known: Iterable[str]) -> str:
-    """The line on a value that isn't one of the legal ones of a key or an option."""
+    """The message about an illegal value of a key or an option."""
     return f"{key}: {value!r} isn't one of {', '.join(known)}"

@@ -1,8 +1,9 @@
-"""Writing files so that nobody ever finds half of one, and never over what must stay.
+"""Writing files whole or not at all, and never over a file that must stay.
 
 A command checks its outputs with :func:`check_output_file` and :func:`check_output_folder` before
-it works. Whatever it is told, an output never replaces what the command reads. An existing file or
-folder is replaced if it carries this package's mark (:mod:`.marks`), or with ``--overwrite``.
+it works. An output never replaces a file that the command reads, not even with ``--overwrite``. An
+existing file or folder is replaced if it carries this package's mark (:mod:`.marks`), or with
+``--overwrite``.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ __all__ = [
 ]
 
 # Identities of the checked outputs by their real paths, until they are written: (device, inode,
-# size, time of modification), None of an absent one. Outputs that may be replaced whatever
-# they hold are not among them.
+# size, time of modification), None if the file is absent. Outputs that may be replaced in any case
+# are not listed.
 _checked: dict[str, tuple[int, ...] | None] = {}
 
 
@@ -51,10 +52,10 @@ def carries_mark(path: str | os.PathLike) -> bool:
 
 
 def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
-    """Whether two paths lead to one file or folder, whatever their spelling and through any links.
+    """Whether two paths lead to one file or folder, through any links.
 
-    Of a path where nothing is, links of the folders above it are followed. Two such paths that
-    differ in case alone are one.
+    The file need not exist: then the links of the folders above it are followed, and paths that
+    differ in case alone are the same.
     """
     try:
         return os.path.samestat(os.stat(a), os.stat(b))
@@ -73,26 +74,25 @@ def check_output_file(
     overwrite: bool | None = False,
     kind: str | None = None,
 ) -> None:
-    """Refuses an output that would replace what must stay, or that can't be written.
+    """Check that an output can be written and replaces nothing that must stay.
 
     Call it before any work. :func:`replace_when_complete` looks again when it replaces the file: if
-    somebody else has written it meanwhile, both files are kept.
+    another program has written it meanwhile, both files are kept.
 
     Devices, pipes and the like, such as ``/dev/null`` and ``/dev/stdout``, are written to, not
     replaced, and are always allowed.
 
     Args:
-        path: the file to write; None is nothing to check.
+        path: the file to write; None checks nothing.
         inputs: what the command reads, such as its query, config, weights, code files and index
-            folder. A folder stands for all that is in it. None and what isn't there are passed
-            over.
-        photos: images that the command reads or that are indexed, which may be very many. They are
-            files, beside which an output may lie.
+            folder. A folder stands for all that is in it. None and missing files are ignored.
+        photos: images that the command reads or that are indexed. An output may lie in their
+            folders.
         outputs: other files that the command writes.
-        overwrite: whether a file that carries no mark may be replaced; None where the command has
-            no option for that, which its message then doesn't name.
-        kind: what of :func:`~.marks.mark_of` the output will be; a file with the mark of another
-            kind is like one without. None is any.
+        overwrite: whether a file without our mark may be replaced; None if the command has no such
+            option, so that the message doesn't name it.
+        kind: the output's kind, as :func:`~.marks.mark_of` names it. A file marked as another kind
+            counts as unmarked. None allows any kind.
 
     Raises:
         OutputExistsError: a file or folder is there that must stay.
@@ -130,14 +130,14 @@ def check_output_folder(
 ) -> None:
     """As :func:`check_output_file`, for a folder that a command replaces or clears.
 
-    A new or an empty folder is always allowed; one that holds an input is never.
+    A new or empty folder is always allowed, a folder that holds an input never.
 
     Args:
         path: the folder.
         inputs: what the command reads, files and folders.
         photos: images that the command reads or that are indexed.
-        overwrite: whether a folder that carries no mark may be written to; None as above.
-        kind: what of :func:`~.marks.mark_of` the folder will be; None is any.
+        overwrite: whether a folder without our mark may be written to; None as above.
+        kind: the folder's kind, as :func:`~.marks.mark_of` names it; None allows any.
 
     Raises:
         OutputExistsError: a file or folder is there that must stay.
@@ -163,7 +163,7 @@ def check_output_folder(
 
 
 def _is_empty(path: str | os.PathLike) -> bool:
-    """Whether a folder holds nothing but what file managers and storage systems leave anywhere."""
+    """Whether a folder holds nothing but the files that file managers and storage systems leave."""
     names = map(str.lower, os.listdir(os.fsdecode(path)))
     return all(name in _LITTER or name.startswith("._") for name in names)
 
@@ -176,7 +176,7 @@ def refuse_inputs(
     inputs: Iterable[str | os.PathLike | None] = (),
     photos: Iterable[str | os.PathLike] = (),
 ) -> None:
-    """Refuses an output that is an input or a photo, or that lies in a folder that is an input.
+    """Check that an output is no input or photo, and lies in no input folder.
 
     :func:`check_output_file` does the same; this is for inputs that are known only later.
 
@@ -185,12 +185,12 @@ def refuse_inputs(
         inputs, photos: as of :func:`check_output_file`.
 
     Raises:
-        OutputExistsError: it is one.
+        OutputExistsError: it is or does.
     """
-    status = _status(os.path.realpath(path))  # what is replaced: "a.jpg/" would be a.jpg, too
+    status = _status(os.path.realpath(path))  # resolved, since "a.jpg/" would replace a.jpg, too
     own = None if status is None else (status.st_dev, status.st_ino)
     is_file = status is not None and stat.S_ISREG(status.st_mode)
-    # A file of several names may have one in a folder that is an input.
+    # One of the names of a hard-linked file may be in an input folder.
     several = own if status is not None and is_file and status.st_nlink > 1 else None
     above = {(s.st_dev, s.st_ino) for s in map(_status, _folders_above(path)) if s is not None}
     for given in inputs:
@@ -235,8 +235,8 @@ def _input_error(path: str | os.PathLike, given: str | os.PathLike, what: str) -
 
 
 def _refuse_held(path: str | os.PathLike, name: str, inputs: Iterable[str | os.PathLike]) -> None:
-    """Refuses a folder that holds an input."""
-    by_folder: dict[str, list[str]] = {}  # photos are many, their folders few
+    """Check that a folder holds no input."""
+    by_folder: dict[str, list[str]] = {}  # many photos, few folders
     for given in map(os.fsdecode, inputs):
         by_folder.setdefault(os.path.dirname(os.path.abspath(given)), []).append(given)
     for folder, found in by_folder.items():
@@ -253,7 +253,7 @@ _HINT = ", or replace it with --overwrite"
 
 
 def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None, hint: str) -> None:
-    """Refuses to replace an existing file that isn't ours."""
+    """Check that an existing file is ours."""
     status = _status(path)
     if status is None:
         raise OutputExistsError(
@@ -269,7 +269,7 @@ def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None, hin
 
 
 def _check_creatable(folder: Path, name: str) -> None:
-    """Refuses an output below a file, or where we may not write."""
+    """Check that the folder of an output can be written to."""
     for existing in (folder, *folder.parents):
         if _is_there(existing):
             break
@@ -282,7 +282,7 @@ def _check_creatable(folder: Path, name: str) -> None:
 
 
 def _is_there(path: str | os.PathLike) -> bool:
-    """As ``os.path.lexists``; but a name that no file can have, such as a long one, is an error."""
+    """As ``os.path.lexists``, but an impossible name, such as one too long, is an error."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -325,7 +325,7 @@ def _is_stream(path: str | os.PathLike) -> bool:
 
 
 def _descriptor(path: str | os.PathLike) -> int | None:
-    """The number of the open file of this process that ``/dev/stdout`` and the like lead to."""
+    """The file descriptor of this process to which ``/dev/stdout`` and the like lead."""
     path = os.path.abspath(os.fsdecode(path))
     own = os.path.realpath("/proc/self/fd")
     for _ in range(40):  # no more links than the system follows
@@ -343,14 +343,14 @@ def _descriptor(path: str | os.PathLike) -> int | None:
 def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path beside ``path`` to write to, renamed to ``path`` when the block succeeds.
 
-    So ``path`` is complete or absent (or still the old file), whatever interrupts the writing.
-    Missing folders are created. A link stays, and what it leads to is replaced. Into a device, a
-    pipe or the like the complete file is written. An ``OSError`` of the writing, such as of a full
-    disk, names ``path``.
+    So ``path`` is complete or absent (or still the old file) even if the writing is interrupted.
+    Missing folders are created. A link stays, and the file that it leads to is replaced. A device
+    or a pipe receives the complete file. An ``OSError`` while writing, such as a full disk, names
+    ``path``.
 
     Raises:
-        OutputExistsError: since :func:`check_output_file` somebody else has written ``path``. Both
-            are kept; the text names the new file.
+        OutputExistsError: another program has written ``path`` since :func:`check_output_file`.
+            Both files are kept; the message names the new one.
     """
     with _errors_named(path):
         if _is_stream(path):
@@ -372,7 +372,7 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def _errors_named(path: str | os.PathLike, temporary: Path | None = None) -> Iterator[None]:
-    """Puts the name of the output into errors of the system that have none or a temporary one."""
+    """Puts the name of the output into system errors that have no name or a temporary one."""
     try:
         yield
     except OutputExistsError:
@@ -380,13 +380,13 @@ def _errors_named(path: str | os.PathLike, temporary: Path | None = None) -> Ite
     except OSError as error:
         if error.filename is not None and os.fspath(error.filename) != str(temporary):
             raise
-        if error.errno is None:  # a library's own, which has nothing but its text
+        if error.errno is None:  # raised by a library, with its text alone
             raise OSError(errno.EIO, str(error), str(path)) from error
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _check_unchanged(target: Path, temporary: Path) -> None:
-    """Refuses to replace what somebody else has written since the check; keeps the new file."""
+    """Check that nobody has written ``path`` since the check; if so, keep both files."""
     key = str(target)
     if key not in _checked:
         return
@@ -409,17 +409,17 @@ def _write_to_stream(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         number = _descriptor(path)
         sys.stdout.flush()
-        # The open file itself where there is one: opened anew it would begin at its start.
+        # Write to the open file itself if there is one: opened again, it would begin at its start.
         target = os.fsencode(path) if number is None else os.dup(number)
         with open(temporary, "rb") as source, open(target, "wb") as sink:
             shutil.copyfileobj(source, sink)
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """What a JSON file of a user holds.
+    """The content of a user's JSON file.
 
     Raises:
-        RegionDHError: it isn't there, can't be read, or is no JSON in UTF-8.
+        RegionDHError: it is missing, can't be read, or isn't JSON in UTF-8.
     """
     name = display_name(path)
     try:
@@ -445,14 +445,14 @@ def file_sha256(path: str | os.PathLike) -> bytes:
 def write_json(path: str | os.PathLike, values: Any, format: str | None = None) -> None:
     """Writes JSON, complete or not at all: ASCII, with everything else escaped.
 
-    A byte of a file name that is no UTF-8 is a lone surrogate in it, ``\\udce9`` for 0xe9, as
-    ``os.fsdecode`` makes it: what ``json.loads`` returns is the name of the file again.
+    A byte of a file name that isn't UTF-8 becomes a lone surrogate, ``\\udce9`` for 0xe9, as by
+    ``os.fsdecode``. So ``json.loads`` returns the file name unchanged.
 
     Args:
         path: the file.
         values: a dict, or with ``format`` also a list of dicts.
-        format: what the file holds, such as "regiondh-metrics": its first key ``format``, or that
-            of each dict in a list, by which :func:`carries_mark` knows it. None leaves it out.
+        format: the value of the first key ``format``, such as "regiondh-metrics", in the dict or in
+            each dict of a list. :func:`carries_mark` reads it. None leaves it out.
     """
     if format is not None:
         values = (

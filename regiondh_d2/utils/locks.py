@@ -1,4 +1,4 @@
-"""Files that another program uses, and locks that keep a second run of ours out."""
+"""Files in use by another program, and locks against a second run."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _WINDOWS_BUSY = {32, 33}  # sharing violation, lock violation
 
 
 class FileInUseError(RegionDHError):
-    """A file or folder that another program uses now."""
+    """Another program is using a file or folder."""
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether an error says that another program uses a file, and not that something is wrong."""
+    """Whether an error only means that another program is using the file."""
     if not isinstance(error, OSError):
         return False
     return error.errno in _BUSY or getattr(error, "winerror", None) in _WINDOWS_BUSY
 
 
 def refuse_if_busy(path: str | os.PathLike, error: BaseException) -> None:
-    """Tells that a file is in use where this is what an error means; otherwise does nothing.
+    """Raise :class:`FileInUseError` if that is what an error means; otherwise do nothing.
 
     Raises:
         FileInUseError: the file is in use.
@@ -45,7 +45,7 @@ def refuse_if_busy(path: str | os.PathLike, error: BaseException) -> None:
 def hold_lock(
     path: str | os.PathLike, what: str | os.PathLike, wait: float = 0.0
 ) -> Iterator[None]:
-    """Holds a lock while the block runs. The system opens the lock of a process that is killed.
+    """Holds a lock while the block runs. If the process is killed, the system releases the lock.
 
     Args:
         path: the lock's file; it stays.

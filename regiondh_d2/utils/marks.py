@@ -1,7 +1,7 @@
-"""How a file or a folder tells that this package wrote it, so that it may be replaced.
+"""Marks: how we recognize files and folders that this package wrote, so that it may replace them.
 
 Every file that a command writes under a name of the user's choice carries a mark in its first or
-last bytes, where other programs leave it and nobody sees it:
+last bytes, where nobody sees it and other programs keep it:
 
 ============================ ===================================================================
 HDF5, JSON                   attribute or first key ``format``, "regiondh-..."
@@ -14,8 +14,9 @@ HTML                         ``<meta name="generator">``
 folder                       a file ``.regiondh``
 ============================ ===================================================================
 
-Metrics are known by their form, an object of numbers under the names of metrics, which leaves no
-place for a mark. So are files and folders of version 0.1, as far as that is certain.
+Metrics have no place for a mark: we recognize them by their form, an object of numbers under the
+names of metrics. Files and folders of version 0.1 are recognized by their form, too, where it
+leaves no doubt.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 MARK = "regiondh_d2"
-"""Who wrote a file, in its own format's place for that."""
+"""The mark, in the place that a format has for the name of the program."""
 
 GENERATOR = f'<meta name="generator" content="{MARK}">'
 """The mark of a page, for its head."""
@@ -53,7 +54,7 @@ WEIGHTS_FORMAT = "regiondh-weights"
 """The value of ``format`` in a file of weights."""
 
 _PREFIX = "regiondh-"  # of the value of ``format``
-_END = 4096  # bytes that are looked at, at either end of a file
+_END = 4096  # bytes that are read at either end of a file
 _FORM_LIMIT = 1 << 20  # a JSON file of version 0.1 is smaller
 
 # Marks of files by their first bytes: the kind, how the file begins, and the mark.
@@ -68,7 +69,7 @@ _MARKS = tuple(
         ("plot", rb"%PDF-", rb"/Creator \(regiondh_d2\)"),
         ("plot", rb"%!PS-", rb"%%Creator: regiondh_d2\s"),
         ("page", rb"\s*<!DOCTYPE html>", re.escape(GENERATOR).encode()),
-        # What torch.save writes of a dict that begins with ``format``.
+        # How torch.save writes a dict that begins with ``format``.
         (
             "weights",
             rb"PK\x03\x04",
@@ -85,7 +86,7 @@ _OLD_PAGE = re.compile(
     re.DOTALL,
 )
 _METRIC = re.compile(r"(?:.*/)?(?:MAP_all|(?:MAP|WMAP|ACG|NDCG|P)(?:_min|_all)?@\d+)")
-# The keys that all JSON files of a kind have: answers, costs, measurements, results, comparisons.
+# The keys that every JSON file of a kind has: answers, costs, measurements, results, comparisons.
 _OLD_KEYS = (
     {"file_name", "bits", "searched", "answers"},
     {"setting", "flop"},
@@ -105,16 +106,16 @@ _SCENES_KEYS = {"version", "num_database", "num_queries", "image_size", "seed"}
 
 
 def mark_of(path: str | os.PathLike) -> str | None:
-    """What a file or folder says that it is, by its mark or its form.
+    """The kind of a file or folder, from its mark or its form.
 
-    Reads the first and the last bytes of a file, all of a JSON file below 1 MiB that has no mark.
+    Reads the first and the last bytes of a file, and all of a JSON file below 1 MiB without a mark.
 
     Args:
-        path: a file or folder; it may be absent or unreadable, and has no mark then.
+        path: a file or folder. One that is missing or unreadable has no mark.
 
     Returns:
         "codes", "picture", "plot", "page", "weights" or "json" for a file; "index", "demo",
-        "scenes" or whatever :func:`mark_folder` was told for a folder; None for anything else.
+        "scenes" or another kind given to :func:`mark_folder` for a folder; None for anything else.
     """
     path = Path(path)
     try:
@@ -130,7 +131,7 @@ def mark_folder(path: str | os.PathLike, kind: str = "folder") -> None:
 
     Args:
         path: the folder.
-        kind: what :func:`mark_of` shall say of it.
+        kind: what :func:`mark_of` will return for it.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -225,11 +226,13 @@ def _file_mark(path: Path) -> str | None:
 def _hdf5_mark(path: Path) -> str | None:
     import h5py
 
-    # Without a lock where another program holds one; a file that is open in this process can't be
-    # opened again with another setting. Any program may have written it: HDF5 raises anything.
+    # Try without a lock if another program holds one. A file that is open in this process can't be
+    # opened with another setting. Any program may have written the file, so HDF5 may raise
+    # anything.
     for locking in (None, False):
         with suppress(Exception), h5py.File(path, "r", locking=locking) as file:
-            # Text of fixed length alone: HDF5 follows damaged references blindly.
+            # Only text of fixed length: with other text HDF5 follows damaged references and
+            # crashes.
             if file.attrs.get_id("format").dtype.kind != "S":
                 return None
             value = file.attrs["format"]
@@ -238,7 +241,7 @@ def _hdf5_mark(path: Path) -> str | None:
 
 
 def _read_json(path: Path) -> Any:
-    """What a small JSON file holds; None if it is none."""
+    """The content of a small JSON file; None for any other file."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, lines of text elsewhere."""
+"""Progress of long work: a bar on a terminal, lines of text elsewhere."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ __all__ = ["Progress", "close_bars"]
 
 
 class _Bar(tqdm):
-    monitor_interval = 0  # no thread that draws: loaders fork this process while a bar is shown
+    monitor_interval = 0  # no drawing thread, since loaders fork this process while a bar is shown
 
 
 _open: WeakSet[_Bar] = WeakSet()
@@ -20,9 +20,8 @@ _open: WeakSet[_Bar] = WeakSet()
 class Progress:
     """Shows how much of some work is done, and how long the rest will take.
 
-    Where standard error is a terminal, that is a bar, which goes away when all is done. Elsewhere a
-    line comes every few seconds. Work that is shorter than this has no line; longer work ends with
-    a line that says that all is done.
+    On a terminal (standard error) it shows a bar, which disappears at the end. Elsewhere it logs a
+    line every ``every`` seconds and one at the end. Work that ends sooner logs nothing.
     """
 
     def __init__(
@@ -31,7 +30,7 @@ class Progress:
         """
         Args:
             log: takes the lines; None shows nothing, not even a bar.
-            what: what is counted, such as "images coded".
+            what: what is counted, such as "images encoded".
             total: how many there are.
             every: seconds between two lines.
         """
@@ -43,7 +42,7 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._bar: _Bar | None = None
         if log is not None and sys.stderr.isatty():
-            # The delay spares short work a bar.
+            # With the delay, short work shows no bar.
             self._bar = _Bar(
                 total=total,
                 desc=what,
@@ -55,11 +54,11 @@ class Progress:
             _open.add(self._bar)
 
     def step(self, count: int = 1) -> None:
-        """Adds to what is done."""
+        """Add to the number that is done."""
         self.show(self._done + count)
 
     def show(self, done: int, note: str = "") -> None:
-        """Sets how many are done, of all.
+        """Set the number that is done.
 
         Args:
             done: from 0 to the total.
@@ -78,13 +77,13 @@ class Progress:
             return
         self._last = now
         line = f"{done} of {self._total} {self._what}"
-        if done:  # before, nothing tells how long the rest will take
+        if done:  # at 0 there is no speed to estimate the rest from
             left = (now - self._start) / done * (self._total - done)
             line += f", {left / 60:.1f} min left"
         self._log(f"{line}, {note}" if note else line)
 
 
 def close_bars() -> None:
-    """Removes the bars of work that stopped early, so that an error has a line of its own."""
+    """Remove the bars of work that stopped early, so that an error starts on a new line."""
     for bar in list(_open):
         bar.close()

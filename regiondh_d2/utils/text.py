@@ -1,4 +1,4 @@
-r"""Text in pictures, whatever its letters are: names of files and of classes come from everywhere.
+r"""Text in pictures, in any script, since names of files and classes may have any letters.
 
 A letter is drawn in the first font that has it: Pillow's own, DejaVu Sans (which comes with
 matplotlib: Latin, Greek, Cyrillic, Arabic, Hebrew, symbols), then the fonts of this machine, those
@@ -24,7 +24,7 @@ from .display import display_name
 
 __all__ = ["draw_text", "drawable", "fit_text", "font_families", "text_width", "wrap_text"]
 
-# Fonts that have most letters of their kind, the likeliest first, by the names of their files.
+# Fonts with many letters, by their file names, the most useful first.
 _WIDE = re.compile(
     r"noto\w*sans\w*cjk|sourcehan|notosans(sc|tc|jp|kr|hk)|pingfang|hiragino|applesdgothic|applegothic"
     r"|msyh|msgothic|yugoth|meiryo|malgun|simsun|wqy|wenquanyi|droidsansfallback|ipaex|ipag|nanum"
@@ -34,8 +34,8 @@ _WIDE = re.compile(
 _FILES = (".ttf", ".otf", ".ttc", ".otc")
 # Fonts of colored bitmaps, as for emoji, have one size or a few, and are scaled to another.
 _BITMAP_SIZES = (109, 136, 128, 160, 96, 64)
-_UNSEEN = "\u200d\ufe0f"  # what display_name keeps and what has no shape of its own
-_MISSING = "\U0010ffff"  # in no font: what it looks like is what a missing letter looks like
+_UNSEEN = "\u200d\ufe0f"  # kept by display_name, but without a shape
+_MISSING = "\U0010ffff"  # in no font, so it looks as missing letters do
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _font(source: str, size: int) -> _Font | None:
 @lru_cache(maxsize=1)
 def _fonts() -> Sequence[str]:
     """Font files of this machine, after Pillow's own; those that have the most letters first."""
-    from matplotlib import font_manager, get_data_path  # here, because this import takes a second
+    from matplotlib import font_manager, get_data_path  # imported here, since it takes a second
 
     own = os.path.join(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     found = {path for path in font_manager.findSystemFonts() if path.lower().endswith(_FILES)}
@@ -128,7 +128,7 @@ def _shape(source: str, letter: str) -> tuple:
     found = _usable_font(source, 16)
     font = found.font
     if isinstance(font, ImageFont.FreeTypeFont):
-        # Without rules that put a circle under an accent that stands alone.
+        # Without rules that put a circle under a single accent.
         font = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
     mask = font.getmask(letter, "L" if found.scale == 1 else "RGBA")
     return mask.size, hash(tuple(mask))

@@ -1,1 +1,1 @@
-"""What draws: pictures of images, plots of curves, and the report page."""
+"""Drawing: pictures of images, plots of curves, and the report page."""

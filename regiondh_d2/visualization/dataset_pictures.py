@@ -1,4 +1,4 @@
-"""Pictures of what a dataset says about its images: boxes, classes, roles and labels."""
+"""Pictures of a dataset's ground truth: boxes, classes, roles and labels."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .draw import Label, draw_above, draw_box, draw_labels
 
 __all__ = ["draw_record", "draw_training_input"]
 
-# A small image is enlarged, or text would hide it, until its shorter side or its longer one has so
-# many pixels.
+# A small image is enlarged until its shorter or its longer side has so many pixels; otherwise text
+# would hide it.
 _SHORT_SIDE, _LONG_SIDE = 480, 4000
-# In pixels, for a picture of up to a megapixel; more in a larger one, which is shown smaller.
+# In pixels, for a picture of up to a megapixel; more in a larger one, which viewers scale down.
 _CAPTION_SIZE, _LABEL_SIZE, _LINE_WIDTH = 18, 15, 3
 _COLORS = [tuple(map(int, color)) for color in colormap(rgb=True, maximum=255)]
 
@@ -54,7 +54,7 @@ def draw_record(
     read = StrictMapper(is_train=False, augmentations=[], image_format="RGB", max_pixels=max_pixels)
     inputs = read(record)
     pixels = inputs["image"].permute(1, 2, 0).numpy()
-    # Smaller than the file's image where that is above the pixel limit.
+    # Smaller than the image in the file if that is above the pixel limit.
     scale = pixels.shape[1] / inputs["width"], pixels.shape[0] / inputs["height"]
     return _draw(pixels, record, [box * (scale * 2) for box in boxes], class_names)
 
@@ -62,7 +62,7 @@ def draw_record(
 def draw_training_input(inputs: dict, class_names: Sequence[str], image_format: str) -> Image.Image:
     """As :func:`draw_record`, for an augmented image as the network gets it in training.
 
-    Which objects are difficult isn't known any more.
+    The difficult flag of objects isn't known any more.
 
     Args:
         inputs: from the training loader, with ``image``, and ``instances`` or ``image_labels``.
@@ -103,7 +103,7 @@ def _draw(
 
 
 def _marks(annotation: dict) -> list[str]:
-    """What is said of an object beside its class."""
+    """Further text about an object, beside its class."""
     words = {"difficult": "difficult", "iscrowd": "crowd"}
     return [word for key, word in words.items() if annotation.get(key)]
 

@@ -1,7 +1,7 @@
-"""Boxes, captions and text on images: all that this package draws on pictures, with Pillow.
+"""Draws boxes, captions and text on images, with Pillow.
 
-Grids of tiles, pictures of searches, the strips of the report and pictures of datasets are made
-from these functions. Plots of curves are matplotlib's, see :mod:`.plots`.
+Grids of tiles, pictures of searches, the strips of the report and pictures of datasets use these
+functions. :mod:`.plots` draws curves, with matplotlib.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Color = tuple[int, int, int]
 """Red, green and blue, each 0 to 255."""
 
 GREEN, RED, GRAY, BLUE = (34, 150, 83), (214, 58, 58), (150, 155, 163), (56, 98, 190)
-# Boxes of the first, second, ... object of a query and of what answers it; then again.
+# Colors of the first, second, ... object of a query and its answers, repeated from the start.
 BOX_COLORS = (BLUE, (230, 126, 18), (142, 68, 173), (14, 148, 136))
 INK, FAINT, PAPER = (33, 37, 41), (118, 124, 132), (255, 255, 255)  # of text; under it
 _CAPTION_PAPER = (240, 241, 243)
@@ -64,7 +64,7 @@ def fit_image(
     box: tuple[int, int],
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Image.Image:
-    """The image in RGB, a file's upright and on white, enlarged or shrunk to fit into a box.
+    """The image in RGB, scaled to fit into a box; a file is read upright and on white.
 
     Args:
         image: a file, or an image.
@@ -119,7 +119,7 @@ def draw_box(
 
 
 def _dashes(start: float, end: float, width: int) -> list[tuple[float, float]]:
-    """The parts of an edge that are drawn, both corners among them: start and end of each."""
+    """Start and end of the drawn parts of an edge, both corners included."""
     length = end - start
     gap = min(3 * width, length / 3)
     count = max(2, round((length + gap) / (8 * width)))
@@ -144,9 +144,9 @@ def draw_boxes(
         UnreadableImage: the image can't be read.
     """
     image, size = read_rgb(file_name, max_pixels)
-    # A photo above the pixel limit is read at a smaller size; its boxes are those of the file.
+    # A photo above the pixel limit is read at a smaller size; boxes refer to the size of the file.
     scale = image.width / size.width, image.height / size.height
-    width = max(2, round(max(image.size) / 60))  # still seen once the image is small
+    width = max(2, round(max(image.size) / 60))  # visible even when the image is scaled down
     for i, box in enumerate(boxes):
         if box is not None:
             box = [side * factor for side, factor in zip(box, scale * 2, strict=True)]
@@ -161,7 +161,7 @@ class Label:
     Attributes:
         text: of any letters.
         box: XYXY in pixels of the picture.
-        color: of the box, on which the text stands.
+        color: of the box and of the text's background.
     """
 
     text: str
@@ -170,14 +170,14 @@ class Label:
 
 
 def draw_labels(picture: Image.Image, labels: Sequence[Label], size: int) -> None:
-    """Draws the texts of boxes, at their boxes and if possible not on each other.
+    """Draw the texts at their boxes, if possible without overlap.
 
-    A text that is wider than its box and half the picture is cut short in its middle. Draw all
-    boxes first, so that none crosses a text.
+    A text wider than its box and half the picture is shortened in the middle. Draw all boxes first,
+    so that no box crosses a text.
 
     Args:
         picture: RGB, drawn on.
-        labels: the first ones have the first choice of place.
+        labels: earlier labels have priority.
         size: of the letters, in pixels.
     """
     draw = ImageDraw.Draw(picture)
@@ -199,7 +199,7 @@ def draw_labels(picture: Image.Image, labels: Sequence[Label], size: int) -> Non
 def _label_places(
     box: Sequence[float], size: tuple[int, int], bounds: tuple[int, int]
 ) -> list[tuple[float, ...]]:
-    """Where a label may stand, XYXY, the best place first: above its box, inside it, below it."""
+    """Possible places of a label, XYXY, the best first: above its box, inside it, below it."""
     (width, height), (x1, x2), (y1, y2) = size, sorted(box[::2]), sorted(box[1::2])
     lefts = (x1, x2 + 1 - width)
     places: list[tuple[float, ...]] = []
@@ -212,7 +212,7 @@ def _label_places(
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """The area that two boxes XYXY share."""
+    """The area of the intersection of two boxes, XYXY."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     return max(0, width) * max(0, height)
@@ -229,12 +229,12 @@ def _ink_on(color: Color) -> Color:
 
 
 def draw_above(picture: Image.Image, parts: Sequence[str], size: int) -> Image.Image:
-    """The picture under a caption of as many lines as it needs.
+    """The picture with a caption above it.
 
     Args:
         picture: RGB; a narrow one is put into a wider frame.
-        parts: of the caption, one after the other. Lines break between parts; a part that is longer
-            than a line is cut short in its middle.
+        parts: of the caption. Lines break between parts; a part longer than a line is shortened in
+            the middle.
         size: of the letters, in pixels.
     """
     margin, line_height = size // 2, round(1.4 * size)
@@ -253,7 +253,8 @@ def draw_above(picture: Image.Image, parts: Sequence[str], size: int) -> Image.I
 def break_lines(
     pieces: Sequence[tuple[str, Color]], size: int, width: float
 ) -> list[list[tuple[str, Color]]]:
-    """Pieces of text in lines of at most ``width`` pixels; a longer piece has a line for itself.
+    """Break pieces of text into lines of at most ``width`` pixels; a longer piece gets its own
+    line.
 
     Args:
         pieces: texts of any letters, each with its color.
@@ -294,7 +295,7 @@ def draw_line(
     right: float,
     keep_end: bool = False,
 ) -> float:
-    """Draws a line of text, cut short before ``right``.
+    """Draw a line of text, shortened before ``right``.
 
     Args:
         picture: RGB, drawn on.
@@ -316,14 +317,14 @@ def draw_line(
 
 
 def picture_format(path: str | os.PathLike) -> str:
-    """Pillow's name of the format that a picture of this name is written in.
+    """Pillow's name of the format, from the ending of a file name.
 
     Raises:
-        RegionDHError: the name's ending tells no format that can be written.
+        RegionDHError: no format with this ending can be written.
     """
     ending = Path(path).suffix.lower()
     found = Image.registered_extensions().get(ending, "")
-    try:  # some formats have a writer that writes nothing, or no picture in color
+    try:  # the writers of some formats write nothing, or no color
         Image.new("RGB", (8, 8)).save(BytesIO(), found)
     except (KeyError, OSError, ValueError):
         raise RegionDHError(
@@ -335,8 +336,8 @@ def picture_format(path: str | os.PathLike) -> str:
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Writes an image file with our mark, complete or not at all.
 
-    Its name's ending tells the format. See :mod:`..utils.marks` for the mark, which some formats
-    have no place for.
+    The ending of its name decides about the format. Some formats have no place for the mark, see
+    :mod:`..utils.marks`.
     """
     found = picture_format(path)
     with replace_when_complete(path) as temporary:

@@ -1,7 +1,6 @@
 """Grids of tiles: each query beside its answers, with the names of their files and classes.
 
-An image that can't be read never costs the whole picture: a gray tile with its name and the reason
-stands in its place.
+An image that can't be read is replaced by a gray tile with its name and the reason.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ _RULE, _ABSENT = (226, 229, 233), (203, 207, 212)
 
 @dataclass(frozen=True)
 class AbsentPicture:
-    """What stands in a grid for an image that can't be drawn.
+    """The placeholder for an image that can't be drawn.
 
     Attributes:
         file_name: of the image.
-        reason: why, in half a line; see :func:`why_absent`.
+        reason: why, as half a line; see :func:`why_absent`.
     """
 
     file_name: str | os.PathLike
@@ -49,7 +48,7 @@ class AbsentPicture:
 
 
 def why_absent(error: Exception) -> str:
-    """Half a line about what was raised when an image was read."""
+    """Half a line about the exception when an image was read."""
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
     return display_name(str(reason)) or type(error).__name__
 
@@ -59,12 +58,11 @@ class Tile:
     """One image of a grid.
 
     Attributes:
-        image: a file, an image, or what is said in place of one.
+        image: a file, an image, or a placeholder.
         caption: a short line under the image, such as the distance.
-        names: class names, each with whether it is one of the query's; in small text, the query's
-            in green.
+        names: class names, each with whether the query shows it; small text, green for the query's.
         frame: color of the frame.
-        file_name: of an ``image`` that is no file; the last part of a file's name stands under the
+        file_name: for an ``image`` that is no file. The last part of the name is shown under the
             caption.
         max_pixels: of an ``image`` that is a file, as ``MODEL.REGION_DH.MAX_PIXELS``.
     """
@@ -86,12 +84,12 @@ class Tile:
         return os.fspath(self.image)
 
     def fit(self, box: tuple[int, int]) -> Image.Image | AbsentPicture:
-        """:func:`fit_image`, or why there is no picture, whatever the reason is."""
+        """:func:`fit_image`, or a placeholder after any exception."""
         if isinstance(self.image, AbsentPicture):
             return self.image
         try:
             return fit_image(self.image, box, self.max_pixels)
-        except Exception as error:  # whatever it is, the other pictures are worth seeing
+        except Exception as error:  # after any error, still draw the other pictures
             return AbsentPicture(self.name, why_absent(error))
 
 
@@ -100,13 +98,13 @@ class GridLayout:
     """Sizes of a grid in pixels.
 
     Attributes:
-        box: width and height that an image is fitted into, its aspect kept.
+        box: width and height into which an image is fitted, keeping its aspect ratio.
         frame: width of the frame around an image.
         text: height of the text under an image.
         gap: space between tiles.
         margin: space around the grid.
         header: height of the line above the grid.
-        query_gap: further space between the query and its results.
+        query_gap: additional space between the query and its results.
     """
 
     box: tuple[int, int] = (176, 146)
@@ -160,7 +158,7 @@ def draw_grid(
     draw = ImageDraw.Draw(picture)
     draw_line(picture, (layout.margin, layout.margin - 4), title, 20, INK, picture.width)
     if max(map(len, rows)) > 1:
-        # What the colors mean, with a rule between queries and results.
+        # A legend of the colors, and a line between queries and results.
         left, top = layout.corner(0, 1)
         x: float = layout.margin
         y = layout.margin + 26
@@ -176,7 +174,7 @@ def draw_grid(
 
 
 def _legend(rows: Sequence[Sequence[Tile]]) -> list[tuple[Color, str]]:
-    """Colors of frames with their meaning; none where no label is known."""
+    """Colors of frames with their meaning; none if no label is known."""
     if {GREEN, RED}.isdisjoint(tile.frame for row in rows for tile in row[1:]):
         return []
     return [(GREEN, "shares a label with the query"), (RED, "shares none")]
@@ -193,7 +191,7 @@ def _draw_tile(
     image = tile.fit(layout.box)
     if isinstance(image, AbsentPicture):
         image = _gray_picture(image, layout.box)
-    # The frame hugs the image, which stands in the middle of its box.
+    # The frame is tight around the image, which is centered in its box.
     x = left + frame + (width - image.width) // 2
     y = top + frame + (height - image.height) // 2
     outer = (x - frame, y - frame, x + image.width + frame - 1, y + image.height + frame - 1)
@@ -223,7 +221,7 @@ def _name_lines(
 
 
 def _gray_picture(absent: AbsentPicture, box: tuple[int, int]) -> Image.Image:
-    """A gray picture of the box's size that says what is missing and why."""
+    """A gray picture of the box's size with the name of the image and the reason."""
     gray = Image.new("RGB", box, _ABSENT)
     name = display_name(os.path.basename(absent.file_name))
     y = 6

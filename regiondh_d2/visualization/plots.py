@@ -47,20 +47,20 @@ __all__ = [
 ]
 
 INK = "#21252b"
-"""Color of text, ticks and axes, and of nothing else: a page may replace it by its own."""
+"""Color of only text, ticks and axes, so that a page can replace it."""
 
-# Okabe and Ito's colors, which the color-blind can tell apart.
+# Okabe and Ito's colors, distinguishable for color-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LINES = ("-", "--", "-.", ":")
 OTHER = "#9a9fa6"
-MAP_CLASSES = 20  # more colors than this nobody tells apart
+MAP_CLASSES = 20  # more colors can't be distinguished
 
 
 def require_matplotlib(what: str) -> None:
-    """Tells early that matplotlib is missing.
+    """Check early that matplotlib is installed.
 
     Args:
-        what: needs it.
+        what: what needs it, for the message.
 
     Raises:
         MissingPackageError: it isn't installed.
@@ -101,7 +101,7 @@ def _legend(axes: Axes, **where) -> None:
 
 
 def _line(index: int) -> dict:
-    """Color and dashes of the line of a method, told apart in gray, too."""
+    """Color and dashes of the line of a method, distinguishable in gray, too."""
     return {
         "color": COLORS[index % len(COLORS)],
         "linestyle": LINES[index // len(COLORS) % len(LINES)],
@@ -160,7 +160,7 @@ def plot_metric_against_bits(results: Mapping[str, Mapping[int, float]], metric:
 
 
 def plot_distances(counts: DistanceCounts) -> Figure:
-    """How far relevant and other items lie from their queries: the less overlap, the better.
+    """Distances of relevant and other items from their queries: the less overlap, the better.
 
     Args:
         counts: see :func:`~regiondh_d2.evaluation.curves.count_distances`; all pairs count alike.
@@ -186,7 +186,8 @@ def plot_bits(statistics: BitStatistics) -> Figure:
     groups = {"in use": (~statistics.saturated, COLORS[0])} | groups
     for name, (chosen, color) in groups.items():
         if chosen.any():
-            # From the middle, so that a bit that is never set shows as well as one that always is.
+            # Bars start at one half, so that a bit that is never set is as visible as one that
+            # always is.
             axes.bar(bits[chosen], statistics.ones[chosen] - 0.5, bottom=0.5, color=color)
             axes.plot([], [], "s", color=color, label=name)
     axes.axhline(0.5, color=INK, linewidth=0.8)
@@ -243,7 +244,7 @@ def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
     assert isinstance(tab20, ListedColormap)
     colors = np.asarray(tab20.colors).tolist()
     style: dict[str, Any] = {"linestyle": "", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.8}
-    style["rasterized"] = True  # or a page would hold a path for each of many images
+    style["rasterized"] = True  # or a page would have a path for every image
     for class_id in sorted(frequent):
         chosen = single & (classes == class_id)
         if chosen.any():
@@ -259,7 +260,7 @@ def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
 
 
 def _show_names(figure: Figure, shown: Callable[[str], str]) -> None:
-    """Puts names of classes and methods, which may hold anything, into the form to be shown."""
+    """Make names of classes and methods safe to show."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -271,13 +272,13 @@ def _show_names(figure: Figure, shown: Callable[[str], str]) -> None:
 
 
 def figure_svg(figure: Figure, name: str = "figure") -> str:
-    """A figure as an ``svg`` element for a page, the same text whenever it is plotted anew.
+    """A figure as an ``svg`` element for a page, the same text for the same plot.
 
     It has no background and no fixed size.
 
     Args:
         figure: a plot.
-        name: another one for each figure of a page, since no two may use the same ids.
+        name: unique in a page, since figures must not share ids.
     """
     from matplotlib import rc_context
 
@@ -290,7 +291,7 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    # Names of groups, which nothing refers to, would occur once in each figure of a page.
+    # Ids of groups would repeat in every figure of a page, and nothing refers to them.
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     return re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
 

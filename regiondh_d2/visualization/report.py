@@ -52,7 +52,8 @@ JPEG_QUALITY = 75
 
 @dataclass(frozen=True)
 class _Picture:
-    """One image of a strip: ``source`` is None where the file can't be read, for this reason."""
+    """One image of a strip; if the file can't be read, ``source`` is None and ``reason`` says
+    why."""
 
     source: str | None
     caption: str
@@ -82,23 +83,23 @@ def write_report(
     log: Callable[[str], None] | None = None,
     ranked: tuple[RankingResult, list[str]] | None = None,
 ) -> list[str]:
-    """Measures two labeled code files and writes a page about them, complete or not at all.
+    """Measure two labeled code files and write a page about them, whole or not at all.
 
     Args:
         path: the page.
         query_file, database_file: code files of one model, with labels. Relative names of images
-            in them count from the working directory. Images are read with the pixel limit that
-            their code file records.
+            are relative to the working directory. Images are read with the pixel limit in their
+            code file.
         topk: cut-off of the metrics.
-        metrics_file: further numbers to show, a flat JSON object. Those under ``PREFIX/`` that have
-            the name of a retrieval metric stand beside it, as references.
+        metrics_file: further numbers to show, a flat JSON object. Those under ``PREFIX/`` with the
+            name of a retrieval metric are shown beside it, as references.
         title: heading of the page; the dataset's name if None.
         exclude_self: whether a query that is in the database is left out of its own ranking.
         log: takes lines of progress.
-        ranked: what :func:`.rank_code_sets` gave for these codes, if that is known already.
+        ranked: the result of :func:`.rank_code_sets` for these codes, if there is one already.
 
     Returns:
-        What the reader should be warned of, a line each; the page shows them as well.
+        Warnings for the reader, a line each; the page shows them, too.
 
     Raises:
         CodeFileError: a code file is unusable or has no labels, or the two don't fit together.
@@ -188,7 +189,7 @@ def _read_metrics(path: str | os.PathLike) -> dict[str, float]:
 def _differences(
     path: str | os.PathLike | None, others: Mapping[str, float], measured: Mapping[str, float]
 ) -> list[str]:
-    """A note if the given numbers aren't of these codes."""
+    """A note if the given numbers don't belong to these codes."""
     for name, value in measured.items():
         if name in others and not np.isclose(others[name], value, rtol=0, atol=1e-6):
             return [
@@ -212,7 +213,7 @@ def _references(others: Mapping[str, float], topk: int) -> dict[str, dict[str, f
 def _other_numbers(
     others: Mapping[str, float], measured: Mapping[str, float], references: Mapping[str, Mapping]
 ) -> dict[str, float]:
-    """The given numbers that the page doesn't show elsewhere."""
+    """The given numbers that are not shown elsewhere on the page."""
     return {
         name: value
         for name, value in others.items()
@@ -268,7 +269,7 @@ def _unread(strips: Sequence[_Strip]) -> list[str]:
 
 
 def _figures(query: CodeSet, found: RetrievalAnalysis) -> dict[str, str]:
-    """The plots as elements of the page, in its ink: dark on light or light on dark."""
+    """The plots as elements of the page, in its text color, dark or light."""
     figures = {
         "distances": plots.plot_distances(found.counts),
         "recall": plots.plot_precision_recall({"": found.radii}),
@@ -304,7 +305,7 @@ def _template() -> jinja2.Template:
         ) from None
 
     def shown(value: object) -> object:
-        """Whatever text the page shows, of a file's or a class's name, is made harmless first."""
+        """Make text for the page, such as names of files and classes, harmless."""
         if isinstance(value, Markup) or not isinstance(value, str):
             return value
         return display_name(value)

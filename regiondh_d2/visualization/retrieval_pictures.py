@@ -1,4 +1,4 @@
-"""Retrieval as a picture: queries beside their nearest images, and the answers of a search.
+"""Pictures of retrieval: queries beside their nearest images, and the answers of a search.
 
 Relevant results (those that share a label with the query) have a green frame, others a red one, and
 results of unknown labels a gray one.
@@ -31,14 +31,14 @@ def retrieval_rows(
 ) -> list[list[Tile]]:
     """The tiles of some queries and their nearest images, for :func:`~.grid.draw_grid`.
 
-    Images are read with the pixel limit that their code file records.
+    Images are read with the pixel limit in their code file.
 
     Args:
         query: codes of the queries; ``file_names`` must be readable from here.
         database: codes to search in, by the same model.
         query_rows: rows of ``query``.
         topk: results a query.
-        exclude: int (P, 2), pairs of a query's and a database row that is no answer to it.
+        exclude: int (P, 2), pairs of a query's row and a database row that may not answer it.
 
     Returns:
         One list a query: its tile, then its results by ascending distance.
@@ -92,8 +92,8 @@ def _names(
 def search_tiles(result: SearchResult, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[Tile]:
     """The tiles of a search, the query first, for :func:`~.grid.draw_grid`.
 
-    An object has its box drawn, in the color of the query's object that it answers. Frames and
-    names tell labels where those of the query are known, otherwise names are predicted classes.
+    The box of an object is drawn in the color of the query's object that it answers. If the query's
+    labels are known, frames and names show labels; otherwise names are predicted classes.
 
     Args:
         result: its files must be readable from here.
@@ -128,10 +128,10 @@ def _answer_tile(answer: Answer, wanted: set[str] | None, max_pixels: int) -> Ti
 def _with_boxes(
     file_name: str, boxes: Sequence[Sequence[float] | None], max_pixels: int
 ) -> Image.Image | AbsentPicture:
-    """:func:`~.draw.draw_boxes`, or why there is no picture."""
+    """:func:`~.draw.draw_boxes`, or a placeholder."""
     try:
         return draw_boxes(file_name, boxes, max_pixels)
-    except Exception as error:  # whatever it is, the other pictures are worth seeing
+    except Exception as error:  # after any error, still draw the other pictures
         return AbsentPicture(file_name, why_absent(error))
 
 
@@ -158,7 +158,7 @@ def compare_methods(
         for name, (query, database) in methods.items():
             if image_id not in query.image_ids:
                 raise CodeFileError(
-                    f"{name} has no query {image_id!r}: draw queries that all methods coded"
+                    f"{name} has no query {image_id!r}: draw queries that all methods encoded"
                 )
             (row,) = retrieval_rows(query, database, [query.image_ids.index(image_id)], topk)
             source = row[0]

@@ -87,6 +87,6 @@ def test_code_files_of_another_network_than_the_checkpoint_are_refused(two_rows,
     assert read_run_codes(run, tmp_path / "output", "set") is not None
     write_codes(file, dataclasses.replace(codes, model_fingerprint="e" * 64))
     with pytest.raises(
-        RegionDHError, match=r"database.h5 was coded by model eeeeeeeeeeee, not by "
+        RegionDHError, match=r"database.h5 was encoded by model eeeeeeeeeeee, not by "
     ):
         read_run_codes(run, tmp_path / "output", "set")

@@ -41,7 +41,7 @@ def test_rows_add_to_the_defaults(tmp_path):
         ("defaults: {}\nrowz: {a: {}}", "it: rowz is unknown"),
         ("rows: {a: {titel: x}}", "row a: titel is unknown"),
         ("rows: {a: {name: x}}", "row a: name is unknown"),
-        ("rows: {a: {title: A}, a: {title: B}}", "a stands twice"),
+        ("rows: {a: {title: A}, a: {title: B}}", "a occurs twice"),
         ("rows: {a: {config: c}}", "row a: title is missing"),
         ("rows: {a: {title: A}}", "row a: config is missing"),
         ("rows: {a: 3}", "row a is a int"),

@@ -1,1 +1,1 @@
-"""Datasets that have a name here: the shipped ones, and generated scenes."""
+"""The datasets that the package registers, and generated scenes."""

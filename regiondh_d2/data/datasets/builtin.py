@@ -16,9 +16,9 @@ from .scenes import register_scenes
 
 @dataclass(frozen=True)
 class SplitByIdDigest:
-    """True for the image ids that fall into some of `parts` equal parts of all ids.
+    """True for the image ids in some of `parts` equal parts of all ids.
 
-    The part is a hash of the id alone, so an image keeps its place however many others there are.
+    A hash of the id alone decides, so an image's part doesn't depend on the other images.
     """
 
     parts: int
@@ -37,7 +37,7 @@ VOC_DETECTION: Sequence[tuple[str, str, str, int, SplitByIdDigest | None]] = (
     ("regiondh_voc_2007_test", "VOC2007", "test", 2007, None),
     ("regiondh_voc_2007_train_base", "VOC2007", "train", 2007, SplitByIdDigest(5, (0, 1, 2, 4))),
     ("regiondh_voc_2007_dev", "VOC2007", "train", 2007, SplitByIdDigest(5, (3,))),
-    # About 200 images, to see that a recipe can learn them by heart before it is given more.
+    # About 200 images: check first that a recipe can overfit them.
     ("regiondh_voc_2007_overfit", "VOC2007", "train", 2007, SplitByIdDigest(12, (0,))),
     ("regiondh_voc_2007_vala", "VOC2007", "val", 2007, SplitByIdDigest(2, (0,))),
     ("regiondh_voc_2007_valb", "VOC2007", "val", 2007, SplitByIdDigest(2, (1,))),
@@ -60,7 +60,7 @@ VOC_RETRIEVAL: Sequence[tuple[str, str, str]] = (
     ("voc_2012_retrieval_train_val", "regiondh_voc_2012_train", "regiondh_voc_2012_val"),
 )
 
-# Over datasets that Detectron2 itself registers, in the folder of the same variable.
+# Of datasets that Detectron2 registers itself, in the folder of the same variable.
 COCO_RETRIEVAL: Sequence[tuple[str, str, str]] = (
     ("coco_2017_retrieval_train_val", "coco_2017_train", "coco_2017_val"),
 )
@@ -70,8 +70,8 @@ def register_builtin(root: str | os.PathLike | None = None) -> None:
     """Register every shipped name; repeating it does nothing.
 
     Args:
-        root: folder of the datasets; None takes `$DETECTRON2_DATASETS`, or `datasets` without it.
-            COCO's is Detectron2's to choose: always the latter.
+        root: folder of the datasets; None takes `$DETECTRON2_DATASETS`, or `datasets` if that is
+            not set. COCO is always looked for there, since Detectron2 registers it.
     """
     if root is None:
         root = os.getenv("DETECTRON2_DATASETS", "datasets")

@@ -1,9 +1,8 @@
 """Generated scenes: a small multi-label dataset in VOC layout that needs no download.
 
-Every image holds one to five drawn objects of twelve shapes before a cluttered background. Color,
-texture, size and rotation are drawn independently of the class, so only the shape tells it: a
-histogram of colors knows nothing. Classes come in groups that tend to occur together, as in
-photographs.
+Every image shows one to five objects of twelve shapes before a cluttered background. Color,
+texture, size and rotation are independent of the class. Only the shape shows the class, so a color
+histogram is useless. Classes come in groups that tend to occur together, as in photographs.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ..voc import register_voc
 
 logger = logging.getLogger(__name__)
 
-# Increase whenever the same arguments give other images, so that old folders are not reused.
+# Increase it whenever the same arguments give other images, so that old folders are not reused.
 _VERSION = 1
 _RECORD = "scenes.json"
 _SPLITS = ("database", "queries")
@@ -36,8 +35,8 @@ _JPEG_QUALITY = 90
 _OBJECT_COUNTS = (0.25, 0.3, 0.22, 0.14, 0.09)  # probability of 1, 2, ... objects
 _SIZE_RANGE = (0.28, 0.58)  # longer side of an object, as a share of the image's shorter side
 _SAME_GROUP = 0.75  # probability that a further object comes from the scene's group
-_MIN_VISIBLE = 0.5  # an object is never covered further than this
-_DIFFICULT_VISIBLE = 0.75  # and is marked difficult below this
+_MIN_VISIBLE = 0.5  # the least visible share of an object
+_DIFFICULT_VISIBLE = 0.75  # below this share it is marked difficult
 _PLACEMENT_TRIES = 12
 
 Point = tuple[float, float]
@@ -409,9 +408,9 @@ def generate_scenes(
 ) -> Path:
     """Write a dataset of generated scenes in VOC layout.
 
-    The lists are `database` and `queries`. Every image depends on the seed, its list and its number
-    alone, so a larger dataset begins with the images of a smaller one. The folder appears under its
-    name only when it is complete; one that is there already with the same parameters is reused.
+    The lists are `database` and `queries`. Every image depends only on the seed, its list and its
+    number, so a larger dataset begins with the images of a smaller one. The folder gets its name
+    when it is complete. An existing folder with the same parameters is reused.
 
     Args:
         root: the folder to write.
@@ -479,7 +478,7 @@ def generate_scenes(
 
 
 def _is_complete(root: Path, record: dict) -> bool:
-    """Whether `root` holds these very scenes; FileExistsError if it holds anything else."""
+    """Whether `root` holds exactly these scenes; FileExistsError if it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:

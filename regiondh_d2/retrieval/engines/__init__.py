@@ -1,8 +1,8 @@
 """The engines that search by Hamming distance, and :func:`create_index`, which makes an index.
 
-To add an engine, write a :class:`~regiondh_d2.retrieval.hamming_index.HammingIndex`, or a
-:class:`CodeArrayIndex`, which lacks the search alone, and name it in :data:`ENGINES`. Packages that
-it needs are imported when an index is made. The tests of all engines take their names from there.
+To add an engine, write a subclass of :class:`~regiondh_d2.retrieval.hamming_index.HammingIndex`, or
+of :class:`CodeArrayIndex`, which lacks only the search, and name it in :data:`ENGINES`. Import its
+packages when an index is made. The tests run for all :data:`ENGINES`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Engine(NamedTuple):
-    """How an index of an engine is made.
+    """How to make an index of an engine.
 
     Attributes:
         create: from the code length and the options to an empty index.

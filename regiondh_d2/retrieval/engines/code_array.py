@@ -1,4 +1,4 @@
-"""An index over one array of codes, which it need not copy."""
+"""An index over one array of codes, without a copy if possible."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["CodeArrayIndex", "width_in_words"]
 
 
 def width_in_words(width: int) -> int:
-    """The bytes of whole words that hold a code of so many bytes: 4, or a multiple of 8."""
+    """The width of a code in whole words, in bytes: 4, or a multiple of 8."""
     return 4 if width <= 4 else -(-width // 8) * 8
 
 
 class CodeArrayIndex(HammingIndex):
     """Holds its codes in one array, a row each, and searches it exactly.
 
-    The rows of the array are whole words, since those are compared fastest, with zeros behind the
-    code: see :func:`width_in_words`. The first codes that are added are not copied if they are
-    contiguous and of that width. So an index folder and its index share one array.
+    A row is padded with zeros to whole words, since these are compared fastest, see
+    :func:`width_in_words`. The first codes added are not copied if they are contiguous and of that
+    width. So an index folder and its index share one array.
 
     An engine implements :meth:`_nearest_positions`.
     """
@@ -56,7 +56,7 @@ class CodeArrayIndex(HammingIndex):
 
     def _hold(self, padded: np.ndarray, rows: np.ndarray) -> None:
         self._padded = padded
-        # None where the positions in the array are the rows, as long as nothing is removed.
+        # None while the positions in the array are the rows, that is, until a code is removed.
         self._rows = None if not len(rows) or rows[-1] == len(rows) - 1 else rows
 
     def _rows_held(self) -> np.ndarray:

@@ -10,19 +10,19 @@ from .faiss_threads import import_faiss, search_in_parts
 __all__ = ["FaissIndex"]
 
 # FAISS selects the nearest by counting ("mc") or with a heap ("hc"). Counting is up to seven times
-# faster where a good part of the codes is asked for, and slower on many codes or for few of them.
+# faster for a large k relative to the number of codes, and slower for a small one.
 _COUNTING_ROWS = 1_000_000
 _COUNTING_SHARE = 1e-4  # of the codes
-# But it keeps k rows for every possible distance and query, so this caps the queries of a call.
+# Counting keeps k rows for every possible distance and query, so this caps the queries of a call.
 _COUNTING_BYTES = 256 << 20
 _BATCH = 32  # queries that are compared with a block of codes while that is in the cache
 
 
 class FaissIndex(CodeArrayIndex):
-    """Exact search by FAISS's functions for codes in memory, which search the array as it stands.
+    """Exact search by FAISS's functions for codes in memory, without an index of FAISS.
 
-    FAISS finds equal distances in the order of the array, with either way of selection. It doesn't
-    promise that, so a test holds it to it.
+    With both ways of selection FAISS returns equal distances in the order of the array. It doesn't
+    promise that, so a test checks it.
     """
 
     def __init__(self, bits: int) -> None:
@@ -40,7 +40,7 @@ class FaissIndex(CodeArrayIndex):
     def _selection(self, k: int) -> tuple[str, int | None]:
         """FAISS's name of the faster selection, and how many queries fit into its memory at once.
 
-        None where any number does.
+        None means any number.
         """
         query_bytes = 8 * (8 * self._padded_width + 1) * k
         counting = (

@@ -18,10 +18,10 @@ _BATCH = 1024  # queries of a call
 class FaissIVFIndex(HammingIndex):
     """Approximate search by FAISS's ``IndexBinaryIVF``: only the codes of some lists are compared.
 
-    The first codes added train the lists, which hold copies of the codes, with their rows. How much
-    is lost depends on the codes: clustered ones lose little and evenly spread ones most. Measure it
-    with :func:`~regiondh_d2.retrieval.engines.self_recall`. A query whose lists hold fewer than k
-    codes is filled up, as FAISS does, with row -1 and distance 2147483647.
+    The first codes added train the lists, which hold copies of the codes, with their rows. The
+    recall depends on the codes: it is high for clustered codes and lowest for evenly spread ones.
+    Measure it with :func:`~regiondh_d2.retrieval.engines.self_recall`. A query whose lists hold
+    fewer than k codes is filled up, as FAISS does, with row -1 and distance 2147483647.
 
     Args:
         bits: code length.
@@ -46,7 +46,7 @@ class FaissIVFIndex(HammingIndex):
     def codes(self) -> np.ndarray:
         from faiss.contrib.inspect_tools import get_invlist
 
-        # The index's own reconstruct_n writes outside the array in FAISS 1.13 and older.
+        # Not by reconstruct_n, which writes outside the array in FAISS 1.13 and older.
         lists = [get_invlist(self._index.invlists, i) for i in range(self.nlist)]
         rows, codes = map(np.concatenate, zip(*lists, strict=True))
         return codes[np.argsort(rows), : self.width]
@@ -76,7 +76,7 @@ class FaissIVFIndex(HammingIndex):
             centroids is not None
             and centroids.dtype == np.uint8
             and centroids.shape == (self.nlist, self._padded_width)
-        ):  # otherwise the codes that come train
+        ):  # otherwise the new codes train it
             self._quantizer.add(centroids)
             self._index.is_trained = True
 

@@ -1,10 +1,10 @@
 """FAISS, and threads for its searches.
 
-FAISS divides the queries among the threads of OpenMP, which wait for each other after every block
-of codes. With few queries, or beside other work, the waiting costs more than the threads gain: up
-to 170 times the search itself on a busy machine. So queries are divided here, among threads that
-have one thread of OpenMP each. That number belongs to the thread that sets it, as OpenMP says, and
-nothing that other threads see is changed.
+FAISS divides the queries among OpenMP threads, which wait for each other after every block of
+codes. With few queries, or beside other work, the waiting costs more than the threads gain: up to
+170 times the search itself on a busy machine. So we divide the queries ourselves, among threads
+that use one OpenMP thread each. OpenMP keeps that number per thread, so other threads are not
+affected.
 """
 
 from __future__ import annotations
@@ -48,14 +48,13 @@ def search_in_parts(
     batch: int,
     most_at_once: int | None = None,
 ) -> Found:
-    """What ``search`` finds for all queries, from calls in several threads.
+    """Call ``search`` for all queries, in several threads.
 
     Args:
         search: from queries, uint8 (q, B), to distances and rows, (q, k) each.
         queries: uint8 (Q, B), at least one.
         batch: the most queries of a call.
-        most_at_once: the most queries that all calls together may be working on; None for any
-            number.
+        most_at_once: the most queries in work in all threads together; None for any number.
 
     Returns:
         Distances and rows, (Q, k) each.
@@ -86,5 +85,5 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     )
 
 
-if hasattr(os, "register_at_fork"):  # a new process has no threads, whatever the pool believes
+if hasattr(os, "register_at_fork"):  # the pool of a forked process has no threads
     os.register_at_fork(after_in_child=_workers.cache_clear)

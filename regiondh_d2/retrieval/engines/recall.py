@@ -1,4 +1,4 @@
-"""What an approximate search loses."""
+"""The recall of an approximate search."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["self_recall"]
 
 
 def self_recall(index: HammingIndex, k: int = 100, samples: int = 200, seed: int = 0) -> float:
-    """The share of a code's k nearest others that the index finds, 1 for an exact one.
+    """The share of a code's k nearest others that the index finds; 1 for an exact index.
 
-    The mean over ``samples`` random codes of the index, searched exactly beside it. Of equally far
-    codes any one will do.
+    It is the mean over ``samples`` random codes of the index, compared with an exact search. Any of
+    several equally far codes counts.
     """
     codes = index.codes
     k = min(positive_integer("k", k), len(codes) - 1)
