@@ -40,7 +40,7 @@ BANNED = r"m[e]nd(?:s|ed|ing)?|H[a]shSubset|O[b]jectCoder|c[o]de_images"
 WORD = re.compile(rf"(?<![a-z])(?:{BRITISH}|{BANNED})(?![a-z])", re.IGNORECASE)
 NAME = re.compile(r"^ *(?:def|class) _?(?:tell|say)(?:_\w+)?\b", re.MULTILINE)
 # A file, and a word that stays in it.
-ALLOWED = {("CHANGELOG.md", "code" + "_images")}  # what a name was
+ALLOWED = {("CHANGELOG.md", "code" + "_images"), ("CHANGELOG.md", "hash" + "subset")}  # old names
 FOLDERS = [
     *("configs", "datasets", "docs", "experiments", "regiondh_cli", "regiondh_d2", "tests", "tools")
 ]
