@@ -21,6 +21,7 @@ from regiondh_cli.main import subcommand_parser
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.config_file import merge_config_file, merge_overrides
+from regiondh_d2.engine.config_names import find_config
 from regiondh_d2.engine.config_rules import check_values
 
 PAGES = ["*.md", "docs/*.md", "datasets/*.md", "tools/*.md", "experiments/*.md"]
@@ -76,6 +77,7 @@ def test_commands_are_understood(block, load_tool):
 
 
 def check_command(words, load_tool):
+    words = words[: words.index("|")] if "|" in words else words
     if words[0] == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
@@ -138,7 +140,8 @@ def check_arguments(command, words):
     add_regiondh_config(cfg)
     config_file = getattr(args, "config_file", "")
     if config_file:
-        merge_config_file(cfg, str(ROOT / config_file))
+        is_path = config_file.endswith(".yaml")
+        merge_config_file(cfg, find_config(ROOT / config_file if is_path else config_file))
     merge_overrides(cfg, getattr(args, "opts", None) or [])
     if getattr(args, "imports", None):  # names may be the reader's own
         cfg.MODEL.REGION_DH.OBJECTIVE = "cosine"
@@ -189,7 +192,23 @@ def run_searcher(text, request):
         assert re.fullmatch(r"[\[(].+[\])]", box)
 
 
-PYTHON = {"add_regiondh_config": run_config, "RegionDHSearcher": run_searcher}
+def run_network(text, request):
+    """In a folder with ``photos``, by the network that comes with the package."""
+    folder = request.getfixturevalue("searchable")
+    capsys = request.getfixturevalue("capsys")
+    request.getfixturevalue("monkeypatch").chdir(folder)
+    exec(text, {})
+    lines = capsys.readouterr().out.splitlines()
+    answers = [line.split(" ", 1) for line in lines if re.match(r"\d+ ", line)]
+    assert answers
+    assert all(Path(name).is_file() for _, name in answers)
+
+
+PYTHON = {
+    "add_regiondh_config": run_config,
+    "RegionDHSearcher": run_searcher,
+    "regiondh_d2.load": run_network,
+}
 
 
 @pytest.fixture(scope="module")
