@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from builders import registered_scenes
+from regiondh_d2.data.catalog import load_dataset
 from regiondh_d2.engine import build_cfg, step_times
+from regiondh_d2.utils.errors import RegionDHError
 
 
 @pytest.fixture
@@ -19,6 +22,23 @@ def test_images_have_the_size_that_is_asked_for():
         assert bool(boxes.inside_box((64, 96)).all())
         assert bool(boxes.nonempty().all())
         assert int(x["instances"].gt_classes.max()) < 5
+
+
+def test_images_of_a_dataset_are_its_wide_ones_at_one_size(cfg, random_network):
+    with registered_scenes(random_network.scenes, "times_"):
+        check_images_of("times_regiondh_scenes_database", cfg)
+
+
+def check_images_of(name, cfg):
+    records = load_dataset(name)
+    wide = [record["file_name"] for record in records if record["width"] > record["height"]]
+    assert 2 <= len(wide) < len(records)
+    batch = step_times._batch(cfg, 2, name)
+    assert [x["file_name"] for x in batch] == wide[:2]
+    assert {x["image"].shape for x in batch} == {(3, *step_times.FIXED_SIZE)}
+    assert all(x["instances"].image_size == step_times.FIXED_SIZE for x in batch)
+    with pytest.raises(RegionDHError, match=f"{name} has {len(wide)} wide images, but 99"):
+        step_times._batch(cfg, 99, name)
 
 
 def test_all_three_networks_have_the_trained_weights(cfg, monkeypatch):

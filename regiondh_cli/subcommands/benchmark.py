@@ -71,6 +71,9 @@ def add_arguments(parser: CommandParser) -> None:
         "--images", type=positive_int, default=8, help="of a step in the comparison (default: 8)"
     )
     network.add_argument(
+        "--dataset", metavar="NAME", default="", help="take its images (default: noise)"
+    )
+    network.add_argument(
         "--at-once",
         type=positive_int,
         nargs="+",

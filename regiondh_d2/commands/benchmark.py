@@ -273,8 +273,9 @@ def benchmark_network(args: argparse.Namespace) -> dict:
         "config": args.config_file,
         "images": args.images,
         "threads": torch.get_num_threads(),
-        "steps": compare_fusions(cfg, args.images, args.repeat),
-        "at_once": time_numbers_at_once(cfg, args.at_once, args.repeat),
+        "dataset": args.dataset,
+        "steps": compare_fusions(cfg, args.images, args.repeat, args.dataset),
+        "at_once": time_numbers_at_once(cfg, args.at_once, args.repeat, args.dataset),
     }
 
 

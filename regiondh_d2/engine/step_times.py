@@ -14,11 +14,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..checkpoint import RegionDHCheckpointer
+from ..data.catalog import load_dataset
+from ..data.training import StrictMapper
 from ..modeling.meta_arch import RegionDH
 from ..utils.errors import RegionDHError
 from .network import build_network
@@ -82,7 +85,7 @@ def time_steps(cfg: CfgNode, images: int, repeat: int) -> dict[str, float]:
     return {"seconds": seconds, "page_faults": faults}
 
 
-def compare_fusions(cfg: CfgNode, images: int, repeat: int) -> dict[str, float]:
+def compare_fusions(cfg: CfgNode, images: int, repeat: int, dataset: str = "") -> dict[str, float]:
     """Seconds of a step of Region-DH, with both kinds of fused regions, and of Faster R-CNN.
 
     All three have the weights of the config, as far as they have them in common: how many regions
@@ -92,12 +95,13 @@ def compare_fusions(cfg: CfgNode, images: int, repeat: int) -> dict[str, float]:
         cfg: of a Region-DH network.
         images: of a step, all of one size.
         repeat: steps of each.
+        dataset: where the images are from; noise without it, which has other proposals.
 
     Returns:
         By ``plain``, ``sampled`` and ``topk``: the fastest step.
 
     Raises:
-        RegionDHError: the config's network is no ``RegionDH``.
+        RegionDHError: the config's network has no fusion, or the dataset too few images.
     """
     models = {}
     for rois in ("sampled", "topk"):
@@ -113,12 +117,12 @@ def compare_fusions(cfg: CfgNode, images: int, repeat: int) -> dict[str, float]:
     of_plain.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     of_plain.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     models["plain"] = _with_weights_of(models["topk"], build_network(of_plain))
-    batch = _batch(cfg, images)
+    batch = _batch(cfg, images, dataset)
     return _in_turns({k: _training(models[k], batch) for k in ("plain", "sampled", "topk")}, repeat)
 
 
 def time_numbers_at_once(
-    cfg: CfgNode, numbers: list[int], repeat: int
+    cfg: CfgNode, numbers: list[int], repeat: int, dataset: str = ""
 ) -> list[dict[str, int | float]]:
     """Seconds an image, when several images of one size are computed at once.
 
@@ -126,13 +130,14 @@ def time_numbers_at_once(
         cfg: of a Region-DH network or one of whole images.
         numbers: how many images at once.
         repeat: runs of each.
+        dataset: as of :func:`compare_fusions`.
 
     Returns:
         Of each number: ``images``; ``training`` and ``codes``, the fastest step of training and
         coding without detections.
 
     Raises:
-        RegionDHError: the config's network makes no image codes.
+        RegionDHError: the config's network makes no image codes, or the dataset has too few images.
     """
     model = _trained(cfg)
     if not isinstance(model, RegionDH):
@@ -140,7 +145,7 @@ def time_numbers_at_once(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} makes no image codes: name the "
             "config of a RegionDH or ImageHash network"
         )
-    batches = {n: _batch(cfg, n) for n in numbers}
+    batches = {n: _batch(cfg, n, dataset) for n in numbers}
     runs = {("training", n): _training(model, batch) for n, batch in batches.items()}
     runs |= {("codes", n): _coding(model, batch) for n, batch in batches.items()}
     seconds = _in_turns(runs, repeat)
@@ -165,9 +170,21 @@ def _with_weights_of(model: nn.Module, other: nn.Module) -> nn.Module:
     return other
 
 
-def _batch(cfg: CfgNode, images: int) -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    return make_images(generator, images, cfg.MODEL.ROI_HEADS.NUM_CLASSES, FIXED_SIZE)
+def _batch(cfg: CfgNode, images: int, dataset: str) -> list[dict]:
+    """Images of :data:`FIXED_SIZE`, the first wide ones of a dataset, or noise."""
+    if not dataset:
+        generator = torch.Generator().manual_seed(0)
+        return make_images(generator, images, cfg.MODEL.ROI_HEADS.NUM_CLASSES, FIXED_SIZE)
+    wide = [record for record in load_dataset(dataset) if record["width"] > record["height"]]
+    if len(wide) < images:
+        raise RegionDHError(f"{dataset} has {len(wide)} wide images, but {images} are asked for")
+    mapper = StrictMapper(
+        True,
+        augmentations=[T.Resize(FIXED_SIZE)],
+        image_format=cfg.INPUT.FORMAT,
+        max_pixels=cfg.MODEL.REGION_DH.MAX_PIXELS,
+    )
+    return [mapper(record) for record in wide[:images]]
 
 
 def _training(model: nn.Module, batch: list[dict]) -> Callable[[], None]:

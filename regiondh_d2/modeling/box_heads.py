@@ -58,6 +58,14 @@ class PooledBoxHead(nn.Module, ABC):
         return self.fc(self.pool(x))
 
 
+def average(x: torch.Tensor) -> torch.Tensor:
+    """The mean of maps (R, C, H, W) over their cells, (R, C).
+
+    The gradient of :func:`torch.mean` is written out for every cell, and that of a sum isn't.
+    """
+    return x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
+
+
 @ROI_BOX_HEAD_REGISTRY.register()
 class LightBoxHead(PooledBoxHead):
     """A box head with few parameters: 1x1 convolution, average pooling, fully connected layers.
@@ -115,7 +123,7 @@ class LightBoxHead(PooledBoxHead):
         if self.conv_head is not None:
             weight, bias = _folded(self.conv_head)
             x = F.relu6(F.conv2d(x, weight, bias), inplace=True)
-        return x.mean(dim=(2, 3))
+        return average(x)
 
     def pool_regions(
         self, maps: list[torch.Tensor], boxes: list[Boxes], pooler: ROIPooler
@@ -137,7 +145,7 @@ class LightBoxHead(PooledBoxHead):
             return super().pool_regions(maps, boxes, pooler)
         weight, bias = _folded(self.conv_head)
         x = pooler([F.conv2d(m, weight) for m in maps], boxes)
-        return F.relu6(x + bias[:, None, None], inplace=True).mean(dim=(2, 3))
+        return average(F.relu6(x.add_(bias[:, None, None]), inplace=True))
 
 
 def _folded(convolution) -> tuple[torch.Tensor, torch.Tensor]:
