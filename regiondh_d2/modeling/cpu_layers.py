@@ -167,6 +167,7 @@ class CPUDepthwiseConv2d(nn.Conv2d):
         """As in the base class."""
         if not on_cpu(x):
             return super().forward(x)
+        assert not isinstance(self.padding, str)  # see _is_slow_depthwise
         how = self.stride, self.padding, self.dilation
         return depthwise_conv2d(x, self.weight, self.bias, *how)
 
@@ -200,9 +201,9 @@ def depthwise_conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> torch.Tensor:
     """A convolution of each channel by a kernel of its own, with a fast gradient.
 
