@@ -46,7 +46,7 @@ FOLDERS = [
 ]
 ENDINGS = {".cff", ".css", ".html", ".js", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ""}
 # Data: of tests, of experiments, and what stands in the folder of the datasets.
-DATA = re.compile(r"tests/data/|\w+/results/|datasets/.*/|.*__pycache__/")
+DATA = re.compile(r"tests/data/|\w+/results/|datasets/.*/|.*__pycache__/|\.coverage")
 
 
 def texts():

@@ -6,6 +6,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.modeling import meta_arch
 from regiondh_d2.modeling.meta_arch import LossWeights, RegionDH
 
 LOSSES = [
@@ -334,3 +336,26 @@ def test_generalized_rcnn_with_our_heads_trains(make_model, make_inputs):
 
 def test_region_dh_is_registered():
     assert META_ARCH_REGISTRY.get("RegionDH") is RegionDH
+
+
+def test_layers_for_cpus_change_neither_weights_nor_results(make_model, make_inputs, monkeypatch):
+    fast = make_model("MODEL.REGION_DH.WHOLE_IMAGE", "pooled")
+    monkeypatch.setattr(meta_arch, "use_cpu_layers", lambda network: None)
+    plain = make_model("MODEL.REGION_DH.WHOLE_IMAGE", "pooled")
+    assert {type(m) for m in fast.modules()} != {type(m) for m in plain.modules()}
+    assert model_fingerprint(fast) == model_fingerprint(plain)
+    inputs = make_inputs((96, 160), (128, 96))
+    losses, expected = train(fast, inputs), train(plain, inputs)
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-5, atol=1e-5)
+    sum(losses.values()).backward()
+    sum(expected.values()).backward()
+    for (name, one), other in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        if other.requires_grad:
+            difference = (one.grad - other.grad).norm() / other.grad.norm().clamp(min=1e-8)
+            assert difference < 1e-3, name
+    with torch.no_grad():
+        codes, others = fast.eval().encode_images(inputs), plain.eval().encode_images(inputs)
+    for one, other in zip(codes, others, strict=True):
+        activations = one["image_activation"], other["image_activation"]
+        torch.testing.assert_close(*activations, rtol=1e-4, atol=1e-5)

@@ -1,12 +1,26 @@
 """The network of a config: parts that don't fit are one line, before any work."""
 
 import pytest
+from detectron2.layers import ROIAlign
 from detectron2.modeling import META_ARCH_REGISTRY
+from timm.layers.norm_act import FrozenBatchNormAct2d
 
 from regiondh_d2.engine.defaults import check_datasets
 from regiondh_d2.engine.network import build_network
 from regiondh_d2.engine.trainer import RegionDHTrainer
+from regiondh_d2.modeling.cpu_layers import STAND_INS
 from regiondh_d2.utils.errors import RegionDHError
+
+
+@pytest.mark.parametrize("kind", ["GeneralizedRCNN", "RegionDH"])
+def test_layers_are_those_for_cpus(tiny_cfg, kind):
+    """Of detectors that warm up a network, too."""
+    tiny_cfg.MODEL.META_ARCHITECTURE = kind
+    if kind == "GeneralizedRCNN":
+        tiny_cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    layers = {type(layer) for layer in build_network(tiny_cfg).modules()}
+    assert set(STAND_INS.values()) <= layers
+    assert not {ROIAlign, FrozenBatchNormAct2d} & layers
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,16 @@ class PooledBoxHead(nn.Module, ABC):
         return self.fc(self.pool(x))
 
 
+def joined_with_norm(conv: Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a convolution and the frozen norm behind it, as one convolution.
+
+    It saves a pass over the outputs, which are much larger than the weights.
+    """
+    norm = conv.norm
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
 def average(x: torch.Tensor) -> torch.Tensor:
     """The mean of maps (R, C, H, W) over their cells, (R, C).
 
@@ -121,7 +131,7 @@ class LightBoxHead(PooledBoxHead):
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`PooledBoxHead.pool`."""
         if self.conv_head is not None:
-            weight, bias = _folded(self.conv_head)
+            weight, bias = joined_with_norm(self.conv_head)
             x = F.relu6(F.conv2d(x, weight, bias), inplace=True)
         return average(x)
 
@@ -143,17 +153,9 @@ class LightBoxHead(PooledBoxHead):
             or not all(isinstance(level, CPUROIAlign) for level in pooler.level_poolers)
         ):
             return super().pool_regions(maps, boxes, pooler)
-        weight, bias = _folded(self.conv_head)
+        weight, bias = joined_with_norm(self.conv_head)
         x = pooler([F.conv2d(m, weight) for m in maps], boxes)
         return average(F.relu6(x.add_(bias[:, None, None]), inplace=True))
-
-
-def _folded(convolution) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a convolution and its norm, which save a pass over its outputs."""
-    norm = convolution.norm
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = convolution.weight * scale[:, None, None, None]
-    return weight, norm.bias - norm.running_mean * scale
 
 
 @ROI_BOX_HEAD_REGISTRY.register()

@@ -167,7 +167,7 @@ class CPUDepthwiseConv2d(nn.Conv2d):
         """As in the base class."""
         if not on_cpu(x):
             return super().forward(x)
-        assert not isinstance(self.padding, str)  # as _is_slow_depthwise chose it
+        assert not isinstance(self.padding, str)  # see _is_slow_depthwise
         how = self.stride, self.padding, self.dilation
         return depthwise_conv2d(x, self.weight, self.bias, *how)
 

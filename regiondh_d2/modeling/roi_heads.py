@@ -395,11 +395,14 @@ class RegionDHROIHeads(StandardROIHeads):
             whole = [getattr(r, BESIDE[self.whole_image])[-1].float() for r in images]
             beside = [torch.stack(whole)]
             images = [r.select(slice(-1)) for r in images]
-        p = pad_sequence([r.probabilities for r in images], batch_first=True)
-        rows = [r.activations if self.fusion_input == "h1" else r.features for r in images]
-        counts = torch.tensor([len(r) for r in rows], device=p.device)
-        x = pad_sequence(rows, batch_first=True)
-        fused = cross_proposal_fusion(p, x, self.fusion_norm, counts)
+        p = [r.probabilities for r in images]
+        x = [r.activations if self.fusion_input == "h1" else r.features for r in images]
+        fused = cross_proposal_fusion(
+            pad_sequence(p, batch_first=True),
+            pad_sequence(x, batch_first=True),
+            self.fusion_norm,
+            counts=torch.tensor([len(rows) for rows in p], device=p[0].device),
+        )
         fused = torch.cat([fused, *beside], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
