@@ -57,7 +57,7 @@ def code_extractor(
     """
     if not hasattr(model, "encode_images"):
         raise RegionDHError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} codes no images; use RegionDH"
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} encodes no images; use RegionDH"
         )
     attributes = {
         "dataset": dataset,
