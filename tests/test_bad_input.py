@@ -288,6 +288,6 @@ def test_a_training_image_that_cannot_be_read(register, record, tmp_path, damage
         next(iter(loader))
     line = str(error.value)
     assert line.startswith(f"{tmp_path / 'bad.png'}: cannot be read (")
-    assert line.endswith("--images finds all such files")
+    assert line.endswith("--images` finds all such files")
     assert "\n" not in line
     assert "Traceback" not in line

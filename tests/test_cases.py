@@ -362,9 +362,9 @@ def small_network(random_network, tmp_path_factory):
 
 
 @pytest.fixture
-def search_photos(run, mains, small_network, monkeypatch):
+def search_photos(run, small_network, monkeypatch):
     """A function that searches a folder of photos with the small network."""
-    monkeypatch.setitem(mains["search_photos"].__globals__, "CONFIG", small_network)
+    monkeypatch.setattr("regiondh_d2.commands.search_photos.CONFIG", small_network)
 
     def search_photos(*words):
         ran = run("search_photos", *words)
