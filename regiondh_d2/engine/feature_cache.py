@@ -452,7 +452,10 @@ def _tables(model, inputs: list[dict]) -> list[dict[str, np.ndarray]]:
         proposals = [_no_proposals(size, model.device) for size in images.image_sizes]
     else:
         proposals, _ = model.proposal_generator(images, features, None)
-    truth = [x["instances"].to(model.device) for x in inputs]
+    truth = [
+        (x["instances"] if "instances" in x else _no_objects(size)).to(model.device)
+        for x, size in zip(inputs, images.image_sizes, strict=True)
+    ]
     boxes = [
         Boxes.cat([p.proposal_boxes, t.gt_boxes, whole_image_box(p.image_size, model.device)])
         for p, t in zip(proposals, truth, strict=True)
