@@ -252,7 +252,7 @@ FILES = {
     "no colon": (b"SEED: 1\nMODEL\n", ", line 3: no valid YAML"),
     "two documents": (b"SEED: 1\n---\nSEED: 2\n", "no valid YAML"),
     "twice": (b"SEED: 1\nSEED: 2\n", ", line 2: SEED occurs twice"),
-    "twice below": (b"MODEL:\n  DEVICE: cpu\n  DEVICE: cuda\n", ", line 3: MODEL.DEVICE stands"),
+    "twice below": (b"MODEL:\n  DEVICE: cpu\n  DEVICE: cuda\n", ", line 3: MODEL.DEVICE occurs"),
     "unknown": (b"MODEL:\n  DEVICES: cpu\n", "key: MODEL.DEVICES; did you mean MODEL.DEVICE?"),
     "a number": (b"1: 2\n", "no config"),
     "a type": (b"SOLVER:\n  MAX_ITER: ten\n", "SOLVER.MAX_ITER is ten: it takes a whole number"),
