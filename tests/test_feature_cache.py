@@ -56,15 +56,15 @@ def arrays_of(cache):
 
 def interrupt_after(monkeypatch, views):
     """Stop the computation after that many views; returns the list of views computed."""
-    compute, done = feature_cache._view, []
+    compute, done = feature_cache._tables, []
 
-    def view(model, inputs):
-        if len(done) == views:
+    def tables(model, inputs):
+        if 0 <= views < len(done) + len(inputs):
             raise KeyboardInterrupt
-        done.append(inputs["file_name"])
+        done.extend(x["file_name"] for x in inputs)
         return compute(model, inputs)
 
-    monkeypatch.setattr(feature_cache, "_view", view)
+    monkeypatch.setattr(feature_cache, "_tables", tables)
     return done
 
 
@@ -107,6 +107,30 @@ def test_parts_of_other_weights_are_not_used(cfg, make_model, scenes, monkeypatc
     cache.ensure(make_model(), NAME, mirrored=False)
     assert len(done) == len(scenes)
     assert files_in(cache.folder) == [f"{NAME}.npz"]
+
+
+def test_views_at_once_are_those_computed_alone(cfg, model, scenes, tmp_path, monkeypatch):
+    """In their order, whatever their sizes."""
+    sizes, compute = [], feature_cache._tables
+    monkeypatch.setattr(feature_cache, "_tables", lambda *a: sizes.append(len(a[1])) or compute(*a))
+    monkeypatch.setattr(feature_cache, "PART", 99)
+    files = []
+    for batch in (8, 2, 1):
+        monkeypatch.setattr(feature_cache, "BATCH", batch)
+        cfg.MODEL.REGION_DH.FEATURE_CACHE = str(tmp_path / str(batch))
+        cache = FeatureCache(cfg)
+        cache.ensure(model, NAME, mirrored=True)
+        files.append(arrays_of(cache))
+    assert max(sizes) > 2
+    assert sizes[-2 * len(scenes) :] == [1] * 2 * len(scenes)
+    *others, alone = files
+    for other in others:
+        assert other.keys() == alone.keys()
+        for name, values in alone.items():
+            if values.dtype.kind == "f":
+                np.testing.assert_allclose(other[name], values, rtol=2e-3, atol=2e-3)
+            else:
+                np.testing.assert_array_equal(other[name], values)
 
 
 def test_views_of_other_files_are_copied(cfg, make_model, scenes, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def add_arguments(parser: CommandParser) -> None:
         help="also store the features of each image, if the model has them (ImageHash)",
     )
     parser.add_argument(
-        "--batch-size", type=positive_int, default=4, metavar="N", help="default: %(default)s"
+        "--batch-size", type=positive_int, default=8, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
         "--save-every",

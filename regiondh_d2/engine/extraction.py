@@ -34,7 +34,7 @@ def code_extractor(
     instances: bool = True,
     activations: bool = False,
     features: bool = False,
-    batch_size: int = 4,
+    batch_size: int = 8,
     save_every: float = 30.0,
     log: Callable[[str], None] = print,
 ) -> CodeExtractor:

@@ -45,6 +45,7 @@ from ..data.training import StrictMapper, has_labels_alone
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.indexed_boxes import IndexedBoxes
 from ..modeling.roi_heads import whole_image_box
+from ..retrieval.extract import padded_size
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.progress import Progress
@@ -54,6 +55,7 @@ __all__ = ["CachedRegions", "FeatureCache"]
 logger = logging.getLogger(__name__)
 
 PART = 500  # views
+BATCH = 8  # views of one padded size at once: padding would change features
 ROWS = 10_000  # of features that are put through frozen layers at once
 VERSION = 2  # of the files; those of version 1 don't say what they were made with
 
@@ -314,15 +316,30 @@ class FeatureCache:
             )
             for mirror in (False, True)
         ]
-        columns: dict[str, list] = {}
-        for index, mirror in views:
+        tables: list[dict[str, np.ndarray]] = [{} for _ in views]
+
+        def compute(batch: dict[int, dict]) -> None:
+            for i, table in zip(batch, _tables(model, list(batch.values())), strict=True):
+                tables[i] = table
+            progress.step(len(batch))
+
+        waiting: dict[tuple[int, int], dict[int, dict]] = {}
+        for i, (index, mirror) in enumerate(views):
             found = known.get((str(images[index]), bool(mirror)))
-            view = _copy(*found) if found else _view(model, mappers[mirror](records[index]))
-            view |= {"record": np.array([index]), "mirrored": np.array([bool(mirror)])}
-            for key, value in view.items():
-                columns.setdefault(key, []).append(value)
-            progress.step()
-        return {key: np.concatenate(value) for key, value in columns.items()}
+            if found:
+                tables[i] = _copy(*found)
+                progress.step()
+                continue
+            inputs = mappers[mirror](records[index])
+            size = padded_size(inputs["image"].shape[-2:], model.backbone.size_divisibility)
+            waiting.setdefault(size, {})[i] = inputs
+            if len(waiting[size]) == BATCH:
+                compute(waiting.pop(size))
+        for batch in waiting.values():
+            compute(batch)
+        for table, (index, mirror) in zip(tables, views, strict=True):
+            table |= {"record": np.array([index]), "mirrored": np.array([bool(mirror)])}
+        return {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
 
 
 def _cached_part(model) -> torch.nn.ModuleList:
@@ -417,7 +434,7 @@ def _opened(path: str | os.PathLike) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def _copy(tables: dict[str, np.ndarray], view: int) -> dict[str, np.ndarray]:
-    """The table of one view, as :func:`_view` gives it."""
+    """The table of one view, as :func:`_tables` gives it."""
     first, last = tables["first_row"][view : view + 2]
     rows = ("features", "boxes", "objectness", "gt_class")
     return {key: tables[key][first:last] for key in rows} | {
@@ -427,21 +444,32 @@ def _copy(tables: dict[str, np.ndarray], view: int) -> dict[str, np.ndarray]:
     }
 
 
-def _view(model, inputs: dict) -> dict[str, np.ndarray]:
-    """The table of one view: proposals, ground truth and the whole image, in that order."""
-    images = model.preprocess_image([inputs])
+def _tables(model, inputs: list[dict]) -> list[dict[str, np.ndarray]]:
+    """The table of each view: proposals, ground truth and the whole image, in that order."""
+    images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)
     if model.proposal_generator is None:  # whole-image methods
-        proposals = _no_proposals(images.image_sizes[0], model.device)
+        proposals = [_no_proposals(size, model.device) for size in images.image_sizes]
     else:
-        proposals = model.proposal_generator(images, features, None)[0][0]
-    truth = inputs["instances"] if "instances" in inputs else _no_objects(images.image_sizes[0])
-    truth = truth.to(model.device)
-    whole = whole_image_box(proposals.image_size, model.device)
-    boxes = Boxes.cat([proposals.proposal_boxes, truth.gt_boxes, whole])
+        proposals, _ = model.proposal_generator(images, features, None)
+    truth = [
+        (x["instances"] if "instances" in x else _no_objects(size)).to(model.device)
+        for x, size in zip(inputs, images.image_sizes, strict=True)
+    ]
+    boxes = [
+        Boxes.cat([p.proposal_boxes, t.gt_boxes, whole_image_box(p.image_size, model.device)])
+        for p, t in zip(proposals, truth, strict=True)
+    ]
     heads = model.roi_heads
-    maps = [features[f] for f in heads.box_in_features]
-    pooled = heads.box_head.pool_regions(maps, [boxes], heads.box_pooler)
+    maps = [features[name] for name in heads.box_in_features]
+    pooled = heads.box_head.pool_regions(maps, boxes, heads.box_pooler)
+    views = zip(proposals, truth, boxes, pooled.split([len(b) for b in boxes]), strict=True)
+    return [_table(*view) for view in views]
+
+
+def _table(
+    proposals: Instances, truth: Instances, boxes: Boxes, pooled: torch.Tensor
+) -> dict[str, np.ndarray]:
     objectness = boxes.tensor.new_zeros(len(boxes))
     objectness[: len(proposals)] = proposals.objectness_logits
     classes = torch.full((len(boxes),), -1, dtype=torch.int16)

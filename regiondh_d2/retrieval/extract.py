@@ -61,6 +61,7 @@ __all__ = [
     "check_output",
     "images_to_code",
     "known_files",
+    "padded_size",
     "plan_batches",
 ]
 
@@ -111,14 +112,15 @@ def plan_batches(
     for index, size in enumerate(sizes):
         if size is None:
             continue
-        key = _padded_size(size, size_divisibility)
+        key = padded_size(size, size_divisibility)
         waiting.setdefault(key, []).append(index)
         if len(waiting[key]) == batch_size:
             batches.append(waiting.pop(key))
     return batches + list(waiting.values())
 
 
-def _padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
+def padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
+    """(height, width) to which a model pads an image of some size."""
     step = max(1, divisibility)
     height, width = (-(-side // step) * step for side in size)
     return height, width
@@ -227,7 +229,7 @@ class CodeExtractor:
         attributes: Mapping[str, Any],
         *,
         size_divisibility: int,
-        batch_size: int = 4,
+        batch_size: int = 8,
         num_workers: int = 0,
         instance_min_score: float = 0.3,
         activations: bool = False,
@@ -492,7 +494,7 @@ class CodeExtractor:
         """A code set for each padded size; several if a header announced a wrong size."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, given in loaded.items():
-            size = _padded_size(given.input["image"].shape[-2:], self._size_divisibility)
+            size = padded_size(given.input["image"].shape[-2:], self._size_divisibility)
             groups.setdefault(size, []).append(index)
         code_sets = []
         for group in groups.values():
