@@ -27,6 +27,7 @@ NAMES = (
     "build-index",
     "search",
     "groups",
+    "serve",
     "evaluate-codes",
     "evaluate-objects",
     "report",

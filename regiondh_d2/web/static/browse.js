@@ -1,0 +1,98 @@
+// The views without a query: all photos, groups, copies.
+
+import { call } from "./api.js";
+import { photoCard, skeletons } from "./cards.js";
+import { write } from "./place.js";
+import { empty, h, status } from "./parts.js";
+import { T } from "./texts.js";
+
+const PAGE = 60;
+
+// A list that grows when its end comes into view. load(offset) gives {items, more}.
+export function growing(list, load) {
+  const button = h("button", { type: "button", class: "button", onclick: () => next() }, T.more);
+  const end = h("div", { class: "end", hidden: true }, button);
+  let offset = 0;
+  let loading = false;
+  const watch = new IntersectionObserver((seen) => {
+    if (seen.some((one) => one.isIntersecting)) next();
+  }, { rootMargin: "600px" });
+  async function next() {
+    if (loading) return;
+    loading = true;
+    try {
+      const { items, more, count } = await load(offset);
+      offset += count ?? items.length;
+      list.append(...items);
+      end.hidden = !more;
+    } finally {
+      loading = false;
+    }
+    watch.unobserve(end);
+    if (!end.hidden) watch.observe(end);
+  }
+  return { end, next, stop: () => watch.disconnect() };
+}
+
+export async function browse(main, place, health, signal, y) {
+  const list = h("ol", { class: "grid photos" });
+  const count = h("p", { class: "muted" });
+  const intro = health.network ? T.intro : T.introStored;
+  const chip = (name, text, number) =>
+    h("a", {
+      class: "chip",
+      href: write({ class: name }),
+      "data-link": true,
+      "aria-current": place.class === name ? "true" : null,
+    }, text, number ? h("small", {}, number.toLocaleString()) : null);
+  const waiting = skeletons(24);
+  main.replaceChildren(
+    h("section", { class: "hero" },
+      h("h1", {}, T.headline),
+      h("p", {}, intro(health.photos, health.objects))),
+    h("nav", { class: "chips", "aria-label": T.classes },
+      chip("", T.all, health.photos),
+      Object.entries(health.classes).map(([name, number]) => chip(name, name, number))),
+    waiting);
+  const load = async (offset) => {
+    const values = new URLSearchParams({ offset, limit: PAGE });
+    if (place.class) values.set("class", place.class);
+    const page = await call(`/api/photos?${values}`, { signal });
+    count.textContent = T.photosOf(page.total, place.class);
+    return { items: page.photos.map(photoCard), more: page.more };
+  };
+  const grown = growing(list, load);
+  await grown.next();
+  while (y && list.childElementCount < 3000 && document.body.scrollHeight < y && !grown.end.hidden) {
+    await grown.next();
+  }
+  waiting.replaceWith(...(list.childElementCount
+    ? [list, grown.end]
+    : [empty(T.emptyCollection, T.emptyCollectionHelp)]));
+  status(count.textContent);
+  return grown.stop;
+}
+
+export async function groups(main, place, signal) {
+  const copies = place.view === "copies";
+  const title = copies ? T.copiesTitle : T.groupsTitle;
+  const help = h("p", {}, copies ? T.copiesHelp : "");
+  const list = h("div", { class: "groups" });
+  const waiting = skeletons(12);
+  main.replaceChildren(h("section", { class: "hero" }, h("h1", {}, title), help), waiting);
+  const load = async (offset) => {
+    const page = await call(`/api/${place.view}?offset=${offset}&limit=20`, { signal });
+    if (!copies && page.distance !== null) help.textContent = T.groupsHelp(page.distance);
+    const items = page.groups.map((group) =>
+      h("section", { class: "group" },
+        h("h2", {}, T.groupOf(group.count)),
+        h("ol", { class: "row" }, group.photos.map(photoCard))));
+    return { items, more: page.more };
+  };
+  const grown = growing(list, load);
+  await grown.next();
+  waiting.replaceWith(...(list.childElementCount
+    ? [list, grown.end]
+    : [empty(copies ? T.noCopies : T.noGroups)]));
+  return grown.stop;
+}

@@ -1,0 +1,126 @@
+// Starts the page: what is shown for an address, and photos that are chosen, dropped or pasted.
+
+import { call, upload } from "./api.js";
+import { browse, groups } from "./browse.js";
+import { go, read, start, write } from "./place.js";
+import { $, alert, empty, h, progress, status } from "./parts.js";
+import { Search } from "./search.js";
+import { T } from "./texts.js";
+
+const main = $("#main");
+let health = null;
+let search = null;
+let running = new AbortController();
+let stop = () => {};
+
+for (const node of document.querySelectorAll("[data-text]")) {
+  const text = T[node.dataset.text];
+  node.append(text);
+}
+for (const node of document.querySelectorAll("[data-label]")) {
+  node.setAttribute("aria-label", T[node.dataset.label]);
+}
+
+async function show({ y = 0 }) {
+  const place = read();
+  running.abort();
+  running = new AbortController();
+  const { signal } = running;
+  stop();
+  stop = () => {};
+  alert("");
+  for (const link of document.querySelectorAll("[data-view]")) {
+    const here = !place.photo && !place.upload && link.dataset.view === place.view;
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const before = main.dataset.key;
+  const key = place.photo || place.upload || `view ${place.view}`;
+  const same = before === key && search && main.contains(search.root);
+  main.dataset.key = key;
+  if (!same) scrollTo(0, 0);
+  try {
+    const shown = await progress(render(place, signal, y));
+    if (signal.aborted) shown();
+    else stop = shown;
+    if (!signal.aborted && (y || !same)) scrollTo(0, y);
+  } catch (error) {
+    if (error.name !== "AbortError" && !signal.aborted) tell(error);
+  }
+}
+
+async function render(place, signal, y) {
+  health ??= await call("/api/health");
+  $("#choose").hidden = !health.network;
+  if (place.photo || place.upload) {
+    search ??= new Search(main, health);
+    document.title = `${T.answers} · ${T.brand}`;
+    return search.show(place, signal);
+  }
+  document.title = T.brand;
+  return place.view ? groups(main, place, signal) : browse(main, place, health, signal, y);
+}
+
+function tell(error) {
+  const back = h("a", { class: "button", href: "/", "data-link": true }, T.back);
+  const again = h("button", {
+    type: "button", class: "button", onclick: () => show(history.state || {}),
+  }, T.again);
+  if (error.status === 410) main.replaceChildren(empty(T.expired, T.expiredHelp, back));
+  else if (error.status === 404) main.replaceChildren(empty(T.gone, T.goneHelp, back));
+  else if (error.status === undefined) throw error;
+  else main.replaceChildren(empty(T.failed, error.message, again, back));
+  status(error.message);
+}
+
+// Photos to search with
+
+async function searchWith(file) {
+  if (!file) return;
+  if (health && file.size > health.upload_bytes) {
+    alert(T.tooLarge(health.upload_bytes / 1e6));
+    return;
+  }
+  status(T.uploading);
+  alert("");
+  try {
+    const photo = await progress(upload(file));
+    go(write({ upload: photo.upload }));
+  } catch (error) {
+    alert(error.message);
+  }
+}
+
+$("#choose").addEventListener("click", () => $("#file").click());
+$("#file").addEventListener("change", (event) => {
+  searchWith(event.target.files[0]);
+  event.target.value = "";
+});
+const takes = (event) => health?.network && [...event.dataTransfer.types].includes("Files");
+addEventListener("dragover", (event) => {
+  if (!takes(event)) return;
+  event.preventDefault();
+  $("#drop").hidden = false;
+});
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) $("#drop").hidden = true;
+});
+addEventListener("drop", (event) => {
+  $("#drop").hidden = true;
+  if (!takes(event)) return;
+  event.preventDefault();
+  searchWith(event.dataTransfer.files[0]);
+});
+addEventListener("paste", (event) => {
+  const file = [...(event.clipboardData?.files || [])].find((one) => one.type.startsWith("image/"));
+  if (file && health?.network) searchWith(file);
+});
+addEventListener("keydown", (event) => {
+  const place = read();
+  const free = !event.target.closest("input, select, dialog, .drawn");
+  if (event.key === "Escape" && free && (place.objects.length || place.boxes.length)) {
+    go(write({ ...place, objects: [], boxes: [], blend: 0 }));
+  }
+});
+
+start(show);
