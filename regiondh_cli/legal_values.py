@@ -7,6 +7,7 @@ ENGINES = ("faiss", "numpy")
 GRANULARITIES = ("image", "instance")
 RERANKINGS = ("activations", "features")
 AUTO = "auto"  # a calibrated --max-distance
+MOST_WEIGHT = 1000  # the largest --blend
 
 # Reference codes that need only the code files, and those that need the network's weights.
 REFERENCES = (

@@ -60,6 +60,7 @@ PARTS = {
     "BOX_PREDICTOR": "roi_heads.box_predictor.",
     "INSTANCE_HASH": "roi_heads.instance_hash.",
     "IMAGE_HASH": "roi_heads.image_hash.",
+    "OBJECT_HASH": "roi_heads.object_hash.",
 }
 
 # In model_best.pth: the best metric, its iteration, and what was measured how.
