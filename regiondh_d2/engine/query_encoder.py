@@ -151,8 +151,8 @@ class QueryEncoder:
             file_name, content_sha256: of the image, for both queries.
 
         Returns:
-            The query of the image, as :meth:`encode` gives it; and one of its objects, by descending
-            score, whose codes have no row if there is none.
+            The query of the image, as :meth:`encode` gives it; and one of its objects, by
+            descending score, whose codes have no row if there is none.
         """
         (output,) = self.model.inference([inputs])
         instances = output["instances"].to("cpu")

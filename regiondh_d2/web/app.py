@@ -28,7 +28,7 @@ from .guard import COOKIE, Guard
 from .lanes import BusyError, Lane
 from .limits import Limits
 from .openapi import openapi
-from .page_search import CAN_BLEND, ExpiredError, PageSearch
+from .page_search import ExpiredError, PageSearch
 from .photo_groups import GroupViews
 from .requests import SearchRequest, page_of
 
@@ -163,7 +163,6 @@ class _Pages:
                 "object_bits": None if items.instances is None else items.instances.bits,
                 "classes": collection.class_counts(),
                 "network": self._search.encoder is not None,
-                "blend": CAN_BLEND,
                 "upload_bytes": limits.upload_bytes,
                 "upload_hours": limits.upload_hours,
                 "waiting": {lane.name: lane.pending for lane in self._lanes()},
@@ -293,9 +292,7 @@ class _Pages:
         return JSONResponse(await self._run(request, self._slow, describe, offset, limit))
 
     @staticmethod
-    async def _run(
-        request: Request, lane: Lane, function: Callable[..., T], *arguments: Any
-    ) -> T:
+    async def _run(request: Request, lane: Lane, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a lane, as long as the client waits for it."""
         return await _while_there(request, lane.run(function, *arguments))
 
@@ -364,7 +361,9 @@ def _static_files() -> dict[str, tuple[bytes, str, str]]:
 
 
 async def _refuse(request: Request, error: Any) -> Response:
-    return JSONResponse({"error": error.reason}, error.status)
+    # What is still to come of a body that was refused isn't read.
+    headers = {"Connection": "close"} if error.status in (408, 413) else None
+    return JSONResponse({"error": error.reason}, error.status, headers)
 
 
 async def _busy(request: Request, error: Any) -> Response:

@@ -93,7 +93,9 @@ class Guard:
             await self._app(scope, receive, send_closed)
             return
         status, reason = problem
-        await JSONResponse({"error": reason}, status)(scope, receive, send_closed)
+        # What a refused request may carry isn't read.
+        refusal = JSONResponse({"error": reason}, status, {"Connection": "close"})
+        await refusal(scope, receive, send_closed)
 
     def _problem(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)

@@ -23,7 +23,9 @@ def openapi() -> dict[str, Any]:
         _parameter("box", "query", "x1,y1,x2,y2 in pixels of the photo; repeatable"),
         of_class,
         *page,
-        _parameter("blend", "query", "with objects: 0 the object alone, 1 the scene", "number"),
+        _parameter(
+            "blend", "query", "with objects: how much the photos' distance counts", "number"
+        ),
         _parameter("all_objects", "query", "1: a photo may answer more than once"),
         _parameter("fold", "query", "0: copies of a photo are answers of their own"),
     ]

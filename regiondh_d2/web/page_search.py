@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,18 @@ from ..engine.query_encoder import QueryEncoder
 from ..retrieval.queries import Answer, Query, QueryObject, SearchOptions, SearchResult
 from ..retrieval.service import SnapshotHolder
 from ..utils.errors import RegionDHError
-from .collection import Collection, Cutoffs, UnknownItemError, check_numbers
+from .collection import Collection, Cutoffs, check_numbers
 from .decoder import THUMBNAIL_SIDE, DecodedImage, Decoder, Picture
 from .limits import Limits
 from .requests import SearchRequest
 from .uploads import Upload, UploadStore
 
-__all__ = ["CAN_BLEND", "ExpiredError", "PageSearch"]
+__all__ = ["ExpiredError", "PageSearch"]
 
 _LOG = logging.getLogger(__name__)
 
 _INPUTS_KEPT = 8  # photos of the collection that boxes were drawn in
 _SIZES_KEPT = 500_000
-
-CAN_BLEND = "blend" in {field.name for field in fields(SearchOptions)}
-"""Whether the service can weigh objects against the whole scene."""
 
 
 class ExpiredError(RegionDHError):
@@ -239,11 +236,7 @@ class PageSearch:
             RegionDHError: the service can't answer; the message says why.
         """
         collection = self.collection()
-        query, whole = self._query(collection, request, boxes)
-        if len(query.objects) != 1 and request.all_objects:
-            raise RegionDHError("all_objects: give one object")
-        if request.blend and not CAN_BLEND:
-            raise RegionDHError("blend: the search has no such option")
+        query = self._query(collection, request, boxes)
         wanted = min(request.offset + request.limit, self.limits.answers)
         options = SearchOptions(
             topk=wanted + 1,
@@ -251,27 +244,16 @@ class PageSearch:
             all_objects=request.all_objects,
             exclude_self=bool(request.photo),
             fold_duplicates=request.fold,
+            blend=request.blend,
         )
-        result = self._ask(collection, query, whole, options, request.blend)
+        result = collection.service.search(query, options)
         cutoffs = None
         if not request.blend:
             cutoffs = collection.cutoffs("instance" if query.objects else "image")
         return self._describe(collection, request, result, cutoffs, wanted)
 
-    def _ask(
-        self,
-        collection: Collection,
-        query: Query,
-        whole: Query,
-        options: SearchOptions,
-        blend: float,
-    ) -> SearchResult:
-        return collection.service.search(query, options)
-
-    def _query(
-        self, collection: Collection, request: SearchRequest, boxes: Query | None
-    ) -> tuple[Query, Query]:
-        """The query of a request, and that of the whole photo."""
+    def _query(self, collection: Collection, request: SearchRequest, boxes: Query | None) -> Query:
+        """The query of a request; one of objects has the code of the whole photo, too."""
         if bool(request.photo) == bool(request.upload):
             raise RegionDHError("photo, upload: give the id of one of them")
         if request.upload:
@@ -288,16 +270,16 @@ class PageSearch:
             row = collection.row(request.photo)
             whole = collection.query(row)
             objects = collection.query(row, request.objects) if request.objects else whole
-        if boxes is None:
-            return (objects if request.objects else whole), whole
-        if not request.objects:
-            codes, both = boxes.codes, boxes.objects
-        else:
-            codes = np.concatenate([objects.codes, boxes.codes])
-            both = (*objects.objects, *boxes.objects)
-        return (
-            Query(whole.file_name, codes, both, content_sha256=whole.content_sha256),
-            whole,
+        parts = [objects] if request.objects else []
+        parts += [] if boxes is None else [boxes]
+        if not parts:
+            return whole
+        return Query(
+            whole.file_name,
+            np.concatenate([part.codes for part in parts]),
+            tuple(one for part in parts for one in part.objects),
+            content_sha256=whole.content_sha256,
+            image_code=whole.codes,
         )
 
     # Answers
@@ -333,21 +315,17 @@ class PageSearch:
         collection: Collection, answer: Answer, cutoffs: Cutoffs | None
     ) -> dict[str, Any]:
         values = asdict(answer)
+        if answer.blended is None:
+            del values["image_distance"], values["blended"]
         values["photo"] = collection.id_of(answer.row)
         values["file_name"] = collection.name(answer.row)
-        values["image_id"] = values["photo"]  # of photos it is the path
+        if answer.image_id == answer.file_name:  # a path, which nobody needs to know
+            values["image_id"] = values["photo"]
         values["copies"] = [collection.short_name(name) for name in answer.copies]
         for described, found in zip(values["objects"], answer.objects, strict=True):
             if found is not None:
                 described["number"] = collection.number_of(found.row)
-        distances = [None if found is None else found.distance for found in answer.objects]
-        # Of several objects the farthest counts: they are all there, or they aren't.
-        farthest: int | None = answer.distance if len(distances) < 2 else 0
-        for distance in distances if len(distances) > 1 else ():
-            farthest = None if None in (distance, farthest) else max(distance, farthest)
-        values["band"] = None
-        if cutoffs is not None:
-            values["band"] = "far" if farthest is None else cutoffs.band(farthest)
+        values["band"] = _band(answer, cutoffs)
         return values
 
     def _sizes_of(
@@ -361,6 +339,18 @@ class PageSearch:
                 self._sizes.clear()
             self._sizes.update(zip(lacking, self.decoder.sizes(lacking), strict=True))
         return [self._sizes.get(name) for name in names]
+
+
+def _band(answer: Answer, cutoffs: Cutoffs | None) -> str | None:
+    """What an answer is called; None where nothing is calibrated."""
+    if cutoffs is None:
+        return None
+    if len(answer.objects) < 2:
+        return cutoffs.band(answer.distance)
+    # The photo shows all of the objects, or it doesn't: the farthest one counts.
+    distances = [found.distance for found in answer.objects if found is not None]
+    all_found = len(distances) == len(answer.objects)
+    return cutoffs.band(max(distances)) if all_found else "far"
 
 
 def _inputs(image: DecodedImage) -> dict:

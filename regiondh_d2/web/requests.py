@@ -30,7 +30,8 @@ class SearchRequest:
         boxes: further objects, XYXY in pixels of the photo.
         class_name: answers must be of this class; None for any.
         limit, offset: how many answers, and how many to pass over before.
-        blend: with objects, the weight of the whole scene, from 0 to 1.
+        blend: with objects, how much the whole scene counts, as of
+            :class:`~regiondh_d2.retrieval.queries.SearchOptions`.
         all_objects: with one object, whether a photo may answer more than once.
         fold: whether copies of a photo fill one answer.
     """
@@ -72,7 +73,7 @@ class SearchRequest:
         if len(objects) + len(boxes) > _MOST_OBJECTS:
             raise RegionDHError(f"objects: at most {_MOST_OBJECTS} at once")
         limit, offset = page_of(values, limits)
-        request = cls(
+        return cls(
             photo=_text(values, "photo"),
             upload=_text(values, "upload"),
             objects=tuple(_whole("objects", one) for one in objects),
@@ -84,18 +85,13 @@ class SearchRequest:
             all_objects=_flag(values, "all_objects", False),
             fold=_flag(values, "fold", True),
         )
-        if not 0 <= request.blend <= 1:
-            raise RegionDHError("blend: a number from 0, the object, to 1, the scene")
-        return request
 
     def of_upload(self, upload: str) -> SearchRequest:
         """The same search in an uploaded photo."""
         return replace(self, photo="", upload=upload)
 
 
-_PLAIN = (
-    *("photo", "upload", "class", "limit", "offset", "blend", "all_objects", "fold"),
-)
+_PLAIN = ("photo", "upload", "class", "limit", "offset", "blend", "all_objects", "fold")
 
 
 def page_of(values: Mapping[str, Any], limits: Limits) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Uploaded photos, in memory: limited in number, bytes and hours, under ids that can't be guessed."""
+"""Uploaded photos, in memory: limited in number, bytes and hours, under random ids."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ export function answerCard(answer, bits) {
       h("span", { class: "dot", "aria-hidden": "true" }),
       h("span", { class: "name" }, name || answer.file_name),
       answer.copies.length ? h("span", { class: "copies" }, T.copiesOf(answer.copies.length)) : null,
-      h("span", { class: "distance" }, T.distanceShort(answer.distance, total)))),
+      h("span", { class: "distance" },
+        T.distanceShort(answer.distance, total, answer.image_distance)))),
     numbers.length
       ? h("a", {
           class: "whole",

@@ -10,6 +10,9 @@ import { T } from "./texts.js";
 
 const BANDS = ["same", "similar", "far"];
 const PAGE = 48;
+// How much the whole scene counts, by the place of the slider; the last one is the scene alone, but
+// for ties.
+const WEIGHTS = [0, 0.1, 0.25, 0.5, 1, 2, 1000];
 
 export class Search {
   constructor(main, health) {
@@ -59,8 +62,8 @@ export class Search {
     }, h("option", { value: "" }, T.anyClass),
     Object.keys(this.health.classes).map((name) => h("option", { value: name }, name)));
     this.slider = h("input", {
-      id: "blend", type: "range", min: 0, max: 1, step: 0.1,
-      onchange: () => this.go({ blend: Number(this.slider.value) }),
+      id: "blend", type: "range", min: 0, max: WEIGHTS.length - 1, step: 1,
+      onchange: () => this.go({ blend: WEIGHTS[this.slider.value] }),
     });
     this.blend = h("div", { class: "field blend" },
       h("label", { for: "blend" }, T.blend),
@@ -90,8 +93,8 @@ export class Search {
     const { objects, boxes, blend } = this.place;
     this.stage?.show(objects, boxes);
     this.filter.value = this.place.class;
-    this.slider.value = blend;
-    this.blend.hidden = !this.health.blend || !(objects.length || boxes.length);
+    this.slider.value = Math.max(0, WEIGHTS.findIndex((weight) => weight >= blend));
+    this.blend.hidden = !(objects.length || boxes.length);
     const chip = (text, action) =>
       h("li", {}, h("span", {}, text),
         h("button", { type: "button", "aria-label": T.remove(text), onclick: action }, "×"));

@@ -70,7 +70,8 @@ export const T = {
   noAnswers: "No photo answers",
   noAnswersHelp: "Take another object, or answer with anything.",
   distance: (distance, bits) => `${distance} of ${bits} bits differ`,
-  distanceShort: (distance, bits) => `${distance}/${bits}`,
+  distanceShort: (distance, bits, scene) =>
+    scene === undefined ? `${distance}/${bits}` : `${distance}/${bits} · scene ${scene}`,
   searchWith: (name, file) => `Search with ${name ? `this ${name} in` : ""} ${file}`,
   whole: "Whole photo",
   copiesOf: (count) => `+${many(count, "copy", "copies")}`,
@@ -93,7 +94,6 @@ export const T = {
 
   // Problems
   uploading: "Reading the photo…",
-  loading: "Searching…",
   expired: "This uploaded photo has expired",
   expiredHelp: "Uploads are kept for a short time only. Choose the photo again.",
   gone: "This photo isn’t in the collection any more",
@@ -102,6 +102,5 @@ export const T = {
   failed: "That didn’t work",
   again: "Try again",
   tooLarge: (megabytes) => `The file is larger than ${megabytes} MB`,
-  noUploads: "Uploads need the network: start the server with --config-file",
   back: "Back to all photos",
 };
