@@ -112,7 +112,7 @@ def test_every_import_is_required(declared):
     packages = packages_distributions()
     checked = set()
     for file in (ROOT / "regiondh_d2").rglob("*.py"):
-        # Pictures, reports and the page need an extra; everything else imports with what is required.
+        # Pictures and pages need an extra; everything else imports with what is required.
         optional = {"visualization", "commands", "web"} & set(file.relative_to(ROOT).parts)
         allowed = required.union(*extras.values()) if optional else required | needs
         for name in imports(file):
