@@ -118,7 +118,7 @@ def scene_server(folder, patch, count=90):
 
     Yields:
         ``url``; ``upload``, a file that isn't in the collection, its ``objects``, names of classes,
-        and their ``boxes``; ``search``, the :class:`PageSearch`.
+        and their ``boxes``, its ``size``; ``search``, the :class:`PageSearch`.
     """
     with registered_scenes(folder / "scenes", "page_", database=None) as name:
         generate_scenes(folder / "scenes", num_database=count, num_queries=4, image_size=SIZE)
@@ -138,5 +138,6 @@ def scene_server(folder, patch, count=90):
                 upload=codes.files[upload],
                 objects=[codes.classes[label] for label in codes.labels[upload]],
                 boxes=codes.boxes[upload],
+                size=(dicts[upload]["width"], dicts[upload]["height"]),
                 search=search,
             )

@@ -42,11 +42,19 @@ def choose_token(local: bool) -> str | None:
     return secrets.token_urlsafe(24)
 
 
+def check_web_packages() -> None:
+    """Check that the packages of the page are here.
+
+    Raises:
+        MissingPackageError: one isn't.
+    """
+    for name in ("starlette", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingPackageError(f"the page needs {name}: pip install 'regiondh_d2[web]'")
+
+
 def run(args: argparse.Namespace) -> None:
-    if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
-        raise MissingPackageError(
-            "the page needs Starlette and uvicorn: pip install 'regiondh_d2[web]'"
-        )
+    check_web_packages()
     from ..web.app import create_app
     from ..web.decoder import Decoder
     from ..web.guard import is_local
@@ -77,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
             "with uploaded photos and drawn boxes"
         )
     search = PageSearch(holder, decoder, encoder, limits)
+    search.warm_up()
     app = create_app(search, hosts=args.allow_host, any_address=not local, token=token)
     starting.join()
     port = listening.getsockname()[1]

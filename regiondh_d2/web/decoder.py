@@ -122,6 +122,10 @@ class Decoder:
         for worker in self._all:
             worker.start()
 
+    def process_ids(self) -> list[int]:
+        """Of the processes that run."""
+        return [worker.process.pid for worker in self._all if worker.process is not None]
+
     def close(self) -> None:
         """End the processes."""
         for worker in self._all:
@@ -140,7 +144,7 @@ class _Worker:
 
     def __init__(self, load: ImageLoader, limits: Limits):
         self._load, self._limits = load, limits
-        self._process: Any = None
+        self.process: Any = None
         self._connection: Connection | None = None
         self._done = 0
 
@@ -171,19 +175,19 @@ class _Worker:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process = None
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.process = None
 
     def start(self) -> None:
         self.stop()
         context: Any = _context()
         ours, theirs = context.Pipe()
-        self._process = context.Process(
+        self.process = context.Process(
             target=_serve, args=(theirs, self._load, self._limits.decode_memory), daemon=True
         )
-        self._process.start()
+        self.process.start()
         theirs.close()
         self._connection, self._done = ours, 0
         if not ours.poll(_START_SECONDS) or ours.recv_bytes() != b"ready":

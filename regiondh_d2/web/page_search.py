@@ -91,6 +91,16 @@ class PageSearch:
                     self._collection = Collection(service)
         return self._collection
 
+    def warm_up(self) -> None:
+        """Prepare what the first answers need, so that nobody waits for it."""
+        collection = self.collection()
+        for granularity in ("image", "instance"):
+            collection.cutoffs(granularity)
+        collection.class_counts()
+        if len(collection):
+            options = SearchOptions(topk=1, fold_duplicates=True, check_files=False)
+            collection.service.search(collection.query(0), options)
+
     # Photos
 
     def describe_photos(self, rows: Sequence[int]) -> list[dict[str, Any]]:

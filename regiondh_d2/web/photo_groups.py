@@ -38,7 +38,7 @@ class GroupViews:
         return {**values, "distance": None if cutoffs is None else cutoffs.similar}
 
     def copies(self, offset: int, limit: int) -> dict[str, Any]:
-        """Some of the photos that there are copies of, with their copies; raises as :meth:`groups`."""
+        """Some of the photos that there are copies of, with these; raises as :meth:`groups`."""
         _, found = self._find()
         groups = [[row, *copies] for row, copies in found.copies.items()]
         return self._describe(groups, offset, limit)
