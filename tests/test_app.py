@@ -13,6 +13,7 @@ from importlib import resources
 import pytest
 from starlette.testclient import TestClient
 
+from regiondh_d2.web.app import create_app
 from regiondh_d2.web.guard import COOKIE
 from regiondh_d2.web.limits import Limits
 from web_site import EVIL, GPS, PHOTOS, FakeEncoder, photo_bytes, running, site
@@ -350,3 +351,29 @@ def test_a_client_that_leaves_frees_its_place(port, place, monkeypatch):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert len(ran) < 4  # of ten: the others never ran
+
+
+def test_folders_are_added_only_where_that_was_allowed(client, place, monkeypatch):
+    assert client.get("/api/folders").status_code == 404
+    assert client.post("/api/folders", json={"root": 0}).status_code == 404
+
+    class Adder:
+        roots, started = ["photos"], []
+
+        def state(self):
+            return {"state": "idle", "line": ""}
+
+        def folders(self):
+            return [{"root": 0, "path": "", "name": "photos"}]
+
+        def start(self, root, path):
+            self.started.append((root, path))
+
+    adder = Adder()
+    other = TestClient(create_app(place.search, adder=adder), "http://127.0.0.1")
+    assert other.get("/api/health").json()["adds_folders"]
+    assert other.get("/api/folders").json()["folders"][0]["name"] == "photos"
+    assert other.post("/api/folders", json={"root": 0, "path": "a"}).status_code == 202
+    assert other.post("/api/folders", json={"root": "0"}).status_code == 422
+    assert other.post("/api/folders", content=b"{}").status_code == 415  # no form of another site
+    assert adder.started == [(0, "a")]

@@ -30,6 +30,14 @@ def add_arguments(parser: CommandParser) -> None:
         help="a host name under which the page is reached, such as that of a proxy; repeatable",
     )
     parser.add_argument(
+        "--add-below",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="the page may add this folder of photos to the index, and those below it; repeatable "
+        "(default: none)",
+    )
+    parser.add_argument(
         "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
     )
     add_root_option(parser)

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     check_web_packages()
     from ..web.app import create_app
     from ..web.decoder import Decoder
+    from ..web.growth import FolderAdder
     from ..web.guard import is_local
     from ..web.limits import Limits
     from ..web.page_search import PageSearch
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     items = service.folder.items
     config = config_of(args, service)
     cfg = build_cfg(find_config(config or next(iter(CONFIGS.values()))), args.opts)
+    adder = FolderAdder(args.add_below, service.folder, config, args.opts)
     listening = listen(args.host, args.port)
     encoder = None
     load = query_loader(items.settings, cfg)
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         )
     search = PageSearch(holder, decoder, encoder, limits)
     search.warm_up()
-    app = create_app(search, hosts=args.allow_host, any_address=not local, token=token)
+    app = create_app(search, hosts=args.allow_host, any_address=not local, token=token, adder=adder)
     starting.join()
     port = listening.getsockname()[1]
     host = f"[{args.host}]" if ":" in args.host else args.host

@@ -24,6 +24,7 @@ from regiondh_cli import __version__
 from ..utils.errors import RegionDHError
 from .collection import UnknownItemError
 from .decoder import PICTURE_SIDE
+from .growth import FolderAdder
 from .guard import COOKIE, Guard
 from .lanes import BusyError, Lane
 from .limits import Limits
@@ -64,21 +65,23 @@ def create_app(
     hosts: Collection[str] = (),
     any_address: bool = False,
     token: str | None = None,
+    adder: FolderAdder | None = None,
 ) -> ASGIApp:
     """The application, guarded.
 
     Args:
         search: answers.
         hosts, any_address, token: as of :class:`.guard.Guard`.
+        adder: adds folders, or None where that isn't allowed.
     """
-    return Guard(_Pages(search, token).app, hosts, any_address, token)
+    return Guard(_Pages(search, token, adder).app, hosts, any_address, token)
 
 
 class _Pages:
     """The endpoints."""
 
-    def __init__(self, search: PageSearch, token: str | None):
-        self._search, self._token = search, token
+    def __init__(self, search: PageSearch, token: str | None, adder: FolderAdder | None = None):
+        self._search, self._token, self._adder = search, token, adder
         waiting = search.limits.waiting
         # Thumbnails of a whole page are asked for at once.
         self._pictures = Lane("pictures", 2, 8 * waiting)
@@ -107,6 +110,7 @@ class _Pages:
             Route("/api/query", self._query, methods=post),
             Route("/api/groups", self._show_groups, methods=get),
             Route("/api/copies", self._show_copies, methods=get),
+            Route("/api/folders", self._folders, methods=["GET", "POST"]),
         ]
         handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
             _HTTPError: _refuse,
@@ -123,6 +127,8 @@ class _Pages:
             yield
             for lane in self._lanes():
                 lane.close()
+            if adder is not None:
+                adder.close()
             search.decoder.close()
 
         self.app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
@@ -163,6 +169,7 @@ class _Pages:
                 "object_bits": None if items.instances is None else items.instances.bits,
                 "classes": collection.class_counts(),
                 "network": self._search.encoder is not None,
+                "adds_folders": bool(self._adder and self._adder.roots),
                 "upload_bytes": limits.upload_bytes,
                 "upload_hours": limits.upload_hours,
                 "waiting": {lane.name: lane.pending for lane in self._lanes()},
@@ -286,6 +293,21 @@ class _Pages:
 
     async def _show_copies(self, request: Request) -> Response:
         return await self._show(request, self._groups.copies)
+
+    # Folders
+
+    async def _folders(self, request: Request) -> Response:
+        if self._adder is None or not self._adder.roots:
+            raise _HTTPError(404, "folders can't be added: start the server with --add-below")
+        if request.method == "POST":
+            values = await _read_json(request)
+            root, path = values.get("root"), values.get("path", "")
+            if not isinstance(root, int) or not isinstance(path, str):
+                raise _HTTPError(422, "root, path: give a number and a text")
+            self._adder.start(root, path)
+            return JSONResponse(self._adder.state(), 202)
+        folders = await self._run(request, self._slow, self._adder.folders)
+        return JSONResponse({**self._adder.state(), "folders": folders})
 
     async def _show(self, request: Request, describe: Callable[..., Any]) -> Response:
         limit, offset = page_of(request.query_params, self._search.limits)

@@ -34,6 +34,7 @@ def openapi() -> dict[str, Any]:
         _parameter("upload", "query", "search with this uploaded photo"),
     ]
     image = {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+    folder = {"content": {"application/json": {"schema": _FOLDER}}}
     query = {"content": {**image["content"], "application/json": {"schema": _QUERY}}}
     paths = {
         "/api/health": {"get": _operation("The state of the server and the collection")},
@@ -70,6 +71,10 @@ def openapi() -> dict[str, Any]:
             )
         },
         "/api/groups": {"get": _operation("Groups of photos that show the same", 422, of=page)},
+        "/api/folders": {
+            "get": _operation("Folders that can be added, and how far one is", 404),
+            "post": _operation("Add a folder: {root, path}", 202, 404, 422, body=folder),
+        },
         "/api/copies": {"get": _operation("Photos with their copies", 422, of=page)},
     }
     info = {"title": "regiondh serve", "version": __version__}
@@ -79,6 +84,7 @@ def openapi() -> dict[str, Any]:
 _REASONS = {
     200: "done",
     201: "done",
+    202: "begun",
     204: "done",
     401: "the token is missing or wrong",
     403: "a request on behalf of another site",
@@ -89,6 +95,11 @@ _REASONS = {
     421: "an unknown host name",
     422: "a value is wrong, or the photo can't be read",
     503: "too many requests at once",
+}
+
+_FOLDER = {
+    "type": "object",
+    "properties": {"root": {"type": "integer"}, "path": {"type": "string"}},
 }
 
 _QUERY = {

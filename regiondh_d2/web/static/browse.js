@@ -73,6 +73,39 @@ export async function browse(main, place, health, signal, y) {
   return grown.stop;
 }
 
+// Adds a folder below the roots that were named at start, and shows how far that is.
+export async function addFolder(main, signal) {
+  const state = h("p", { role: "status", class: "muted" });
+  const { folders, ...first } = await call("/api/folders", { signal });
+  const select = h("select", { id: "folder" },
+    folders.map((one, i) => h("option", { value: i }, one.name)));
+  const button = h("button", { type: "submit", class: "button primary" }, T.addStart);
+  const form = h("form", {
+    class: "field",
+    onsubmit: async (event) => {
+      event.preventDefault();
+      const { root, path } = folders[select.value];
+      show(await call("/api/folders", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ root, path }),
+        signal,
+      }));
+    },
+  }, h("label", { for: "folder" }, T.folder), select, button);
+  main.replaceChildren(
+    h("section", { class: "hero" }, h("h1", {}, T.addTitle), h("p", {}, T.addHelp)), form, state);
+  let timer = 0;
+  function show({ state: name, line }) {
+    button.disabled = name === "running";
+    state.textContent = [T.addState[name], line].filter(Boolean).join(" ");
+    if (name === "running") timer = setTimeout(look, 1000);
+  }
+  const look = async () => show(await call("/api/folders", { signal }).catch(() => ({ state: "idle" })));
+  show(first);
+  return () => clearTimeout(timer);
+}
+
 export async function groups(main, place, signal) {
   const copies = place.view === "copies";
   const title = copies ? T.copiesTitle : T.groupsTitle;

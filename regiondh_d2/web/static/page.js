@@ -1,7 +1,7 @@
 // Starts the page: what is shown for an address, and photos that are chosen, dropped or pasted.
 
 import { call, upload } from "./api.js";
-import { browse, groups } from "./browse.js";
+import { addFolder, browse, groups } from "./browse.js";
 import { go, read, start, write } from "./place.js";
 import { $, alert, empty, h, progress, status } from "./parts.js";
 import { Search } from "./search.js";
@@ -10,6 +10,7 @@ import { T } from "./texts.js";
 const main = $("#main");
 let health = null;
 let search = null;
+let shownView = null; // what is told of the collection may have changed between views
 let running = new AbortController();
 let stop = () => {};
 
@@ -50,7 +51,9 @@ async function show({ y = 0 }) {
 }
 
 async function render(place, signal, y) {
-  health ??= await call("/api/health");
+  if (!health || place.view !== shownView) health = await call("/api/health", { signal });
+  shownView = place.view;
+  $("#add").hidden = !health.adds_folders;
   $("#choose").hidden = !health.network;
   if (place.photo || place.upload) {
     search ??= new Search(main, health);
@@ -58,6 +61,7 @@ async function render(place, signal, y) {
     return search.show(place, signal);
   }
   document.title = T.brand;
+  if (place.view === "add") return addFolder(main, signal);
   return place.view ? groups(main, place, signal) : browse(main, place, health, signal, y);
 }
 

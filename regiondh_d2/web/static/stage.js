@@ -167,7 +167,7 @@ export class Stage {
     draft.node = this.button({
       key: "draft",
       box: draft.box,
-      text: T.drawHelp,
+      text: T.draft,
       label: T.drawHelp,
       chosen: true,
       drawn: true,

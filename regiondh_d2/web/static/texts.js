@@ -42,6 +42,7 @@ export const T = {
   addMoreHelp: "Further clicks add objects: answers show all of them",
   draw: "Draw a box",
   drawHelp: "Drag on the photo, or move the box with the arrow keys, then press Enter",
+  draft: "Enter searches",
   hint: "Click an object. Drag a box around what wasn’t found.",
   noObjects: "No object was found here. Drag a box around what you look for.",
   hintStored: "Click an object.",
@@ -91,6 +92,14 @@ export const T = {
   noGroups: "There is no group of photos that show the same",
   noCopies: "There are no copies",
   groupOf: (count) => many(count, "photo"),
+
+  // Adding folders
+  add: "Add photos",
+  addTitle: "Add a folder of photos",
+  addHelp: "Its photos are encoded and put into the index. You can search meanwhile.",
+  folder: "Folder",
+  addStart: "Add it",
+  addState: { idle: "", running: "Working…", done: "Done: the photos are there", failed: "Failed" },
 
   // Problems
   uploading: "Reading the photo…",
