@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import struct
+import threading
 import time
 import zlib
 
@@ -148,3 +149,22 @@ def test_the_process_writes_no_file(monkeypatch, tmp_path):
     monkeypatch.setitem(decoder_module._JOBS, "picture", write)
     with forked_decoder(monkeypatch) as decoder:
         assert decoder.picture("a.jpg", 10).width == 0
+
+
+def test_a_slow_image_keeps_no_picture_waiting(monkeypatch, tmp_path):
+    monkeypatch.setitem(decoder_module._JOBS, "image", lambda *_: time.sleep(60))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(photo_bytes())
+    with forked_decoder(monkeypatch, Limits(decode_seconds=1.0)) as decoder:
+
+        def read():
+            with pytest.raises(UnreadableImage):
+                decoder.image(b"")
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        time.sleep(0.1)
+        start = time.monotonic()
+        assert decoder.picture(str(path), 10).width == 80
+        assert time.monotonic() - start < 0.8
+        thread.join()

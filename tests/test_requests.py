@@ -4,10 +4,7 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.web.limits import Limits
 from regiondh_d2.web.requests import SearchRequest, page_of
-
-LIMITS = Limits()
 
 
 def test_an_address_and_json_ask_for_the_same():
@@ -34,9 +31,9 @@ def test_an_address_and_json_ask_for_the_same():
         blend=0.5,
         fold=False,
     )
-    assert SearchRequest.from_query(QueryParams(address), LIMITS) == wanted
-    assert SearchRequest.from_values(values, LIMITS) == wanted
-    assert SearchRequest.from_query(QueryParams(""), LIMITS) == SearchRequest()
+    assert SearchRequest.from_query(QueryParams(address)) == wanted
+    assert SearchRequest.from_values(values) == wanted
+    assert SearchRequest.from_query(QueryParams("")) == SearchRequest()
     assert wanted.of_upload("xy").upload == "xy"
     assert wanted.of_upload("xy").photo == ""
 
@@ -70,9 +67,9 @@ def test_an_address_and_json_ask_for_the_same():
 )
 def test_wrong_values_are_named(values, named):
     with pytest.raises(RegionDHError, match=f"^{named}: "):
-        SearchRequest.from_values(values, LIMITS)
+        SearchRequest.from_values(values)
 
 
 def test_pages():
-    assert page_of({}, LIMITS) == (48, 0)
-    assert page_of({"limit": "7", "offset": "14"}, LIMITS) == (7, 14)
+    assert page_of({}) == (48, 0)
+    assert page_of({"limit": "7", "offset": "14"}) == (7, 14)

@@ -85,7 +85,7 @@ class _Pages:
         waiting = search.limits.waiting
         # Thumbnails of a whole page are asked for at once.
         self._pictures = Lane("pictures", 2, 8 * waiting)
-        self._decoding = Lane("decoding", 2, waiting)
+        self._decoding = Lane("decoding", 1, waiting)
         self._network = Lane("network", 1, waiting)
         self._searches = Lane("searches", 2, waiting)
         self._slow = Lane("groups", 1, 4)
@@ -193,7 +193,7 @@ class _Pages:
     # Photos
 
     async def _photos(self, request: Request) -> Response:
-        limit, offset = page_of(request.query_params, self._search.limits)
+        limit, offset = page_of(request.query_params)
         class_name = request.query_params.get("class", "")
 
         def describe() -> dict[str, Any]:
@@ -263,16 +263,16 @@ class _Pages:
     # Searches
 
     async def _get_search(self, request: Request) -> Response:
-        wanted = SearchRequest.from_query(request.query_params, self._search.limits)
+        wanted = SearchRequest.from_query(request.query_params)
         return JSONResponse(await self._answer(request, wanted))
 
     async def _query(self, request: Request) -> Response:
         if not request.headers.get("content-type", "").startswith("application/json"):
-            wanted = SearchRequest.from_query(request.query_params, self._search.limits)
+            wanted = SearchRequest.from_query(request.query_params)
             wanted = wanted.of_upload(await self._receive(request))
         else:
             values = await _read_json(request)
-            wanted = SearchRequest.from_values(values, self._search.limits)
+            wanted = SearchRequest.from_values(values)
         values = await self._answer(request, wanted)
         if wanted.upload:
             values["upload"] = self._search.describe_upload(wanted.upload)
@@ -310,7 +310,7 @@ class _Pages:
         return JSONResponse({**self._adder.state(), "folders": folders})
 
     async def _show(self, request: Request, describe: Callable[..., Any]) -> Response:
-        limit, offset = page_of(request.query_params, self._search.limits)
+        limit, offset = page_of(request.query_params)
         return JSONResponse(await self._run(request, self._slow, describe, offset, limit))
 
     @staticmethod

@@ -70,7 +70,7 @@ class DecodedImage:
 class Decoder:
     """Reads image files in other processes, which start when they are needed.
 
-    Any number of threads may ask; no more than ``processes`` are served at a time.
+    Any number of threads may ask.
     """
 
     def __init__(self, load: ImageLoader, limits: Limits, processes: int = 2):
@@ -79,7 +79,7 @@ class Decoder:
             load: reads images as those of the index were read; its pixel limit is lowered to that
                 of ``limits``.
             limits: of pixels, time and memory.
-            processes: how many.
+            processes: how many read pictures and sizes; one more reads images for the network.
         """
         small = ImageLoader(
             min_size=load.min_size,
@@ -87,10 +87,13 @@ class Decoder:
             image_format=load.image_format,
             max_pixels=min(load.max_pixels, limits.pixels),
         )
-        self._workers: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        self._all = [_Worker(small, limits) for _ in range(processes)]
-        for worker in self._all:
-            self._workers.put(worker)
+        self._all = [_Worker(small, limits) for _ in range(processes + 1)]
+        # An upload that takes long to read keeps no picture of the collection waiting.
+        self._for_images: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._for_pictures: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in self._all[1:]:
+            self._for_pictures.put(worker)
+        self._for_images.put(self._all[0])
 
     def image(self, source: str | bytes) -> DecodedImage:
         """An image for the network and the page.
@@ -132,11 +135,12 @@ class Decoder:
             worker.stop()
 
     def _ask(self, kind: str, source: Any, *arguments: Any) -> _Result:
-        worker = self._workers.get()
+        workers = self._for_images if kind == "image" else self._for_pictures
+        worker = workers.get()
         try:
             return worker.ask(kind, source, *arguments)
         finally:
-            self._workers.put(worker)
+            workers.put(worker)
 
 
 class _Worker:

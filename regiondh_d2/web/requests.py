@@ -11,7 +11,6 @@ from starlette.datastructures import QueryParams
 
 from ..retrieval.queries import Box
 from ..utils.errors import RegionDHError
-from .limits import Limits
 
 __all__ = ["SearchRequest", "page_of"]
 
@@ -48,7 +47,7 @@ class SearchRequest:
     fold: bool = True
 
     @classmethod
-    def from_query(cls, query: QueryParams, limits: Limits) -> SearchRequest:
+    def from_query(cls, query: QueryParams) -> SearchRequest:
         """From the query of an address: ``?photo=...&object=1&box=10,20,200,180&class=dog``.
 
         Raises:
@@ -57,10 +56,10 @@ class SearchRequest:
         values: dict[str, Any] = {name: query[name] for name in _PLAIN if name in query}
         values["objects"] = query.getlist("object")
         values["boxes"] = [box.split(",") for box in query.getlist("box")]
-        return cls.from_values(values, limits)
+        return cls.from_values(values)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any], limits: Limits) -> SearchRequest:
+    def from_values(cls, values: Mapping[str, Any]) -> SearchRequest:
         """From JSON: the same names, ``objects`` a list of numbers, ``boxes`` of lists of four.
 
         Raises:
@@ -72,7 +71,7 @@ class SearchRequest:
         objects, boxes = _list(values, "objects"), _list(values, "boxes")
         if len(objects) + len(boxes) > _MOST_OBJECTS:
             raise RegionDHError(f"objects: at most {_MOST_OBJECTS} at once")
-        limit, offset = page_of(values, limits)
+        limit, offset = page_of(values)
         return cls(
             photo=_text(values, "photo"),
             upload=_text(values, "upload"),
@@ -94,7 +93,7 @@ class SearchRequest:
 _PLAIN = ("photo", "upload", "class", "limit", "offset", "blend", "all_objects", "fold")
 
 
-def page_of(values: Mapping[str, Any], limits: Limits) -> tuple[int, int]:
+def page_of(values: Mapping[str, Any]) -> tuple[int, int]:
     """How many items are asked for, and from where on.
 
     Raises:
