@@ -52,7 +52,7 @@ def test_from_an_index_to_answers(random_network, tmp_path, load_tool, served, c
     # A scene that is uploaded has the code that was stored for it.
     found = client.post("/api/query?limit=1", content=scene.read_bytes()).json()
     assert found["answers"][0]["distance"] == 0
-    assert found["answers"][0]["file_name"] == scene.name
+    assert found["answers"][0]["file_name"] == f"JPEGImages/{scene.name}"
     upload = found["upload"]["upload"]
     assert len(found["upload"]["objects"]) > 0
 
