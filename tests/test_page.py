@@ -286,6 +286,17 @@ def test_class_filter_slider_and_far_answers(open_page, site):
     page.get_by_role("button", name="Show the nearest others").click()
     assert len(files(page)) > near
     assert page.get_by_role("heading", name="Probably nothing").is_visible()
+    # The place in a long list is kept, also behind the button.
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_timeout(600)
+    before, shown = page.evaluate("scrollY"), len(files(page))
+    assert before > 300
+    page.locator(".answer > a:first-child").last.click()
+    page.wait_for_function("() => scrollY === 0")
+    page.go_back()
+    page.wait_for_function("y => Math.abs(scrollY - y) < 5", arg=before)
+    assert len(files(page)) == shown
+
     page.locator("#blend").evaluate(
         "node => { node.value = 4; node.dispatchEvent(new Event('change')); }"
     )

@@ -14,6 +14,8 @@ from regiondh_d2.web import server
 from searching import index_scenes
 from web_site import forked_decoder, make_items
 
+BOX = "20,20,90,90"
+
 
 @pytest.fixture
 def served(monkeypatch):
@@ -59,9 +61,9 @@ def test_from_an_index_to_answers(random_network, tmp_path, load_tool, served, c
     # So have its objects, and a box gives what `regiondh search` gives.
     stored = client.get("/api/search", params={"upload": upload, "object": 1, "limit": 1}).json()
     assert stored["answers"][0]["distance"] == 0
-    boxed = client.get("/api/search", params={"upload": upload, "box": "20,20,90,90"}).json()
+    boxed = client.get("/api/search", params={"upload": upload, "box": BOX, "limit": 10}).json()
     out_file = tmp_path / "out.json"
-    words = ["--query", str(scene), "--box", "20,20,90,90", "--fold-duplicates"]
+    words = ["--query", str(scene), "--box", BOX, "--fold-duplicates"]
     more = ["--json", str(out_file), *random_network.opts]
     config = ["--config-file", random_network.config, "--index", str(folder / "index")]
     assert main(["search", *config, *words, *more]) == 0

@@ -3,35 +3,41 @@
 import { call } from "./api.js";
 import { photoCard, skeletons } from "./cards.js";
 import { write } from "./place.js";
-import { empty, h, status } from "./parts.js";
+import { alert, empty, h, status } from "./parts.js";
 import { T } from "./texts.js";
 
 const PAGE = 60;
 
 // A list that grows when its end comes into view. load(offset) gives {items, more}.
 export function growing(list, load) {
-  const button = h("button", { type: "button", class: "button", onclick: () => next() }, T.more);
+  const button = h("button", { type: "button", class: "button", onclick: () => safely() }, T.more);
   const end = h("div", { class: "end", hidden: true }, button);
   let offset = 0;
-  let loading = false;
+  let loading = null;
   const watch = new IntersectionObserver((seen) => {
-    if (seen.some((one) => one.isIntersecting)) next();
+    if (seen.some((one) => one.isIntersecting)) safely();
   }, { rootMargin: "600px" });
-  async function next() {
-    if (loading) return;
-    loading = true;
-    try {
-      const { items, more, count } = await load(offset);
-      offset += count ?? items.length;
-      list.append(...items);
-      end.hidden = !more;
-    } finally {
-      loading = false;
-    }
-    watch.unobserve(end);
-    if (!end.hidden) watch.observe(end);
+  // One load at a time; who asks meanwhile waits for the same one.
+  const next = () => (loading ??= grow().finally(() => (loading = null)));
+  async function grow() {
+    const { items, more, count } = await load(offset);
+    offset += count ?? items.length;
+    list.append(...items);
+    begin(more);
   }
-  return { end, next, stop: () => watch.disconnect() };
+  function begin(more) {
+    end.hidden = !more;
+    watch.unobserve(end); // so that it is told again if the end is still in view
+    if (more) watch.observe(end);
+  }
+  const safely = () => next().catch((error) => {
+    if (error.name !== "AbortError") alert(error.message);
+  });
+  // Load until the place at a height is there.
+  async function reach(y) {
+    while (y && document.documentElement.scrollHeight < y + innerHeight && !end.hidden) await next();
+  }
+  return { end, next, begin, reach, stop: () => watch.disconnect() };
 }
 
 export async function browse(main, place, health, signal, y) {
@@ -63,12 +69,10 @@ export async function browse(main, place, health, signal, y) {
   };
   const grown = growing(list, load);
   await grown.next();
-  while (y && list.childElementCount < 3000 && document.body.scrollHeight < y && !grown.end.hidden) {
-    await grown.next();
-  }
   waiting.replaceWith(...(list.childElementCount
     ? [list, grown.end]
     : [empty(T.emptyCollection, T.emptyCollectionHelp)]));
+  await grown.reach(y);
   status(count.textContent);
   return grown.stop;
 }

@@ -10,6 +10,7 @@ import { T } from "./texts.js";
 const main = $("#main");
 let health = null;
 let search = null;
+let started = false; // the first view takes no focus
 let shownView = null; // what is told of the collection may have changed between views
 let running = new AbortController();
 let stop = () => {};
@@ -22,7 +23,8 @@ for (const node of document.querySelectorAll("[data-label]")) {
   node.setAttribute("aria-label", T[node.dataset.label]);
 }
 
-async function show({ y = 0 }) {
+async function show(before) {
+  const { y = 0 } = before;
   const place = read();
   running.abort();
   running = new AbortController();
@@ -35,22 +37,24 @@ async function show({ y = 0 }) {
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const before = main.dataset.key;
   const key = place.photo || place.upload || `view ${place.view}`;
-  const same = before === key && search && main.contains(search.root);
+  const same = main.dataset.key === key && search && main.contains(search.root);
   main.dataset.key = key;
   if (!same) scrollTo(0, 0);
   try {
-    const shown = await progress(render(place, signal, y));
+    const shown = await progress(render(place, signal, before));
     if (signal.aborted) shown();
     else stop = shown;
-    if (!signal.aborted && (y || !same)) scrollTo(0, y);
+    if (signal.aborted) return;
+    if (y || !same) scrollTo(0, y);
+    if (started && !same) main.focus({ preventScroll: true });
+    started = true;
   } catch (error) {
     if (error.name !== "AbortError" && !signal.aborted) tell(error);
   }
 }
 
-async function render(place, signal, y) {
+async function render(place, signal, before) {
   if (!health || place.view !== shownView) health = await call("/api/health", { signal });
   shownView = place.view;
   $("#add").hidden = !health.adds_folders;
@@ -58,11 +62,11 @@ async function render(place, signal, y) {
   if (place.photo || place.upload) {
     search ??= new Search(main, health);
     document.title = `${T.answers} · ${T.brand}`;
-    return search.show(place, signal);
+    return search.show(place, signal, before);
   }
   document.title = T.brand;
   if (place.view === "add") return addFolder(main, signal);
-  return place.view ? groups(main, place, signal) : browse(main, place, health, signal, y);
+  return place.view ? groups(main, place, signal) : browse(main, place, health, signal, before.y);
 }
 
 function tell(error) {

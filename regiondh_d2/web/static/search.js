@@ -23,13 +23,13 @@ export class Search {
   }
 
   // Show a place; what is there already stays, so that nothing jumps.
-  async show(place, signal) {
+  async show(place, signal, before) {
     this.place = place;
     const key = place.photo || place.upload;
     if (key !== this.key || !this.main.contains(this.root)) await this.build(place, signal);
     this.key = key;
     this.update();
-    return this.answer(signal);
+    return this.answer(signal, before);
   }
 
   async build(place, signal) {
@@ -144,7 +144,7 @@ export class Search {
 
   // Answers
 
-  async answer(signal) {
+  async answer(signal, before) {
     const address = write(this.place).slice(2);
     const load = (offset) =>
       call(`/api/search?${address}&offset=${offset}&limit=${PAGE}`, { signal });
@@ -157,10 +157,11 @@ export class Search {
       clearTimeout(slow);
       this.results.removeAttribute("aria-busy");
     }
-    return this.list(first, load);
+    return this.list(first, load, before);
   }
 
-  list(first, load) {
+  // before: where this list was left, if it was: its height, and whether far answers were shown.
+  async list(first, load, { y = 0, far = false }) {
     const { cutoffs } = first;
     const bands = cutoffs && first.answers.every((one) => one.band) ? BANDS : [null];
     const bits = first.bits;
@@ -185,17 +186,13 @@ export class Search {
         }
       });
     };
-    this.hidesFar = bands.length > 1;
+    this.hidesFar = bands.length > 1 && !far;
     place(first);
     const grown = growing(h("span"), async (offset) => {
       const page = await load(offset + PAGE);
       place(page);
       return { items: [], more: page.more, count: PAGE };
     });
-    const grow = () => {
-      grown.end.hidden = !first.more;
-      if (first.more) grown.next();
-    };
     const near = counts.same + counts.similar;
     const nothing = bands.length > 1 && !near;
     const nodes = [...sections];
@@ -209,19 +206,20 @@ export class Search {
           showFar.remove();
           sections.at(-1).hidden = false;
           sections.at(-1).querySelector("a")?.focus({ preventScroll: true });
-          grow();
+          history.replaceState({ ...history.state, far: true }, "");
+          grown.begin(first.more);
         },
       }, T.showFar));
       nodes.splice(-1, 0, showFar);
     } else if (first.answers.length) {
-      this.hidesFar = false;
-      if (first.more) grow();
+      grown.begin(first.more);
     }
     nodes.push(grown.end);
     for (const note of first.notes) nodes.push(h("p", { class: "muted note" }, note));
     this.results.replaceChildren(...nodes);
     this.results.dataset.shown = location.search; // tells what these answers are to
     status(bands.length > 1 ? T.foundStatus({ ...counts, nothing }) : T.found(first.answers.length, first.more));
+    await grown.reach(y);
     return grown.stop;
   }
 }

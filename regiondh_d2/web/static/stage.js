@@ -124,7 +124,8 @@ export class Stage {
       if (event.button !== 0 || byTouch) return;
       start = { at: this.point(event), x: event.clientX, y: event.clientY, node: null };
     });
-    addEventListener("pointermove", (event) => {
+    this.node.addEventListener("pointermove", (event) => {
+      if (event.buttons === 0) start = null;
       if (!start) return;
       const far = Math.hypot(event.clientX - start.x, event.clientY - start.y) > DRAG;
       if (!start.node && !far) return;
@@ -132,6 +133,7 @@ export class Stage {
       if (!start.node) {
         this.forget();
         this.dragged = true;
+        this.node.setPointerCapture(event.pointerId); // also outside of the photo
         start.node = h("span", { class: "rubber" });
         this.layer.append(start.node);
       }
@@ -150,8 +152,8 @@ export class Stage {
         this.actions.draw(box);
       }
     };
-    addEventListener("pointerup", end);
-    addEventListener("pointercancel", end);
+    this.node.addEventListener("pointerup", end);
+    this.node.addEventListener("pointercancel", end);
   }
 
   between(a, b) {
