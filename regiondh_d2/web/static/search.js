@@ -217,9 +217,9 @@ export class Search {
     nodes.push(grown.end);
     for (const note of first.notes) nodes.push(h("p", { class: "muted note" }, note));
     this.results.replaceChildren(...nodes);
-    this.results.dataset.shown = location.search; // tells what these answers are to
     status(bands.length > 1 ? T.foundStatus({ ...counts, nothing }) : T.found(first.answers.length, first.more));
     await grown.reach(y);
+    this.results.dataset.shown = location.search; // tells what these answers are to
     return grown.stop;
   }
 }
