@@ -28,7 +28,6 @@ from detectron2.engine import (
 from detectron2.engine.hooks import BestCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import distributed, nn
@@ -43,10 +42,13 @@ from ..checkpoint import (
 )
 from ..config import code_settings
 from ..data.catalog import adopt
+from ..data.train_stream import ResumableLoader, number_from
 from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
+from ..modeling.code_queue import CodeQueue
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
+from .gradient_clipping import add_gradient_clipping
 from .network import build_network, learns_from_boxes
 from .training_record import KEY, TrainingRecorder
 
@@ -158,7 +160,20 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
         nesterov=cfg.SOLVER.NESTEROV,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
     )
-    return maybe_add_gradient_clipping(cfg, optimizer)
+    return add_gradient_clipping(cfg, optimizer)
+
+
+class QueueState:
+    """Puts a queue of codes into checkpoints: it belongs to a training, not to a network."""
+
+    def __init__(self, queue: CodeQueue):
+        self._queue = queue
+
+    def state_dict(self) -> dict:
+        return self._queue.training_state()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._queue.load_training_state(state)
 
 
 class FiniteCheckpointer(RegionDHCheckpointer):
@@ -297,6 +312,9 @@ class RegionDHTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = FiniteCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.add_checkpointable(KEY, self._recorder)
+        queue = getattr(getattr(model, "roi_heads", None), "code_queue", None)
+        if queue is not None and queue.size:
+            self.checkpointer.add_checkpointable("code_queue", QueueState(queue))
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -351,8 +369,13 @@ class RegionDHTrainer(DefaultTrainer):
         self.checkpointer.whole = asked.eval_only
         resumed = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
+        self._skip_seen_batches()
         self._may_go_on = resume
         self._recorder.begin(resumed)
+
+    def _skip_seen_batches(self) -> None:
+        if isinstance(self._trainer.data_loader, ResumableLoader):
+            self._trainer.data_loader.skip(self.start_iter)
 
     def load_state_dict(self, state_dict):
         """As in the base class.
@@ -398,9 +421,14 @@ class RegionDHTrainer(DefaultTrainer):
     def run_step(self):
         """One iteration.
 
+        With a ``SEED`` of 0 or more its random numbers follow from the seed and its number, so that
+        a training that is resumed ends with the network that it would have ended with.
+
         Raises:
             FloatingPointError: training has diverged; the text names the iteration and the losses.
         """
+        if self.cfg.SEED >= 0:
+            torch.manual_seed(number_from(self.cfg.SEED, comm.get_rank(), self.iter))
         try:
             super().run_step()
         except FloatingPointError as error:

@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..utils.errors import RegionDHError, unknown_value_message
 from .box_heads import PooledBoxHead
+from .code_queue import CodeQueue
+from .gradients import scale_gradient
 from .hashing import (
     FUSION_NORMS,
     ImageCodes,
@@ -193,6 +195,8 @@ class RegionDHROIHeads(StandardROIHeads):
         fusion_norm: str = "sum",
         whole_image: str = "none",
         fusion_gradient: bool = True,
+        image_gradient_scale: float = 1.0,
+        code_queue: CodeQueue | None = None,
         image_loss: str = "logistic",
         **kwargs,
     ):
@@ -202,8 +206,10 @@ class RegionDHROIHeads(StandardROIHeads):
             image_hash: H2 and its classifier.
             image_objective: a loss of image activations (B, K2) and labels (B, C); see
                 :func:`.losses.build_loss`.
+            code_queue: what gives ``image_objective`` codes of earlier batches; None for none.
             fusion_rois, fusion_num_rois, fusion_input, fusion_norm, whole_image, fusion_gradient,
-                image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
+                image_gradient_scale, image_loss: see the keys of the same names in
+                :mod:`regiondh_d2.config`.
             kwargs: see :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
 
         Raises:
@@ -231,6 +237,8 @@ class RegionDHROIHeads(StandardROIHeads):
         self.fusion_norm = fusion_norm
         self.whole_image = whole_image
         self.fusion_gradient = fusion_gradient
+        self.image_gradient_scale = image_gradient_scale
+        self.code_queue = code_queue or CodeQueue(0, image_hash.latent.bits, self.num_classes)
         self.image_loss = IMAGE_LOSSES[image_loss]
 
     @classmethod
@@ -272,6 +280,8 @@ class RegionDHROIHeads(StandardROIHeads):
             "fusion_norm": node.FUSION_NORM,
             "whole_image": node.WHOLE_IMAGE,
             "fusion_gradient": node.FUSION_GRADIENT,
+            "image_gradient_scale": node.IMAGE_GRADIENT_SCALE,
+            "code_queue": CodeQueue(node.CODE_QUEUE, bits_image, num_classes),
             "image_loss": node.IMAGE_LOSS,
         }
 
@@ -303,7 +313,8 @@ class RegionDHROIHeads(StandardROIHeads):
         boxes, detected_rows, fused_rows = join_regions(detected, fused)
         regions = self._regions(features, boxes)
         detection = regions.take(detected_rows)
-        fused = regions.take(fused_rows).split([len(b) for b in fused])
+        image_branch = self._image_branch(regions.take(fused_rows))
+        fused = image_branch.split([len(b) for b in fused])
 
         deltas = self.box_predictor.bbox_pred(detection.features)
         losses = self.box_predictor.losses((detection.scores, deltas), sampled)
@@ -311,13 +322,23 @@ class RegionDHROIHeads(StandardROIHeads):
         losses["loss_hash_instance_balance"] = bit_balance_loss(detection.activations)
         return losses | self._image_losses(fused, labels)
 
+    def _image_branch(self, regions: RegionOutputs) -> RegionOutputs:
+        """Regions for the fusion, whose gradient on the way to the box head and the backbone is
+        multiplied by ``image_gradient_scale``; on H1 and the classifier it stays."""
+        if self.image_gradient_scale == 1.0:
+            return regions
+        parts = (regions.pooled, regions.features)
+        return self._outputs(*(scale_gradient(x, self.image_gradient_scale) for x in parts))
+
     def _image_losses(self, fused: list[RegionOutputs], labels) -> dict[str, torch.Tensor]:
         codes = self._fuse(fused)
         return {
             "loss_hash_image_binary": forcing_binary_loss(codes.activations),
             "loss_hash_image_balance": bit_balance_loss(codes.activations),
             "loss_cls_image": self.image_loss(codes.scores, labels),
-            "loss_similarity_image": self.image_objective(codes.activations, labels),
+            "loss_similarity_image": self.image_objective(
+                *self.code_queue(codes.activations, labels)
+            ),
         }
 
     def forward_hash(
@@ -383,7 +404,10 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _regions(self, features, boxes: list[Boxes]) -> RegionOutputs:
         """Run the box head and H1 on the regions of each image."""
-        pooled, x = self.region_reader(features, boxes)
+        return self._outputs(*self.region_reader(features, boxes))
+
+    def _outputs(self, pooled: torch.Tensor, x: torch.Tensor) -> RegionOutputs:
+        """H1 and the classifier on what :class:`RegionReader` gives."""
         activations = self.instance_hash(x)
         scores = self.box_predictor.class_scores(x, activations)
         return RegionOutputs(pooled, x, activations, scores)
