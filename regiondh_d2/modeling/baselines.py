@@ -25,7 +25,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..utils.errors import RegionDHError, unknown_value_message
-from .box_heads import PooledBoxHead
+from .box_heads import PooledBoxHead, RegionReader
 from .code_queue import CodeQueue
 from .gradients import scale_gradient
 from .hashing import (
@@ -41,7 +41,6 @@ from .meta_arch import RegionDH, per_image
 from .roi_heads import (
     IMAGE_LOSSES,
     RegionDHROIHeads,
-    RegionReader,
     whole_image_box,
 )
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..utils.errors import RegionDHError, unknown_value_message
-from .box_heads import PooledBoxHead
+from .box_heads import PooledBoxHead, RegionReader
 from .code_queue import CodeQueue
 from .gradients import scale_gradient
 from .hashing import (
@@ -31,7 +31,7 @@ from .hashing import (
 from .indexed_boxes import join_regions, number_regions
 from .losses import build_loss
 
-__all__ = ["RegionDHOutputLayers", "RegionDHROIHeads", "RegionReader"]
+__all__ = ["RegionDHOutputLayers", "RegionDHROIHeads"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
@@ -109,45 +109,6 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
         return instances, [rows[index] for rows, index in zip(finite, kept, strict=True)]
 
 
-class RegionReader:
-    """Reads regions of feature maps: pooling, then the box head.
-
-    Where the features of regions are known already, another reader takes its place; see
-    :mod:`.cached`.
-    """
-
-    def __init__(self, in_features: list[str], pooler: nn.Module, head: nn.Module):
-        """
-        Args:
-            in_features: names of the feature maps to pool from.
-            pooler: from feature maps and boxes to (R, C, H, W), Detectron2's ``ROIPooler``.
-            head: from (R, C, H, W) to region features.
-        """
-        self._in_features = in_features
-        self._pooler = pooler
-        self._head = head
-
-    def __call__(
-        self, features: dict[str, torch.Tensor], boxes: list[Boxes]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            features: feature maps of B images by name.
-            boxes: regions of each image, in pixels of the padded images.
-
-        Returns:
-            Of all R regions, one image after the other: what the fully connected layers of a
-            :class:`PooledBoxHead` read, (R, P) (of another head what it reads itself), and the
-            region features, (R, D).
-        """
-        maps = [features[name] for name in self._in_features]
-        if isinstance(self._head, PooledBoxHead):
-            pooled = self._head.pool_regions(maps, boxes, self._pooler)
-            return pooled, self._head.fc(pooled)
-        pooled = self._pooler(maps, boxes)
-        return pooled, self._head(pooled).flatten(1)
-
-
 @dataclass
 class RegionOutputs:
     """What the heads say of regions, one image after the other."""
@@ -195,9 +156,9 @@ class RegionDHROIHeads(StandardROIHeads):
         fusion_norm: str = "sum",
         whole_image: str = "none",
         fusion_gradient: bool = True,
+        image_loss: str = "logistic",
         image_gradient_scale: float = 1.0,
         code_queue: CodeQueue | None = None,
-        image_loss: str = "logistic",
         **kwargs,
     ):
         """
@@ -206,10 +167,10 @@ class RegionDHROIHeads(StandardROIHeads):
             image_hash: H2 and its classifier.
             image_objective: a loss of image activations (B, K2) and labels (B, C); see
                 :func:`.losses.build_loss`.
-            code_queue: what gives ``image_objective`` codes of earlier batches; None for none.
             fusion_rois, fusion_num_rois, fusion_input, fusion_norm, whole_image, fusion_gradient,
-                image_gradient_scale, image_loss: see the keys of the same names in
-                :mod:`regiondh_d2.config`.
+                image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
+            image_gradient_scale: as the key of the same name.
+            code_queue: what gives ``image_objective`` codes of earlier batches; None for none.
             kwargs: see :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
 
         Raises:
@@ -237,9 +198,9 @@ class RegionDHROIHeads(StandardROIHeads):
         self.fusion_norm = fusion_norm
         self.whole_image = whole_image
         self.fusion_gradient = fusion_gradient
+        self.image_loss = IMAGE_LOSSES[image_loss]
         self.image_gradient_scale = image_gradient_scale
         self.code_queue = code_queue or CodeQueue(0, image_hash.latent.bits, self.num_classes)
-        self.image_loss = IMAGE_LOSSES[image_loss]
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -280,9 +241,9 @@ class RegionDHROIHeads(StandardROIHeads):
             "fusion_norm": node.FUSION_NORM,
             "whole_image": node.WHOLE_IMAGE,
             "fusion_gradient": node.FUSION_GRADIENT,
+            "image_loss": node.IMAGE_LOSS,
             "image_gradient_scale": node.IMAGE_GRADIENT_SCALE,
             "code_queue": CodeQueue(node.CODE_QUEUE, bits_image, num_classes),
-            "image_loss": node.IMAGE_LOSS,
         }
 
     def forward(self, images, features, proposals, targets=None):
