@@ -44,6 +44,18 @@ def test_a_training_goes_on_after_any_batch(grouping):
     assert len({r["drawn"] for batch in batches for r in batch}) == 90
 
 
+def test_images_without_a_size_are_read_on():
+    records = [{"index": i} for i in range(5)]
+
+    def mapper(record):
+        return {**record, "width": 2, "height": record["index"]}
+
+    options = {"total_batch_size": 2, "aspect_ratio_grouping": True, "num_workers": 0}
+    resumed = grouped_loader(records, mapper, seed=0, **options)
+    resumed.skip(3)
+    assert len(list(islice(resumed, 4))) == 4
+
+
 def test_the_order_is_that_of_detectron2():
     found = [r["index"] for batch in islice(loader(False), 22) for r in batch]
     assert found == list(islice(TrainingSampler(len(RECORDS), seed=3), 66))

@@ -109,7 +109,8 @@ def grouped_loader(
     their images over in turn; their order on the whole, and what is done to each, don't.
 
     Args:
-        records: dataset dicts with ``width`` and ``height``, as ``aspect_ratio_grouping`` needs.
+        records: dataset dicts. Where one has no ``width`` and ``height``, it isn't known before the
+            image is read which batch it joins, and some images are left out after a resume.
         mapper: makes the input of the network of a record.
         seed: of the order and of the random changes.
         options: of ``build_batch_data_loader``: ``total_batch_size``, ``aspect_ratio_grouping`` and
@@ -117,11 +118,11 @@ def grouped_loader(
     """
     dataset = _SeededImages(records, mapper, seed)
     size = options["total_batch_size"] // comm.get_world_size()
-    group = _wide if options["aspect_ratio_grouping"] else None
+    groups = _wide(records) if options["aspect_ratio_grouping"] else None
 
     def build(batches: int) -> Iterable[list[dict]]:
-        seen, waiting = _after(batches, size, records, seed, group)
-        sampler = ImageStream(len(records), seed, seen, waiting)
+        seen, waiting = _after(batches, size, seed, groups)
+        sampler = ImageStream(len(dataset), seed, seen, waiting)
         return build_batch_data_loader(dataset, sampler, **options)
 
     return ResumableLoader(build)
@@ -149,24 +150,23 @@ class _Indices(ImageStream):
         return (index for _, index in super().__iter__())
 
 
-def _wide(record: dict) -> bool:
-    """Detectron2's two groups of shapes."""
-    return record["width"] > record["height"]
+def _wide(records: list[dict]) -> list[bool] | None:
+    """Which of Detectron2's two groups of shapes each image is in; None if one lacks its size."""
+    sizes = [(record.get("width"), record.get("height")) for record in records]
+    if not all(width and height for width, height in sizes):
+        return None
+    return [width > height for width, height in sizes]  # type: ignore[operator]
 
 
 def _after(
-    batches: int,
-    size: int,
-    records: list[dict],
-    seed: int,
-    group: Callable[[dict], bool] | None,
+    batches: int, size: int, seed: int, groups: list[bool] | None
 ) -> tuple[int, list[tuple[int, int]]]:
     """How many places have been seen after so many batches, and which still wait for a batch."""
-    if group is None or not batches:
+    if groups is None or not batches:
         return batches * size, []
     waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
-    for place, index in ImageStream(len(records), seed):
-        members = waiting[group(records[index])]
+    for place, index in ImageStream(len(groups), seed):
+        members = waiting[groups[index]]
         members.append((place, index))
         if len(members) == size:
             members.clear()
