@@ -39,8 +39,9 @@ def evaluate(
     database: CodeSet,
     topk: list[int],
     rerank: int | None,
-    rerank_by: str,
+    rerank_by: str | None,
     exclude_self: bool = False,
+    query_classes: str = "bits",
 ) -> tuple[RankingResult, list[str]]:
     """The result and warnings for the reader."""
     notes = check_comparable(query, database)
@@ -55,7 +56,14 @@ def evaluate(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = evaluate_reranking(
-                query, database, topk, rerank, rerank_by, show, exclude_self=exclude_self
+                query,
+                database,
+                topk,
+                rerank,
+                rerank_by,
+                show,
+                exclude_self=exclude_self,
+                query_classes=query_classes,
             )
         notes += [str(warning.message) for warning in caught]
         return result, notes + find_same_images(query, database).notes(exclude_self)
@@ -98,7 +106,13 @@ def run(args: argparse.Namespace) -> None:
         codes_of = REFERENCES[args.reference]
         query, database = codes_of(query, database, args.bits or query.bits)
     result, notes = evaluate(
-        query, database, args.topk, args.rerank, args.rerank_by, args.exclude_self
+        query,
+        database,
+        args.topk,
+        args.rerank,
+        args.rerank_by,
+        args.exclude_self,
+        args.query_classes or "bits",
     )
     for note in notes:
         print_line(f"warning: {note}", sys.stderr)

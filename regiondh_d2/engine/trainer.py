@@ -47,6 +47,7 @@ from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
 from .defaults import asked_of
+from .extraction import class_weights_of
 from .network import build_network, learns_from_boxes
 from .training_record import KEY, TrainingRecorder
 
@@ -491,9 +492,10 @@ class RegionDHTrainer(DefaultTrainer):
             evaluators = [evaluators]
         retrieval = [found for e in evaluators for found in retrieval_evaluators(e)]
         if retrieval:
-            fingerprint = model_fingerprint(cls.model_of(model))
+            measured = cls.model_of(model)
+            fingerprint, class_weights = model_fingerprint(measured), class_weights_of(measured)
             for evaluator in retrieval:
-                evaluator.set_model(fingerprint)
+                evaluator.set_model(fingerprint, class_weights)
         return super().test(cfg, model, evaluators)
 
 
