@@ -35,7 +35,10 @@ def add_arguments(parser: CommandParser) -> None:
         "or image classes (with --weights), random ones, or unsupervised ones of their features",
     )
     parser.add_argument(
-        "--weights", metavar="W.pth", help="of the network, whose classifier gives image classes"
+        "--weights",
+        metavar="W.pth",
+        help="of the network, whose classifier gives image classes; also with --rerank-by classes, "
+        "for files that were written without class_weights",
     )
     parser.add_argument(
         "--bits",
@@ -58,7 +61,8 @@ def add_arguments(parser: CommandParser) -> None:
 
 def check(parser: CommandParser, args: argparse.Namespace) -> None:
     check_rerank_options(parser, args)
-    if (args.reference == IMAGE_CLASSES) != bool(args.weights):
+    by_classes = args.rerank_by == "classes" and not args.reference
+    if not by_classes and (args.reference == IMAGE_CLASSES) != bool(args.weights):
         parser.error(f"--weights and --reference {IMAGE_CLASSES} belong together")
     if args.bits and not args.reference:
         parser.error("--bits is of reference codes: the files' codes have their own")

@@ -7,12 +7,13 @@ orders and the value when ties are sorted by database row.
 import argparse
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
 from regiondh_cli.legal_values import IMAGE_CLASSES
 
-from ..checkpoint import read_weights
+from ..checkpoint import read_weights, state_fingerprint
 from ..engine.command import CommandError
 from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.reference_codes import REFERENCES, image_class_codes
@@ -80,6 +81,25 @@ def read_classifier(path: str) -> tuple[np.ndarray, np.ndarray]:
         raise CommandError(f"{path} is no checkpoint with an image classifier") from None
 
 
+def with_class_weights(codes: CodeSet, path: str, name: str) -> CodeSet:
+    """Codes with the classifier of their network's checkpoint, for files that lack it.
+
+    Args:
+        codes: the codes.
+        path: the checkpoint.
+        name: of the code file, for the message.
+
+    Raises:
+        CommandError: the checkpoint is of another network, or has no image classifier.
+    """
+    if codes.model_fingerprint not in ("", state_fingerprint(read_weights(path)["model"])):
+        raise CommandError(f"{path} is not the network that made {name}: name its weights")
+    weight, bias = read_classifier(path)
+    if weight.shape != (len(codes.class_names) or len(weight), codes.bits):
+        raise CommandError(f"{path} has a classifier of {weight.shape}, which {name} does not fit")
+    return replace(codes, class_weights=np.concatenate([weight.T, bias[None]]).astype(np.float32))
+
+
 def format_table(metrics: dict[str, float], topk: list[int]) -> str:
     lines = [f"{'':16}" + "".join(f"{column:>13}" for column in COLUMNS)]
     for k in dict.fromkeys(topk):
@@ -105,6 +125,8 @@ def run(args: argparse.Namespace) -> None:
     elif args.reference:
         codes_of = REFERENCES[args.reference]
         query, database = codes_of(query, database, args.bits or query.bits)
+    elif args.weights:
+        database = with_class_weights(database, args.weights, args.database)
     result, notes = evaluate(
         query,
         database,
