@@ -10,6 +10,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from regiondh_cli.legal_values import IMAGE_CLASSES
 
@@ -92,9 +93,14 @@ def with_class_weights(codes: CodeSet, path: str, name: str) -> CodeSet:
     Raises:
         CommandError: the checkpoint is of another network, or has no image classifier.
     """
-    if codes.model_fingerprint not in ("", state_fingerprint(read_weights(path)["model"])):
-        raise CommandError(f"{path} is not the network that made {name}: name its weights")
     weight, bias = read_classifier(path)
+    # A network computes in float32, also where its file is smaller.
+    state = {
+        key: tensor.float() if tensor.dtype == torch.float16 else tensor
+        for key, tensor in read_weights(path)["model"].items()
+    }
+    if codes.model_fingerprint not in ("", state_fingerprint(state)):
+        raise CommandError(f"{path} is not the network that made {name}: name its weights")
     if weight.shape != (len(codes.class_names) or len(weight), codes.bits):
         raise CommandError(f"{path} has a classifier of {weight.shape}, which {name} does not fit")
     return replace(codes, class_weights=np.concatenate([weight.T, bias[None]]).astype(np.float32))

@@ -214,4 +214,5 @@ def run(args: argparse.Namespace) -> None:
         write_json(
             args.json,
             {"num_photos": count, "num_database": len(database), "seed": args.seed, **metrics},
+            format="regiondh-copies",
         )
