@@ -296,7 +296,13 @@ class TestCompletion:
     def test_scripts_name_everything(self, shell, capsys):
         assert cli.main(["completion", shell]) == 0
         script = capsys.readouterr().out
-        for word in (*NAMES, "config-file", "rerank-by", "activations features classes", "evaluation"):
+        for word in (
+            *NAMES,
+            "config-file",
+            "rerank-by",
+            "activations features classes",
+            "evaluation",
+        ):
             assert word in script
         program = shutil.which(shell)
         if program:

@@ -86,7 +86,7 @@ def test_a_shortlist_is_ordered_by_classes(tmp_path, rerank, own):
         query = replace(query, class_scores=wanted)
     p, q = 1 / (1 + np.exp(-scores.astype(float))), 1 / (1 + np.exp(-wanted.astype(float)))
     far = 1 - (p @ q) / np.linalg.norm(p, axis=1) / np.linalg.norm(q)
-    expected = sorted(((round(far[one.row], 9), one.distance, one.row) for one in plain))[:8]
+    expected = sorted((round(far[one.row], 9), one.distance, one.row) for one in plain)[:8]
     for by in ("classes", None):
         answers = search_index(folder, query, 8, None, rerank, by).answers
         assert [(one.distance, one.row) for one in answers] == [one[1:] for one in expected]
