@@ -4,8 +4,11 @@ It needs no network: queries come encoded, from :class:`~regiondh_d2.engine.Quer
 code files. A query is a whole image, one object, or several objects. Answers are in the order of
 :mod:`.candidates`:
 
-- An image is compared with images, by H2 codes. With ``rerank``, that many nearest images are
-    sorted again by a finer distance, ties keeping their order. See :mod:`.second_stage`.
+- An image is compared with images, by H2 codes. At one distance the query and its copies are
+    followed by the others in the order of their activations' distance to the query's; by row where
+    these are not known. (An index by itself answers by distance and row.) With ``rerank``, that
+    many nearest images, by distance and row, are sorted again by a finer distance, ties keeping the
+    order above. See :mod:`.second_stage`.
 - Grouped by class, an image has answers for each class that the network sees in it: the nearest
     images, by H2 codes, in which an object of the class was detected. An image may answer for
     several classes.
