@@ -54,7 +54,7 @@ class CopyEncoder:
                 "RegionDH"
             )
         self._model, self._load = model, load
-        self._fields = {
+        self._fields: dict[str, Any] = {
             "model_fingerprint": model_fingerprint(model),
             "settings": code_settings(cfg, activations=True, features=False, instances=False),
         }

@@ -509,8 +509,8 @@ def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
             f"the queries were encoded by model {query.model_fingerprint[:12]} and the database by "
             f"{database.model_fingerprint[:12]}: encode both with the same model"
         )
-    weights = [codes.class_weights for codes in (query, database)]
-    if weights[0] is not None and weights[1] is not None and not np.array_equal(*weights):
+    ours, theirs = query.class_weights, database.class_weights
+    if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
         raise CodeFileError(
             "the queries have other class_weights than the database, so two models made the codes: "
             "encode both with the same model"
