@@ -23,7 +23,7 @@ from regiondh_d2.utils.file_io import write_json
 
 from .queries import SHOWN
 
-__all__ = ["STAGES", "main", "measure", "split_by_roles", "table"]
+__all__ = ["STAGES", "build_parser", "main", "measure", "split_by_roles", "table"]
 
 STAGES = {
     "codes": None,
@@ -81,15 +81,19 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.second_stage", description=__doc__)
     parser.add_argument("--query", required=True, metavar="Q.h5")
     parser.add_argument("--database", required=True, metavar="D.h5")
     parser.add_argument("--weights", metavar="W.pth", help="for files without class_weights")
     parser.add_argument("--unseen", metavar="NAME", default="voc_2007_retrieval_vala_valb")
     parser.add_argument("--topk", type=int, default=1000, metavar="K")
     parser.add_argument("--json", metavar="OUT.json")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     query, database = read_codes(args.query), read_codes(args.database)
     if args.weights:
         query = with_class_weights(query, args.weights, args.query)

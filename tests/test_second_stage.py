@@ -76,7 +76,8 @@ def test_a_shortlist_is_ordered_by_classes(tmp_path, rerank, own):
     of the query, or with those that its code gives. No ``rerank_by`` means this."""
     weights = make_weights()
     items = make_items(class_weights=weights)
-    folder = write_index_folder(tmp_path / "index", items, engine="numpy")
+    write_index_folder(tmp_path / "index", items, engine="numpy")
+    folder = read_index_folder(tmp_path / "index")
     query = Query("q.jpg", queries(1, BITS))
     plain = search_index(folder, query, max(8, rerank)).answers
     scores = unpack_codes(items.codes, BITS) @ weights[:-1] + weights[-1]

@@ -5,7 +5,13 @@ share of copies whose photo is one of the first k answers.
 """
 
 from ..arguments import CommandParser
-from ..options import add_config_option, add_import_option, add_overwrite_option, positive_int
+from ..options import (
+    add_config_option,
+    add_import_option,
+    add_overwrite_option,
+    positive_int,
+    whole_number,
+)
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -29,7 +35,11 @@ def add_arguments(parser: CommandParser) -> None:
         help="how many photos are searched for (default: %(default)s, or all if there are fewer)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the choice of the sample (default: %(default)s)"
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="of the choice of the sample (default: %(default)s)",
     )
     parser.add_argument(
         "--topk",
