@@ -296,7 +296,13 @@ class TestCompletion:
     def test_scripts_name_everything(self, shell, capsys):
         assert cli.main(["completion", shell]) == 0
         script = capsys.readouterr().out
-        for word in (*NAMES, "config-file", "rerank-by", "activations features", "evaluation"):
+        for word in (
+            *NAMES,
+            "config-file",
+            "rerank-by",
+            "activations features classes",
+            "evaluation",
+        ):
             assert word in script
         program = shutil.which(shell)
         if program:
@@ -308,7 +314,7 @@ class TestCompletion:
         ("words", "expected"),
         [
             ("regiondh sea", {"search-photos", "search"}),
-            ("regiondh search --rerank-by ", {"activations", "features"}),
+            ("regiondh search --rerank-by ", {"activations", "features", "classes"}),
             ("regiondh build-index codes.h5 --eng", {"--engine"}),
             ("regiondh build-index codes.h5 --engine n", {"numpy"}),
             ("regiondh benchmark ev", {"evaluation"}),

@@ -59,7 +59,7 @@ def format_table(result: SearchResult) -> str:
         )
         distance = str(answer.distance)
         if answer.fine_distance is not None:
-            distance += f" ({answer.fine_distance:.2f})"
+            distance += f" ({answer.fine_distance:.4f})"
         rows.append((str(rank), distance, *map(display_name, (answer.file_name, *objects))))
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     lines = [
