@@ -313,6 +313,7 @@ class RegionDHROIHeads(StandardROIHeads):
             return regions
         parts = (regions.pooled, regions.features)
         return self._outputs(*(scale_gradient(x, self.image_gradient_scale) for x in parts))
+
     def _object_losses(self, features, sampled: list[Instances]) -> dict[str, torch.Tensor]:
         if self.object_hash is None:
             return {}
