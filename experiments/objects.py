@@ -16,7 +16,12 @@ from detectron2.structures import Boxes, Instances
 
 import regiondh_d2  # noqa: F401  (registers the datasets)
 from regiondh_cli.arguments import CommandParser
-from regiondh_cli.options import add_config_option, add_overwrite_option, weight
+from regiondh_cli.options import (
+    add_config_option,
+    add_import_option,
+    add_overwrite_option,
+    weight,
+)
 from regiondh_d2.checkpoint import model_fingerprint
 from regiondh_d2.commands.evaluate_objects import true_objects
 from regiondh_d2.config import code_settings
@@ -26,6 +31,7 @@ from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import load_trained_model, run_command
 from regiondh_d2.engine.defaults import config_inputs, dataset_inputs
 from regiondh_d2.engine.feature_cache import FeatureCache
+from regiondh_d2.engine.user_code import import_user_code
 from regiondh_d2.evaluation.object_queries import evaluate_object_queries
 from regiondh_d2.modeling.cached import CachedNetwork
 from regiondh_d2.retrieval.images import dataset_images
@@ -58,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights of the distance of the images beside that of the objects (default: 0.5)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write all numbers, by weight")
+    add_import_option(parser)
     add_overwrite_option(parser)
     parser.add_overrides()
     return parser
@@ -69,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
+    import_user_code(args.imports)
     names = (args.queries, args.database)
     require_dataset(args.queries, "--queries")
     require_dataset(args.database, "--database")

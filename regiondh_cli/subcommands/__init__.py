@@ -30,6 +30,7 @@ NAMES = (
     "serve",
     "evaluate-codes",
     "evaluate-objects",
+    "evaluate-copies",
     "report",
     "train",
     "check-dataset",

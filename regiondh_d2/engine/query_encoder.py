@@ -192,6 +192,7 @@ class QueryEncoder:
             feature=_to_numpy(output.get("image_feature")),
             classes=self._seen_classes(output["image_probabilities"].float().cpu().numpy()),
             content_sha256=content,
+            class_scores=_to_numpy(output.get("image_scores")),
         )
 
     def _read(self, image: QueryImage) -> tuple[dict, bytes | None]:
