@@ -19,7 +19,10 @@ FACTORS = {
     "BOX_PREDICTOR": 2.0,
     "INSTANCE_HASH": 5.0,
     "IMAGE_HASH": 10.0,
+    "OBJECT_HASH": 0.3,
 }
+# Networks without it have no such part.
+OBJECT_CODE = ("MODEL.REGION_DH.OBJECT_CODE", True)
 
 
 def settings(model, optimizer):
@@ -35,7 +38,7 @@ def set_factors(cfg, factors):
 
 def test_every_parameter_belongs_to_a_part(make_model, tiny_cfg):
     assert set(PARTS) == set(tiny_cfg.MODEL.REGION_DH.LR_FACTORS) == set(FACTORS)
-    names = [n for n, _ in make_model().named_parameters()]
+    names = [n for n, _ in make_model(*OBJECT_CODE).named_parameters()]
     for name in names:
         assert sum(name.startswith(prefix) for prefix in PARTS.values()) == 1, name
     for prefix in PARTS.values():
@@ -138,7 +141,7 @@ class Counter(nn.Module):
 @pytest.mark.parametrize("part", PARTS)
 def test_a_factor_of_zero_freezes_a_part_wholly(make_model, make_inputs, tiny_cfg, part):
     """Parameters and statistics, also after train() and evaluations, and in a copy."""
-    model = make_model(*BATCH_NORMS)
+    model = make_model(*BATCH_NORMS, *OBJECT_CODE)
     tiny_cfg.merge_from_list([*BATCH_NORMS, f"MODEL.REGION_DH.LR_FACTORS.{part}", 0.0])
     # Each part gets a norm that really updates itself, run by hand below.
     owner = model.get_submodule(PARTS[part].rstrip("."))
