@@ -5,7 +5,8 @@ A test compares them with the library's.
 
 ENGINES = ("faiss", "numpy")
 GRANULARITIES = ("image", "instance")
-RERANKINGS = ("activations", "features")
+RERANKINGS = ("activations", "features", "classes")
+QUERY_CLASSES = ("bits", "activations")
 AUTO = "auto"  # a calibrated --max-distance
 MOST_WEIGHT = 1000  # the largest --blend
 

@@ -164,17 +164,18 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rerank-by",
         choices=RERANKINGS,
-        help="with --rerank: by the distance of the query's activations to the images' codes, or "
-        "by that of features, which few models have (ImageHash); code files hold them if they were "
-        f"extracted with --activations or --features (default: {RERANKINGS[0]})",
+        help="with --rerank: by the distance of the query's activations to the images' codes; by "
+        "that of features, which few models have (ImageHash) and code files hold if they were "
+        "extracted with --features; or by the cosine of class probabilities, those of the images "
+        "decoded from their codes, which helps with the network's classes alone (default: classes "
+        "if the codes come with class_weights, else activations)",
     )
 
 
 def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with status 2 if ``--rerank-by`` is given without ``--rerank``; else set its default."""
+    """Exit with status 2 if ``--rerank-by`` is given without ``--rerank``."""
     if args.rerank_by and args.rerank is None:
         parser.error("--rerank-by is of a second stage: give --rerank N, too")
-    args.rerank_by = args.rerank_by or RERANKINGS[0]
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:

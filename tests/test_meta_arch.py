@@ -103,6 +103,19 @@ def test_weights_come_from_the_config(make_model, make_inputs):
     assert after["loss_cls_image"].item() == pytest.approx(6 * before["loss_cls_image"].item())
 
 
+def test_the_similarity_weight_grows_in_its_warmup(make_model):
+    similarity = "MODEL.REGION_DH.LOSS_WEIGHTS.SIMILARITY"
+    model = make_model(similarity, 8.0, f"{similarity}_WARMUP", 4)
+    losses = {k: torch.tensor(v) for k, v in UNWEIGHTED.items()}
+    found = []
+    for iteration in (0, 1, 3, 4, 100):
+        with EventStorage(iteration):
+            weighted = model.weigh(losses)
+        found.append(weighted.pop("loss_similarity_image").item() / 0.29)
+        assert weighted == LossWeights().apply(losses)
+    assert found == pytest.approx([2.0, 4.0, 8.0, 8.0, 8.0])
+
+
 def test_the_similarity_loss_joins_where_it_has_a_weight():
     losses = {k: torch.tensor(v) for k, v in UNWEIGHTED.items()}
     plain, weighted = LossWeights().apply(losses), LossWeights(similarity=3.0).apply(losses)

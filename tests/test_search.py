@@ -146,7 +146,7 @@ def test_reranked_table(tool, arguments, tmp_path, capsys):
     squares = [answer["fine_distance"] for answer in answers]
     assert squares == sorted(squares)
     lines = capsys.readouterr().out.splitlines()[-4:]
-    assert [line.split()[2] for line in lines] == [f"({square:.2f})" for square in squares]
+    assert [line.split()[2] for line in lines] == [f"({square:.4f})" for square in squares]
 
 
 def test_tables_and_pictures_by_class(tool, workspace, arguments, tmp_path, monkeypatch, capsys):

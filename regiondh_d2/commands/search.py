@@ -62,7 +62,7 @@ def format_table(result: SearchResult) -> str:
         )
         distance = str(answer.distance)
         if answer.fine_distance is not None:
-            distance += f" ({answer.fine_distance:.2f})"
+            distance += f" ({answer.fine_distance:.4f})"
         if answer.blended is not None:
             distance = (
                 f"{answer.blended:g} = {distance} + {result.blend:g} x {answer.image_distance}"

@@ -26,6 +26,7 @@ from ..modeling.roi_heads import (
     WHOLE_IMAGE,
 )
 from ..utils.errors import RegionDHError
+from .gradient_clipping import FULL_MODEL
 
 __all__ = ["RULES", "Rule", "check_values", "default_values", "legal_values"]
 
@@ -153,6 +154,9 @@ RULES: dict[str, Rule] = {
     _HASH + "LR_FACTORS.BOX_PREDICTOR": _WEIGHT,
     _HASH + "LR_FACTORS.INSTANCE_HASH": _WEIGHT,
     _HASH + "LR_FACTORS.IMAGE_HASH": _WEIGHT,
+    _HASH + "IMAGE_GRADIENT_SCALE": _WEIGHT,
+    _HASH + "CODE_QUEUE": whole(0),
+    _HASH + "LOSS_WEIGHTS.SIMILARITY_WARMUP": whole(0),
     _HASH + "LR_FACTORS.OBJECT_HASH": _WEIGHT,
     "MODEL.TIMM.NAME": text(empty=False),
     "MODEL.TIMM.OUT_INDICES": several(whole(0), least=1),
@@ -236,7 +240,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_PERIOD": whole(1),
     "SOLVER.REFERENCE_WORLD_SIZE": whole(0),
     "SOLVER.BIAS_LR_FACTOR": _WEIGHT,
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", FULL_MODEL),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(above=0.0),
     "TEST.EVAL_PERIOD": whole(0),
     "TEST.DETECTIONS_PER_IMAGE": Rule("a whole number, or -1 for no limit", whole(-1).holds),

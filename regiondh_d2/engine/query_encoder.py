@@ -97,6 +97,7 @@ class QueryEncoder:
                 feature=_to_numpy(output.get("image_feature")),
                 classes=self._seen_classes(output["image_probabilities"].float().cpu().numpy()),
                 content_sha256=content,
+                class_scores=_to_numpy(output.get("image_scores")),
             )
         codes: list[np.ndarray] = []
         objects: list[QueryObject] = []

@@ -107,7 +107,7 @@ class RegionDHSearcher:
         class_name: str | None = None,
         all_objects: bool = False,
         rerank: int | None = None,
-        rerank_by: str = "activations",
+        rerank_by: str | None = None,
         within: Sequence[str | os.PathLike] = (),
         check_files: bool = True,
         max_distance: int | str | None = None,
@@ -129,7 +129,9 @@ class RegionDHSearcher:
             all_objects: for a query of one object, whether every near object is an answer, even
                 several of one image.
             rerank: how many nearest images to rerank by a finer distance.
-            rerank_by: "activations" or "features", which few models have.
+            rerank_by: "classes", decoded from the stored bits, which knows the network's classes
+                alone; "activations"; or "features", which few models have. By default classes if
+                the index can decode them, and activations otherwise.
             within: folders; restricts the answers to photos in them.
             check_files: whether to look at the files of answers and leave out those that were
                 deleted or changed since they were encoded; the result counts them.
@@ -178,7 +180,7 @@ class RegionDHSearcher:
         topk: int = 10,
         *,
         rerank: int | None = None,
-        rerank_by: str = "activations",
+        rerank_by: str | None = None,
         within: Sequence[str | os.PathLike] = (),
         check_files: bool = True,
     ) -> list[SearchResult]:

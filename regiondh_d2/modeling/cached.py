@@ -15,9 +15,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from .box_heads import RegionReader
 from .indexed_boxes import rows_of
 from .meta_arch import RegionDH
-from .roi_heads import RegionReader
 
 __all__ = ["CachedNetwork", "TableReader"]
 

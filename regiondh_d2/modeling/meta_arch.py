@@ -6,6 +6,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.proposal_generator.rrpn import RRPN
+from detectron2.utils.events import get_event_storage
 
 from ..utils.errors import RegionDHError
 from .cpu_layers import use_cpu_layers
@@ -26,6 +27,7 @@ class LossWeights:
     gamma_h1: tuple[float, float] = (0.05, 10.0)
     gamma_h2: tuple[float, float] = (0.05, 10.0)
     similarity: float = 0.0
+    similarity_warmup: int = 0  # iterations in which that weight grows
     object_code: tuple[float, float] = (30.0, 1.0)
 
     def __post_init__(self):
@@ -79,9 +81,16 @@ class LossWeights:
             "loss_cls_image": self.beta[2] * losses["loss_cls_image"],
         }
         if self.similarity:
-            similarity = self.similarity * losses["loss_similarity_image"]
+            similarity = self._similarity_now() * losses["loss_similarity_image"]
             weighted["loss_similarity_image"] = similarity
         return weighted
+
+    def _similarity_now(self) -> float:
+        """The weight in this iteration, which Detectron2's storage of events counts."""
+        if not self.similarity_warmup:
+            return self.similarity
+        done = get_event_storage().iter + 1
+        return self.similarity * min(1.0, done / self.similarity_warmup)
 
 
 @META_ARCH_REGISTRY.register()
@@ -121,6 +130,7 @@ class RegionDH(GeneralizedRCNN):
             gamma_h1=tuple(node.GAMMA_H1),
             gamma_h2=tuple(node.GAMMA_H2),
             similarity=node.SIMILARITY,
+            similarity_warmup=node.SIMILARITY_WARMUP,
             object_code=tuple(node.OBJECT_CODE),
         )
         return {**super().from_config(cfg), "loss_weights": weights}

@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..utils.errors import RegionDHError, unknown_value_message
-from .box_heads import PooledBoxHead
+from .box_heads import PooledBoxHead, RegionReader
+from .code_queue import CodeQueue
+from .gradients import scale_gradient
 from .hashing import (
     FUSION_NORMS,
     ImageCodes,
@@ -30,7 +32,7 @@ from .indexed_boxes import join_regions, number_regions
 from .losses import build_loss
 from .object_hash import ObjectHashHead
 
-__all__ = ["RegionDHOutputLayers", "RegionDHROIHeads", "RegionReader"]
+__all__ = ["RegionDHOutputLayers", "RegionDHROIHeads"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
@@ -114,45 +116,6 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
         return instances, [rows[index] for rows, index in zip(finite, kept, strict=True)]
 
 
-class RegionReader:
-    """Reads regions of feature maps: pooling, then the box head.
-
-    Where the features of regions are known already, another reader takes its place; see
-    :mod:`.cached`.
-    """
-
-    def __init__(self, in_features: list[str], pooler: nn.Module, head: nn.Module):
-        """
-        Args:
-            in_features: names of the feature maps to pool from.
-            pooler: from feature maps and boxes to (R, C, H, W), Detectron2's ``ROIPooler``.
-            head: from (R, C, H, W) to region features.
-        """
-        self._in_features = in_features
-        self._pooler = pooler
-        self._head = head
-
-    def __call__(
-        self, features: dict[str, torch.Tensor], boxes: list[Boxes]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            features: feature maps of B images by name.
-            boxes: regions of each image, in pixels of the padded images.
-
-        Returns:
-            Of all R regions, one image after the other: what the fully connected layers of a
-            :class:`PooledBoxHead` read, (R, P) (of another head what it reads itself), and the
-            region features, (R, D).
-        """
-        maps = [features[name] for name in self._in_features]
-        if isinstance(self._head, PooledBoxHead):
-            pooled = self._head.pool_regions(maps, boxes, self._pooler)
-            return pooled, self._head.fc(pooled)
-        pooled = self._pooler(maps, boxes)
-        return pooled, self._head(pooled).flatten(1)
-
-
 @dataclass
 class RegionOutputs:
     """What the heads say of regions, one image after the other."""
@@ -201,6 +164,8 @@ class RegionDHROIHeads(StandardROIHeads):
         whole_image: str = "none",
         fusion_gradient: bool = True,
         image_loss: str = "logistic",
+        image_gradient_scale: float = 1.0,
+        code_queue: CodeQueue | None = None,
         object_hash: ObjectHashHead | None = None,
         object_code_alone: bool = False,
         **kwargs,
@@ -213,6 +178,8 @@ class RegionDHROIHeads(StandardROIHeads):
                 :func:`.losses.build_loss`.
             fusion_rois, fusion_num_rois, fusion_input, fusion_norm, whole_image, fusion_gradient,
                 image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
+            image_gradient_scale: as the key of the same name.
+            code_queue: what gives ``image_objective`` codes of earlier batches; None for none.
             object_hash: what codes detections and boxes in place of H1, if anything.
             object_code_alone: whether training computes the losses of ``object_hash`` alone,
                 because nothing else is trained; the others are 0.
@@ -244,6 +211,8 @@ class RegionDHROIHeads(StandardROIHeads):
         self.whole_image = whole_image
         self.fusion_gradient = fusion_gradient
         self.image_loss = IMAGE_LOSSES[image_loss]
+        self.image_gradient_scale = image_gradient_scale
+        self.code_queue = code_queue or CodeQueue(0, image_hash.latent.bits, self.num_classes)
         self.object_hash = object_hash
         self.object_code_alone = object_code_alone
 
@@ -288,6 +257,8 @@ class RegionDHROIHeads(StandardROIHeads):
             "whole_image": node.WHOLE_IMAGE,
             "fusion_gradient": node.FUSION_GRADIENT,
             "image_loss": node.IMAGE_LOSS,
+            "image_gradient_scale": node.IMAGE_GRADIENT_SCALE,
+            "code_queue": CodeQueue(node.CODE_QUEUE, bits_image, num_classes),
             "object_hash": ObjectHashHead(features, bits_instance, num_classes, **latent)
             if node.OBJECT_CODE
             else None,
@@ -325,7 +296,8 @@ class RegionDHROIHeads(StandardROIHeads):
         boxes, detected_rows, fused_rows = join_regions(detected, fused)
         regions = self._regions(features, boxes)
         detection = regions.take(detected_rows)
-        fused = regions.take(fused_rows).split([len(b) for b in fused])
+        image_branch = self._image_branch(regions.take(fused_rows))
+        fused = image_branch.split([len(b) for b in fused])
 
         deltas = self.box_predictor.bbox_pred(detection.features)
         losses = self.box_predictor.losses((detection.scores, deltas), sampled)
@@ -333,6 +305,14 @@ class RegionDHROIHeads(StandardROIHeads):
         losses["loss_hash_instance_balance"] = bit_balance_loss(detection.activations)
         losses |= self._object_losses(detection.features, sampled)
         return losses | self._image_losses(fused, labels)
+
+    def _image_branch(self, regions: RegionOutputs) -> RegionOutputs:
+        """Regions for the fusion, whose gradient on the way to the box head and the backbone is
+        multiplied by ``image_gradient_scale``; on H1 and the classifier it stays."""
+        if self.image_gradient_scale == 1.0:
+            return regions
+        parts = (regions.pooled, regions.features)
+        return self._outputs(*(scale_gradient(x, self.image_gradient_scale) for x in parts))
 
     def _object_losses(self, features, sampled: list[Instances]) -> dict[str, torch.Tensor]:
         if self.object_hash is None:
@@ -345,7 +325,9 @@ class RegionDHROIHeads(StandardROIHeads):
             "loss_hash_image_binary": forcing_binary_loss(codes.activations),
             "loss_hash_image_balance": bit_balance_loss(codes.activations),
             "loss_cls_image": self.image_loss(codes.scores, labels),
-            "loss_similarity_image": self.image_objective(codes.activations, labels),
+            "loss_similarity_image": self.image_objective(
+                *self.code_queue(codes.activations, labels)
+            ),
         }
 
     def forward_hash(
@@ -419,7 +401,10 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _regions(self, features, boxes: list[Boxes]) -> RegionOutputs:
         """Run the box head and H1 on the regions of each image."""
-        pooled, x = self.region_reader(features, boxes)
+        return self._outputs(*self.region_reader(features, boxes))
+
+    def _outputs(self, pooled: torch.Tensor, x: torch.Tensor) -> RegionOutputs:
+        """H1 and the classifier on what :class:`RegionReader` gives."""
         activations = self.instance_hash(x)
         scores = self.box_predictor.class_scores(x, activations)
         return RegionOutputs(pooled, x, activations, scores)

@@ -21,7 +21,8 @@ __all__ = [
     "known_labels",
 ]
 
-_GROWTH = 4  # factor by which a shortlist grows if too many of its photos were deleted
+_GROWTH = 4  # factor by which a shortlist grows if too few of its photos may answer
+_FETCHED = 100  # the least number of images to look for ties among
 
 
 def answers_to_image(
@@ -48,17 +49,19 @@ def answers_to_image(
         index, items.codes, allowed, None, photos, max_distance=_number(options)
     )
     if options.rerank is None:
-        distances, rows = search.nearest_present(query.codes, topk)
+        distances, rows = _nearest_images(search, items, query, topk)
         return [
             _answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)
         ]
-    values = fine_values(query, options.rerank_by)
+    assert options.rerank_by is not None  # the service has chosen
+    values = fine_values(query, items, options.rerank_by)
     assert values is not None  # the service refuses a query that lacks them
     count = max(topk, options.rerank)
     while True:
         distances, rows = search.nearest(query.codes, count)
         squares = fine_distances(values, items, rows, options.rerank_by)
-        order = np.argsort(squares, kind="stable")
+        ties = _ties_of_activations(items, query, rows)
+        order = np.lexsort((*ties, photos.order[rows], distances, squares))
         chosen = order[list(photos.take_present(rows[order], topk))]
         if len(chosen) == topk or len(rows) < count:
             return [
@@ -66,6 +69,45 @@ def answers_to_image(
                 for i in chosen
             ]
         count *= _GROWTH
+
+
+def _nearest_images(
+    search: CandidateSearch, items: CodeSet, query: Query, topk: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distances and rows of the images that answer a query by codes alone.
+
+    Images of equal distance are in the order of their activations' distance to the query's, where
+    both are known. All images of a distance must be fetched for that, even if the last one of them
+    that answers stands near the first.
+    """
+    if items.activations is None or query.activation is None:
+        return search.nearest_present(query.codes, topk)
+    photos = search.photos
+    count = max(_GROWTH * topk, _FETCHED)
+    while True:
+        distances, rows = search.nearest(query.codes, count)
+        complete = len(rows) < count
+        if not complete:  # of the last distance there may be more
+            whole = distances < distances[-1]
+            distances, rows = distances[whole], rows[whole]
+        ties = _ties_of_activations(items, query, rows)
+        order = np.lexsort((*ties, photos.order[rows], distances))
+        distances, rows = distances[order], rows[order]
+        chosen = list(photos.take_present(rows, topk))
+        if len(chosen) == topk or complete:
+            return distances[chosen], rows[chosen]
+        count *= _GROWTH
+
+
+def _ties_of_activations(items: CodeSet, query: Query, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Keys for ``np.lexsort``, the last one first: by squared distance of activations, by row.
+
+    Where activations are missing, only the row counts.
+    """
+    if items.activations is None or query.activation is None:
+        return (rows,)
+    difference = query.activation.astype(np.float32) - items.activations[rows]
+    return rows, np.vecdot(difference, difference)
 
 
 def answers_to_object(

@@ -50,6 +50,7 @@ class Query:
         activation: float (K,), before binarization of the image's code, or None where unknown.
         feature: float (D,), features of the image, or None where the model has none.
         classes: names of the classes that the model sees in the image, the most probable first.
+        class_scores: float (C,), the image classifier's logits, or None where unknown.
         content_sha256: of the query's file, or None where it is unknown.
         image_code: packed uint8 (1, B), of the image that the objects are in, or None where it is
             unknown; a ``blend`` needs it.
@@ -62,6 +63,7 @@ class Query:
     feature: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     content_sha256: bytes | None = None
+    class_scores: np.ndarray | None = None
     image_code: np.ndarray | None = None
 
 
@@ -74,7 +76,8 @@ class SearchOptions:
         class_name: restricts the answers to objects of this predicted class, or, for an image, to
             images in which one was detected.
         rerank: how many of the nearest images to rerank; at least ``topk``. None doesn't rerank.
-        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`.
+        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`; None for classes if
+            the index can decode them, and for activations otherwise.
         all_objects: for a query of one object, whether every near object is an answer, even several
             of one image.
         within: folders; restricts the answers to photos in them.
@@ -92,7 +95,7 @@ class SearchOptions:
     topk: int = 10
     class_name: str | None = None
     rerank: int | None = None
-    rerank_by: str = "activations"
+    rerank_by: str | None = None
     all_objects: bool = False
     within: Sequence[str | os.PathLike] = ()
     check_files: bool = True
@@ -130,7 +133,8 @@ class Answer:
         row: the image's row in the index.
         labels: names of the image's labels, or None where they are unknown.
         objects: one for each object of the query, its nearest; None where the image has none.
-        fine_distance: the squared distance that a ``rerank`` ordered by.
+        fine_distance: what a ``rerank`` ordered by: a squared distance, or, by classes, 1 minus the
+            cosine of class probabilities.
         copies: names of the image's copies that were folded into this answer.
         image_distance: with a ``blend``, the distance of the whole images.
         blended: with a ``blend``, what the answers are ordered by.
