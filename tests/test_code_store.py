@@ -507,6 +507,23 @@ def test_codes_from_outputs():
     np.testing.assert_allclose(found.scores, [0.9, 0.3, 0.8])
 
 
+def test_a_region_has_one_row_with_its_best_class():
+    output = make_output([1], [0.4, 0.9, 0.5, 0.9, 0.35, 0.2])
+    # Regions 7 (detections 0, 1 and 3), 2 (detections 2 and 4) and 5, which is below the score.
+    output["instances"].pred_regions = torch.tensor([7, 7, 2, 7, 2, 5])
+    output["instances"].pred_codes = torch.tensor([[1, 0], [1, 0], [0, 0], [1, 0], [0, 0], [1, 1]])
+    named = {"image_ids": ["a"], "file_names": ["a.jpg"]}
+    found = codes_from_outputs([output], **named).objects()
+    np.testing.assert_array_equal(found.classes, [1, 2])
+    np.testing.assert_allclose(found.scores, [0.9, 0.5])
+    np.testing.assert_array_equal(found.boxes[:, 0], [1, 2])
+    np.testing.assert_array_equal(unpack_codes(found.codes, 2), [[1, 0], [0, 0]])
+    # Codes of classes, as IAH makes them: all of a region stay.
+    output["instances"].pred_codes = torch.tensor([[1, 0], [0, 1], [0, 0], [0, 1], [0, 0], [1, 1]])
+    found = codes_from_outputs([output], **named).objects()
+    np.testing.assert_array_equal(found.classes, [0, 1, 2])
+
+
 def test_codes_from_outputs_of_image_codes_alone():
     outputs = [make_output([1, 1])]
     names = {"image_ids": ["a"], "file_names": ["a.jpg"]}

@@ -113,6 +113,7 @@ class RegionDHSearcher:
         max_distance: int | str | None = None,
         exclude_self: bool = False,
         fold_duplicates: bool = False,
+        blend: float = 0.0,
     ) -> SearchResult | list[SearchResult]:
         """Search by an image, or by one or several objects in it; or by several images.
 
@@ -138,6 +139,8 @@ class RegionDHSearcher:
                 :mod:`regiondh_d2.retrieval.thresholds` says. There may be no answer then.
             exclude_self: whether to leave the query itself out.
             fold_duplicates: whether the copies of a photo fill one answer.
+            blend: for objects, how much the distance of the whole images counts beside that of the
+                objects, see :mod:`regiondh_d2.retrieval.blend`; 0 for not at all.
 
         Returns:
             For an image: similar images. For objects: images with these objects, or with
@@ -149,7 +152,7 @@ class RegionDHSearcher:
             IndexFileError: the folder lacks the needed index, has no photo in ``within``, or none
                 of its photos can be looked at.
             ValueError: no such box, detection or class, ``rerank`` for objects or by missing
-                features, or ``all_objects`` without exactly one object.
+                features, ``blend`` without objects, or ``all_objects`` without exactly one object.
         """
         options = SearchOptions(
             topk=topk,
@@ -162,9 +165,11 @@ class RegionDHSearcher:
             max_distance=max_distance,
             exclude_self=exclude_self,
             fold_duplicates=fold_duplicates,
+            blend=blend,
         )
         if not isinstance(image, list | tuple):
-            return self.service.search(self.encode(image, box, instance), options)
+            query = self.encode(image, box, instance, with_image=bool(blend))
+            return self.service.search(query, options)
         if box is not None or instance is not None:
             raise RegionDHError("box and instance are for one query: search for each by itself")
         return [self.service.search(query, options) for query in self.encoder.encode_all(image)]
@@ -206,9 +211,11 @@ class RegionDHSearcher:
         image: QueryImage,
         box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         instance: int | Sequence[int] | None = None,
+        *,
+        with_image: bool = False,
     ) -> Query:
         """As :meth:`.query_encoder.QueryEncoder.encode`."""
-        return self.encoder.encode(image, box, instance)
+        return self.encoder.encode(image, box, instance, with_image=with_image)
 
 
 def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:

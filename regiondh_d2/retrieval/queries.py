@@ -52,6 +52,8 @@ class Query:
         classes: names of the classes that the model sees in the image, the most probable first.
         class_scores: float (C,), the image classifier's logits, or None where unknown.
         content_sha256: of the query's file, or None where it is unknown.
+        image_code: packed uint8 (1, B), of the image that the objects are in, or None where it is
+            unknown; a ``blend`` needs it.
     """
 
     file_name: str
@@ -62,6 +64,7 @@ class Query:
     classes: tuple[str, ...] = ()
     content_sha256: bytes | None = None
     class_scores: np.ndarray | None = None
+    image_code: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class SearchOptions:
         exclude_self: whether to leave the query itself out: the same file, or one of the same
             content.
         fold_duplicates: whether the copies of a photo, see :mod:`.duplicates`, fill one answer.
+        blend: for a query of objects, how much the distance of the whole images counts beside that
+            of the objects, see :mod:`.blend`; 0 for not at all.
     """
 
     topk: int = 10
@@ -97,6 +102,7 @@ class SearchOptions:
     max_distance: int | str | None = None
     exclude_self: bool = False
     fold_duplicates: bool = False
+    blend: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class Answer:
     """An image of the database, or an object in it.
 
     Attributes:
-        distance: to the query.
+        distance: to the query; with a ``blend`` that of the objects alone.
         image_id, file_name: of the image.
         row: the image's row in the index.
         labels: names of the image's labels, or None where they are unknown.
@@ -130,6 +136,8 @@ class Answer:
         fine_distance: what a ``rerank`` ordered by: a squared distance, or, by classes, 1 minus the
             cosine of class probabilities.
         copies: names of the image's copies that were folded into this answer.
+        image_distance: with a ``blend``, the distance of the whole images.
+        blended: with a ``blend``, what the answers are ordered by.
     """
 
     distance: int
@@ -140,6 +148,8 @@ class Answer:
     objects: tuple[FoundObject | None, ...] = ()
     fine_distance: float | None = None
     copies: tuple[str, ...] = ()
+    image_distance: int | None = None
+    blended: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,7 @@ class SearchResult:
         max_distance: the largest distance that was allowed, or None for any.
         threshold: how it was calibrated, or None if it was given.
         folded: whether copies were folded into one answer.
+        blend: how much the distance of the whole images counted, 0 for not at all.
     """
 
     file_name: str
@@ -183,6 +194,7 @@ class SearchResult:
     max_distance: int | None = None
     threshold: Threshold | None = None
     folded: bool = False
+    blend: float = 0.0
 
     def notes(self) -> list[str]:
         """Lines about photos that were left out or couldn't be checked, and what to do."""
@@ -208,16 +220,21 @@ class SearchResult:
         """The same as plain values, for JSON.
 
         What only some options give has a key only with them: ``max_distance``, ``threshold`` (its
-        ``distance``, ``rate`` and ``pairs``), and an answer's ``copies``.
+        ``distance``, ``rate`` and ``pairs``), ``blend``, and an answer's ``copies``,
+        ``image_distance`` and ``blended``.
         """
         values = asdict(self)
         if self.max_distance is None:
             del values["max_distance"]
         if self.threshold is None:
             del values["threshold"]
-        if not values.pop("folded"):
-            for answer in values["answers"]:
-                del answer["copies"]
+        lacking = [] if values.pop("folded") else ["copies"]
+        if not self.blend:
+            del values["blend"]
+            lacking += ["image_distance", "blended"]
+        for answer in values["answers"]:
+            for key in lacking:
+                del answer[key]
         return values
 
 

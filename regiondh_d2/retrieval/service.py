@@ -19,6 +19,8 @@ code files. A query is a whole image, one object, or several objects. Answers ar
     of the query, of the distance to the nearest object detected in the image; one detection may be
     the nearest to two of the query's objects. In an image without detections each object of the
     query counts the code length plus one, so such images come last.
+- With ``blend`` the distance of the whole images counts beside that of one or several objects. See
+    :mod:`.blend`.
 
 With ``max_distance`` there are answers up to a distance only, and perhaps none: nothing is similar
 then. With ``fold_duplicates`` the copies of a photo fill one answer, that of the first one.
@@ -43,7 +45,14 @@ import numpy as np
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError, unknown_value_message
 from ..utils.paths import folder_start
-from .answers import answers_to_image, answers_to_object, answers_to_objects, known_labels
+from .answers import (
+    answers_by_blend,
+    answers_to_image,
+    answers_to_object,
+    answers_to_objects,
+    known_labels,
+)
+from .blend import check_blend
 from .candidates import PhotoFilter
 from .duplicates import CopyFinder
 from .hamming_index import HammingIndex
@@ -114,8 +123,9 @@ class SearchService:
         Raises:
             IndexFileError: the folder lacks the needed index, or has no photo in one of ``within``.
             RegionDHError: no such class, no detected objects to take classes from, ``rerank`` for
-                objects or by what the index lacks, ``all_objects`` without exactly one object, or a
-                number below 1.
+                objects or by what the index lacks, ``all_objects`` without exactly one object or
+                with ``blend``, ``blend`` without objects, or a number that is too small or too
+                large.
         """
         for name, number in (("topk", options.topk), ("rerank", options.rerank)):
             if number is not None and number < 1:
@@ -124,6 +134,11 @@ class SearchService:
             raise RegionDHError(
                 "all_objects is for a query of one object: give one box or instance"
             )
+        check_blend(options.blend)
+        if options.blend and not num_objects:
+            raise RegionDHError("blend is for a query of objects: give a box or an instance")
+        if options.blend and options.all_objects:
+            raise RegionDHError("blend ranks images: search without all_objects")
         if options.rerank is not None:
             self._check_rerank(options.rerank_by, num_objects)
         self.threshold(options, num_objects)
@@ -175,6 +190,8 @@ class SearchService:
         self.check(options, len(query.objects))
         if options.rerank is not None:
             options = self._with_reranking(query, options)
+        if options.blend and query.image_code is None:
+            raise RegionDHError("blend: the query has no code of its image: encode that, too")
         threshold = self.threshold(options, len(query.objects))
         most = options.max_distance
         if threshold is not None:
@@ -190,6 +207,8 @@ class SearchService:
         def find(options: SearchOptions) -> list[Answer]:
             if not query.objects:
                 return answers_to_image(items, index, query, options, photos, images)
+            if options.blend:
+                return answers_by_blend(items, index, query, options, photos, instances)
             if len(query.objects) == 1:
                 return answers_to_object(items, index, query, options, photos, instances)
             return answers_to_objects(items, index, query, options, photos, instances)
@@ -219,6 +238,7 @@ class SearchService:
             max_distance=most,
             threshold=threshold,
             folded=options.fold_duplicates,
+            blend=options.blend,
         )
 
     def search_by_class(

@@ -276,7 +276,9 @@ def codes_from_outputs(
     Args:
         outputs: a dict for each image with ``image_code``, bool (K,), and if available
             ``image_activation``, float (K,), ``image_feature``, float (D,), and ``instances`` with
-            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R, K1).
+            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R, K1). Where
+            they also have ``pred_regions``, int (R,), a region that was kept for several classes
+            gets one row, with its best class.
         image_ids, file_names: a string for each image.
         labels: the class ids of each image, or None where unknown.
         class_names: the names of all classes.
@@ -330,6 +332,7 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
         if instances is None or not instances.has("pred_codes"):
             continue
         instances = instances[instances.scores >= min_score].to("cpu")
+        instances = instances[_best_of_each_region(instances)]
         codes = instances.pred_codes.numpy().astype(bool)
         parts.append(
             InstanceCodes(
@@ -342,6 +345,21 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
             )
         )
     return _concatenate_instances(parts) if parts else None
+
+
+def _best_of_each_region(instances: Any) -> np.ndarray:
+    """Which detections of an image to keep, int64, ascending: of those of one region the one of
+    the highest score, the first at equal scores.
+
+    Detections of one region with different codes, as IAH makes them, a code a class, all stay.
+    """
+    if not instances.has("pred_regions"):
+        return np.arange(len(instances))
+    regions = instances.pred_regions.numpy()[:, None]
+    codes = pack_codes(instances.pred_codes.numpy().astype(bool))
+    order = np.argsort(-instances.scores.float().numpy(), kind="stable")
+    _, first = np.unique(np.hstack([regions, codes])[order], axis=0, return_index=True)
+    return np.sort(order[first])
 
 
 def _concatenate_instances(parts: Sequence[InstanceCodes]) -> InstanceCodes:
