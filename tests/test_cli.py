@@ -22,6 +22,7 @@ from regiondh_cli.subcommands import NAMES, doctor, load, module_name
 from regiondh_d2.checkpoint import SOURCES
 from regiondh_d2.checkpoint.conversion import LAYOUTS, RESNETS
 from regiondh_d2.evaluation.reference_codes import REFERENCES
+from regiondh_d2.retrieval.blend import MOST_WEIGHT
 from regiondh_d2.retrieval.engines import ENGINES
 from regiondh_d2.retrieval.index_folder import GRANULARITIES
 from regiondh_d2.retrieval.second_stage import RERANKINGS
@@ -130,6 +131,9 @@ class TestLegalValues:
     )
     def test_those_of_the_library(self, name, values):
         assert getattr(legal_values, name) == tuple(values)
+
+    def test_the_largest_weight_of_a_blend(self):
+        assert legal_values.MOST_WEIGHT == MOST_WEIGHT
 
     def test_those_of_commands(self, load_tool):
         assert tuple(load_tool("analyze_model").TASKS) == legal_values.ANALYSES
@@ -296,7 +300,13 @@ class TestCompletion:
     def test_scripts_name_everything(self, shell, capsys):
         assert cli.main(["completion", shell]) == 0
         script = capsys.readouterr().out
-        for word in (*NAMES, "config-file", "rerank-by", "activations features", "evaluation"):
+        for word in (
+            *NAMES,
+            "config-file",
+            "rerank-by",
+            "activations features classes",
+            "evaluation",
+        ):
             assert word in script
         program = shutil.which(shell)
         if program:
@@ -308,7 +318,7 @@ class TestCompletion:
         ("words", "expected"),
         [
             ("regiondh sea", {"search-photos", "search"}),
-            ("regiondh search --rerank-by ", {"activations", "features"}),
+            ("regiondh search --rerank-by ", {"activations", "features", "classes"}),
             ("regiondh build-index codes.h5 --eng", {"--engine"}),
             ("regiondh build-index codes.h5 --engine n", {"numpy"}),
             ("regiondh benchmark ev", {"evaluation"}),

@@ -91,7 +91,7 @@ def test_what_was_passed_over_is_said(tool, arguments, tmp_path, capsys):
 
 def test_a_dataset(tool, random_network, dataset, arguments, tmp_path, capsys):
     output = tmp_path / "codes.h5"
-    assert tool.main(arguments(["--dataset", dataset], output, "--activations")) == 0
+    assert tool.main(arguments(["--dataset", dataset], output)) == 0
     printed = capsys.readouterr()
     assert f"{output}: 11 rows, 11 of them encoded now" in printed.out
     assert printed.err == ""
@@ -105,6 +105,10 @@ def test_a_dataset(tool, random_network, dataset, arguments, tmp_path, capsys):
     assert (codes.bits, len(codes.class_names), len(codes.model_fingerprint)) == (48, 12, 64)
     assert len(codes.instances.codes) > 0
     np.testing.assert_array_equal(codes.activations > 0.5, unpack_codes(codes.codes, 48))
+    saved = torch.load(random_network.weights)["model"]
+    weight, bias = (saved[f"roi_heads.image_hash.classifier.{part}"] for part in ("weight", "bias"))
+    np.testing.assert_array_equal(codes.class_weights[:-1].T, weight)
+    np.testing.assert_array_equal(codes.class_weights[-1], bias)
 
 
 def test_codes_are_those_of_each_image_alone(random_network, undisturbed):
