@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from regiondh_d2.config import current_value
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import replace_when_complete, write_json
 from regiondh_d2.utils.locks import hold_lock
@@ -250,6 +251,12 @@ def as_dict(value: Any) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def _pairs(command: Sequence[str]) -> dict[str, str]:
+    """The options of a command, with the present names of their values."""
+    pairs = dict(zip(command[1::2], command[2::2], strict=False))
+    return {key: current_value(key, value) for key, value in pairs.items()}
+
+
 def _read_if_there(path: Path) -> Any:
     if path.is_file():
         content = read_json(path)
@@ -302,7 +309,9 @@ def _check_command(result: dict, run: Run, file: Path) -> None:
     ours = run.command(Path(theirs[-1] if theirs else "").parent)
     if theirs == ours:
         return
-    old, new = (dict(zip(c[1::2], c[2::2], strict=False)) for c in (theirs, ours))
+    old, new = (_pairs(command) for command in (theirs, ours))
+    if old == new and list(old) == list(new):
+        return
     key = next((k for k in {**old, **new} if old.get(k) != new.get(k)), "another order of opts")
     raise RegionDHError(
         f"{file}: {run.name} was trained with {key} {old.get(key, '(none)')}, and row "

@@ -527,7 +527,9 @@ def test_image_loss_option(make_heads):
     assert logistic["loss_cls"] == softmax["loss_cls"]
 
 
-@pytest.mark.parametrize("name", ["cosine", "isdh", "dmssph", "dpsh", "csq", "orthohash"])
+@pytest.mark.parametrize(
+    "name", ["cosine", "idhn", "isdh_soft", "dmssph", "dpsh", "csq", "orthohash"]
+)
 def test_the_objective_is_a_choice(make_heads, name):
     heads = make_heads("OBJECTIVE", name, training=True)
     losses = train(heads, make_features(2), make_proposals(20, 6), make_targets(2, 1))[1]
