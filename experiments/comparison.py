@@ -97,7 +97,7 @@ def bootstrap_difference(
     # The difference itself counts as a draw, so that no p is 0.
     beyond = [1 + np.count_nonzero(side) for side in (draws <= 0, draws >= 0)]
     p = min(1.0, 2.0 * min(beyond) / (samples + 1))
-    return Interval(mean, float(low), float(high), p)
+    return Interval(mean, float(low), float(high), float(p))
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
@@ -112,8 +112,8 @@ def _stretched(values: np.ndarray) -> np.ndarray:
 def holm(p: Sequence[float]) -> list[float]:
     """p values corrected for their number (Holm, 1979), in the same order.
 
-    The i-th smallest of m is multiplied by m - i + 1; none is below a smaller one, or above 1. Those
-    below .05 are claims of which, with a chance of 95 %, none is false.
+    The i-th smallest of m is multiplied by m - i + 1; none is below a smaller one, or above 1. If
+    those below .05 are claimed, the chance that any of these claims is false is at most 5 %.
     """
     order = np.argsort(p, kind="stable")
     factors = np.arange(len(p), 0, -1)

@@ -4,7 +4,9 @@
 code length and seed with the measurements and everything that they depend on. A run with an entry
 is done. ``per_query/RUN.npz`` holds each query's metrics of one run, for bootstraps; it stays a
 file a run, since it is binary and a training writes it whole.
-``differences/DATASET_REFERENCE.json`` holds the results of :mod:`.comparison`.
+``differences/DATASET_REFERENCE.json`` holds the results of :mod:`.comparison`, ``claims.json``
+those of :mod:`.claims`, ``references.json`` those of :mod:`.references` (each query's metrics are in
+``per_query/reference_NAME.npz``), and ``milliseconds.json`` those of :mod:`.encode_times`.
 
 Version 0.1 wrote one file a run, ``RUN.json``, and ``differences_DATASET_REFERENCE.json``. They are
 read where the folder has nothing newer.
@@ -167,6 +169,83 @@ class ResultFolder:
         file = self.differences_file(dataset, reference)
         write_json(file, found)
         return file
+
+    @property
+    def claims_file(self) -> Path:
+        return self.path / "claims.json"
+
+    @property
+    def milliseconds_file(self) -> Path:
+        return self.path / "milliseconds.json"
+
+    def read_claims(self) -> list[dict]:
+        """The result of :func:`.claims.measure_claims`; empty if there is no file.
+
+        Raises:
+            RegionDHError: the file is damaged.
+        """
+        found = _read_if_there(self.claims_file)
+        if found is None:
+            return []
+        numbers = ("bits", "difference", "low", "high", "p_corrected")
+        if not isinstance(found, list) or not all(
+            all(map(_is_number, map(as_dict(entry).get, numbers))) for entry in found
+        ):
+            raise RegionDHError(
+                f"{self.claims_file} is damaged (no claims): delete it, and measure them with "
+                "python -m experiments.tables"
+            )
+        return found
+
+    @property
+    def references_file(self) -> Path:
+        return self.path / "references.json"
+
+    def read_references(self, database: str) -> dict[str, Any]:
+        """What :mod:`.references` measured.
+
+        Args:
+            database: "seen" or "unseen", of which there must be rows.
+
+        Raises:
+            RegionDHError: there is no such file, or it is damaged.
+        """
+        fix = "run python -m experiments.references"
+        found = _read_if_there(self.references_file)
+        if found is None:
+            raise RegionDHError(f"{self.references_file}: no such file: {fix}")
+        for key in ("references", "classes"):
+            rows = as_dict(found).get(key)
+            if not isinstance(rows, list) or not any(
+                as_dict(row).get("database") == database for row in rows
+            ):
+                raise RegionDHError(
+                    f"{self.references_file} has no {key} of the database {database!r}: {fix}"
+                )
+        return found
+
+    def write_reference_queries(
+        self, title: str, database: str, arrays: dict[str, np.ndarray]
+    ) -> None:
+        """Store each query's metrics of a reference, in half precision."""
+        name = "_".join(re.findall(r"\w+", f"reference {title} {database}"))
+        path = self.path / "per_query" / f"{name}.npz"
+        with replace_when_complete(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **{key: np.float16(v) for key, v in arrays.items()})
+
+    def read_milliseconds(self) -> dict[str, float]:
+        """Milliseconds an image by config file; empty if there is no file.
+
+        Raises:
+            RegionDHError: the file is damaged.
+        """
+        found = as_dict(as_dict(_read_if_there(self.milliseconds_file)).get("milliseconds"))
+        if not all(map(_is_number, found.values())):
+            raise RegionDHError(
+                f"{self.milliseconds_file} is damaged: restore it, or delete it and run "
+                "python -m experiments.encode_times"
+            )
+        return found
 
     def _old_file(self, run: Run) -> Path:
         return self.path / f"{run.name}.json"
