@@ -28,7 +28,8 @@ __all__ = [
 MARK = "†"
 TIES = ("pessimistic", "optimistic")
 BLOCK = re.compile(
-    r"(?P<begin><!-- (?P<what>table|differences|claims|references|classes): (?P<dataset>\S+)(?P<names>[^>]*) -->\n).*?"
+    r"(?P<begin><!-- (?P<what>table|differences|claims|references|classes): "
+    r"(?P<dataset>\S+)(?P<names>[^>]*) -->\n).*?"
     r"(?P<end><!-- end -->)",
     re.DOTALL,
 )
@@ -122,8 +123,8 @@ def fill_document(text: str, rows: Sequence[Row], results: ResultFolder) -> str:
     ``<!-- differences: DATASET REFERENCE ROW... -->`` (:func:`markdown_differences`) or
     ``<!-- claims: NAME... -->`` (:func:`.claims.markdown_claims`; ``all`` for all) or
     ``<!-- references: unseen -->`` or ``seen``, or ``classes`` (:mod:`.reference_tables`), and the
-    next ``<!-- end -->``. Without rows, all are shown. A number among the rows selects runs of that many
-    bits.
+    next ``<!-- end -->``. Without rows, all are shown. A number among the rows selects runs of
+    that many bits.
 
     Args:
         text: the document.

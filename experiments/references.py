@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-import regiondh_d2  # noqa: F401  (registers the sources of weights)
+import regiondh_d2
 from regiondh_cli.arguments import CommandParser
 from regiondh_d2.data.datasets.builtin import SplitByIdDigest
 from regiondh_d2.engine.command import CommandError, run_command
@@ -181,7 +181,7 @@ def _directions(vectors: np.ndarray) -> np.ndarray:
 
 
 def measure_classes(query: CodeSet, database: CodeSet, name: str) -> list[dict[str, Any]]:
-    """By class the mean MAP and MAP_min of its queries; a query of several classes counts for each."""
+    """MAP and MAP_min of each class's queries; a query of several classes counts for each."""
     result = rank_code_sets(query, database, CUTOFFS[name])[0]
     metrics = {m: result.per_query[m] for k in CUTOFFS[name] for m in (f"MAP@{k}", f"MAP_min@{k}")}
     labels = query.column("labels")

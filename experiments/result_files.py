@@ -5,8 +5,8 @@ code length and seed with the measurements and everything that they depend on. A
 is done. ``per_query/RUN.npz`` holds each query's metrics of one run, for bootstraps; it stays a
 file a run, since it is binary and a training writes it whole.
 ``differences/DATASET_REFERENCE.json`` holds the results of :mod:`.comparison`, ``claims.json``
-those of :mod:`.claims`, ``references.json`` those of :mod:`.references` (each query's metrics are in
-``per_query/reference_NAME.npz``), and ``milliseconds.json`` those of :mod:`.encode_times`.
+those of :mod:`.claims`, ``references.json`` those of :mod:`.references` (each query's metrics are
+in ``per_query/reference_NAME.npz``), and ``milliseconds.json`` those of :mod:`.encode_times`.
 
 Version 0.1 wrote one file a run, ``RUN.json``, and ``differences_DATASET_REFERENCE.json``. They are
 read where the folder has nothing newer.

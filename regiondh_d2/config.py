@@ -177,6 +177,9 @@ def _add_region_dh(cfg: CN) -> None:
     # "class_mean": (P^T A1) / sum_i p_ic for each class c, joined with max_i p_ic.
     # "class_presence": the latter, the mean's deviation from 0.5 scaled by max_i p_ic.
     node.FUSION_NORM = "sum"
+    # A factor on the fusion matrix, before NORMALIZE_FUSED: a sum over many regions is far above 1,
+    # and with plain gradient steps H2 then hardly learns.
+    node.FUSION_SCALE = 1.0
     # A region that covers the whole image: "none" (the paper), "region" (one more fused region),
     # "row" (its H1 activations as one more row of the fusion matrix, unmixed with the others), or
     # "feature" (its box-head features beside the fusion matrix), or "pooled" (what the box head's

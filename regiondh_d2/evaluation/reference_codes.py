@@ -109,7 +109,7 @@ def class_simhash_codes(
     bits: int,
     seed: int = 0,
 ) -> Pair:
-    """SimHash of class probabilities: what any network with a classifier gives without a hash layer.
+    """SimHash of class probabilities: what a classifier gives without any hash layer.
 
     A bit says on which side of a random hyperplane through the origin the C probabilities lie. Two
     images differ in a bit with a probability that grows with the angle between theirs (Charikar,
@@ -178,9 +178,9 @@ def spectral_codes(query: CodeSet, database: CodeSet, bits: int) -> Pair:
 
     Along a principal direction with range [a, b] in the database, a bit is the sign of sin(pi/2 + j
     pi (x - a) / (b - a)), an eigenfunction for uniform data. Its eigenvalue grows with j / (b - a).
-    The code takes the lowest eigenvalues over the first K directions, those of the largest variance,
-    and all j >= 1, so that a long direction gets several bits. For queries outside [a, b] the wave
-    continues.
+    The code takes the lowest eigenvalues over the first K directions, those of the largest
+    variance, and all j >= 1, so that a long direction gets several bits. For queries outside [a, b]
+    the wave continues.
 
     Args:
         query, database: with ``features`` (N, D).

@@ -191,6 +191,7 @@ class RegionDHROIHeads(StandardROIHeads):
         fusion_num_rois: int = 100,
         fusion_input: str = "h1",
         fusion_norm: str = "sum",
+        fusion_scale: float = 1.0,
         whole_image: str = "none",
         fusion_gradient: bool = True,
         image_loss: str = "logistic",
@@ -202,8 +203,9 @@ class RegionDHROIHeads(StandardROIHeads):
             image_hash: H2 and its classifier.
             image_objective: a loss of image activations (B, K2) and labels (B, C); see
                 :func:`.losses.build_loss`.
-            fusion_rois, fusion_num_rois, fusion_input, fusion_norm, whole_image, fusion_gradient,
-                image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
+            fusion_rois, fusion_num_rois, fusion_input, fusion_norm, fusion_scale, whole_image,
+                fusion_gradient, image_loss: see the keys of the same names in
+                :mod:`regiondh_d2.config`.
             kwargs: see :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
 
         Raises:
@@ -229,6 +231,7 @@ class RegionDHROIHeads(StandardROIHeads):
         self.fusion_num_rois = fusion_num_rois
         self.fusion_input = fusion_input
         self.fusion_norm = fusion_norm
+        self.fusion_scale = fusion_scale
         self.whole_image = whole_image
         self.fusion_gradient = fusion_gradient
         self.image_loss = IMAGE_LOSSES[image_loss]
@@ -270,6 +273,7 @@ class RegionDHROIHeads(StandardROIHeads):
             "fusion_num_rois": node.FUSION_NUM_ROIS,
             "fusion_input": node.FUSION_INPUT,
             "fusion_norm": node.FUSION_NORM,
+            "fusion_scale": node.FUSION_SCALE,
             "whole_image": node.WHOLE_IMAGE,
             "fusion_gradient": node.FUSION_GRADIENT,
             "image_loss": node.IMAGE_LOSS,
@@ -403,7 +407,7 @@ class RegionDHROIHeads(StandardROIHeads):
             self.fusion_norm,
             counts=torch.tensor([len(rows) for rows in p], device=p[0].device),
         )
-        fused = torch.cat([fused, *beside], dim=1)
+        fused = torch.cat([self.fusion_scale * fused, *beside], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 
