@@ -7,6 +7,7 @@ the seen database (val in train) and in the unseen one (one half of val in the o
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
         "seen": (query, database),
     }
     found: dict[str, Any] = {"network": args.network, "references": [], "classes": []}
+    # The unseen database is smaller than the last cut-off.
+    warnings.filterwarnings("ignore", "top k of 1000 is above", UserWarning)
     for name, pair in pairs.items():
         found["references"] += measure_references(*pair, name, weight, bias, results)
         found["classes"] += measure_classes(*pair, name)

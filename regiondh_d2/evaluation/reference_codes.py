@@ -113,7 +113,9 @@ def class_simhash_codes(
 
     A bit says on which side of a random hyperplane through the origin the C probabilities lie. Two
     images differ in a bit with a probability that grows with the angle between theirs (Charikar,
-    "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002).
+    "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002). Groups of C hyperplanes
+    are orthogonal, so that few bits say the same (Ji et al., "Super-Bit Locality-Sensitive
+    Hashing", NIPS 2012).
 
     Args:
         query, database, weight, bias: see :func:`image_class_codes`.
@@ -123,7 +125,11 @@ def class_simhash_codes(
     Raises:
         CodeFileError: a set has no activations.
     """
-    planes = np.random.default_rng(seed).standard_normal((len(weight), bits))
+    classes, rng = len(weight), np.random.default_rng(seed)
+    groups = rng.standard_normal((-(-bits // classes), classes, classes))
+    # The signs make the rotations uniform, as those of plain normal draws are.
+    rotations = [q * np.sign(np.diag(r)) for q, r in map(np.linalg.qr, groups)]
+    planes = np.concatenate(rotations, axis=1)[:, :bits]
     return _pair(
         query, database, lambda codes: class_probabilities(codes, weight, bias) @ planes >= 0
     )
