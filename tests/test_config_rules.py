@@ -25,6 +25,7 @@ WRONG = [
     (HASH + "LATENT_INIT_STD", "-0.1"),
     (HASH + "FUSION_NUM_ROIS", "-1"),
     (HASH + "FUSION_NORM", "avg"),
+    (HASH + "FUSION_SCALE", "0.0"),
     (HASH + "FUSION_NORM", "SUM"),
     (HASH + "FUSION_ROIS", "all"),
     (HASH + "FUSION_INPUT", "fc7"),
