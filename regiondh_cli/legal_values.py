@@ -3,7 +3,8 @@
 A test compares them with the library's.
 """
 
-ENGINES = ("faiss", "numpy")
+ENGINES = ("faiss", "numpy", "milvus")
+MEMORY_ENGINES = ("faiss", "numpy")
 GRANULARITIES = ("image", "instance")
 RERANKINGS = ("activations", "features")
 AUTO = "auto"  # a calibrated --max-distance

@@ -17,6 +17,8 @@ root attributes                                  ``format`` "regiondh-codes", ``
 ``activations``           float16 (N, K)         optional
 ``features``              float16 (N, D)         optional
 ``class_weights``         float32 (K + 1, C)     optional; a classifier on the bits, bias last
+``positions``             int64 (N,)             in a shard: the image's place in the list of all;
+                                                 such a file has the attribute ``shard``, too
 ``instances``             group                  optional; attribute ``bits`` K1
 ``instances/codes``       uint8 (M, ceil(K1/8))  one row a detection
 ``instances/image_index`` int64 (M,)             row of ``codes``
@@ -64,6 +66,7 @@ VERSION = 2
 
 _MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
 _TEXT_ATTRIBUTES = ("dataset", "config", "model_fingerprint", "settings")
+_NOT_IN_ALL = ("settings", "shard")  # texts that a file may lack
 # Columns of numbers: the kinds of types that are read, the type that is written, whether optional.
 _COLUMNS = {
     "codes": ("u", "u1", False),
@@ -75,6 +78,7 @@ _COLUMNS = {
     "activations": ("f", "f2", True),
     "features": ("f", "f2", True),
     "class_weights": ("f", "f4", True),
+    "positions": ("i", "i8", True),
 }
 _INSTANCE_COLUMNS = {
     "codes": ("u", "u1"),
@@ -121,6 +125,9 @@ def _file_image(code_set: CodeSet) -> bytes:
         }.items():
             text = fixed_length([value])
             file.attrs.create(name, text[0], dtype=text.dtype)
+        if code_set.shard:
+            text = fixed_length([code_set.shard])
+            file.attrs.create("shard", text[0], dtype=text.dtype)
         for name in ("class_names", "roots"):
             text = fixed_length(getattr(code_set, name))
             file.attrs.create(name, text, dtype=text.dtype)
@@ -243,8 +250,8 @@ class _Reader:
             instances = InstanceCodes(bits=bits, **found)
         texts = {
             name: self._attribute(file, name, str)
-            for name in _TEXT_ATTRIBUTES
-            if name != "settings" or name in file.attrs
+            for name in (*_TEXT_ATTRIBUTES, *_NOT_IN_ALL)
+            if name not in _NOT_IN_ALL or name in file.attrs
         }
         if np.ndim(columns["codes"]) != 2:
             raise CodeFileError(f"codes are of shape {columns['codes'].shape}")
