@@ -5,6 +5,7 @@ A test compares them with the library's.
 
 ENGINES = ("faiss", "numpy", "milvus")
 MEMORY_ENGINES = ("faiss", "numpy")
+EXPORT_FORMATS = ("parquet", "npz", "pgvector")
 GRANULARITIES = ("image", "instance")
 RERANKINGS = ("activations", "features")
 AUTO = "auto"  # a calibrated --max-distance

@@ -9,8 +9,6 @@ from ..options import add_overwrite_option
 
 
 def add_arguments(parser: CommandParser) -> None:
-    parser.add_argument(
-        "codes", nargs="+", metavar="CODES.h5", help="all shards, in any order"
-    )
+    parser.add_argument("codes", nargs="+", metavar="CODES.h5", help="all shards, in any order")
     parser.add_argument("--output", required=True, metavar="CODES.h5", help="the file to write")
     add_overwrite_option(parser)

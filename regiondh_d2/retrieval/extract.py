@@ -361,9 +361,7 @@ class CodeExtractor:
             code_set = merged.code_set
             if part is not None:
                 places = [positions.get(image_id, -1) for image_id in code_set.image_ids]
-                code_set = replace(
-                    code_set, positions=np.array(places, np.int64), shard=str(part)
-                )
+                code_set = replace(code_set, positions=np.array(places, np.int64), shard=str(part))
             if merged.changed or earlier.is_outdated or earlier.shard != code_set.shard:
                 parts.finalize(output, code_set)
             parts.remove()

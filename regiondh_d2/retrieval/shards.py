@@ -19,8 +19,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ..structures.codes import CodeFileError, CodeSet, join_code_sets, take_rows
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
@@ -185,5 +183,4 @@ def _rows_in_order(joined: CodeSet) -> list[int]:
             raise CodeFileError(
                 f"{display_name(image_id)} is in two shards: extract both again from the start"
             )
-    rows = sorted(row_of.values(), key=lambda row: (positions[row] >= 0, max(positions[row], 0)))
-    return rows
+    return sorted(row_of.values(), key=lambda row: (positions[row] >= 0, max(positions[row], 0)))

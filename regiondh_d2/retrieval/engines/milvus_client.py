@@ -42,7 +42,8 @@ def import_pymilvus() -> ModuleType:
         import pymilvus
     except ImportError:
         raise MissingPackageError(
-            "engine 'milvus' needs a package that isn't installed: pip install 'regiondh_d2[milvus]'"
+            "engine 'milvus' needs a package that isn't installed: pip install "
+            "'regiondh_d2[milvus]'"
         ) from None
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     return pymilvus
@@ -117,9 +118,7 @@ class MilvusConnection:
         text = str(error).lower()
         where = f"Milvus at {self.uri}"
         if any(part in text for part in _NO_ACCESS):
-            return MilvusError(
-                f"{where} refuses access: set {TOKEN_VARIABLE} to user:password"
-            )
+            return MilvusError(f"{where} refuses access: set {TOKEN_VARIABLE} to user:password")
         if any(part in text for part in _FULL):
             return MilvusError(
                 f"{where} is full ({_reason(error)}): give it room, then run the same again; what "

@@ -35,7 +35,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "class_id": ("INT64", -1),
     "class_name": ("VARCHAR", ""),
     "score": ("FLOAT", 0.0),
-    **{name: ("FLOAT", 0.0) for name in ("x1", "y1", "x2", "y2")},
+    **dict.fromkeys(("x1", "y1", "x2", "y2"), ("FLOAT", 0.0)),
 }
 """What a row may tell beside its code: Milvus's type, and the value where it is not given."""
 
@@ -120,7 +120,9 @@ class MilvusIndex(HammingIndex):
         call(self._load)
         state = self._query(f"row == {_STATE}", ["image"])
         self._next_row = int(state[0]["image"]) if state else 0
-        removed = [-2 - int(found["row"]) for found in self._pages("image", -1 - self._next_row, _STATE)]
+        removed = [
+            -2 - int(found["row"]) for found in self._pages("image", -1 - self._next_row, _STATE)
+        ]
         self._removed = np.unique(np.array(removed, np.int64))
         held = self._count(f"row >= 0 and row < {self._next_row}")
         if held > len(self) and len(self._removed):  # cut off within a removal
@@ -259,7 +261,8 @@ class MilvusIndex(HammingIndex):
         found = self._query(within, ["code"])
         by_row = {int(entity["row"]): _code_bytes(entity) for entity in found}
         return all(
-            by_row.get(row) == code.tobytes() for row, code in zip(rows.tolist(), codes, strict=True)
+            by_row.get(row) == code.tobytes()
+            for row, code in zip(rows.tolist(), codes, strict=True)
         )
 
     def _remove(self, rows: np.ndarray) -> None:
@@ -284,15 +287,15 @@ class MilvusIndex(HammingIndex):
 
     def _upsert(self, rows: list[int], images: list[int]) -> None:
         columns: list[Any] = [rows, [bytes(self.width)] * len(rows), images]
-        columns += [[default] * len(rows) for name, (_, default) in FIELDS.items() if name != "image"]
+        columns += [
+            [default] * len(rows) for name, (_, default) in FIELDS.items() if name != "image"
+        ]
         self._connection.call(self._remote.upsert, columns)
 
     # ----------------------------------------------------------------------------------------------
     # Searching
 
-    def search(
-        self, codes: np.ndarray, k: int, where: str = ""
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, codes: np.ndarray, k: int, where: str = "") -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`HammingIndex.search`, of rows that meet a condition on the server.
 
         Args:
@@ -311,9 +314,7 @@ class MilvusIndex(HammingIndex):
             return super().search(codes, max(1, k))
         return self._search(codes, k, where)
 
-    def _search(
-        self, codes: np.ndarray, k: int, where: str = ""
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search(self, codes: np.ndarray, k: int, where: str = "") -> tuple[np.ndarray, np.ndarray]:
         if self.exact:
             found = self._nearest(codes, k, 0, self._next_row, where)
         else:
@@ -387,7 +388,10 @@ class MilvusIndex(HammingIndex):
     @property
     def codes(self) -> np.ndarray:
         """All codes held, uint8 (N, width), by ascending row, fetched from the server."""
-        found = {int(entity["row"]): _code_bytes(entity) for entity in self._pages("code", 0, self._next_row)}
+        found = {
+            int(entity["row"]): _code_bytes(entity)
+            for entity in self._pages("code", 0, self._next_row)
+        }
         data = b"".join(found[row] for row in sorted(found))
         return np.frombuffer(data, np.uint8).reshape(-1, self.width)
 

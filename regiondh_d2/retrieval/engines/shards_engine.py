@@ -1,12 +1,12 @@
 """Exact search in files that may be larger than memory: shards of codes, mapped and not read.
 
-=============== ==================================================================================
-``shards.json``  ``format`` "regiondh-shards", ``version`` 1, ``bits``, ``shards``: for each file its
-                ``file``, ``first_row`` and ``count``; ``next_row``; ``removed``: the file of
-                removed rows, or ""
-``codes-N.npy`` uint8 (count, width in words), the codes of a shard, as numpy writes arrays
+================= ================================================================================
+``shards.json``   ``format`` "regiondh-shards", ``version`` 1, ``bits``, ``next_row``; ``shards``:
+                  for each its ``file``, ``first_row`` and ``count``; ``removed``: the file of
+                  removed rows, or ""
+``codes-N.npy``   uint8 (count, width in words), the codes of a shard, as numpy writes arrays
 ``removed-N.npy`` int64 (R,), rows that were removed, ascending
-=============== ==================================================================================
+================= ================================================================================
 
 To add codes or remove rows, new files are written, and then ``shards.json`` is replaced in one
 step; the files of earlier shards are not touched.
@@ -165,7 +165,7 @@ class ShardedIndex(HammingIndex):
     # Adding and removing
 
     def add(self, codes: np.ndarray) -> np.ndarray:
-        """As :meth:`HammingIndex.add`: the codes become new shards, which are on disk afterwards."""
+        """As :meth:`HammingIndex.add`: the codes become new shards on disk."""
         rows = super().add(codes)
         if len(rows):
             self._write_record()
@@ -242,9 +242,7 @@ class _Shard:
 
     def removed(self, removed: np.ndarray) -> np.ndarray:
         """Which of the removed rows are of this shard: positions in it, ascending."""
-        begin, end = np.searchsorted(
-            removed, (self.first_row, self.first_row + len(self.codes))
-        )
+        begin, end = np.searchsorted(removed, (self.first_row, self.first_row + len(self.codes)))
         return removed[begin:end] - self.first_row
 
     def held(self, removed: np.ndarray) -> np.ndarray:
