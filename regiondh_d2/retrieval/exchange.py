@@ -224,7 +224,7 @@ def _values(column: Any, dtype: str, width: int | None) -> np.ndarray:
     array = column.combine_chunks() if hasattr(column, "combine_chunks") else column
     if width is None:
         return array.to_numpy(zero_copy_only=False).astype(dtype)
-    if hasattr(array.type, "byte_width") and str(array.type).startswith("fixed_size_binary"):
+    if str(array.type).startswith("fixed_size_binary"):
         return np.frombuffer(b"".join(array.to_pylist()), dtype).reshape(len(array), width)
     values = array.flatten().to_numpy(zero_copy_only=False)
     return values.astype(dtype).reshape(len(array), width)

@@ -23,7 +23,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two tries
 # Parts of messages, in lower case, after which a further try is useless.
 _FULL = ("quota", "memory limit", "out of memory", "no space", "disk full", "deny to write")
 _NO_ACCESS = ("unauthenticated", "auth check", "permission deny", "privilege")
-_WRONG_CALL = ("invalid parameter", "invalid param", "only support", "not support", "illegal")
+_WRONG_CALL = ("invalid parameter", "invalid param", "only support", "not support")
 
 T = TypeVar("T")
 
