@@ -28,8 +28,8 @@ test: setup  ## run the tests
 wheel-test: setup  ## build the wheel, install it elsewhere and use it
 	$(PY) .ci/wheel_test.py
 
-test-milvus: setup  ## run the tests of the Milvus engine, in Milvus Lite and in a server (.venv-milvus-*)
-	$(PY) .ci/milvus_test.py
+test-milvus: setup  ## run the tests that need Milvus or PostgreSQL, in environments of their own
+	$(PY) .ci/server_tests.py
 
 coverage: setup  ## run the tests and list the files by the share of lines that they run
 	$(PYTEST) --cov --cov-report=term
@@ -45,5 +45,5 @@ format: setup  ## fix style and format in place
 	$(PY) -m ruff format .
 
 clean:  ## remove .venv and every cache; output/ and datasets/ stay
-	rm -rf $(VENV) .venv-milvus-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
+	rm -rf $(VENV) .venv-milvus-* .venv-postgres build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

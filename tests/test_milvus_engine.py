@@ -197,7 +197,7 @@ def test_a_kill_of_the_server_in_mid_load(new_index, milvus_uri, tmp_path):
         assert loader.stdout.readline() == "ready\n"
         time.sleep(1.0)
         with open(os.environ["REGIONDH_TEST_MILVUS_SERVER"]) as file:
-            os.killpg(int(file.read()), signal.SIGKILL)  # .ci/milvus_test.py starts it again
+            os.killpg(int(file.read()), signal.SIGKILL)  # .ci/server_tests.py starts it again
         assert loader.stdout.readline() == "loaded\n"
     index = create_index(64, "milvus", uri=milvus_uri, collection=name)
     codes = make_codes(20_000, 64)

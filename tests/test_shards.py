@@ -155,7 +155,9 @@ def test_wrong_words(text, load_tool, capsys):
 def test_the_job_in_the_documents_is_understood(load_tool):
     """The command in the YAML of docs/scaling.md, as a pod would run it."""
     text = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
-    (job,) = re.findall(r"exec regiondh extract-codes (.*?--resume)$", text, re.DOTALL | re.MULTILINE)
+    (job,) = re.findall(
+        r"exec regiondh extract-codes (.*?--resume)$", text, re.DOTALL | re.MULTILINE
+    )
     args = load_tool("extract_codes").build_parser().parse_args(job.replace("$i", "64").split())
     assert args.shard == (64, 64)
     assert args.output == "/shared/codes-64.h5"

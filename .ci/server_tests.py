@@ -1,8 +1,8 @@
-"""Run the tests of the engine "milvus": in Milvus Lite, and in a real server.
+"""Run the tests that need a server: Milvus Lite, Milvus, and PostgreSQL with pgvector.
 
-Each has a virtual environment of its own, since they need old packages, and finds the others of
-.venv behind these. The server listens on all interfaces, so it runs in a network namespace without
-any: where that isn't allowed, its tests are skipped, and the reason is printed.
+Each has a virtual environment of its own, since some need old packages, and finds the others of
+.venv behind these. Milvus's server listens on all interfaces, so it runs in a network namespace
+without any: where that isn't allowed, its tests are skipped, and the reason is printed.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = [
+POSTGRES_TESTS = ["tests/test_exchange.py::test_postgresql_gives_the_answers_of_the_engines"]
+MILVUS_TESTS = [
     "tests/test_milvus_engine.py",
     "tests/test_hamming_index.py::test_before_and_after_remove_reload_save_and_load",
     "tests/test_hamming_index.py::test_an_empty_index_and_no_queries",
@@ -32,9 +33,9 @@ INSIDE = "--in-namespace"
 
 
 def make_environment(kind: str) -> Path:
-    """The Python of an environment with Milvus, "lite" or "server"."""
-    constraints = ROOT / f"constraints-milvus-{kind}.txt"
-    folder = ROOT / f".venv-milvus-{kind}"
+    """The Python of an environment, "milvus-lite", "milvus-server" or "postgres"."""
+    constraints = ROOT / f"constraints-{kind}.txt"
+    folder = ROOT / f".venv-{kind}"
     python, stamp = folder / "bin" / "python", folder / "constraints.txt"
     if not stamp.exists() or stamp.read_bytes() != constraints.read_bytes():
         shutil.rmtree(folder, ignore_errors=True)
@@ -48,9 +49,17 @@ def make_environment(kind: str) -> Path:
     return python
 
 
-def run_tests(python: Path, **environment: str) -> int:
+def run_tests(python: Path, tests: list[str], **environment: str) -> int:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **environment}
-    command = [python, "-m", "pytest", "-q", "-k", "milvus or Milvus or Folder", *TESTS]
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "milvus or Milvus or Folder or postgresql",
+        *tests,
+    ]
     return subprocess.run([*command, "-p", "no:cacheprovider"], cwd=ROOT, env=env).returncode
 
 
@@ -104,12 +113,13 @@ def wait_for_port(log: Path, seconds: float = 120.0) -> None:
 
 def test_server() -> int:
     bring_up_loopback()
-    python = make_environment("server")  # from the cache: there is no network here
+    python = make_environment("milvus-server")  # from the cache: there is no network here
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with running_server(folder, python.parent / "milvus-server") as state:
             return run_tests(
                 python,
+                MILVUS_TESTS,
                 REGIONDH_TEST_MILVUS=f"http://127.0.0.1:{PORT}",
                 REGIONDH_TEST_MILVUS_SERVER=str(state),
             )
@@ -118,16 +128,18 @@ def test_server() -> int:
 def main() -> int:
     if sys.argv[1:] == [INSIDE]:
         return test_server()
+    print("PostgreSQL", flush=True)
+    failed = run_tests(make_environment("postgres"), POSTGRES_TESTS)
     print("Milvus Lite", flush=True)
-    lite = run_tests(make_environment("lite"))
-    make_environment("server")
+    failed = run_tests(make_environment("milvus-lite"), MILVUS_TESTS) or failed
+    make_environment("milvus-server")
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-n", "true"], capture_output=True).returncode:
         reason = "unshare is missing" if unshare is None else "this user may not unshare -n"
         print(f"Milvus server: skipped, since it needs a network namespace and {reason}")
-        return lite
+        return failed
     print("Milvus server", flush=True)
-    return subprocess.run([unshare, "-n", sys.executable, __file__, INSIDE]).returncode or lite
+    return subprocess.run([unshare, "-n", sys.executable, __file__, INSIDE]).returncode or failed
 
 
 if __name__ == "__main__":
