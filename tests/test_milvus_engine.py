@@ -11,6 +11,7 @@ import pytest
 
 from index_oracle import HAS_MILVUS, MILVUS, assert_answers, make_codes, sort_pairs
 from indexing import make_items
+from regiondh_d2.retrieval.code_store import write_codes
 from regiondh_d2.retrieval.engines import create_index, milvus_engine
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
 from regiondh_d2.retrieval.queries import Query, QueryObject, SearchOptions
@@ -154,6 +155,29 @@ class TestFolder:
                 assert answers[0] == answers[1]
                 assert answers[0]
 
+    def test_the_command(self, tmp_path, milvus_uri, load_tool, capsys):
+        """The name of the collections is that of the folder; other codes don't replace them."""
+        name = f"my index {os.urandom(4).hex()}"
+        for folder, seed in (("a", 0), ("b", 1)):
+            codes = make_items(rows=30, found=40)
+            codes.codes = np.roll(codes.codes, seed, axis=0)
+            (tmp_path / folder).mkdir()
+            write_codes(tmp_path / folder / "codes.h5", codes)
+            words = [str(tmp_path / folder / "codes.h5"), "--engine", "milvus", "--uri", milvus_uri]
+            status = load_tool("build_index").main(
+                [*words, "--output", str(tmp_path / folder / name)]
+            )
+            assert status == seed
+        assert "name another collection" in capsys.readouterr().err
+        assert not (tmp_path / "b" / name).exists()
+        folder = read_index_folder(tmp_path / "a" / name)
+        assert folder.index("image").collection == f"regiondh_{name.replace(' ', '_')}_image_1"
+        # A folder without its collections still gives its codes to other engines.
+        for granularity in ("image", "instance"):
+            folder.index(granularity).drop()
+        rebuild = [str(tmp_path / "a" / name), "--output", str(tmp_path / "c"), "--engine", "numpy"]
+        assert load_tool("build_index").main(rebuild) == 0
+
     def test_generations(self, tmp_path, options):
         import pymilvus
 
@@ -178,6 +202,7 @@ LOAD = """
 import sys, numpy as np
 sys.path.insert(0, sys.argv[3])
 from index_oracle import make_codes
+from regiondh_d2.retrieval.code_store import write_codes
 from regiondh_d2.retrieval.engines import create_index, milvus_engine
 milvus_engine._BATCH = 200
 index = create_index(64, "milvus", uri=sys.argv[1], collection=sys.argv[2], patience=120.0)
