@@ -38,13 +38,6 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError, unknown_value_message
 from ..utils.file_io import write_json
 from .code_store import read_codes, write_codes
-from .collections import (
-    attach_collection,
-    build_collection,
-    drop_collections,
-    earlier_collections,
-    is_in_server,
-)
 from .engines import CodeArrayIndex, MilvusError, MilvusIndex, create_index, self_recall
 from .hamming_index import HammingIndex
 from .index_file import IndexFileError
@@ -56,6 +49,13 @@ from .index_record import (
     check_index_output,
     new_generation,
     read_record,
+)
+from .milvus_collections import (
+    attach_collection,
+    build_collection,
+    drop_collections,
+    earlier_collections,
+    is_in_server,
 )
 from .moved_folders import move_roots
 
