@@ -263,7 +263,8 @@ def compare_search(
     for name, (distances, _) in answers.items():
         if not np.array_equal(distances, answers["seconds"][0]):
             raise RegionDHError(f"{name}: FAISS alone found other distances than the index")
-    baseline = min(seconds for name, seconds in best.items() if name.startswith("faiss"))
+    others = ["seconds", *(f"{name}_seconds" for name in EXTRA_ENGINES)]
+    baseline = min(seconds for name, seconds in best.items() if name not in others)
     numbers = {"queries": len(query), **best, "ratio": baseline / best["seconds"]}
     for name in EXTRA_ENGINES:
         if f"{name}_seconds" in best:

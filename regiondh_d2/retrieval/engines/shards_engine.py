@@ -58,7 +58,7 @@ class ShardedIndex(HammingIndex):
         bits: code length.
         path: a folder; if it holds an index already, that is opened.
         shard_rows: the most codes of a file.
-        threads: searches at the same time; by default one for each core.
+        threads: searches at the same time; by default OMP_NUM_THREADS, or one for each core.
 
     Raises:
         IndexFileError: the folder holds something else, or an index of another code length.
@@ -316,6 +316,10 @@ def _is_consistent(record: Mapping[str, Any]) -> bool:
 
 
 def _cores() -> int:
+    """As many as OpenMP may use."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and int(limit):
+        return int(limit)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
