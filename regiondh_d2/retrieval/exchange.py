@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -131,7 +131,7 @@ def _arrays(code_set: CodeSet) -> dict[str, np.ndarray]:
 
 
 def _code_set(
-    attributes: dict[str, Any], arrays: dict[str, np.ndarray], texts: dict[str, Sequence[str]]
+    attributes: dict[str, Any], arrays: dict[str, np.ndarray], texts: Mapping[str, Sequence[str]]
 ) -> CodeSet:
     """The inverse of the two functions above."""
     if attributes["version"] != _VERSION:

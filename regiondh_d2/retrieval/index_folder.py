@@ -156,13 +156,13 @@ def write_index_folder(
         granularities = [name for name in GRANULARITIES if _codes_of(items, name) is not None]
     in_server = is_in_server(engine)
     found = {granularity: _codes_of(items, granularity) for granularity in granularities}
-    for granularity, codes in found.items():
-        if codes is None:
+    for granularity, value in found.items():
+        if value is None:
             raise IndexFileError(
                 f"{display_name(source) or 'the code set'}: has no {granularity} codes; extract "
                 "the codes again with detected objects, or index the images alone"
             )
-    coded = {granularity: codes for granularity, codes in found.items() if codes is not None}
+    coded = {granularity: value for granularity, value in found.items() if value is not None}
     indexes: dict[str, HammingIndex] = {}
     if not in_server:
         for granularity, (codes, bits) in coded.items():
@@ -268,7 +268,7 @@ def _open(
     name = display_name(path)
     if record["fingerprint"] != items.model_fingerprint:
         raise IndexFileError(f"{name}: {RECORD} and {codes_file} are of two models; build it again")
-    indexes = {}
+    indexes: dict[str, HammingIndex] = {}
     for granularity, numbers in record["levels"].items():
         found = _codes_of(items, granularity)
         if found is None:

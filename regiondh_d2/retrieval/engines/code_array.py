@@ -46,7 +46,8 @@ class CodeArrayIndex(HammingIndex):
             padded: uint8 (N, padded width), contiguous, perhaps mapped from a file. It is neither
                 read nor copied.
         """
-        self._padded, self._rows = padded, None
+        self._padded = padded
+        self._rows: np.ndarray | None = None
         self._next_row, self._removed = len(padded), self._removed[:0]
 
     def nearest_padded(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
