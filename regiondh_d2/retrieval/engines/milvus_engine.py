@@ -59,8 +59,8 @@ class MilvusIndex(HammingIndex):
         collection: its name.
         nlist, nprobe: search approximately, as Milvus's BIN_IVF_FLAT does; see
             :class:`~.faiss_ivf_engine.FaissIVFIndex`. By default the search is exact (BIN_FLAT).
-        consistency: Milvus's level of consistency; with another than "Strong" a search may miss
-            codes that were just added.
+        consistency: Milvus's level of consistency for searches; with another than "Strong" they may
+            miss codes that were just added.
         patience: seconds for which a failed call is tried again.
         owner: a text that the collection keeps; an existing one must have the same.
         must_exist: whether a missing collection is an error, instead of being created.
@@ -409,7 +409,7 @@ class MilvusIndex(HammingIndex):
             self._remote.query,
             within,
             output_fields=["row", *fields],
-            consistency_level=self._consistency,
+            consistency_level="Strong",
         )
 
     def _count(self, within: str) -> int:
@@ -417,7 +417,7 @@ class MilvusIndex(HammingIndex):
             self._remote.query,
             within,
             output_fields=["count(*)"],
-            consistency_level=self._consistency,
+            consistency_level="Strong",
         )
         return int(found[0]["count(*)"])
 
