@@ -81,7 +81,8 @@ def running_server(folder: Path, program: Path):
         def keep() -> None:
             while not stop.is_set():
                 server = subprocess.Popen(
-                    [program, "--data", folder / "data"],
+                    # Otherwise it takes another port while connections to a killed one end.
+                    [program, "--data", folder / "data", "--proxy-port", str(PORT)],
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
