@@ -7,8 +7,10 @@ ENGINES = ("faiss", "numpy", "milvus")
 MEMORY_ENGINES = ("faiss", "numpy")
 EXPORT_FORMATS = ("parquet", "npz", "pgvector")
 GRANULARITIES = ("image", "instance")
-RERANKINGS = ("activations", "features")
+RERANKINGS = ("activations", "features", "classes")
+QUERY_CLASSES = ("bits", "activations")
 AUTO = "auto"  # a calibrated --max-distance
+MOST_WEIGHT = 1000  # the largest --blend
 
 # Reference codes that need only the code files, and those that need the network's weights.
 REFERENCES = (

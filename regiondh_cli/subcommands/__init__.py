@@ -32,6 +32,7 @@ NAMES = (
     "groups",
     "evaluate-codes",
     "evaluate-objects",
+    "evaluate-copies",
     "report",
     "train",
     "check-dataset",
