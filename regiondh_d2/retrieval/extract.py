@@ -189,7 +189,7 @@ def keeps_activations(output: str | os.PathLike) -> bool:
     output = Path(output)
     if output.exists():
         return _has_activations(read_codes(output))
-    for part in sorted(_parts_folder(output).glob("part-*.h5")):
+    for part in sorted(parts_folder(output).glob("part-*.h5")):
         with suppress(CodeFileError):  # of a damaged part the extraction tells
             return _has_activations(read_codes(part))
     return True
