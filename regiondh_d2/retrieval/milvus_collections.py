@@ -83,7 +83,7 @@ def attach_collection(
 
 
 def _index(bits: int, options: Mapping[str, Any], codes: np.ndarray) -> MilvusIndex:
-    owner = hashlib.sha256(memoryview(np.ascontiguousarray(codes))).hexdigest()
+    owner = hashlib.sha256(np.ascontiguousarray(codes).data).hexdigest()
     index = create_index(bits, "milvus", **{**options, "owner": owner})
     assert isinstance(index, MilvusIndex)
     return index
