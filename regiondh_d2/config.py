@@ -95,6 +95,7 @@ _HEADS = (
     "MODEL.REGION_DH.LATENT_INIT_*",
     "MODEL.REGION_DH.NORMALIZE_FUSED",
     "MODEL.REGION_DH.OBJECTIVE",
+    "MODEL.REGION_DH.OBJECT_CODE",
     "MODEL.REGION_DH.WHOLE_IMAGE",
     "MODEL.ROI_BOX_HEAD.BBOX_REG_*",
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
@@ -121,6 +122,7 @@ _NOT_OF_IMAGE_CODES = (
     "*LOSS*",
     "MODEL.REGION_DH.LATENT_INIT_*",
     "MODEL.REGION_DH.OBJECTIVE",
+    "MODEL.REGION_DH.OBJECT_CODE",
     "MODEL.ROI_HEADS.NMS_THRESH_TEST",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
     "TEST.DETECTIONS_PER_IMAGE",
@@ -202,6 +204,12 @@ def _add_region_dh(cfg: CN) -> None:
     # of a batch, too. 0: the batch alone.
     node.CODE_QUEUE = 0
 
+    # Beyond the paper: True codes detections and boxes by a latent layer of their own instead of
+    # H1, which feeds the fusion. It reads the standardized fc7, trains on the sampled regions by
+    # LOSS_WEIGHTS.OBJECT_CODE, and gives no gradient to what it reads. Where every other part is
+    # frozen (LR_FACTORS), the other losses aren't computed.
+    node.OBJECT_CODE = False
+
     # Weights of Equations 3 to 7. They multiply once, in the meta-architecture; Detectron2's own
     # loss weights stay 1 (setting both is refused).
     node.LOSS_WEIGHTS = CN()
@@ -216,6 +224,9 @@ def _add_region_dh(cfg: CN) -> None:
     node.LOSS_WEIGHTS.SIMILARITY = 0.0
     # In so many iterations that weight grows linearly to its value. 0: it is there at once.
     node.LOSS_WEIGHTS.SIMILARITY_WARMUP = 0
+    # Of OBJECT_CODE: inner products of codes drawn to 1 for two regions of one class and to 0 for
+    # others; cross entropy of a classifier on the codes.
+    node.LOSS_WEIGHTS.OBJECT_CODE = [30.0, 1.0]
 
     # Factors on SOLVER.BASE_LR for each part of the network; 0 freezes a part.
     node.LR_FACTORS = CN()
@@ -225,6 +236,7 @@ def _add_region_dh(cfg: CN) -> None:
     node.LR_FACTORS.BOX_PREDICTOR = 1.0
     node.LR_FACTORS.INSTANCE_HASH = 1.0
     node.LR_FACTORS.IMAGE_HASH = 1.0
+    node.LR_FACTORS.OBJECT_HASH = 1.0
 
     # The most pixels of an image that are read. A larger JPEG is decoded at a half, a quarter or an
     # eighth of its width and height; a larger image of another format is refused.

@@ -186,6 +186,8 @@ def test_an_evaluator_that_is_given_knows_the_network_too(opts, tmp_path):
     RegionDHTrainer.test(cfg, model, RetrievalEvaluator(SCENES, topk=5, output_dir=tmp_path / "e"))
     codes = read_codes(tmp_path / "e" / SCENES / "query.h5")
     assert codes.model_fingerprint == model_fingerprint(model)
+    classifier = model.roi_heads.image_hash.classifier
+    np.testing.assert_array_equal(codes.class_weights[:-1].T, classifier.weight.detach())
 
 
 def test_a_coded_database_is_neither_read_nor_coded_again(opts, scenes, tmp_path):

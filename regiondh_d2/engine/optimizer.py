@@ -21,6 +21,7 @@ PARTS = {
     "BOX_PREDICTOR": "roi_heads.box_predictor.",
     "INSTANCE_HASH": "roi_heads.instance_hash.",
     "IMAGE_HASH": "roi_heads.image_hash.",
+    "OBJECT_HASH": "roi_heads.object_hash.",
 }
 
 

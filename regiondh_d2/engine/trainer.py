@@ -45,6 +45,7 @@ from .checkpoints import (
     ResumableBestCheckpointer,
 )
 from .defaults import asked_of
+from .extraction import class_weights_of
 from .network import build_network, learns_from_boxes
 from .optimizer import build_optimizer, freeze_parts
 from .training_record import KEY, TrainingRecorder
@@ -302,9 +303,10 @@ class RegionDHTrainer(DefaultTrainer):
             evaluators = [evaluators]
         retrieval = [found for e in evaluators for found in retrieval_evaluators(e)]
         if retrieval:
-            fingerprint = model_fingerprint(cls.model_of(model))
+            measured = cls.model_of(model)
+            fingerprint, class_weights = model_fingerprint(measured), class_weights_of(measured)
             for evaluator in retrieval:
-                evaluator.set_model(fingerprint)
+                evaluator.set_model(fingerprint, class_weights)
         return super().test(cfg, model, evaluators)
 
 

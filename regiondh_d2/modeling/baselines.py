@@ -235,6 +235,15 @@ class IAHROIHeads(RegionDHROIHeads):
     from boxes instead of image labels.
     """
 
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        if cfg.MODEL.REGION_DH.OBJECT_CODE:
+            raise RegionDHError(
+                "MODEL.REGION_DH.OBJECT_CODE: IAHROIHeads code objects by their class; set it to "
+                "False"
+            )
+        return super().from_config(cfg, input_shape)
+
     def _image_losses(self, fused, labels) -> dict[str, torch.Tensor]:
         """The triplet loss on the category codes of the batch joins that on image codes."""
         losses = super()._image_losses(fused, labels)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from .box_heads import RegionReader
@@ -76,6 +76,25 @@ class CachedNetwork(nn.Module):
         with self._reading_tables():
             return self._forward(batched_inputs)
 
+    @torch.no_grad()
+    def object_codes(self, batched_inputs: list[dict]) -> list[torch.Tensor]:
+        """The codes of the ground-truth boxes of each image, bool (T, K1), as of the ``pred_codes``
+        of given boxes.
+
+        Args:
+            batched_inputs: as of :meth:`forward`; the model is a ``RegionDH``.
+        """
+        boxes = [x["instances"].gt_boxes.to(self.model.device) for x in batched_inputs]
+        given = [
+            Instances(x["proposals"].image_size, pred_boxes=b)
+            for x, b in zip(batched_inputs, boxes, strict=True)
+        ]
+        with self._reading_tables():
+            coded = self.model.roi_heads.forward_with_given_boxes(
+                self._features(batched_inputs), given
+            )
+        return [instances.pred_codes for instances in coded]
+
     @contextmanager
     def _reading_tables(self) -> Iterator[None]:
         """Has the heads read tables meanwhile; the model itself stays one that takes images."""
@@ -87,14 +106,17 @@ class CachedNetwork(nn.Module):
         finally:
             heads.region_reader = reader
 
-    def _forward(self, batched_inputs: list[dict]):
-        device = self.model.device
-        features = {
-            name: [x[key].to(device) for x in batched_inputs]
+    def _features(self, batched_inputs: list[dict]) -> dict[str, list[torch.Tensor]]:
+        """What a :class:`TableReader` reads."""
+        return {
+            name: [x[key].to(self.model.device) for x in batched_inputs]
             for name, key in _KEYS.items()
             if key in batched_inputs[0]
         }
-        proposals = [x["proposals"].to(device) for x in batched_inputs]
+
+    def _forward(self, batched_inputs: list[dict]):
+        features = self._features(batched_inputs)
+        proposals = [x["proposals"].to(self.model.device) for x in batched_inputs]
         sizes = [p.image_size for p in proposals]
         if not self.training:
             return self.model.describe(features, proposals, sizes, batched_inputs)

@@ -19,7 +19,8 @@ __all__ = ["LossWeights", "RegionDH", "per_image"]
 class LossWeights:
     """Weights of Equations 3 to 7: alpha of the two box losses, beta of the three classification
     losses, gamma of E1 and E2 of each latent layer; and, beyond the paper, of the objective
-    for image codes (``MODEL.REGION_DH.OBJECTIVE``)."""
+    for image codes (``MODEL.REGION_DH.OBJECTIVE``) and of the two losses of object codes
+    (``MODEL.REGION_DH.OBJECT_CODE``)."""
 
     alpha: tuple[float, float] = (1.0, 1.0)
     beta: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -27,6 +28,7 @@ class LossWeights:
     gamma_h2: tuple[float, float] = (0.05, 10.0)
     similarity: float = 0.0
     similarity_warmup: int = 0  # iterations in which that weight grows
+    object_code: tuple[float, float] = (30.0, 1.0)
 
     def __post_init__(self):
         for field in fields(self):
@@ -48,7 +50,8 @@ class LossWeights:
         Returns:
             ``loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_hash_instance,
             loss_hash_image, loss_cls_image``, in that order, always; then
-            ``loss_similarity_image`` where its weight isn't 0.
+            ``loss_similarity_image`` where its weight isn't 0, and ``loss_similarity_object`` and
+            ``loss_cls_object`` where the ROI heads have an ``object_hash``.
         """
         gamma = self.gamma_h1
         instance = (
@@ -56,6 +59,9 @@ class LossWeights:
             + gamma[1] * losses["loss_hash_instance_balance"]
         )
         image = self.apply_image(losses)
+        if "loss_cls_object" in losses:
+            names = ("loss_similarity_object", "loss_cls_object")
+            image |= {n: w * losses[n] for n, w in zip(names, self.object_code, strict=True)}
         return {
             "loss_rpn_cls": self.beta[0] * losses["loss_rpn_cls"],
             "loss_rpn_loc": self.alpha[0] * losses["loss_rpn_loc"],
@@ -125,6 +131,7 @@ class RegionDH(GeneralizedRCNN):
             gamma_h2=tuple(node.GAMMA_H2),
             similarity=node.SIMILARITY,
             similarity_warmup=node.SIMILARITY_WARMUP,
+            object_code=tuple(node.OBJECT_CODE),
         )
         return {**super().from_config(cfg), "loss_weights": weights}
 
