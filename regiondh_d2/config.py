@@ -195,8 +195,8 @@ def _add_region_dh(cfg: CN) -> None:
     node.FUSION_GRADIENT = True
     # Beyond the paper (1.0): a factor on the gradient with which the image branch reaches what the
     # box head reads and gives of the fused regions and of the whole image. H1, H2 and the
-    # classifiers learn at the full rate; the box head and the backbone, where this gradient is a
-    # hundred times that of detection, at this share.
+    # classifiers learn at the full rate; the box head and the backbone, where this gradient may be
+    # many times that of detection, by this share of it.
     node.IMAGE_GRADIENT_SCALE = 1.0
 
     # The image classification loss: "logistic" (one binary problem per class, summed over classes)
