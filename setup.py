@@ -42,6 +42,9 @@ WEB = ["starlette>=0.46", "uvicorn>=0.30"]
 # Bootstraps of the study; the tests need it, too.
 STUDY = ["scipy>=1.15"]
 
+# Exports of code files; the tests need it, too.
+PARQUET = ["pyarrow>=17"]
+
 EXTRAS = {
     # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these
     # by itself; `make setup` installs Detectron2 without its (outdated) pins and needs the list.
@@ -68,6 +71,10 @@ EXTRAS = {
     "web": WEB,
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
     "heic": ["pi-heif>=1.0"],
+    # The engine "milvus": what `make test-milvus` runs. Later clients lack the calls that it uses.
+    "milvus": ["pymilvus>=2.3.7,<2.6", "setuptools<81"],
+    # `regiondh export --to parquet`, and `import` of such a file.
+    "parquet": PARQUET,
     # The study of the methods, which is run in the checkout (experiments/README.md).
     "study": STUDY,
     # Tests, their oracles, and lint.
@@ -87,6 +94,7 @@ EXTRAS = {
         *WEB,
         *SEARCH,
         *STUDY,
+        *PARQUET,
     ],
 }
 

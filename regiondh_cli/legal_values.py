@@ -3,7 +3,9 @@
 A test compares them with the library's.
 """
 
-ENGINES = ("faiss", "numpy")
+ENGINES = ("faiss", "numpy", "milvus")
+MEMORY_ENGINES = ("faiss", "numpy")
+EXPORT_FORMATS = ("parquet", "npz", "pgvector")
 GRANULARITIES = ("image", "instance")
 RERANKINGS = ("activations", "features", "classes")
 QUERY_CLASSES = ("bits", "activations")

@@ -24,6 +24,7 @@ __all__ = [
     "max_distance",
     "positive_int",
     "seconds",
+    "shard",
     "weight",
     "whole_number",
 ]
@@ -62,6 +63,14 @@ def seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
     return value
+
+
+def shard(text: str) -> tuple[int, int]:
+    """An argument type: i/N, the i-th of N shards, counted from 1."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not i/N with i from 1 to N, such as 2/8")
+    return int(number), int(count)
 
 
 def weight(text: str) -> float:

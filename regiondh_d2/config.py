@@ -17,9 +17,11 @@ from detectron2.config import get_cfg
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "RENAMED_KEYS",
+    "RENAMED_VALUES",
     "add_regiondh_config",
     "changed_settings",
     "code_settings",
+    "current_value",
     "feature_settings",
     "flat_items",
     "max_pixels",
@@ -38,6 +40,10 @@ _IMAGE_READER = 2
 # Keys that version 0.1 named otherwise. Old config files, KEY VALUE pairs and settings of code
 # files still have the old names.
 RENAMED_KEYS = {"MODEL.TIMM.HEAD_CONV_DIM": "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM"}
+
+# Values that had another name, by key. Old configs, checkpoints, code files and results of the
+# study still have it. What was called "isdh" is the loss of IDHN.
+RENAMED_VALUES = {"MODEL.REGION_DH.OBJECTIVE": {"isdh": "idhn"}}
 
 # Three places ask whether two configs mean the same: code files (do these settings give the same
 # rows?), feature caches (the same features?) and checkpoints (the same training?). Every key
@@ -175,6 +181,9 @@ def _add_region_dh(cfg: CN) -> None:
     # "class_mean": (P^T A1) / sum_i p_ic for each class c, joined with max_i p_ic.
     # "class_presence": the latter, the mean's deviation from 0.5 scaled by max_i p_ic.
     node.FUSION_NORM = "sum"
+    # A factor on the fusion matrix, before NORMALIZE_FUSED: a sum over many regions is far above 1,
+    # and with plain gradient steps H2 then hardly learns.
+    node.FUSION_SCALE = 1.0
     # A region that covers the whole image: "none" (the paper), "region" (one more fused region),
     # "row" (its H1 activations as one more row of the fusion matrix, unmixed with the others), or
     # "feature" (its box-head features beside the fusion matrix), or "pooled" (what the box head's
@@ -186,8 +195,8 @@ def _add_region_dh(cfg: CN) -> None:
     node.FUSION_GRADIENT = True
     # Beyond the paper (1.0): a factor on the gradient with which the image branch reaches what the
     # box head reads and gives of the fused regions and of the whole image. H1, H2 and the
-    # classifiers learn at the full rate; the box head and the backbone, where this gradient is a
-    # hundred times that of detection, at this share.
+    # classifiers learn at the full rate; the box head and the backbone, where this gradient may be
+    # many times that of detection, by this share of it.
     node.IMAGE_GRADIENT_SCALE = 1.0
 
     # The image classification loss: "logistic" (one binary problem per class, summed over classes)
@@ -196,9 +205,9 @@ def _add_region_dh(cfg: CN) -> None:
 
     # Beyond the paper: what LOSS_WEIGHTS.SIMILARITY weights, an objective for the codes of images
     # given their labels (see modeling/losses.py). "cosine": the inner products of codes are
-    # drawn to the cosines of label vectors. Other methods': "isdh", "dmssph" (reconstructed),
-    # "dpsh", "triplet" (IAH's), "csq" or "orthohash"; the last two draw a center per class from
-    # SEED, 0 if that is -1.
+    # drawn to the cosines of label vectors. Other methods': "idhn", "isdh_soft", "dmssph"
+    # (reconstructed), "dpsh", "triplet" (IAH's, reconstructed), "csq" or "orthohash" (without its
+    # batch norm); the last two draw a center per class from SEED, 0 if that is -1.
     node.OBJECTIVE = "cosine"
     # So many codes of earlier batches, without their gradient, which OBJECTIVE compares with those
     # of a batch, too. 0: the batch alone.
@@ -279,6 +288,12 @@ def _add_retrieval(cfg: CN) -> None:
     # Box AP on the queries beside the retrieval metrics, where they are one dataset in VOC layout
     # or COCO format.
     node.BOX_AP = True
+
+
+def current_value(key: str, value: Any) -> Any:
+    """The present name of a key's value (:data:`RENAMED_VALUES`); most values have only one."""
+    names = RENAMED_VALUES.get(key, {})
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def max_pixels(cfg: CN) -> int:
@@ -374,7 +389,7 @@ def _default_settings(kind: Callable[[CN], str]) -> dict[str, str]:
 
 def _settings(cfg: CN, exceptions: Sequence[str], options: dict[str, Any]) -> str:
     keys = {
-        key: _same_as_from_yaml(value)
+        key: current_value(key, _same_as_from_yaml(value))
         for key, value in flat_items(cfg)
         if not any(fnmatchcase(key, pattern) for pattern in exceptions)
     }
@@ -388,7 +403,12 @@ def _values(text: str) -> dict[str, str]:
         if value.startswith("(["):  # older texts
             with suppress(ValueError, SyntaxError):
                 values[key] = repr(_same_as_from_yaml(ast.literal_eval(value)))
-    return {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
+    values = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
+    for key, names in RENAMED_VALUES.items():
+        texts = {repr(old): repr(new) for old, new in names.items()}
+        if key in values:
+            values[key] = texts.get(values[key], values[key])
+    return values
 
 
 def _same_as_from_yaml(value: Any) -> Any:

@@ -20,7 +20,7 @@ ATTRIBUTES = {
     "settings": "INPUT.FORMAT 'RGB'\ninstances True",
 }
 BITS = 16
-RUN_OPTIONS = ("resume", "skip_bad", "moves", "verify", "prune")
+RUN_OPTIONS = ("resume", "skip_bad", "moves", "verify", "prune", "shard")
 
 
 def code_of(image):

@@ -75,6 +75,19 @@ def test_search(tool, tmp_path, capsys):
         assert line.split()[-1] == f"{batch['ratio']:.3f}"
 
 
+def test_search_in_shards(tool, tmp_path, capsys):
+    out = tmp_path / "numbers.json"
+    words = ["search", *SMALL_SEARCH, "--batches", "9", "--shard-rows", "100", "--json", str(out)]
+    assert tool.main(words) == 0
+    numbers = json.loads(out.read_text())["search"]
+    (batch,) = numbers["batches"]
+    faiss = min(batch["faiss_heap_seconds"], batch["faiss_counting_seconds"])
+    assert batch["shards_ratio"] == pytest.approx(faiss / batch["shards_seconds"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("shards, batch 9: ")
+    assert lines[-1].startswith("shards: built in ")
+
+
 @pytest.mark.parametrize(("queries", "runs"), [(1, 300), (64, 5), (400, 5)])
 def test_the_fastest_run_counts_and_small_batches_run_more_often(tool, monkeypatch, queries, runs):
     """A clock that only the searches move: the runs of ours take 4, 2, 4, 2, ... seconds."""

@@ -47,6 +47,13 @@ def add_arguments(parser: CommandParser) -> None:
         default=BATCHES,
         help=f"numbers of queries at once (default: {' '.join(map(str, BATCHES))})",
     )
+    search.add_argument(
+        "--shard-rows",
+        type=positive_int,
+        metavar="N",
+        help="also search files of N codes each, in the folder for temporary files",
+    )
+    search.add_argument("--uri", help="also search in this Milvus server")
     training = benchmarks.add_parser("training", help="steps of a network on the CPU")
     add_config_option(training)
     training.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 
 from ..arguments import CommandParser
-from ..options import add_config_option, add_import_option, positive_int, seconds
+from ..options import add_config_option, add_import_option, positive_int, seconds, shard
 
 INTERRUPTED = "interrupted: continue with the same command and --resume ({output})"
 
@@ -49,6 +49,13 @@ def add_arguments(parser: CommandParser) -> None:
         default=[],
         metavar="OLD=NEW",
         help="with --resume: the folder OLD of photos was moved to NEW; repeatable",
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="i/N",
+        help="encode only the i-th of N shards of the images (i from 1), on any machine that sees "
+        "them; `regiondh merge-codes` joins the N outputs",
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that can't be read"

@@ -77,6 +77,7 @@ def encode(
         moves=args.root,
         verify=args.verify,
         prune=args.prune,
+        shard=args.shard,
     )
     if result is not None:  # the main process
         print_summary(result, args.output)

@@ -140,6 +140,7 @@ RULES: dict[str, Rule] = {
     _HASH + "MAX_PIXELS": whole(1),
     _HASH + "FUSION_INPUT": one_of(*FUSION_INPUTS),
     _HASH + "FUSION_NORM": one_of(*FUSION_NORMS),
+    _HASH + "FUSION_SCALE": number(above=0.0),
     _HASH + "WHOLE_IMAGE": one_of(*WHOLE_IMAGE),
     _HASH + "IMAGE_LOSS": one_of(*IMAGE_LOSSES),
     _HASH + "LOSS_WEIGHTS.ALPHA": several(_WEIGHT, 2),

@@ -161,6 +161,7 @@ class RegionDHROIHeads(StandardROIHeads):
         fusion_num_rois: int = 100,
         fusion_input: str = "h1",
         fusion_norm: str = "sum",
+        fusion_scale: float = 1.0,
         whole_image: str = "none",
         fusion_gradient: bool = True,
         image_loss: str = "logistic",
@@ -176,8 +177,9 @@ class RegionDHROIHeads(StandardROIHeads):
             image_hash: H2 and its classifier.
             image_objective: a loss of image activations (B, K2) and labels (B, C); see
                 :func:`.losses.build_loss`.
-            fusion_rois, fusion_num_rois, fusion_input, fusion_norm, whole_image, fusion_gradient,
-                image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
+            fusion_rois, fusion_num_rois, fusion_input, fusion_norm, fusion_scale, whole_image,
+                fusion_gradient, image_loss: see the keys of the same names in
+                :mod:`regiondh_d2.config`.
             image_gradient_scale: as the key of the same name.
             code_queue: what gives ``image_objective`` codes of earlier batches; None for none.
             object_hash: what codes detections and boxes in place of H1, if anything.
@@ -208,6 +210,7 @@ class RegionDHROIHeads(StandardROIHeads):
         self.fusion_num_rois = fusion_num_rois
         self.fusion_input = fusion_input
         self.fusion_norm = fusion_norm
+        self.fusion_scale = fusion_scale
         self.whole_image = whole_image
         self.fusion_gradient = fusion_gradient
         self.image_loss = IMAGE_LOSSES[image_loss]
@@ -254,6 +257,7 @@ class RegionDHROIHeads(StandardROIHeads):
             "fusion_num_rois": node.FUSION_NUM_ROIS,
             "fusion_input": node.FUSION_INPUT,
             "fusion_norm": node.FUSION_NORM,
+            "fusion_scale": node.FUSION_SCALE,
             "whole_image": node.WHOLE_IMAGE,
             "fusion_gradient": node.FUSION_GRADIENT,
             "image_loss": node.IMAGE_LOSS,
@@ -424,7 +428,7 @@ class RegionDHROIHeads(StandardROIHeads):
             self.fusion_norm,
             counts=torch.tensor([len(rows) for rows in p], device=p[0].device),
         )
-        fused = torch.cat([fused, *beside], dim=1)
+        fused = torch.cat([self.fusion_scale * fused, *beside], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 

@@ -54,6 +54,7 @@ from .images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
 from .known_rows import Folders, KnownRows, Source
 from .moved_folders import move_roots_once
 from .photo_state import root_problem
+from .shards import Shard, take_shard
 
 __all__ = [
     "CodeExtractor",
@@ -63,6 +64,7 @@ __all__ = [
     "keeps_activations",
     "known_files",
     "padded_size",
+    "parts_folder",
     "plan_batches",
 ]
 
@@ -134,7 +136,7 @@ def check_output(output: str | os.PathLike, resume: bool) -> None:
         OutputExistsError: the output, or an unfinished one, is there; or it is a folder.
     """
     output = Path(output)
-    name, parts = display_name(output), _parts_folder(output)
+    name, parts = display_name(output), parts_folder(output)
     if output.is_dir():
         raise OutputExistsError(f"{name} is a folder: name a file to write")
     if resume:
@@ -148,8 +150,8 @@ def check_output(output: str | os.PathLike, resume: bool) -> None:
         )
 
 
-def _parts_folder(output: Path) -> Path:
-    """The folder of parts; for a link, beside the file to which it leads."""
+def parts_folder(output: str | os.PathLike) -> Path:
+    """The folder of an unfinished output's parts; for a link, beside the file to which it leads."""
     real = Path(os.path.realpath(output))
     return real.with_name(f"{real.name}.parts")
 
@@ -187,7 +189,7 @@ def keeps_activations(output: str | os.PathLike) -> bool:
     output = Path(output)
     if output.exists():
         return _has_activations(read_codes(output))
-    for part in sorted(_parts_folder(output).glob("part-*.h5")):
+    for part in sorted(parts_folder(output).glob("part-*.h5")):
         with suppress(CodeFileError):  # of a damaged part the extraction tells
             return _has_activations(read_codes(part))
     return True
@@ -299,6 +301,7 @@ class CodeExtractor:
         moves: Sequence[str] = (),
         verify: bool = False,
         prune: bool = False,
+        shard: tuple[int, int] | None = None,
     ) -> ExtractionResult | None:
         """Encode images and write their code file; call it on all ranks.
 
@@ -319,6 +322,7 @@ class CodeExtractor:
                 modification has changed.
             prune: whether to remove the rows of deleted photos. Rows stay if their folder is not in
                 the scan, is missing or empty, or can't be read.
+            shard: encode only the shard i of N, as (i, N) from (1, N); see :mod:`.shards`.
 
         Returns:
             An :class:`ExtractionResult` on the main process, None elsewhere.
@@ -333,7 +337,14 @@ class CodeExtractor:
         check_output(output, resume)
         images = _unique(images)
         check_root_count(len({image.root for image in images}))
-        parts = _Parts(_parts_folder(output))
+        part: Shard | None = None
+        positions: dict[str, int] = {}
+        if shard is not None:
+            everything = images
+            part, taken = _on_main_process(lambda: self._take_shard(everything, *shard))
+            images = [everything[i] for i in taken]
+            positions = {everything[i].image_id: i for i in taken}
+        parts = _Parts(parts_folder(output))
         is_main = comm.is_main_process()
         with parts.lock(output) if is_main else nullcontext():
             earlier: _Earlier | None = None
@@ -371,11 +382,15 @@ class CodeExtractor:
             if not (earlier.rows or new) or (unreadable and not skip_bad):
                 return result
             merged = earlier.rows.merge(join_code_sets(new) if new else None, bad, prune=prune)
-            if merged.changed or earlier.is_outdated:
-                codes, weights = merged.code_set, self._attributes.get("class_weights")
+            code_set = merged.code_set
+            if part is not None:
+                places = [positions.get(image_id, -1) for image_id in code_set.image_ids]
+                code_set = replace(code_set, positions=np.array(places, np.int64), shard=str(part))
+            if merged.changed or earlier.is_outdated or earlier.shard != code_set.shard:
+                weights = self._attributes.get("class_weights")
                 if weights is not None:  # an older output has none
-                    codes = replace(codes, class_weights=weights)
-                parts.finalize(output, codes)
+                    code_set = replace(code_set, class_weights=weights)
+                parts.finalize(output, code_set)
             parts.remove()
             return replace(
                 result,
@@ -384,6 +399,24 @@ class CodeExtractor:
                 gone=merged.gone,
                 pruned=merged.pruned,
             )
+
+    def _take_shard(
+        self, images: Sequence[ImageEntry], number: int, count: int
+    ) -> tuple[Shard, list[int]]:
+        """As :func:`.shards.take_shard`, for the batches of this extractor."""
+        sizes: list[tuple[int, int] | None] = []
+        progress = Progress(self._log, "image headers of all shards read", len(images))
+        for image in images:
+            try:
+                sizes.append(self._load.read_size(image.file_name))
+            except UnreadableImage:
+                sizes.append(None)
+            progress.step()
+
+        def plan(sizes: Sequence[tuple[int, int] | None]) -> list[list[int]]:
+            return plan_batches(sizes, self._batch_size, self._size_divisibility)
+
+        return take_shard(images, number, count, sizes, plan)
 
     def _earlier(
         self,
@@ -395,7 +428,7 @@ class CodeExtractor:
         verify: bool,
     ) -> _Earlier:
         """The files of earlier runs: the output and its parts."""
-        sources, paths, is_outdated = [], set(), False
+        sources, paths, is_outdated, shard = [], set(), False, ""
         ours = self._attributes["settings"]
         for path in ([output] if output.exists() else []) + parts.paths():
             is_part = path != output
@@ -412,15 +445,17 @@ class CodeExtractor:
             moved = move_roots_once(code_set, moves, strict=not is_part, log=log)
             if is_part:
                 paths.add(path)
-            elif code_set.settings != ours or moved is not code_set:
-                is_outdated = True
-            elif code_set.class_weights is None:  # from before they were stored
-                is_outdated |= self._attributes.get("class_weights") is not None
+            else:
+                shard = code_set.shard
+                if code_set.settings != ours or moved is not code_set:
+                    is_outdated = True
+                elif code_set.class_weights is None:  # from before they were stored
+                    is_outdated |= self._attributes.get("class_weights") is not None
             if not is_part and np.any(code_set.size == UNKNOWN):  # version 0.1's
                 parts.keep_old(output)
             sources.append(
                 Source(
-                    replace(moved, settings=ours),
+                    replace(moved, settings=ours, positions=None, shard=""),
                     path.stat().st_mtime_ns,
                     is_part=is_part,
                     other_pixels=_reader(code_set.settings) < _reader(ours),
@@ -434,7 +469,7 @@ class CodeExtractor:
             pixels_changed=pixels_changed_since_v1,
             log=self._log,
         )
-        return _Earlier(rows, paths, is_outdated)
+        return _Earlier(rows, paths, is_outdated, shard)
 
     def _plan(self, images: list[ImageEntry], known: KnownRows) -> _Plan:
         """The images still to encode.
@@ -560,11 +595,13 @@ class CodeExtractor:
 
 @dataclass(frozen=True)
 class _Earlier:
-    """The merged rows, the parts in use, and whether the output must be written."""
+    """The merged rows, the parts in use, whether the output must be written, and which shard it
+    is."""
 
     rows: KnownRows
     parts: set[Path]
     is_outdated: bool
+    shard: str
 
 
 @dataclass(frozen=True)

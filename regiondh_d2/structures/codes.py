@@ -47,7 +47,7 @@ _NOT_GIVEN = np.empty(0, np.int64)
 # Arrays with a row for each image, and for each detection.
 _COLUMNS = (
     *("codes", "labels", "activations", "features"),
-    *("root_index", "size", "mtime_ns", "content_sha256"),
+    *("root_index", "size", "mtime_ns", "content_sha256", "positions"),
 )
 _INSTANCE_COLUMNS = ("codes", "image_index", "boxes", "scores", "classes")
 
@@ -57,6 +57,7 @@ _OPTIONAL = {
     "activations": ("activations", "with --activations"),
     "features": ("features", "with --features"),
     "instances": ("detected objects", "with objects"),
+    "positions": ("positions", "with --shard"),
     "class_weights": (
         "class_weights",
         "again, by a network that classifies images from their codes (--resume adds them)",
@@ -117,6 +118,10 @@ class CodeSet:
         content_sha256: uint8 (N, 32), of each file's bytes, zeros where unknown; or None.
         class_weights: float32 (bits + 1, C), a classifier on the bits, bias last; or None. See
             :mod:`~regiondh_d2.retrieval.class_decoder`.
+        positions: int64 (N,), in a shard the place of each image in the list of all, or -1; else
+            None.
+        shard: which part of a list of images this is, see
+            :class:`~regiondh_d2.retrieval.shards.Shard`; "" for all of it.
     """
 
     codes: np.ndarray
@@ -139,6 +144,8 @@ class CodeSet:
     mtime_ns: np.ndarray = field(default_factory=lambda: _NOT_GIVEN)
     content_sha256: np.ndarray | None = None
     class_weights: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    shard: str = ""
 
     def __post_init__(self) -> None:
         rows = len(self.codes)
@@ -153,7 +160,7 @@ class CodeSet:
         return len(self.codes)
 
     def column(self, name: str) -> np.ndarray:
-        """An optional column, "labels", "activations", "features" or "class_weights", or an error.
+        """An optional column, such as "labels" or "activations", or an error.
 
         Raises:
             CodeFileError: the code set lacks it.
@@ -421,6 +428,7 @@ def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
         roots=roots,
         root_index=root_index,
         class_weights=weights[0] if weights else None,
+        shard=first.shard if len({part.shard for part in code_sets}) == 1 else "",
     )
 
 
@@ -611,6 +619,8 @@ def _check_files(code_set: CodeSet, rows: int) -> None:
     }
     if code_set.content_sha256 is not None:
         wanted["content_sha256"] = (rows, SHA256_BYTES)
+    if code_set.positions is not None:
+        wanted["positions"] = (rows,)
     for name, shape in wanted.items():
         values = getattr(code_set, name)
         if np.shape(values) != shape or not np.issubdtype(values.dtype, np.integer):

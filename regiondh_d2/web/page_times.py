@@ -70,7 +70,7 @@ def time_page(photos: int, queries: int, bits: int) -> dict[str, Any]:
         try:
             port = listening.getsockname()[1]
             client = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-            numbers = _first_load(client)
+            numbers: dict[str, float] = dict(_first_load(client))
             rows = np.random.default_rng(1).choice(photos, queries + 1, replace=False)
             times = [_click(client, photo_id(names[row])) for row in rows][1:]  # without warming up
             numbers["median_ms"] = float(np.median(times))
