@@ -15,6 +15,7 @@ import torch
 from detectron2.structures import Boxes
 from torch import nn
 
+from .image_encoders import ENCODED
 from .indexed_boxes import rows_of
 from .meta_arch import RegionDH
 from .roi_heads import RegionReader
@@ -69,9 +70,9 @@ class CachedNetwork(nn.Module):
         """As ``model.forward``; the losses of the frozen RPN are 0.
 
         Args:
-            batched_inputs: a dict an image, with ``region_features`` (R, P), where they are known
-                ``region_outputs`` (R, D), and ``proposals`` and ``instances`` whose boxes are
-                :class:`IndexedBoxes`.
+            batched_inputs: a dict an image, with ``region_features`` (R, P), and ``proposals`` and
+                ``instances`` whose boxes are :class:`IndexedBoxes`; where they are known,
+                ``region_outputs`` (R, D); and ``encoded`` (E,) where there are image encoders.
         """
         with self._reading_tables():
             return self._forward(batched_inputs)
@@ -94,6 +95,8 @@ class CachedNetwork(nn.Module):
             for name, key in _KEYS.items()
             if key in batched_inputs[0]
         }
+        if ENCODED in batched_inputs[0]:
+            features[ENCODED] = torch.stack([x[ENCODED].to(device) for x in batched_inputs])
         proposals = [x["proposals"].to(device) for x in batched_inputs]
         sizes = [p.image_size for p in proposals]
         if not self.training:
