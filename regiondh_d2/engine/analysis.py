@@ -7,8 +7,7 @@ backbone   the feature maps
 RPN        the proposals
 RoI head   pooling, box head, classes and boxes, NMS, the fusion of regions
 hash heads H1 and H2 with its classifier
-encoders   the image encoders, if the network has any
-other      the rest: normalizing and padding images, scaling boxes back
+other      the rest: image encoders, normalizing and padding images, scaling boxes back
 ========== =========================================================================
 """
 
@@ -31,7 +30,6 @@ _MODULES = {
     "RPN": ("proposal_generator",),
     "RoI head": ("roi_heads",),
     "hash heads": ("roi_heads.instance_hash", "roi_heads.image_hash"),
-    "encoders": ("image_encoders",),
 }
 _OTHER = "other"
 PARTS = (*_MODULES, _OTHER)
