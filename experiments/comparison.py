@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from regiondh_d2.engine.training_record import same_data
 from regiondh_d2.utils.errors import RegionDHError
 
 from .queries import SHOWN, per_query
@@ -99,13 +100,13 @@ def differences(
                 f"{results.row_file(run.row)} is damaged ({run.name}: no data_sha256 of "
                 f"{dataset}): restore it, or {retrain(run)}"
             )
+        for other, name in measured_on.items():
+            if not same_data(other, checksum):
+                raise RegionDHError(
+                    f"{name} and {run.name} were measured on different images or labels of "
+                    f"{dataset}: train one of them again to compare them"
+                )
         measured_on.setdefault(checksum, run.name)
-    if len(measured_on) > 1:
-        first, other, *_ = measured_on.values()
-        raise RegionDHError(
-            f"{first} and {other} were measured on different images or labels of {dataset}: train "
-            "one of them again to compare them"
-        )
     asked = [(run.row.name, run.bits) for run in runs if run.row.name != reference.name]
     found, kept = [], []
     for name, bits in dict.fromkeys([*asked, *((d["against"], d["bits"]) for d in earlier)]):

@@ -31,6 +31,7 @@ from regiondh_d2.engine.training_record import (
     last_checkpoint,
     phrase,
     recorded_training,
+    same_data,
     weights_sha256,
 )
 from regiondh_d2.utils.errors import RegionDHError
@@ -82,7 +83,7 @@ def check_result(
     for name, before in as_dict(result.get("data_sha256")).items():
         if name not in DatasetCatalog.list() or not is_present(name):
             continue
-        if checksum(name) != before:
+        if not same_data(before, checksum(name)):
             raise RegionDHError(
                 f"the result of {run.name} is of other images or objects of {name}: {fix}"
             )

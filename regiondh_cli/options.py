@@ -14,6 +14,7 @@ __all__ = [
     "add_exclude_self_option",
     "add_import_option",
     "add_max_distance_option",
+    "add_no_file_check_option",
     "add_overwrite_option",
     "add_rerank_options",
     "add_root_option",
@@ -24,14 +25,6 @@ __all__ = [
     "seconds",
     "whole_number",
 ]
-
-
-def positive_int(text: str) -> int:
-    """An argument type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
-    return value
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -47,6 +40,9 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
     parse.__name__ = "number"  # argparse names it in its message
     return parse
+
+
+positive_int = whole_number(1)
 
 
 def max_distance(text: str) -> int | str:
@@ -106,12 +102,26 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_exclude_self_option(parser: argparse.ArgumentParser) -> None:
+def add_exclude_self_option(
+    parser: argparse.ArgumentParser,
+    help: str = "leave a query that is also in the database out of its own ranking",
+) -> None:
     """Add ``--exclude-self``, for queries that may be in the database."""
+    parser.add_argument("--exclude-self", action="store_true", help=help)
+
+
+def add_no_file_check_option(parser: argparse.ArgumentParser, verb: str) -> None:
+    """Add ``--no-file-check``, which clears ``args.check_files``.
+
+    Args:
+        verb: what the command does to photos, "group" for example.
+    """
     parser.add_argument(
-        "--exclude-self",
-        action="store_true",
-        help="leave a query that is also in the database out of its own ranking",
+        "--no-file-check",
+        dest="check_files",
+        action="store_false",
+        help=f"also {verb} photos that were deleted or changed since they were encoded (default: "
+        "they are left out and counted)",
     )
 
 

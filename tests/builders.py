@@ -105,6 +105,21 @@ def random_code_set(rng, count, bits, *, class_names=CLASS_NAMES, density=0.5, *
     return code_set(rng.random((count, bits)) < density, **(values | columns))
 
 
+def codes_that_follow_labels(bits):
+    """Codes of 17 queries and 60 images that agree a little with their labels of 4 classes.
+
+    Returns:
+        Codes of the queries and of the images, bool (17, bits) and (60, bits), and their labels,
+        bool (17, 4) and (60, 4). The last query has no label.
+    """
+    rng = np.random.default_rng(0)
+    labels = [rng.random((n, 4)) < 0.3 for n in (17, 60)]
+    labels[0][-1] = False
+    planes = rng.normal(size=(4, bits))
+    codes = [half @ planes + rng.normal(size=(len(half), bits)) > 0.5 for half in labels]
+    return *codes, *labels
+
+
 def photo_code_set(files, codes=None, *, roots, hashed=True, **columns):
     """Codes of files as they are now: each below the first root that it lies in.
 

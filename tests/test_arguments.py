@@ -9,7 +9,7 @@ from detectron2.engine import default_argument_parser
 
 from regiondh_cli.arguments import DEBUG_VARIABLE, CommandParser, is_config_key
 from regiondh_cli.main import subcommand_parser
-from regiondh_cli.options import positive_int
+from regiondh_cli.options import positive_int, whole_number
 from regiondh_cli.subcommands import NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -56,10 +56,12 @@ def refused(capsys, parser, *words):
 def test_positive_int():
     assert positive_int("12") == 12
     for text in ("0", "-3"):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"{text} is not a positive integer"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{text} is below 1"):
             positive_int(text)
     with pytest.raises(ValueError):
         positive_int("x")
+    with pytest.raises(argparse.ArgumentTypeError, match="9 is above 8"):
+        whole_number(0, 8)("9")
 
 
 PAIRS = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", "out"]
@@ -119,7 +121,7 @@ def test_an_option_with_several_values_adds_up(parser):
         (["--topk"], "--topk: expected one argument"),
         (["--topk", "--resume"], "--topk: expected one argument"),
         (["--input", "MODEL.DEVICE", "cpu"], "--input: expected at least one argument"),
-        (["--topk", "0"], "--topk: 0 is not a positive integer"),
+        (["--topk", "0"], "--topk: 0 is below 1"),
         (["--size", "3", *PAIRS], "--size: expected 2 arguments"),
         (["a\nb"], r"a\nb: not expected here"),
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from builders import code_set
+from builders import code_set, codes_that_follow_labels
 from regiondh_d2.evaluation.class_metrics import (
     class_means,
     measure_classes,
@@ -18,13 +18,8 @@ BITS = 11
 
 @pytest.fixture(scope="module")
 def packed():
-    """Codes and labels; codes follow labels a little, and the last query has none."""
-    rng = np.random.default_rng(0)
-    labels = [rng.random((n, 4)) < 0.3 for n in (17, 60)]
-    labels[0][-1] = False
-    planes = rng.normal(size=(4, BITS))
-    codes = [half @ planes + rng.normal(size=(len(half), BITS)) > 0.5 for half in labels]
-    return pack_codes(codes[0]), pack_codes(codes[1]), *labels
+    query, database, *labels = codes_that_follow_labels(BITS)
+    return pack_codes(query), pack_codes(database), *labels
 
 
 def test_means_of_the_queries_that_hold_a_class():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_score, recall_score
 
+from builders import codes_that_follow_labels
 from regiondh_d2.evaluation.curves import (
     DistanceCounts,
     count_distances,
@@ -21,13 +22,7 @@ BITS = 11
 
 @pytest.fixture(scope="module")
 def data():
-    """Unpacked codes and labels; codes follow labels a little, and the last query has none."""
-    rng = np.random.default_rng(0)
-    labels = [rng.random((n, 4)) < 0.3 for n in (17, 60)]
-    labels[0][-1] = False
-    planes = rng.normal(size=(4, BITS))
-    codes = [half @ planes + rng.normal(size=(len(half), BITS)) > 0.5 for half in labels]
-    return *codes, *labels
+    return codes_that_follow_labels(BITS)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,11 @@ OPTIONS = {
         *("MODEL.REGION_DH.LR_FACTORS.BACKBONE", "0.0"),
         *("MODEL.REGION_DH.LR_FACTORS.PROPOSAL_GENERATOR", "0.0"),
     ],
+    "frozen": [
+        *("MODEL.REGION_DH.NORMALIZE_FUSED", "True"),
+        *("MODEL.REGION_DH.LR_FACTORS.BACKBONE", "0.0"),
+        *("MODEL.REGION_DH.LR_FACTORS.IMAGE_HASH", "0.0"),
+    ],
     "evaluated": ["DATASETS.TEST", f"('{SCENES}', '{ONE_IMAGE}')"],
 }
 
@@ -118,7 +123,7 @@ def work(root, folder):
     results = {}
     torch.manual_seed(rank)  # unlike: the processes must take the weights of the first
     results["computed"] = train_on_cached_features(make_cfg("cached", folder))
-    for kind in ("all", "images"):
+    for kind in ("all", "images", "frozen"):
         torch.manual_seed(rank)
         results[kind] = train(make_cfg(kind, folder), share, seed=rank)
     results["metrics"] = evaluate(make_cfg("evaluated", folder))
@@ -192,6 +197,19 @@ def test_losses_that_are_means_over_images_train_as_one_process_does(root, ranks
             torch.testing.assert_close(gradients[name], expected[name], rtol=1e-3, atol=1e-6)
         for name in state:
             torch.testing.assert_close(state[name], state_alone[name], rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parts_stay_what_they_were_in_both_processes(root, ranks, tmp_path):
+    """Weights and running statistics, while DistributedDataParallel reduces the others."""
+    torch.manual_seed(0)
+    start = build_model(make_cfg("frozen", tmp_path)).state_dict()
+    first, second = (steps["frozen"][-1][1] for steps in ranks)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    changed = {name for name in start if not torch.equal(start[name], first[name])}
+    frozen = ("backbone.", "roi_heads.image_hash.")
+    assert "roi_heads.image_hash.norm.running_mean" in start
+    assert [name for name in changed if name.startswith(frozen)] == []
+    assert {"roi_heads.instance_hash.linear.weight", "roi_heads.box_head.fc.0.weight"} <= changed
 
 
 def test_processes_share_the_computation_of_cached_features(root, folder, ranks, tmp_path):

@@ -16,9 +16,9 @@ from regiondh_d2.utils.file_io import (
     read_json,
     refuse_inputs,
     replace_when_complete,
-    same_file,
     write_json,
 )
+from regiondh_d2.utils.paths import same_file
 
 ROOT = Path(__file__).parents[1]
 

@@ -785,25 +785,6 @@ def test_nothing_global_is_changed(tmp_path):
     assert set(Image.OPEN) == known
 
 
-def test_threads_leave_warnings_as_they_were():
-    """Two threads that overlap, the first of which leaves first."""
-    inside, leave = threading.Event(), threading.Event()
-
-    def stay():
-        with image_reader._without_warnings:
-            inside.set()
-            leave.wait(10)
-
-    before = list(warnings.filters)
-    second = threading.Thread(target=stay)
-    with image_reader._without_warnings:
-        second.start()
-        inside.wait(10)
-    leave.set()
-    second.join()
-    assert list(warnings.filters) == before
-
-
 def test_many_threads_read_at_once():
     expected = {name: read_image(data).pixels for name, data in ODD.items()}
     failed = []

@@ -1,10 +1,16 @@
-"""Learning-rate factors of the parts of the network."""
+"""Learning-rate factors of the parts of the network, and parts that are frozen."""
+
+import copy
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
+from torch import nn
 
-from regiondh_d2.engine.trainer import PARTS, build_optimizer
+from regiondh_d2 import add_regiondh_config
+from regiondh_d2.engine.optimizer import PARTS, build_optimizer, freeze_parts
+from regiondh_d2.utils.errors import RegionDHError
 
 FACTORS = {
     "BACKBONE": 0.1,
@@ -110,3 +116,91 @@ def test_gradients_are_clipped_where_the_config_says_so(make_model, tiny_cfg):
     assert steps == pytest.approx(
         [tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE] * len(steps), rel=1e-3
     )
+
+
+# Norms with running statistics, and a layer of another kind that updates a buffer in training.
+BATCH_NORMS = ("MODEL.TIMM.FREEZE_BN", "False", "MODEL.REGION_DH.NORMALIZE_FUSED", "True")
+
+
+class Counter(nn.Module):
+    """A layer that counts its calls in training: no norm, but updates itself as one."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.count += 1
+        return x
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_factor_of_zero_freezes_a_part_wholly(make_model, make_inputs, tiny_cfg, part):
+    """Parameters and statistics, also after train() and evaluations, and in a copy."""
+    model = make_model(*BATCH_NORMS)
+    tiny_cfg.merge_from_list([*BATCH_NORMS, f"MODEL.REGION_DH.LR_FACTORS.{part}", 0.0])
+    # Each part gets a norm that really updates itself, run by hand below.
+    owner = model.get_submodule(PARTS[part].rstrip("."))
+    owner.extra = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(Counter()), nn.Dropout(0.5))
+    optimizer = build_optimizer(tiny_cfg, model)
+    state = copy.deepcopy(model.state_dict())
+    model = copy.deepcopy(model)  # as DDP or an average of weights may do
+    optimizer = build_optimizer(tiny_cfg, model)  # a second time changes nothing
+    for _ in range(2):
+        model.eval()
+        model.train()
+        torch.manual_seed(0)
+        with EventStorage():
+            losses = sum(model(make_inputs((64, 64), (64, 64))).values())
+        extra = model.get_submodule(PARTS[part].rstrip(".")).extra
+        (losses + extra(torch.randn(5, 3)).sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = model.state_dict()
+    assert list(after) == list(state)
+    frozen = [k for k in state if k.startswith(PARTS[part])]
+    assert [k for k in frozen if not torch.equal(after[k], state[k])] == []
+    assert any(k.endswith("extra.0.running_mean") for k in frozen)
+    for other, prefix in PARTS.items():
+        if other != part:
+            names = [k for k in state if k.startswith(prefix)]
+            assert any(not torch.equal(after[k], state[k]) for k in names), other
+    assert extra[2].training  # dropout goes on
+    assert extra[0].weight.requires_grad is False
+
+
+def test_without_a_factor_of_zero_statistics_move(make_model, make_inputs, tiny_cfg):
+    model = make_model(*BATCH_NORMS).train()
+    freeze_parts(tiny_cfg, model)
+    before = copy.deepcopy(model.state_dict())
+    with EventStorage():
+        model(make_inputs((64, 64), (64, 64)))
+    moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert any(k.startswith("backbone.") and k.endswith("running_var") for k in moved)
+    assert "roi_heads.image_hash.norm.running_mean" in moved
+
+
+def test_a_frozen_part_may_itself_be_a_norm():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.BatchNorm1d(2)
+            self.other = nn.Linear(2, 2)
+
+    cfg = get_cfg()
+    add_regiondh_config(cfg)
+    cfg.MODEL.REGION_DH.LR_FACTORS.BACKBONE = 0.0
+    model = Model()
+    freeze_parts(cfg, model)
+    model.train()
+    model.backbone(torch.randn(4, 2))
+    assert model.backbone.running_mean.abs().sum() == 0.0
+    assert isinstance(model.backbone, nn.BatchNorm1d)
+
+
+def test_nothing_left_to_train(make_model, tiny_cfg):
+    for part in PARTS:
+        tiny_cfg.MODEL.REGION_DH.LR_FACTORS[part] = 0.0
+    with pytest.raises(RegionDHError, match=r"nothing is left to train: .+LR_FACTORS"):
+        build_optimizer(tiny_cfg, make_model())

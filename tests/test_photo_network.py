@@ -162,7 +162,8 @@ def test_what_is_refused(network, place):
     (place / "bad").mkdir()
     (place / "bad" / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(RegionDHError, match="no photo in it can be read"):
-        network.index("bad", "new", log=lambda line: None)
+        network.index("bad", "new/out", log=lambda line: None)
+    assert not (place / "new").exists()
     with pytest.raises(IndexFileError, match="absent: no index folder"):
         network.search("query.png", "absent")
     with pytest.raises(UnreadableImage, match="absent.jpg"):

@@ -109,7 +109,7 @@ def test_bad_arguments(tmp_path, arguments):
 def test_masks_are_tight_and_distinct_from_a_box(name):
     rng = np.random.default_rng(0)
     for _ in range(5):
-        mask = scenes._object_mask(name, 60, rng) > 0.5
+        mask = scenes.object_mask(name, 60, rng) > 0.5
         assert mask[0].any()
         assert mask[-1].any()
         assert mask[:, 0].any()

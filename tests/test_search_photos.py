@@ -152,6 +152,17 @@ def test_a_step_that_fails_ends_the_command(tool, steps, place, monkeypatch, fai
     assert len(steps) == failing + 1
 
 
+@pytest.mark.parametrize("output", ["new/out", "out"])
+def test_a_folder_in_which_nothing_was_written_stays_as_it_was(tool, place, capsys, output):
+    (place / "empty").mkdir()
+    (place / "out").mkdir()
+    (place / "out" / "photos.h5").write_bytes(b"codes of another program")
+    before = sorted(place.rglob("*"))
+    assert tool.main(["empty" if output == "new/out" else "mine", "--output", output]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert sorted(place.rglob("*")) == before
+
+
 def test_an_interrupted_step_is_told_how_to_go_on(tool, steps, place, monkeypatch, capsys):
     def load(name):
         raise KeyboardInterrupt

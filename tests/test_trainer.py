@@ -1,31 +1,22 @@
-"""The trainer's own parts: frozen parts, the best model, evaluators, and what was asked for."""
+"""The trainer's own parts: its log, evaluators, what was asked for, and resuming."""
 
 import argparse
 import copy
 import json
-from types import SimpleNamespace
+import logging
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import defaults as detectron2_defaults
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.utils.events import EventStorage
-from torch import nn
+from detectron2.utils import logger as detectron2_logger
 
 from builders import registered_scenes
-from regiondh_d2 import add_regiondh_config
-from regiondh_d2.checkpoint import RegionDHCheckpointer, WeightsError, model_fingerprint
+from regiondh_d2.checkpoint import WeightsError, model_fingerprint
 from regiondh_d2.engine import RegionDHTrainer, build_cfg, defaults, setup_cfg
 from regiondh_d2.engine.defaults import asked_of
-from regiondh_d2.engine.trainer import (
-    BEST,
-    PARTS,
-    ResumableBestCheckpointer,
-    build_optimizer,
-    freeze_parts,
-)
 from regiondh_d2.evaluation import RetrievalEvaluator
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.codes import CodeFileError
@@ -41,219 +32,18 @@ def loggers(monkeypatch):
     monkeypatch.setattr(defaults, "setup_logger", lambda *args, **kwargs: None)
 
 
-# --- Frozen parts --------------------------------------------------------------------------------
-
-# Norms with running statistics, and a layer of another kind that updates a buffer in training.
-BATCH_NORMS = ("MODEL.TIMM.FREEZE_BN", "False", "MODEL.REGION_DH.NORMALIZE_FUSED", "True")
-
-
-class Counter(nn.Module):
-    """A layer that counts its calls in training: no norm, but updates itself as one."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-
-    def forward(self, x):
-        if self.training:
-            self.count += 1
-        return x
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_factor_of_zero_freezes_a_part_wholly(make_model, make_inputs, tiny_cfg, part):
-    """Parameters and statistics, also after train() and evaluations, and in a copy."""
-    model = make_model(*BATCH_NORMS)
-    tiny_cfg.merge_from_list([*BATCH_NORMS, f"MODEL.REGION_DH.LR_FACTORS.{part}", 0.0])
-    # Each part gets a norm that really updates itself, run by hand below.
-    owner = model.get_submodule(PARTS[part].rstrip("."))
-    owner.extra = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(Counter()), nn.Dropout(0.5))
-    optimizer = build_optimizer(tiny_cfg, model)
-    state = copy.deepcopy(model.state_dict())
-    model = copy.deepcopy(model)  # as DDP or an average of weights may do
-    optimizer = build_optimizer(tiny_cfg, model)  # a second time changes nothing
-    for _ in range(2):
-        model.eval()
-        model.train()
-        torch.manual_seed(0)
-        with EventStorage():
-            losses = sum(model(make_inputs((64, 64), (64, 64))).values())
-        extra = model.get_submodule(PARTS[part].rstrip(".")).extra
-        (losses + extra(torch.randn(5, 3)).sum()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    after = model.state_dict()
-    assert list(after) == list(state)
-    frozen = [k for k in state if k.startswith(PARTS[part])]
-    assert [k for k in frozen if not torch.equal(after[k], state[k])] == []
-    assert any(k.endswith("extra.0.running_mean") for k in frozen)
-    for other, prefix in PARTS.items():
-        if other != part:
-            names = [k for k in state if k.startswith(prefix)]
-            assert any(not torch.equal(after[k], state[k]) for k in names), other
-    assert extra[2].training  # dropout goes on
-    assert extra[0].weight.requires_grad is False
-
-
-def test_without_a_factor_of_zero_statistics_move(make_model, make_inputs, tiny_cfg):
-    model = make_model(*BATCH_NORMS).train()
-    freeze_parts(tiny_cfg, model)
-    before = copy.deepcopy(model.state_dict())
-    with EventStorage():
-        model(make_inputs((64, 64), (64, 64)))
-    moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
-    assert any(k.startswith("backbone.") and k.endswith("running_var") for k in moved)
-    assert "roi_heads.image_hash.norm.running_mean" in moved
-
-
-def test_a_frozen_part_may_itself_be_a_norm():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.backbone = nn.BatchNorm1d(2)
-            self.other = nn.Linear(2, 2)
-
-    cfg = get_cfg()
-    add_regiondh_config(cfg)
-    cfg.MODEL.REGION_DH.LR_FACTORS.BACKBONE = 0.0
-    model = Model()
-    freeze_parts(cfg, model)
-    model.train()
-    model.backbone(torch.randn(4, 2))
-    assert model.backbone.running_mean.abs().sum() == 0.0
-    assert isinstance(model.backbone, nn.BatchNorm1d)
-
-
-def test_nothing_left_to_train(make_model, tiny_cfg):
-    for part in PARTS:
-        tiny_cfg.MODEL.REGION_DH.LR_FACTORS[part] = 0.0
-    with pytest.raises(RegionDHError, match=r"nothing is left to train: .+LR_FACTORS"):
-        build_optimizer(tiny_cfg, make_model())
-
-
-# --- The best model ------------------------------------------------------------------------------
-
-
-class Training:
-    """What the hook sees of a training: one evaluation after the other."""
-
-    def __init__(self, folder, *opts, start=0, dataset="t_dev"):
-        cfg = get_cfg()
-        add_regiondh_config(cfg)
-        cfg.merge_from_list(["TEST.EVAL_PERIOD", 1, *opts])
-        self.metric = f"retrieval/MAP_min@{cfg.TEST.RETRIEVAL.TOPK}"
-        self.folder, self.latest = folder, {}
-        self.model = nn.Linear(1, 1)
-        self.checkpointer = RegionDHCheckpointer(self.model, str(folder))
-        self.hook = ResumableBestCheckpointer(cfg, self.checkpointer, dataset)
-        storage = SimpleNamespace(latest=lambda: self.latest)
-        self.hook.trainer = SimpleNamespace(
-            storage=storage, start_iter=start, iter=start, max_iter=10**6
-        )
-        self.hook.before_train()
-
-    def evaluate(self, value):
-        """An iteration with an evaluation; the weight of the model is the metric."""
-        trainer = self.hook.trainer
-        self.latest[self.metric] = (value, trainer.iter)
-        nn.init.constant_(self.model.weight, value)
-        self.hook.after_step()
-        trainer.iter += 1
-        return self
-
-
-def best(folder):
-    """What model_best.pth holds: the metric of its weights, and the one that it tells."""
-    data = torch.load(folder / "model_best.pth", weights_only=True)
-    return round(data["model"]["weight"].item(), 6), data[BEST]["value"]
-
-
-def test_after_a_resume_a_worse_model_never_replaces_the_best(tmp_path):
-    Training(tmp_path).evaluate(0.6).evaluate(0.8)
-    assert best(tmp_path) == (0.8, 0.8)
-    Training(tmp_path, start=2).evaluate(0.7)
-    assert best(tmp_path) == (0.8, 0.8)
-    # Several resumes, also from a checkpoint before the best one.
-    Training(tmp_path, start=1).evaluate(0.79)
-    Training(tmp_path, start=1).evaluate(0.8)
-    assert best(tmp_path) == (0.8, 0.8)
-    Training(tmp_path, start=3).evaluate(0.75).evaluate(0.9).evaluate(0.85)
-    Training(tmp_path, start=6).evaluate(0.87)
-    assert best(tmp_path) == (0.9, 0.9)
-    assert [p.name for p in tmp_path.glob("*.pth")] == ["model_best.pth"]
-
-
-def test_a_kill_between_evaluation_and_saving_loses_nothing(tmp_path, monkeypatch):
-    training = Training(tmp_path).evaluate(0.6)
-
-    def killed(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            training.evaluate(0.8)
-    assert best(tmp_path) == (0.6, 0.6)
-    Training(tmp_path, start=1).evaluate(0.7)
-    assert best(tmp_path) == (0.7, 0.7)
-
-
-def test_a_missing_best_model_starts_anew(tmp_path):
-    Training(tmp_path).evaluate(0.8)
-    (tmp_path / "model_best.pth").unlink()
-    Training(tmp_path, start=1).evaluate(0.7)
-    assert best(tmp_path) == (0.7, 0.7)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_metric_that_is_no_number_is_never_the_best(tmp_path, value, caplog):
-    Training(tmp_path).evaluate(value)
-    assert not (tmp_path / "model_best.pth").exists()
-    Training(tmp_path).evaluate(0.5).evaluate(value)
-    assert best(tmp_path) == (0.5, 0.5)
-
-
-def by_another_cutoff(path):
-    return ("TEST.RETRIEVAL.TOPK", 5)
-
-
-def of_version_0_1(path):
-    data = torch.load(path, weights_only=True)
-    del data[BEST]
-    torch.save(data, path)
-    return ()
-
-
-def damaged(path):
-    path.write_bytes(path.read_bytes()[:300])
-    return ()
-
-
-@pytest.mark.parametrize("change", [by_another_cutoff, of_version_0_1, damaged])
-def test_a_best_model_that_cannot_be_compared_is_kept(tmp_path, change, caplog):
-    path = tmp_path / "model_best.pth"
-    Training(tmp_path).evaluate(0.8)
-    opts = change(path)
-    content = path.read_bytes()
-    (tmp_path / "model_best_1.pth").write_bytes(b"older")
-    Training(tmp_path, *opts, start=1).evaluate(0.7)
-    assert best(tmp_path) == (0.7, 0.7)
-    assert (tmp_path / "model_best_1.pth").read_bytes() == b"older"
-    assert (tmp_path / "model_best_2.pth").read_bytes() == content
-    assert "is kept as model_best_2.pth" in caplog.text
-
-
-def test_the_last_checkpoint_follows_a_best_model_that_is_renamed(tmp_path):
-    Training(tmp_path).evaluate(0.8)
-    assert (tmp_path / "last_checkpoint").read_text() == "model_best.pth"
-    Training(tmp_path, start=1, dataset="t_other_dev")
-    assert (tmp_path / "last_checkpoint").read_text() == "model_best_1.pth"
-
-
-def test_a_training_that_starts_anew_has_a_best_of_its_own(tmp_path):
-    Training(tmp_path).evaluate(0.8)
-    Training(tmp_path).evaluate(0.3)  # as Detectron2 replaces the other files of the folder
-    assert best(tmp_path) == (0.3, 0.3)
+def test_each_line_of_the_log_is_shown_once_and_kept_once(monkeypatch, tmp_path, capsys):
+    name = "regiondh_d2"
+    real, logger = detectron2_logger.setup_logger.__wrapped__, logging.getLogger(name)
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(defaults, "setup_logger", real)
+    monkeypatch.setattr(detectron2_defaults, "setup_logger", lambda *args, **kwargs: logger)
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    setup_cfg(argparse.Namespace(config_file="", opts=opts))
+    capsys.readouterr()
+    logging.getLogger(f"{name}.engine").info("a line")
+    assert capsys.readouterr().out.count("a line") == 1
+    assert (tmp_path / "log.txt").read_text().count("a line") == 1
 
 
 # --- What the command line asked for -------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from detectron2.data import DatasetCatalog
 from builders import registered_scenes
 from regiondh_d2.config import training_settings
 from regiondh_d2.engine import training_record
-from regiondh_d2.engine.trainer import FiniteCheckpointer
+from regiondh_d2.engine.checkpoints import FiniteCheckpointer
 from regiondh_d2.engine.training_record import (
     Training,
     TrainingRecorder,
@@ -211,4 +212,20 @@ def test_a_config_file_that_cannot_be_read_is_named(cfg):
 def test_images_elsewhere_have_no_size(monkeypatch):
     given = [{"file_name": "s3://bucket/a.jpg", "annotations": [{"iscrowd": 1}]}, {}]
     monkeypatch.setattr(training_record, "load_dataset", lambda _: given)
-    assert len(data_checksum("any")) == 64
+    assert [len(part) for part in data_checksum("any").split()] == [64, 64]
+
+
+@pytest.mark.parametrize("mark", ["difficult", "iscrowd"])
+def test_marks_of_objects_are_compared_where_both_records_know_them(cfg, monkeypatch, mark):
+    before = training(cfg)
+    records = [dict(record) for record in DatasetCatalog.get(NAME)]
+    first, *others = records[0]["annotations"]
+    records[0]["annotations"] = [{**first, mark: 1}, *others]
+    monkeypatch.setattr(training_record, "load_dataset", lambda _: records)
+    now = training(cfg)
+    assert before.changes(now) == [f"other images or objects of {NAME}"]
+    # Earlier versions recorded the first checksum alone, and called such a training by the same
+    # name.
+    old = replace(before, data_sha256={NAME: before.data_sha256[NAME].split()[0]})
+    assert old.changes(now) == []
+    assert old.sha256 == before.sha256

@@ -8,6 +8,7 @@ from ..arguments import CommandParser
 from ..legal_values import AUTO
 from ..options import (
     add_max_distance_option,
+    add_no_file_check_option,
     add_overwrite_option,
     add_root_option,
     whole_number,
@@ -24,13 +25,7 @@ def add_arguments(parser: CommandParser) -> None:
         help="the most photos of a group (default: any number)",
     )
     add_root_option(parser)
-    parser.add_argument(
-        "--no-file-check",
-        dest="check_files",
-        action="store_false",
-        help="also group photos that have gone or changed since they were encoded (default: they "
-        "are left out and counted)",
-    )
+    add_no_file_check_option(parser, "group")
     parser.add_argument("--save", metavar="GRID.png", help="also draw the largest groups")
     parser.add_argument("--json", metavar="OUT.json", help="also write the groups and copies")
     add_overwrite_option(parser)

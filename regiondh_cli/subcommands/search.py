@@ -6,8 +6,10 @@ from ..arguments import CommandParser
 from ..legal_values import ENGINES
 from ..options import (
     add_config_option,
+    add_exclude_self_option,
     add_import_option,
     add_max_distance_option,
+    add_no_file_check_option,
     add_overwrite_option,
     add_rerank_options,
     add_root_option,
@@ -72,10 +74,9 @@ def add_arguments(parser: CommandParser) -> None:
         help="copies of a photo fill one answer, which names them: files of the same content, and, "
         "where the index holds activations or features, files that were saved again",
     )
-    parser.add_argument(
-        "--exclude-self",
-        action="store_true",
-        help="leave the query out of its own answers: the same file, or one of the same content",
+    add_exclude_self_option(
+        parser,
+        "leave the query out of its own answers: the same file, or one of the same content",
     )
     add_rerank_options(parser)
     parser.add_argument(
@@ -89,13 +90,7 @@ def add_arguments(parser: CommandParser) -> None:
         help="answer only with photos in this folder; repeatable",
     )
     add_root_option(parser)
-    parser.add_argument(
-        "--no-file-check",
-        dest="check_files",
-        action="store_false",
-        help="also answer with photos that were deleted or changed since encoding (default: "
-        "they are left out and counted)",
-    )
+    add_no_file_check_option(parser, "answer with")
     parser.add_argument("--save", metavar="GRID.png", help="also draw the query and its answers")
     parser.add_argument("--json", metavar="OUT.json", help="also write the answers")
     add_import_option(parser)

@@ -25,7 +25,8 @@ from ..retrieval.photo_state import describe_away, prune
 from ..structures.codes import CodeSet
 from ..utils.display import display_name, print_line
 from ..utils.errors import RegionDHError
-from ..utils.file_io import check_output_folder, same_file
+from ..utils.file_io import check_output_folder
+from ..utils.paths import same_file
 
 
 def describe(folder: IndexFolder) -> list[str]:

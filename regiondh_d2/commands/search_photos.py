@@ -15,14 +15,14 @@ from regiondh_cli import main as command_line
 
 from ..data.photo_files import is_below
 from ..engine.defaults import build_cfg
-from ..engine.photo_output import check_photo_output
+from ..engine.photo_output import check_photo_output, marked_output
 from ..retrieval.code_store import read_codes
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_record import check_index_output
 from ..retrieval.photo_state import PhotoCheck, PhotoState
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
-from ..utils.file_io import check_output_file, mark_folder
+from ..utils.file_io import check_output_file
 
 CONFIG = "voc07/regiondh_effnetlite0_64"
 
@@ -33,7 +33,7 @@ def subcommand(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Check all that could fail later, before any photo is encoded; then prepare the output.
+    """Check all that could fail later, before any photo is encoded.
 
     Raises:
         RegionDHError: there is no such folder, the query can't be read, or the output can't be
@@ -49,7 +49,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_index_output(args.output / "index")
     picture = args.output / "answers.png"
     check_output_file(picture, inputs=[args.query], overwrite=None, kind="picture")
-    mark_folder(args.output, "photos")  # so that its pictures are never indexed as photos
 
 
 def choose_query(codes: Path, photos: Path) -> str:
@@ -69,34 +68,52 @@ def choose_query(codes: Path, photos: Path) -> str:
     raise RegionDHError(f"{display_name(photos)}: no photo in it can be read")
 
 
+class StepFailed(Exception):
+    """A step has told why it failed."""
+
+    def __init__(self, status: int):
+        self.status = status
+
+
 def run(args: argparse.Namespace) -> int:
     """The three steps; the exit status of the one that failed, or 0."""
+    try:
+        run_steps(args)
+    except StepFailed as failed:
+        return failed.status
+    return 0
+
+
+def run_steps(args: argparse.Namespace) -> None:
+    """Run the steps one after the other.
+
+    Raises:
+        StepFailed: one of them returned another status than 0.
+        RegionDHError: see :func:`check_arguments` and :func:`choose_query`.
+    """
     check_arguments(args)
     codes, index, picture = (args.output / name for name in ("photos.h5", "index", "answers.png"))
     network = ["--config-file", CONFIG]
 
-    def step(name: str, *arguments: str | os.PathLike) -> int:
+    def step(name: str, *arguments: str | os.PathLike) -> None:
         words = [str(word) for word in arguments]
         print(f"\n$ regiondh {name} {display_name(shlex.join(words))}", flush=True)
-        return subcommand(name)(words)
+        status = subcommand(name)(words)
+        if status:
+            raise StepFailed(status)
 
     exclude = [f"--exclude={pattern}" for pattern in args.exclude]
-    status = step(
-        "extract-codes",
-        *[*network, "--resume", "--skip-bad", *exclude, "--input", args.photos],
-        *["--output", codes],
-    )
-    if status:
-        return status
-    status = step("build-index", codes, "--output", index)
-    if status:
-        return status
+    with marked_output(args.output):
+        step(
+            "extract-codes",
+            *[*network, "--resume", "--skip-bad", *exclude, "--input", args.photos],
+            *["--output", codes],
+        )
+    step("build-index", codes, "--output", index)
     query = args.query or choose_query(codes, args.photos)
-    status = step(
+    step(
         "search",
         *[*network, "--index", index, "--within", args.photos, "--query", query],
         *["--save", picture],
     )
-    if not status:
-        print(f"\npicture: {display_name(picture)}")
-    return status
+    print(f"\npicture: {display_name(picture)}")

@@ -13,13 +13,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
 from detectron2.structures import BoxMode
@@ -27,7 +25,20 @@ from detectron2.utils.file_io import PathManager
 
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
-from .annotations import ClippedBoxes, Folder, decode_text, fit_box, log_notes
+from .annotations import ClippedBoxes, Folder, decode_text, log_notes
+from .coco_fields import (
+    Defect,
+    check_object,
+    field,
+    get,
+    is_number,
+    is_unicode,
+    read_box,
+    read_id,
+    read_segmentation,
+    read_side,
+    show,
+)
 
 __all__ = ["COCOFormatError", "COCOSource", "coco_source"]
 
@@ -154,43 +165,6 @@ def _read_json(path: str) -> Any:
         raise RegionDHError("not COCO format: export it again") from None
 
 
-def _show(value: Any) -> str:
-    return display_name(reprlib.repr(value))
-
-
-def _id(value: Any) -> int | str | None:
-    """An id as a number if possible, else as text; None if it is no id."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    if not isinstance(value, str) or not value.strip():
-        return None
-    number = len(value) <= 18 and value.isascii() and value.isdigit() and str(int(value)) == value
-    return int(value) if number else value
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be written to a file: JSON may hold half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return isinstance(value, float) or abs(value) < 1 << 53  # exact as a float
-
-
-class _Defect(RegionDHError):
-    """What is wrong with a field."""
-
-
 class _Reader:
     """Reads the content of one file.
 
@@ -236,7 +210,7 @@ class _Reader:
         if not isinstance(self._content, dict):
             self._on_defect(
                 f"not COCO format: expected an object with images, annotations and categories, got"
-                f" {_show(self._content)}"
+                f" {show(self._content)}"
             )
             return None
         lists = []
@@ -247,7 +221,7 @@ class _Reader:
                     f"{key} is missing: COCO format has images, annotations, categories"
                 )
             elif not isinstance(value, list):
-                self._on_defect(f"{key} must be a list, got {_show(value)}")
+                self._on_defect(f"{key} must be a list, got {show(value)}")
             elif key != "annotations" and not value:
                 self._on_defect(f"{key} is an empty list: a dataset needs some")
             else:
@@ -259,25 +233,25 @@ class _Reader:
         for index, category in enumerate(categories):
             where, number = f"categories[{index}]", None
             try:
-                _check_object(category)
+                check_object(category)
                 name = category.get("name")
                 if isinstance(name, str):
                     where += f" ({display_name(name)})"
-                number = _id(_field(category, "id"))
+                number = read_id(field(category, "id"))
                 if not isinstance(number, int):
                     number = None
-                    raise _Defect(f"id must be a whole number, got {_show(category['id'])}")
+                    raise Defect(f"id must be a whole number, got {show(category['id'])}")
                 if number in names:
                     other, number = display_name(names[number]), None
-                    raise _Defect(f"id {category['id']} is that of {other}, too: renumber them")
+                    raise Defect(f"id {category['id']} is that of {other}, too: renumber them")
                 if not isinstance(name, str) or not name.strip():
-                    raise _Defect(f"name must be text, got {_show(name)}")
-                if not _is_unicode(name):
-                    raise _Defect(f"name {_show(name)} has half a letter: write it again")
+                    raise Defect(f"name must be text, got {show(name)}")
+                if not is_unicode(name):
+                    raise Defect(f"name {show(name)} has half a letter: write it again")
                 if name in names.values():
-                    raise _Defect("name is that of another category, too: rename or join them")
+                    raise Defect("name is that of another category, too: rename or join them")
                 names[number] = name
-            except _Defect as defect:
+            except Defect as defect:
                 if number is not None:
                     self._spoiled_categories.add(number)
                 self._on_defect(f"{where}: {defect}")
@@ -292,32 +266,32 @@ class _Reader:
         for index, image in enumerate(images):
             where, number = f"images[{index}]", None
             try:
-                _check_object(image)
+                check_object(image)
                 name = image.get("file_name")
                 if isinstance(name, str):
                     where += f" ({display_name(name)})"
-                number = _id(_field(image, "id"))
+                number = read_id(field(image, "id"))
                 if number is None:
-                    raise _Defect(f"id must be a number or text, got {_show(image['id'])}")
+                    raise Defect(f"id must be a number or text, got {show(image['id'])}")
                 if number in records:
                     other = display_name(records[number]["file_name"])
-                    raise _Defect(f"id {_show(number)} is that of {other}, too: renumber them")
-                if not isinstance(_field(image, "file_name"), str) or not name.strip():
-                    raise _Defect(f"file_name must be text, got {_show(name)}")
-                width, height = (_side(image, key) for key in ("width", "height"))
+                    raise Defect(f"id {show(number)} is that of {other}, too: renumber them")
+                if not isinstance(field(image, "file_name"), str) or not name.strip():
+                    raise Defect(f"file_name must be text, got {show(name)}")
+                width, height = (read_side(image, key) for key in ("width", "height"))
                 path = self._folder.find(name) or self._folder.find_tail(name)
                 if path is None:
-                    raise _Defect(
+                    raise Defect(
                         f"file_name: there is no such image in {display_name(self._folder.path)}:"
                         " add it, drop the entry, or name the right folder"
                     )
                 first = id_of.setdefault(os.path.normpath(path), number)
                 if first != number:
-                    raise _Defect(
-                        f"file_name: the same file is that of image id {_show(first)}, too: drop"
+                    raise Defect(
+                        f"file_name: the same file is that of image id {show(first)}, too: drop"
                         " one of them"
                     )
-            except _Defect as defect:
+            except Defect as defect:
                 if number is not None:
                     spoiled.add(number)
                 self._on_defect(f"{where}: {defect}")
@@ -340,35 +314,35 @@ class _Reader:
         for index, annotation in enumerate(annotations):
             where = f"annotations[{index}]"
             try:
-                _check_object(annotation)
-                number = _id(_field(annotation, "id"))
+                check_object(annotation)
+                number = read_id(field(annotation, "id"))
                 if number is not None:
-                    where += f" (id {_show(number)})"
-                image_id = _id(annotation.get("image_id"))
+                    where += f" (id {show(number)})"
+                image_id = read_id(annotation.get("image_id"))
                 record = None if image_id is None else records.get(image_id)
                 if record is not None:
                     where += f" of image {display_name(record['file_name'])}"
                 if number is None:
-                    raise _Defect(f"id must be a number or text, got {_show(annotation['id'])}")
+                    raise Defect(f"id must be a number or text, got {show(annotation['id'])}")
                 if number in seen:
-                    raise _Defect("id is that of another annotation, too: renumber them")
+                    raise Defect("id is that of another annotation, too: renumber them")
                 seen.add(number)
-                _field(annotation, "image_id")
+                field(annotation, "image_id")
                 if record is None:
                     if image_id in spoiled:
                         continue  # the image's defect is listed already
-                    raise _Defect(
-                        f"image_id {_show(annotation['image_id'])} is that of no image in images"
+                    raise Defect(
+                        f"image_id {show(annotation['image_id'])} is that of no image in images"
                     )
-                if _id(annotation.get("category_id")) in self._spoiled_categories:
+                if read_id(annotation.get("category_id")) in self._spoiled_categories:
                     continue  # likewise
                 read, clipped = self._read_object(annotation, record)
-            except _Defect as defect:
+            except Defect as defect:
                 if self._published:
                     self._left_out.append(f"{where}: {defect}")
                 else:
                     # Without an id of the annotation, name its image.
-                    image_id = _id(_get(annotation, "image_id"))
+                    image_id = read_id(get(annotation, "image_id"))
                     known = None if image_id is None else records.get(image_id)
                     if known is not None and " of image " not in where:
                         where += f" of image {display_name(known['file_name'])}"
@@ -381,22 +355,22 @@ class _Reader:
         return used
 
     def _read_object(self, annotation: dict, record: dict) -> tuple[dict, bool]:
-        category = _field(annotation, "category_id")
+        category = field(annotation, "category_id")
         position = self._position(category)
         if position is None:
             known = ", ".join(map(str, self.position_of))
-            raise _Defect(f"category_id {_show(category)} is that of no category; known: {known}")
-        box, clipped = _read_box(_field(annotation, "bbox"), record["width"], record["height"])
+            raise Defect(f"category_id {show(category)} is that of no category; known: {known}")
+        box, clipped = read_box(field(annotation, "bbox"), record["width"], record["height"])
         crowd = annotation.get("iscrowd") or 0
         if crowd not in (0, 1) or isinstance(crowd, str):
-            raise _Defect(f"iscrowd must be 0 or 1, got {_show(crowd)}")
+            raise Defect(f"iscrowd must be 0 or 1, got {show(crowd)}")
         if annotation.get("ignore") or 0:
-            raise _Defect("ignore isn't supported: delete the object, or set iscrowd to 1")
+            raise Defect("ignore isn't supported: delete the object, or set iscrowd to 1")
         area = annotation.get("area")
         if area is None:
             area = box[2] * box[3]
-        elif not _is_number(area) or not math.isfinite(area) or area < 0:
-            raise _Defect(f"area must be a number of pixels, got {_show(area)}")
+        elif not is_number(area) or not math.isfinite(area) or area < 0:
+            raise Defect(f"area must be a number of pixels, got {show(area)}")
         read = {
             "iscrowd": int(crowd),
             "bbox": box,
@@ -404,94 +378,32 @@ class _Reader:
             "bbox_mode": BoxMode.XYWH_ABS,
             "area": area,
         }
-        segmentation = _segmentation(annotation.get("segmentation"))
+        segmentation = read_segmentation(annotation.get("segmentation"))
         if segmentation:
             read["segmentation"] = segmentation
         keypoints = annotation.get("keypoints")
         if keypoints:
-            if not isinstance(keypoints, list) or not all(map(_is_number, keypoints)):
-                raise _Defect(f"keypoints must be numbers, got {_show(keypoints)}")
+            if not isinstance(keypoints, list) or not all(map(is_number, keypoints)):
+                raise Defect(f"keypoints must be numbers, got {show(keypoints)}")
             # As Detectron2 does: COCO's pixel indices become pixel centers.
             read["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
         return read, clipped
 
     def _position(self, category_id: Any) -> int | None:
         """The position of a category among the classes; None if the id is of none."""
-        number = _id(category_id)
+        number = read_id(category_id)
         return self.position_of.get(number) if isinstance(number, int) else None
 
     def _note_unused(self, categories: list, used: set[int]) -> None:
         """A note on the heading of all categories, which some tools write as category 0."""
         for category in categories:
-            position = self._position(_get(category, "id"))
+            position = self._position(get(category, "id"))
             # As Roboflow and LabelMe's converter write it.
             heading = (
-                _get(category, "supercategory") == "none"
-                or _get(category, "name") == "_background_"
+                get(category, "supercategory") == "none" or get(category, "name") == "_background_"
             )
             if position is not None and heading and position not in used and not self._published:
                 self.notes.append(
                     f"category {category['id']} ({display_name(category['name'])}) has no object;"
                     " it is a class all the same: delete it if it is only the others' heading"
                 )
-
-
-def _get(value: Any, key: str) -> Any:
-    return value.get(key) if isinstance(value, dict) else None
-
-
-def _check_object(value: Any) -> None:
-    if not isinstance(value, dict):
-        raise _Defect(f"expected an object with fields, got {_show(value)}")
-
-
-def _field(value: dict, key: str) -> Any:
-    if key not in value:
-        raise _Defect(f"{key} is missing")
-    return value[key]
-
-
-def _side(image: dict, key: str) -> int:
-    side = _field(image, key)
-    if not _is_number(side) or not math.isfinite(side) or side != int(side) or side <= 0:
-        raise _Defect(f"{key} must be a number of pixels above 0, got {_show(side)}")
-    return int(side)
-
-
-def _read_box(box: Any, width: int, height: int) -> tuple[list[float], bool]:
-    """The box as x, y, width and height inside the image, and whether it was clipped."""
-    if not isinstance(box, list) or len(box) != 4:
-        raise _Defect(f"bbox must be four numbers x, y, width, height, got {_show(box)}")
-    if not all(map(_is_number, box)):
-        raise _Defect(f"bbox must be numbers, got {_show(box)}: write them without quotes")
-    x, y, w, h = box
-    if not all(map(math.isfinite, box)):
-        raise _Defect(f"bbox {_show(box)} has a number that is not finite: correct it")
-    if w <= 0 or h <= 0:
-        raise _Defect(
-            f"bbox {_show(box)} has a width or height that is not above 0: bbox is x, y, width,"
-            " height"
-        )
-    try:
-        inside, clipped = fit_box((x, y, x + w, y + h), width, height)
-    except RegionDHError as error:
-        raise _Defect(f"bbox {_show(box)} {error}") from None
-    if not clipped:
-        return list(box), False
-    return [inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]], True
-
-
-def _segmentation(value: Any) -> list | dict | None:
-    """Polygons of at least three points, or a mask; None for anything else."""
-    if isinstance(value, dict) and "counts" in value and "size" in value:
-        if isinstance(value["counts"], list):
-            try:
-                return mask_util.frPyObjects(value, *value["size"])
-            except (TypeError, ValueError, OverflowError):
-                raise _Defect(
-                    f"segmentation {_show(value)} is no mask: export it again, or delete the field"
-                ) from None
-        return value
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [p for p in value if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]
-    return None

@@ -14,15 +14,14 @@ These are its rules. Their version is ``IMAGE_READER`` in the settings of a code
 The content decides about the format. Only :data:`~.image_formats.PILLOW_FORMATS`, and HEIF if
 pi-heif is installed, are tried, so that no file starts another program. Pillow's global settings
 stay unchanged, and several threads may read at a time.
+
+The rules depend on each other, so they are in one file, although it is a long one.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import threading
-import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,9 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from ..config import DEFAULT_MAX_PIXELS
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from ..utils.quiet import without_warnings
 from .image_formats import HEIF_HINT, PILLOW_FORMATS, SIGNATURE_BYTES, can_read_heif, is_heif
+from .image_metadata import without_metadata
 
 __all__ = [
     "ImagePixels",
@@ -67,7 +68,6 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 
-_SMALL = 1 << 16  # bytes of text
 _JPEG_SCALES = (1, 2, 4, 8)  # factors by which libjpeg can reduce the size
 
 
@@ -177,7 +177,7 @@ def read_picture(image: Image.Image | np.ndarray, image_format: str = "RGB") -> 
         rgb = Image.fromarray(image)
     elif isinstance(image, Image.Image):
         try:
-            with _without_warnings:
+            with without_warnings:
                 rgb = _to_rgb(image, None)
                 orientation = _orientation(image)
         except Exception as error:
@@ -223,14 +223,15 @@ def _read(source: Source, max_pixels: int, function: Callable[[BinaryIO, int], T
     try:
         if max_pixels < 1:
             raise _Reason(f"MODEL.REGION_DH.MAX_PIXELS {max_pixels}: set it to 1 or more")
-        with _without_warnings, _open_file(source) as file:
+        # Pillow's decoders warn about many things that don't help a user.
+        with without_warnings, _open_file(source) as file:
             try:
                 return function(file, max_pixels)
             except _Reason:
                 raise
             except Exception:
                 file.seek(0)
-                bare = _without_metadata(file.read())
+                bare = without_metadata(file.read())
                 if bare is None:
                     raise
                 return function(io.BytesIO(bare), max_pixels)
@@ -447,113 +448,6 @@ def _differs_from_version_1(file: BinaryIO, max_pixels: int) -> bool:
     if orientation in _TURNS:
         before = before.transpose(_TURNS[orientation])
     return not np.array_equal(np.asarray(now), np.asarray(before))
-
-
-# Parts of a file that don't change pixels
-
-
-def _without_metadata(data: bytes) -> bytes | None:
-    """A PNG or JPEG reduced to its pixels and orientation; None if nothing was removed, or for
-    other formats.
-
-    Pillow refuses a PNG with much text, and both formats with a damaged profile, note or date.
-    """
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        parts = [data[:8], *filter(_is_needed_chunk, _png_chunks(data))]
-    elif data.startswith(b"\xff\xd8\xff"):
-        parts = [data[:2], *filter(_is_needed_segment, _jpeg_segments(data))]
-    else:
-        return None
-    bare = b"".join(parts)
-    return bare if len(bare) < len(data) else None
-
-
-def _png_chunks(data: bytes) -> Iterator[bytes]:
-    position = 8
-    while position < len(data):
-        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        yield data[position:end]
-        position = end
-
-
-def _jpeg_segments(data: bytes) -> Iterator[bytes]:
-    """The segments before the pixels, then all the rest."""
-    position = 2
-    while data[position : position + 1] == b"\xff" and data[position : position + 2] != b"\xff\xda":
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        yield data[position:end]
-        position = end
-    yield data[position:]
-
-
-def _is_needed_segment(segment: bytes) -> bool:
-    marker, content = segment[:2], segment[4:]
-    if marker == b"\xff\xe1":
-        return content.startswith((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"))
-    # These two decide about colors, if they are whole.
-    if marker == b"\xff\xe0":
-        return content.startswith(b"JFIF\0") and len(content) >= 14
-    if marker == b"\xff\xee":
-        return content.startswith(b"Adobe") and len(content) >= 12
-    return not (b"\xff\xe0" <= marker <= b"\xff\xef" or marker == b"\xff\xfe")
-
-
-def _is_needed_chunk(chunk: bytes) -> bool:
-    kind, content = chunk[4:8], chunk[8:-4]
-    # A lower-case first letter marks a chunk as optional.
-    if not kind[:1].islower() or kind == b"tRNS":
-        return True
-    tells_orientation = kind == b"eXIf" or (
-        len(content) <= _SMALL and _has_orientation(kind, content)
-    )
-    return tells_orientation and zlib.crc32(kind + content) == int.from_bytes(chunk[-4:], "big")
-
-
-def _has_orientation(kind: bytes, content: bytes) -> bool:
-    """Whether a text chunk holds a camera's data, and stays small when decompressed."""
-    name, _, text = content.partition(b"\0")
-    if name == b"XML:com.adobe.xmp":
-        return kind == b"iTXt" and text[:1] == b"\0"  # not compressed
-    if name != b"Raw profile type exif" or kind not in (b"tEXt", b"zTXt"):
-        return False
-    if kind == b"tEXt":
-        return True
-    decompressor = zlib.decompressobj()
-    try:
-        decompressor.decompress(text[1:], _SMALL)
-    except zlib.error:
-        return False
-    return not decompressor.unconsumed_tail
-
-
-class _Quiet:
-    """Turns warnings off while at least one thread is in it.
-
-    ``warnings.catch_warnings`` alone would leave them off for good where two threads overlap.
-    """
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(self, *_) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._filters.__exit__(None, None, None)
-
-
-# Pillow's decoders warn about many things that don't help a user.
-_without_warnings = _Quiet()
 
 
 def _describe(error: Exception) -> str:

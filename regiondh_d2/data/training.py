@@ -27,6 +27,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from .catalog import adopt
 from .image_reader import ImagePixels, UnreadableImage, read_image
+from .proposals import dicts_with_proposals
 from .retrieval import common_classes
 from .squares import squashed
 
@@ -193,12 +194,15 @@ def training_records(cfg: CfgNode, boxes: bool = True) -> list[dict]:
     for name in names:
         adopt(name)
     try:
-        records = get_detection_dataset_dicts(
-            names,
-            filter_empty=False,  # done below, for labels of images, too
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-            check_consistency=False,  # done below, with the file's name in the message
-        )
+        if cfg.MODEL.LOAD_PROPOSALS:
+            files = zip(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, strict=True)
+            records = [x for name, file in files for x in dicts_with_proposals(name, file)]
+        else:
+            records = get_detection_dataset_dicts(
+                names,
+                filter_empty=False,  # done below, for labels of images, too
+                check_consistency=False,  # done below, with the file's name in the message
+            )
     except AssertionError as error:  # Detectron2 asserts that there are images
         raise RegionDHError(f"DATASETS.TRAIN: {error}") from error
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .cached_trainer import CachedHeadsTrainer, trainer_class
 from .defaults import build_cfg, setup_cfg
-from .trainer import RegionDHTrainer, build_optimizer
+from .optimizer import build_optimizer
+from .trainer import RegionDHTrainer
 
 if TYPE_CHECKING:
     from .query_encoder import QueryEncoder

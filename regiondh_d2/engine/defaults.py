@@ -35,7 +35,8 @@ from ..data.catalog import require_dataset
 from ..data.training import check_num_classes
 from ..utils.display import display_name
 from ..utils.errors import OutputExistsError, RegionDHError
-from ..utils.file_io import refuse_inputs, same_file
+from ..utils.file_io import refuse_inputs
+from ..utils.paths import same_file
 from .config_file import merge_config_file, merge_overrides
 from .config_names import find_config
 from .config_rules import check_values
@@ -314,7 +315,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         changes = changes_on_resume(cfg)
     with _kept(Path(cfg.OUTPUT_DIR, "config.yaml"), config_inputs(args.config_file, args.opts)):
         default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh")
+    # The terminal has a handler already, and a second one would show every line twice.
+    setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh", configure_stdout=False)
     if changes:
         logging.getLogger(__name__).warning(
             f"--resume: the network in {cfg.OUTPUT_DIR} was trained with {'; '.join(changes)}"

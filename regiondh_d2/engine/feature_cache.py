@@ -446,15 +446,21 @@ def _tables(model, inputs: list[dict]) -> list[dict[str, np.ndarray]]:
         (x["instances"] if "instances" in x else _no_objects(size)).to(model.device)
         for x, size in zip(inputs, images.image_sizes, strict=True)
     ]
-    boxes = [
-        Boxes.cat([p.proposal_boxes, t.gt_boxes, whole_image_box(p.image_size, model.device)])
-        for p, t in zip(proposals, truth, strict=True)
+    regions = [
+        Boxes.cat([p.proposal_boxes, t.gt_boxes]) for p, t in zip(proposals, truth, strict=True)
     ]
+    wholes = [whole_image_box(p.image_size, model.device) for p in proposals]
+    boxes = [Boxes.cat(pair) for pair in zip(regions, wholes, strict=True)]
     heads = model.roi_heads
     maps = [features[name] for name in heads.box_in_features]
-    pooled = heads.box_head.pool_regions(maps, boxes, heads.box_pooler)
-    views = zip(proposals, truth, boxes, pooled.split([len(b) for b in boxes]), strict=True)
-    return [_table(*view) for view in views]
+    # Apart: the order of the sums in pooling depends on the number of regions, and the feature of
+    # the whole image must not.
+    pooled, whole = (
+        heads.box_head.pool_regions(maps, part, heads.box_pooler) for part in (regions, wholes)
+    )
+    parts = zip(pooled.split([len(b) for b in regions]), whole.split(1), strict=True)
+    vectors = [torch.cat(pair) for pair in parts]
+    return [_table(*view) for view in zip(proposals, truth, boxes, vectors, strict=True)]
 
 
 def _table(

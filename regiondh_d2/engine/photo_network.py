@@ -22,12 +22,12 @@ from ..retrieval.queries import Query, QueryObject, SearchResult
 from ..retrieval.service import SearchService, SnapshotHolder
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
-from ..utils.file_io import check_output_file, mark_folder
+from ..utils.file_io import check_output_file
 from .command import load_trained_model
 from .config_names import find_config
 from .defaults import build_cfg
 from .extraction import classes_of_model, code_extractor
-from .photo_output import check_photo_output
+from .photo_output import check_photo_output, marked_output
 from .query_encoder import QueryEncoder, QueryImage
 from .searcher import RegionDHSearcher
 
@@ -173,23 +173,23 @@ class PhotoNetwork:
         check_index_output(index)
         known = known_files(codes)
         check_output_file(codes, overwrite=None, kind="codes")
-        mark_folder(place, "photos")  # so that what is in it is never taken for photos
         inputs = [str(photos)]
-        scan = find_photos(
-            inputs, exclude, lambda photo: known.get(photo.path) == (photo.size, photo.mtime_ns)
-        )
-        images, notes = images_to_code(scan, inputs, known)
-        for line in notes:
-            log(line)
-        extractor = code_extractor(
-            self.model, self.cfg, config=self._config, class_names=self.class_names, log=log
-        )
-        result = extractor.extract(images, codes, resume=True, skip_bad=True, scan=scan)
-        assert result is not None  # it is, on the main process
-        for error in result.unreadable:
-            log(f"unreadable: {error}")
-        if not result.complete or not result.rows:
-            raise RegionDHError(f"{display_name(photos)}: no photo in it can be read")
+        with marked_output(place):
+            scan = find_photos(
+                inputs, exclude, lambda photo: known.get(photo.path) == (photo.size, photo.mtime_ns)
+            )
+            images, notes = images_to_code(scan, inputs, known)
+            for line in notes:
+                log(line)
+            extractor = code_extractor(
+                self.model, self.cfg, config=self._config, class_names=self.class_names, log=log
+            )
+            result = extractor.extract(images, codes, resume=True, skip_bad=True, scan=scan)
+            assert result is not None  # it is, on the main process
+            for error in result.unreadable:
+                log(f"unreadable: {error}")
+            if not result.complete or not result.rows:
+                raise RegionDHError(f"{display_name(photos)}: no photo in it can be read")
         items = read_codes(codes)
         has_faiss = importlib.util.find_spec("faiss") is not None
         write_index_folder(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..data.photo_files import is_below, is_system_file
 from ..utils.display import display_name
 from ..utils.errors import OutputExistsError
-from ..utils.marks import mark_of
+from ..utils.marks import FOLDER_MARK, mark_folder, mark_of
 
-__all__ = ["check_photo_output"]
+__all__ = ["check_photo_output", "marked_output"]
 
 OUTPUTS = ("photos.h5", "photos.h5.bak", "photos.h5.parts", "index", "answers.png")
 
@@ -41,3 +43,24 @@ def check_photo_output(output: Path, photos: Path) -> None:
             f"{name}: holds {display_name(min(others))}, which isn't of this program; name an "
             "empty or a new folder for the output"
         )
+
+
+@contextmanager
+def marked_output(output: Path) -> Iterator[None]:
+    """Mark an output folder, so that what is written to it meanwhile is never taken for photos.
+
+    If the block fails and has written nothing there, the mark goes again, and so do the folders
+    that were created for it.
+    """
+    created = [folder for folder in (output, *output.parents) if not folder.exists()]
+    before = set() if created else set(os.listdir(output))
+    mark_folder(output, "photos")
+    try:
+        yield
+    except BaseException:
+        if FOLDER_MARK not in before and set(os.listdir(output)) == before | {FOLDER_MARK}:
+            (output / FOLDER_MARK).unlink()
+            with suppress(OSError):  # another program has put something there
+                for folder in created:
+                    folder.rmdir()
+        raise

@@ -1,16 +1,11 @@
 """The trainer: Detectron2's, with our checkpointer, learning-rate factors and evaluators."""
 
-import functools
-import itertools
 import logging
-import math
 import os
 import re
 import warnings
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Self
 
 import torch
 from detectron2.data import (
@@ -25,233 +20,33 @@ from detectron2.engine import (
     TrainerBase,
     create_ddp_model,
 )
-from detectron2.engine.hooks import BestCheckpointer, PeriodicWriter
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import (
-    RegionDHCheckpointer,
-    WeightsError,
     has_last_checkpoint,
     model_fingerprint,
-    read_weights,
 )
 from ..config import code_settings
 from ..data.catalog import adopt
+from ..data.proposals import dicts_with_proposals
 from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
+from .checkpoints import AFTER_DIVERGENCE, FiniteCheckpointer, ResumableBestCheckpointer
 from .defaults import asked_of
 from .network import build_network, learns_from_boxes
+from .optimizer import build_optimizer, freeze_parts
 from .training_record import KEY, TrainingRecorder
 
-__all__ = ["RegionDHTrainer", "build_optimizer", "freeze_parts"]
-
-# Parameter-name prefixes of the parts that MODEL.REGION_DH.LR_FACTORS names.
-PARTS = {
-    "BACKBONE": "backbone.",
-    "PROPOSAL_GENERATOR": "proposal_generator.",
-    "BOX_HEAD": "roi_heads.box_head.",
-    "BOX_PREDICTOR": "roi_heads.box_predictor.",
-    "INSTANCE_HASH": "roi_heads.instance_hash.",
-    "IMAGE_HASH": "roi_heads.image_hash.",
-}
-
-# In model_best.pth: the best metric, its iteration, and what was measured how.
-BEST = "regiondh_best"
+__all__ = ["RegionDHTrainer", "retrieval_evaluators"]
 
 # A loss in Detectron2's text of a training that has diverged; NumPy 2 adds its type to the value.
 _NOT_FINITE = re.compile(r"'(\w+)': (?:np\.float64\()?(-?(?:nan|inf))")
-_AFTER_DIVERGENCE = (
-    "lower SOLVER.BASE_LR or enable SOLVER.CLIP_GRADIENTS, and start again, from the last "
-    "checkpoint as MODEL.WEIGHTS if you like"
-)
-
-
-def freeze_parts(cfg, model: nn.Module) -> None:
-    """Freeze the parts whose ``MODEL.REGION_DH.LR_FACTORS`` is 0, in place and for good.
-
-    No gradient is computed for their parameters, and the running statistics of their norms stay
-    as they are, whatever ``train()`` is called afterwards: such a norm stays in evaluation mode.
-    Dropout goes on. Names in the state dict don't change, so that checkpoints fit either way.
-    """
-    frozen = tuple(
-        prefix for part, prefix in PARTS.items() if cfg.MODEL.REGION_DH.LR_FACTORS[part] == 0.0
-    )
-    for name, parameter in model.named_parameters():
-        if name.startswith(frozen):
-            parameter.requires_grad_(False)
-    for name, module in model.named_modules():
-        # A part may itself be such a layer: its name lacks the prefix's last dot.
-        if f"{name}.".startswith(frozen) and _keeps_statistics(module):
-            _keep_evaluating(module)
-
-
-def _keeps_statistics(module: nn.Module) -> bool:
-    """Whether it is a norm with running statistics, or another layer that may update buffers."""
-    leaf = next(module.children(), None) is None
-    return isinstance(module, _NormBase) or (leaf and next(module.buffers(), None) is not None)
-
-
-def _keep_evaluating(module: nn.Module) -> None:
-    """Have ``train()`` leave a module in evaluation mode from now on.
-
-    Its class becomes a subclass, which copies of the module have, too; a function in the module
-    would be the original's in a copy.
-    """
-    if not isinstance(module, _Evaluating):
-        kind: type = type(module)
-        module.__class__ = _evaluating(kind)
-    module.eval()
-
-
-class _Evaluating(nn.Module):
-    def train(self, mode: bool = True) -> Self:
-        return super().train(False)
-
-
-@functools.cache
-def _evaluating(kind: type) -> type:
-    return type(f"Frozen{kind.__name__}", (_Evaluating, kind), {"__module__": __name__})
-
-
-def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD as Detectron2 builds it, with ``MODEL.REGION_DH.LR_FACTORS`` on the base learning rate.
-
-    A part whose factor is 0 is frozen, see :func:`freeze_parts`.
-
-    Raises:
-        RegionDHError: nothing is left to train.
-    """
-    freeze_parts(cfg, model)
-    factors = {prefix: cfg.MODEL.REGION_DH.LR_FACTORS[part] for part, prefix in PARTS.items()}
-
-    def factor(name: str) -> float:
-        part = next((f for prefix, f in factors.items() if name.startswith(prefix)), 1.0)
-        # Detectron2's own `bias_lr_factor` would replace the factors of the parts on biases.
-        return part * (cfg.SOLVER.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0)
-
-    for name, parameter in model.named_parameters():
-        if factor(name) == 0.0:  # also of biases alone
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RegionDHError(
-            "nothing is left to train: MODEL.REGION_DH.LR_FACTORS (or MODEL.BACKBONE.FREEZE_AT) "
-            "freezes every part; give one a factor above 0"
-        )
-    params = get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=factor,
-    )
-    optimizer = torch.optim.SGD(
-        params,
-        lr=cfg.SOLVER.BASE_LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        nesterov=cfg.SOLVER.NESTEROV,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-    )
-    return maybe_add_gradient_clipping(cfg, optimizer)
-
-
-class FiniteCheckpointer(RegionDHCheckpointer):
-    """A :class:`RegionDHCheckpointer` that saves no weights that aren't finite.
-
-    The loss shows that training has diverged one step after the weights; a checkpoint in between
-    would replace the last good one in ``last_checkpoint``.
-    """
-
-    def save(self, name: str, **kwargs) -> None:
-        """As in the base class.
-
-        Raises:
-            FloatingPointError: a tensor of the model has an infinite or NaN element.
-        """
-        for key, tensor in self.model.state_dict().items():
-            if not tensor.isfinite().all():
-                raise FloatingPointError(
-                    f"{key} became infinite or NaN, so {name}.pth isn't saved; {_AFTER_DIVERGENCE}"
-                )
-        super().save(name, **kwargs)
-
-
-class ResumableBestCheckpointer(BestCheckpointer):
-    """A :class:`BestCheckpointer` for which the best metric is that of the file on the disk.
-
-    Detectron2's forgets it when a training is resumed, and saves its file before it updates it.
-    Here ``model_best.pth`` says what it reached (:data:`BEST`), and a training that is resumed
-    reads it there, whatever checkpoint it goes on from and wherever it was interrupted. A file that
-    doesn't say so, or of another metric, is not compared and not replaced: it gets another name.
-    """
-
-    best_metric: float | None
-    best_iter: int | None
-
-    def __init__(self, cfg, checkpointer: RegionDHCheckpointer, dataset: str):
-        """
-        Args:
-            cfg: the config of the training.
-            checkpointer: saves the model, into its folder.
-            dataset: the retrieval dataset whose metric decides.
-        """
-        node = cfg.TEST.RETRIEVAL
-        metric = f"retrieval/MAP_min@{node.TOPK}"
-        super().__init__(cfg.TEST.EVAL_PERIOD, checkpointer, metric, "max")
-        others = ("BOX_AP", "INSTANCE_MIN_SCORE")  # do not change the metric
-        settings = {k: v for k, v in node.items() if k not in others}
-        self._measured = {"dataset": dataset, "metric": metric, **settings}
-
-    def before_train(self) -> None:
-        if self.trainer.start_iter > 0:
-            self._read_best(Path(self._checkpointer.save_dir, f"{self._file_prefix}.pth"))
-
-    def _read_best(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        try:
-            best = read_weights(path)[BEST]
-            self.best_metric, self.best_iter = float(best["value"]), int(best["iteration"])
-            if best["measured"] == self._measured:
-                return
-            why = "is the best by another metric or of other data"
-        except (WeightsError, KeyError, TypeError, ValueError):
-            why = "doesn't say what it reached"
-        self.best_metric = self.best_iter = None
-        numbers = itertools.count(1)
-        other = next(p for n in numbers if not (p := path.with_stem(f"{path.stem}_{n}")).exists())
-        path.rename(other)
-        tag = path.with_name("last_checkpoint")
-        if tag.is_file() and tag.read_text().strip() == path.name:
-            self._checkpointer.tag_last_checkpoint(other.name)
-        self._logger.warning(f"{path} {why}, and is kept as {other.name}")
-
-    def _best_checking(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, None))
-        if value is None or not math.isfinite(value):
-            self._logger.warning(f"{self._val_metric} is {value}: {self._file_prefix} is not saved")
-        elif self.best_metric is not None and value <= self.best_metric:
-            self._logger.info(
-                f"{self._val_metric} is {value:.5f}, not above the best, {self.best_metric:.5f} at "
-                f"iteration {self.best_iter}"
-            )
-        else:
-            best = {"value": float(value), "iteration": iteration, "measured": self._measured}
-            self._checkpointer.save(self._file_prefix, iteration=iteration, **{BEST: best})
-            self.best_metric, self.best_iter = best["value"], iteration
-            self._logger.info(f"{self._val_metric} is {value:.5f}, the best: {self._file_prefix}")
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Passes over the state in checkpoints of version 0.1: it is older than their model."""
 
 
 class RegionDHTrainer(DefaultTrainer):
@@ -425,18 +220,15 @@ class RegionDHTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg, dataset_name):
         adopt(dataset_name)
         mapper = StrictMapper(cfg, is_train=False)
-        if not _reads_queries_alone(cfg, dataset_name):
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        proposals = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
-        records = get_detection_dataset_dicts(
-            dataset_name,
-            filter_empty=False,
-            proposal_files=[proposals[dataset_name]] if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+        if cfg.MODEL.LOAD_PROPOSALS:
+            files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=True))
+            records = dicts_with_proposals(dataset_name, files[dataset_name])
+        else:
+            records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        if _reads_queries_alone(cfg, dataset_name):
+            records = [record for record in records if record["role"] != "database"]
         return build_detection_test_loader(
-            [record for record in records if record["role"] != "database"],
-            mapper=mapper,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
 
     @classmethod
@@ -537,7 +329,7 @@ def _divergence(text: str, iteration: int) -> str:
     """One line on a training that has diverged, of Detectron2's text, which may be several."""
     losses = _NOT_FINITE.findall(text)
     what = ", ".join(f"{name} is {value}" for name, value in losses) or text
-    return f"training has diverged at iteration {iteration}: {what}; {_AFTER_DIVERGENCE}"
+    return f"training has diverged at iteration {iteration}: {what}; {AFTER_DIVERGENCE}"
 
 
 def _average_running_statistics(model: nn.Module) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "last_checkpoint",
     "phrase",
     "recorded_training",
+    "same_data",
     "weights_sha256",
 ]
 
@@ -88,8 +89,9 @@ class Training:
 
     @property
     def sha256(self) -> str:
-        """sha256 over everything that is known now."""
-        facts = (self.settings_sha256, self.weights_sha256 or self.weights, self.data_sha256)
+        """sha256 over everything that is known now, the same for a record of any version."""
+        data = {name: checksum.split()[0] for name, checksum in self.data_sha256.items()}
+        facts = (self.settings_sha256, self.weights_sha256 or self.weights, data)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def changes(self, now: Training) -> list[str]:
@@ -106,7 +108,7 @@ class Training:
         elif self.weights != now.weights:
             found.append(f"MODEL.WEIGHTS {self.weights}, which is now {now.weights}")
         for name in sorted(self.data_sha256.keys() & now.data_sha256.keys()):
-            if self.data_sha256[name] != now.data_sha256[name]:
+            if not same_data(self.data_sha256[name], now.data_sha256[name]):
                 found.append(f"other images or objects of {name}")
         return found
 
@@ -207,12 +209,17 @@ def changes_on_resume(cfg: CfgNode) -> list[str]:
 
 
 def data_checksum(dataset: str) -> str:
-    """sha256 over names and sizes of the images and over the annotations of a dataset.
+    """Checksums over names and sizes of the images and over the annotations of a dataset.
+
+    Returns:
+        Two sha256 as hex digits, with a space between. The first one is over all but the marks
+        "difficult" and "crowd", the second over these alone. Records of earlier versions hold only
+        the first one; :func:`same_data` compares either.
 
     Raises:
         OSError: an image is missing.
     """
-    digest = hashlib.sha256()
+    digest, marks = hashlib.sha256(), hashlib.sha256()
     for record in load_dataset(dataset):
         path = str(record.get("file_name", ""))
         size = os.path.getsize(path) if path and "://" not in path else None
@@ -221,7 +228,15 @@ def data_checksum(dataset: str) -> str:
         labels = record.get("image_labels", ())
         line = (os.path.basename(path), size, boxes, list(labels))
         digest.update(repr(line).encode(errors="surrogateescape"))
-    return digest.hexdigest()
+        objects = [(bool(a.get("difficult")), bool(a.get("iscrowd"))) for a in annotations]
+        marks.update(repr((objects, list(record.get("difficult_labels", ())))).encode())
+    return f"{digest.hexdigest()} {marks.hexdigest()}"
+
+
+def same_data(before: str, now: str) -> bool:
+    """Whether two results of :func:`data_checksum`, of any version, may be of the same data."""
+    checksums = list(zip(str(before).split(), str(now).split(), strict=False))
+    return bool(checksums) and all(a == b for a, b in checksums)
 
 
 def _training_of(state: dict[str, Any] | None) -> Training | None:

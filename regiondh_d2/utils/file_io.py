@@ -16,7 +16,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import Any
 from .display import display_name
 from .errors import InputNotFoundError, OutputExistsError, RegionDHError
 from .marks import mark_folder, mark_of
+from .paths import folders_above, is_there, lies_in, same_file, status_of
 
 __all__ = [
     "carries_mark",
@@ -36,7 +36,6 @@ __all__ = [
     "refuse_inputs",
     "read_json",
     "replace_when_complete",
-    "same_file",
     "write_json",
 ]
 
@@ -49,20 +48,6 @@ _checked: dict[str, tuple[int, ...] | None] = {}
 def carries_mark(path: str | os.PathLike) -> bool:
     """Whether this package wrote a file or folder, see :mod:`.marks`; reads little of it."""
     return mark_of(path) is not None
-
-
-def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
-    """Whether two paths lead to one file or folder, through any links.
-
-    The file need not exist: then the links of the folders above it are followed, and paths that
-    differ in case alone are the same.
-    """
-    try:
-        return os.path.samestat(os.stat(a), os.stat(b))
-    except (OSError, ValueError):
-        if os.path.exists(a) or os.path.exists(b):
-            return False
-        return _spelling(a) == _spelling(b)
 
 
 def check_output_file(
@@ -113,7 +98,7 @@ def check_output_file(
     _checked.pop(target, None)
     if os.path.isdir(target) or os.path.basename(path) in ("", os.curdir):
         raise OutputExistsError(f"{name}: is a folder; name a file to write")
-    if _is_there(path) and not overwrite:
+    if is_there(path) and not overwrite:
         _check_replaceable(path, name, kind, "" if overwrite is None else _HINT)
     _check_creatable(Path(target).parent, name)
     if not overwrite:
@@ -187,16 +172,16 @@ def refuse_inputs(
     Raises:
         OutputExistsError: it is or does.
     """
-    status = _status(os.path.realpath(path))  # resolved, since "a.jpg/" would replace a.jpg, too
+    status = status_of(os.path.realpath(path))  # resolved, since "a.jpg/" would replace a.jpg, too
     own = None if status is None else (status.st_dev, status.st_ino)
     is_file = status is not None and stat.S_ISREG(status.st_mode)
     # One of the names of a hard-linked file may be in an input folder.
     several = own if status is not None and is_file and status.st_nlink > 1 else None
-    above = {(s.st_dev, s.st_ino) for s in map(_status, _folders_above(path)) if s is not None}
+    above = {(s.st_dev, s.st_ino) for s in map(status_of, folders_above(path)) if s is not None}
     for given in inputs:
         if given is None:
             continue
-        found = _status(given)
+        found = status_of(given)
         if found is None:
             continue
         identity = (found.st_dev, found.st_ino)
@@ -212,7 +197,7 @@ def refuse_inputs(
     if not is_file:
         return
     for photo in photos:
-        found = _status(photo)
+        found = status_of(photo)
         if found is not None and (found.st_dev, found.st_ino) == own:
             raise _input_error(path, photo, "an image that this command reads or searches in")
 
@@ -221,7 +206,7 @@ def _holds(folder: str | os.PathLike, identity: tuple[int, int]) -> bool:
     """Whether a folder, or one in it, has a file of this device and inode."""
     for parent, _, names in os.walk(os.fsdecode(folder)):
         for name in names:
-            found = _status(os.path.join(parent, name))
+            found = status_of(os.path.join(parent, name))
             if found is not None and (found.st_dev, found.st_ino) == identity:
                 return True
     return False
@@ -240,7 +225,7 @@ def _refuse_held(path: str | os.PathLike, name: str, inputs: Iterable[str | os.P
     for given in map(os.fsdecode, inputs):
         by_folder.setdefault(os.path.dirname(os.path.abspath(given)), []).append(given)
     for folder, found in by_folder.items():
-        if not (same_file(folder, path) or _lies_in(folder, path)):
+        if not (same_file(folder, path) or lies_in(folder, path)):
             continue
         for given in filter(os.path.exists, found):
             raise OutputExistsError(
@@ -254,7 +239,7 @@ _HINT = ", or replace it with --overwrite"
 
 def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None, hint: str) -> None:
     """Check that an existing file is ours."""
-    status = _status(path)
+    status = status_of(path)
     if status is None:
         raise OutputExistsError(
             f"{name}: is a link to {display_name(os.path.realpath(path))}, which isn't there: "
@@ -271,7 +256,7 @@ def _check_replaceable(path: str | os.PathLike, name: str, kind: str | None, hin
 def _check_creatable(folder: Path, name: str) -> None:
     """Check that the folder of an output can be written to."""
     for existing in (folder, *folder.parents):
-        if _is_there(existing):
+        if is_there(existing):
             break
     if not existing.is_dir():
         raise RegionDHError(f"{name}: {display_name(existing)} is no folder; name another output")
@@ -281,36 +266,8 @@ def _check_creatable(folder: Path, name: str) -> None:
         )
 
 
-def _is_there(path: str | os.PathLike) -> bool:
-    """As ``os.path.lexists``, but an impossible name, such as one too long, is an error."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return False
-    return True
-
-
-def _status(path: str | os.PathLike) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except (OSError, ValueError):
-        return None
-
-
-def _folders_above(path: str | os.PathLike) -> tuple[Path, ...]:
-    return tuple(Path(os.path.realpath(path)).parents)
-
-
-def _lies_in(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
-    return any(same_file(above, folder) for above in _folders_above(path))
-
-
-def _spelling(path: str | os.PathLike) -> str:
-    return unicodedata.normalize("NFC", os.path.realpath(os.fsdecode(path))).casefold()
-
-
 def _identity(path: str | os.PathLike) -> tuple[int, ...] | None:
-    status = _status(path)
+    status = status_of(path)
     if status is None:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -320,7 +277,7 @@ def _is_stream(path: str | os.PathLike) -> bool:
     """Whether a path is a device, a pipe, a socket or an open file of a process."""
     if _descriptor(path) is not None:
         return True
-    status = _status(path)
+    status = status_of(path)
     return status is not None and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
 
 
