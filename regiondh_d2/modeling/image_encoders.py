@@ -40,6 +40,9 @@ class ImageEncoder(nn.Module):
         width: D, of its vectors.
     """
 
+    _mean: torch.Tensor
+    _std: torch.Tensor
+
     def __init__(self, name: str, size: int, *, mirrored: bool = False, bgr: bool = False):
         """
         Args:
@@ -58,9 +61,9 @@ class ImageEncoder(nn.Module):
         self.name, self.size, self.width = name, size, _width(model)
         self._mirrored, self._bgr = mirrored, bgr
         config: Any = model.default_cfg
-        for key in ("mean", "std"):
-            values = torch.tensor(config[key]).view(3, 1, 1) * 255.0
-            self.register_buffer(f"_{key}", values, persistent=False)
+        mean, std = (torch.tensor(config[key]).view(3, 1, 1) * 255.0 for key in ("mean", "std"))
+        self.register_buffer("_mean", mean, persistent=False)
+        self.register_buffer("_std", std, persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -120,7 +123,7 @@ class ImageEncoders(nn.ModuleList):
         return torch.cat([encoder(self._batch(encoder, batched_inputs)) for encoder in self], dim=1)
 
     @staticmethod
-    def _batch(encoder: ImageEncoder, batched_inputs: list[dict]) -> torch.Tensor:
+    def _batch(encoder: Any, batched_inputs: list[dict]) -> torch.Tensor:
         try:
             squares = [x[SQUARES][encoder.size] for x in batched_inputs]
         except KeyError:
@@ -130,7 +133,7 @@ class ImageEncoders(nn.ModuleList):
                 "regiondh_d2.retrieval.images.ImageLoader(cfg) or "
                 "regiondh_d2.data.StrictMapper(cfg)"
             ) from None
-        return torch.stack(squares).to(encoder.get_buffer("_mean").device)
+        return torch.stack(squares).to(encoder._mean.device)
 
 
 @cache
@@ -146,7 +149,8 @@ def encoder_width(name: str) -> int:
 
 def _width(model: nn.Module) -> int:
     # Networks with a layer between the pooling and the classifier have another width behind it.
-    return int(getattr(model, "head_hidden_size", None) or model.num_features)
+    network: Any = model
+    return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
 def _classifier(name: str) -> nn.Module:
