@@ -3,8 +3,8 @@
 The files are in the folder ``encoders`` of ``MODEL.REGION_DH.FEATURE_CACHE``. They are apart from
 the features of regions, so that another choice of encoders leaves those as they are.
 
-A file says which weights made it, and holds the name, size and time of modification of each image's
-file. Vectors of unchanged images are taken from all files of the same encoder. While a file is
+A file says which weights made it, and of which files as they were: their names, sizes, times of
+modification, and how they were read. Vectors of unchanged images are taken from all files of the same encoder. While a file is
 being computed, its vectors are saved in *parts*, and an interrupted computation goes on after the
 last one. Several processes share the parts out.
 """
@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint import model_fingerprint
+from ..config import feature_settings, parse_settings
 from ..data.catalog import load_dataset
 from ..data.training import StrictMapper
 from ..modeling.image_encoders import SQUARES, ImageEncoder, ImageEncoders
@@ -54,6 +55,8 @@ class EncoderCache:
         # The mirror image of a photo has the same average.
         self._averaged = node.IMAGE_ENCODER_MIRRORED
         self._reading = {"image_format": cfg.INPUT.FORMAT, "max_pixels": node.MAX_PIXELS}
+        settings = parse_settings(feature_settings(cfg), feature_settings)
+        self._reader = f"{settings['IMAGE_READER']} {node.MAX_PIXELS}"
 
     def read(self, dataset: str, mirrored: bool) -> list[np.ndarray]:
         """The joined vectors (N, E) float32 of the images of a dataset, and then, with
@@ -83,7 +86,7 @@ class EncoderCache:
             OSError: an image isn't there, or a file can't be written.
         """
         records = load_dataset(dataset)
-        images = np.array([_file_digest(record) for record in records])
+        images = np.array([self._digest(record) for record in records])
         views = self._kept(VIEWS[: 2 if mirrored else 1])
         for name, encoder in zip(self._names, encoders, strict=True):
             weights = model_fingerprint(encoder)
@@ -176,13 +179,12 @@ class EncoderCache:
             progress.step(len(rows))
         return vectors
 
+    def _digest(self, record: dict) -> str:
+        """An image's file as it is now, and how it is read, as hex digits.
 
-def _file_digest(record: dict) -> str:
-    """An image's file as it is now, as hex digits.
-
-    Raises:
-        OSError: the file isn't there.
-    """
-    state = os.stat(PathManager.get_local_path(record["file_name"]))
-    what = f"{record['file_name']} {state.st_size} {state.st_mtime_ns}"
-    return hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
+        Raises:
+            OSError: the file isn't there.
+        """
+        state = os.stat(PathManager.get_local_path(record["file_name"]))
+        what = f"{record['file_name']} {state.st_size} {state.st_mtime_ns} {self._reader}"
+        return hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
