@@ -4,9 +4,9 @@ The files are in the folder ``encoders`` of ``MODEL.REGION_DH.FEATURE_CACHE``. T
 the features of regions, so that another choice of encoders leaves those as they are.
 
 A file says which weights made it, and of which files as they were: their names, sizes, times of
-modification, and how they were read. Vectors of unchanged images are taken from all files of the same encoder. While a file is
-being computed, its vectors are saved in *parts*, and an interrupted computation goes on after the
-last one. Several processes share the parts out.
+modification, and how they were read. Vectors of unchanged images are taken from all files of the
+same encoder. While a file is being computed, its vectors are saved in *parts*, and an interrupted
+computation goes on after the last one. Several processes share the parts out.
 """
 
 import hashlib
