@@ -5,8 +5,10 @@ A test compares them with the library's.
 
 ENGINES = ("faiss", "numpy")
 GRANULARITIES = ("image", "instance")
-RERANKINGS = ("activations", "features")
+RERANKINGS = ("activations", "features", "classes")
+QUERY_CLASSES = ("bits", "activations")
 AUTO = "auto"  # a calibrated --max-distance
+MOST_WEIGHT = 1000  # the largest --blend
 
 # Reference codes that need only the code files, and those that need the network's weights.
 REFERENCES = (

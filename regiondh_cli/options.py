@@ -7,9 +7,10 @@ import math
 import os
 from collections.abc import Callable
 
-from .legal_values import AUTO, IMPORT_VARIABLE, RERANKINGS
+from .legal_values import AUTO, IMPORT_VARIABLE, MOST_WEIGHT, RERANKINGS
 
 __all__ = [
+    "add_blend_option",
     "add_config_option",
     "add_exclude_self_option",
     "add_import_option",
@@ -23,6 +24,7 @@ __all__ = [
     "max_distance",
     "positive_int",
     "seconds",
+    "weight",
     "whole_number",
 ]
 
@@ -62,12 +64,25 @@ def seconds(text: str) -> float:
     return value
 
 
+def weight(text: str) -> float:
+    """An argument type: a weight from 0 to 1000."""
+    value = float(text)
+    if not 0 <= value <= MOST_WEIGHT:
+        raise argparse.ArgumentTypeError(f"{text} is no weight from 0 to {MOST_WEIGHT}")
+    return value
+
+
 def box(text: str) -> tuple[float, ...]:
     """An argument type: x1,y1,x2,y2."""
     numbers = tuple(map(float, text.split(",")))
     if len(numbers) != 4:
         raise argparse.ArgumentTypeError(f"{text} is not x1,y1,x2,y2")
     return numbers
+
+
+def add_blend_option(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """Add ``--blend W``, 0 by default."""
+    parser.add_argument("--blend", type=weight, default=0.0, metavar="W", help=help_text)
 
 
 def add_config_option(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -149,17 +164,18 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rerank-by",
         choices=RERANKINGS,
-        help="with --rerank: by the distance of the query's activations to the images' codes, or "
-        "by that of features, which few models have (ImageHash); code files hold them if they were "
-        f"extracted with --activations or --features (default: {RERANKINGS[0]})",
+        help="with --rerank: by the distance of the query's activations to the images' codes; by "
+        "that of features, which few models have (ImageHash) and code files hold if they were "
+        "extracted with --features; or by the cosine of class probabilities, those of the images "
+        "decoded from their codes, which helps with the network's classes alone (default: classes "
+        "if the codes come with class_weights, else activations)",
     )
 
 
 def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with status 2 if ``--rerank-by`` is given without ``--rerank``; else set its default."""
+    """Exit with status 2 if ``--rerank-by`` is given without ``--rerank``."""
     if args.rerank_by and args.rerank is None:
         parser.error("--rerank-by is of a second stage: give --rerank N, too")
-    args.rerank_by = args.rerank_by or RERANKINGS[0]
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:

@@ -79,7 +79,9 @@ _TRAINING = (
     "INPUT.MASK_FORMAT",
     "INPUT.MIN_SIZE_TRAIN_SAMPLING",
     "INPUT.RANDOM_FLIP",
+    "MODEL.REGION_DH.CODE_QUEUE",
     "MODEL.REGION_DH.FUSED_DROPOUT",
+    "MODEL.REGION_DH.IMAGE_GRADIENT_SCALE",
     "MODEL.REGION_DH.LOSS_WEIGHTS.*",
     "MODEL.REGION_DH.LR_FACTORS.*",
     "SEED",
@@ -96,6 +98,7 @@ _HEADS = (
     "MODEL.REGION_DH.LATENT_INIT_*",
     "MODEL.REGION_DH.NORMALIZE_FUSED",
     "MODEL.REGION_DH.OBJECTIVE",
+    "MODEL.REGION_DH.OBJECT_CODE",
     "MODEL.REGION_DH.WHOLE_IMAGE",
     "MODEL.ROI_BOX_HEAD.BBOX_REG_*",
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
@@ -122,6 +125,7 @@ _NOT_OF_IMAGE_CODES = (
     "*LOSS*",
     "MODEL.REGION_DH.LATENT_INIT_*",
     "MODEL.REGION_DH.OBJECTIVE",
+    "MODEL.REGION_DH.OBJECT_CODE",
     "MODEL.ROI_HEADS.NMS_THRESH_TEST",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
     "TEST.DETECTIONS_PER_IMAGE",
@@ -195,6 +199,11 @@ def _add_region_dh(cfg: CN) -> None:
     node.IMAGE_ENCODER_MIRRORED = False
     # False stops the gradient of the image branch at the fusion.
     node.FUSION_GRADIENT = True
+    # Beyond the paper (1.0): a factor on the gradient with which the image branch reaches what the
+    # box head reads and gives of the fused regions and of the whole image. H1, H2 and the
+    # classifiers learn at the full rate; the box head and the backbone, where this gradient is a
+    # hundred times that of detection, at this share.
+    node.IMAGE_GRADIENT_SCALE = 1.0
 
     # The image classification loss: "logistic" (one binary problem per class, summed over classes)
     # or "softmax" (cross entropy with the normalized multi-label vector).
@@ -206,6 +215,15 @@ def _add_region_dh(cfg: CN) -> None:
     # "dpsh", "triplet" (IAH's), "csq" or "orthohash"; the last two draw a center per class from
     # SEED, 0 if that is -1.
     node.OBJECTIVE = "cosine"
+    # So many codes of earlier batches, without their gradient, which OBJECTIVE compares with those
+    # of a batch, too. 0: the batch alone.
+    node.CODE_QUEUE = 0
+
+    # Beyond the paper: True codes detections and boxes by a latent layer of their own instead of
+    # H1, which feeds the fusion. It reads the standardized fc7, trains on the sampled regions by
+    # LOSS_WEIGHTS.OBJECT_CODE, and gives no gradient to what it reads. Where every other part is
+    # frozen (LR_FACTORS), the other losses aren't computed.
+    node.OBJECT_CODE = False
 
     # Weights of Equations 3 to 7. They multiply once, in the meta-architecture; Detectron2's own
     # loss weights stay 1 (setting both is refused).
@@ -219,6 +237,11 @@ def _add_region_dh(cfg: CN) -> None:
     node.LOSS_WEIGHTS.GAMMA_H2 = [0.05, 10.0]
     # Beyond the paper: the weight of OBJECTIVE.
     node.LOSS_WEIGHTS.SIMILARITY = 0.0
+    # In so many iterations that weight grows linearly to its value. 0: it is there at once.
+    node.LOSS_WEIGHTS.SIMILARITY_WARMUP = 0
+    # Of OBJECT_CODE: inner products of codes drawn to 1 for two regions of one class and to 0 for
+    # others; cross entropy of a classifier on the codes.
+    node.LOSS_WEIGHTS.OBJECT_CODE = [30.0, 1.0]
 
     # Factors on SOLVER.BASE_LR for each part of the network; 0 freezes a part.
     node.LR_FACTORS = CN()
@@ -228,6 +251,7 @@ def _add_region_dh(cfg: CN) -> None:
     node.LR_FACTORS.BOX_PREDICTOR = 1.0
     node.LR_FACTORS.INSTANCE_HASH = 1.0
     node.LR_FACTORS.IMAGE_HASH = 1.0
+    node.LR_FACTORS.OBJECT_HASH = 1.0
 
     # The most pixels of an image that are read. A larger JPEG is decoded at a half, a quarter or an
     # eighth of its width and height; a larger image of another format is refused.

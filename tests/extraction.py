@@ -53,7 +53,8 @@ def fake_model(inputs):
 
 def make_extractor(model=fake_model, save_every=0.0, log=lambda line: None, **changes):
     options = {"size_divisibility": 32, "batch_size": 2, "save_every": save_every}
-    options |= {name: changes.pop(name) for name in list(changes) if name not in ATTRIBUTES}
+    attributes = (*ATTRIBUTES, "class_weights")
+    options |= {name: changes.pop(name) for name in list(changes) if name not in attributes}
     loader = options.pop("loader", ImageLoader(min_size=0, max_size=0, image_format="RGB"))
     return CodeExtractor(model, loader, ATTRIBUTES | changes, log=log, **options)
 

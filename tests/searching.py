@@ -39,7 +39,7 @@ def search_index(
     topk=10,
     class_name=None,
     rerank=None,
-    rerank_by="activations",
+    rerank_by=None,
     **options,
 ):
     """The result of a search in a folder; arguments as of :class:`SearchOptions`."""
@@ -47,7 +47,7 @@ def search_index(
     return SearchService(folder).search(query, options)
 
 
-def search_by_class(folder, query, topk=10, rerank=None, rerank_by="activations", **options):
+def search_by_class(folder, query, topk=10, rerank=None, rerank_by=None, **options):
     options = SearchOptions(topk, None, rerank, rerank_by, **options)
     return SearchService(folder).search_by_class(query, options)
 

@@ -1,12 +1,15 @@
 """Answers to images and to objects, and sums over several, against plain loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from regiondh_d2.retrieval import answers
 from regiondh_d2.retrieval.index_file import IndexFileError
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query
-from regiondh_d2.structures.packed import pack_codes
+from regiondh_d2.structures.packed import pack_codes, unpack_codes
 from searching import (
     BITS,
     BOX,
@@ -49,6 +52,74 @@ def test_an_image_finds_images(folder, class_name):
     assert answer.file_name == f"photos/{answer.row}.jpg"
     assert answer.labels == tuple(np.array(CLASSES)[items.labels[answer.row] == 1])
     assert answer.objects == ()
+
+
+def with_activations(items, seed=5):
+    """Random activations that round to the codes."""
+    rng = np.random.default_rng(seed)
+    bits = unpack_codes(items.codes, items.bits)
+    activations = np.where(bits, 0.6, 0.1) + 0.3 * rng.random(bits.shape)
+    return replace(items, activations=activations.astype(np.float16))
+
+
+def order_of_ties(items, query, allowed):
+    """(distance, row) by a sort of (distance, squared distance of activations, row) by loops."""
+    keys = [
+        (
+            int(distance),
+            sum(
+                (float(a) - float(b)) ** 2
+                for a, b in zip(query.activation, items.activations[row], strict=True)
+            ),
+            row,
+        )
+        for row, distance in enumerate(distances_to(query.codes[0], items.codes, items.bits))
+        if allowed[row]
+    ]
+    return [(distance, row) for distance, _, row in sorted(keys)]
+
+
+@pytest.mark.parametrize("engine", ["faiss", "numpy"])
+@pytest.mark.parametrize("class_name", [None, "cat"])
+@pytest.mark.parametrize("fetched", [1, 100])
+def test_images_at_one_distance_are_in_the_order_of_activations(
+    tmp_path, monkeypatch, engine, class_name, fetched
+):
+    """Also where the last answers have one distance, and however few are fetched at first."""
+    monkeypatch.setattr(answers, "_FETCHED", fetched)
+    items = make_items()
+    items.codes[:, 1:] = 0  # few distances
+    items = with_activations(items)
+    folder = write_index_folder(tmp_path / "index", items, engine=engine)
+    found = items.instances
+    cats = np.isin(np.arange(60), found.image_index[found.classes == 0])
+    allowed = cats if class_name else np.ones(60, bool)
+    activation = np.random.default_rng(6).random(BITS).astype(np.float32)
+    query = Query("q.jpg", pack_codes(activation[None] > 0.5), activation=activation)
+    expected = order_of_ties(items, query, allowed)
+    for topk in (1, 3, 7, 20, 1000):
+        result = search_index(folder, query, topk, class_name)
+        assert [(one.distance, one.row) for one in result.answers] == expected[:topk]
+    by_row = search_index(folder, replace(query, activation=None), 1000, class_name).answers
+    assert [(one.distance, one.row) for one in by_row] == sorted(expected) != expected
+    most = expected[5][0]
+    near = search_index(folder, query, 1000, class_name, max_distance=most).answers
+    assert [one.row for one in near] == [row for distance, row in expected if distance <= most]
+
+
+def test_equal_answers_of_a_rerank_are_in_the_order_of_activations(tmp_path):
+    """Equal codes decode to equal classes; without activations they are in the order of rows."""
+    items = make_items(class_weights=np.ones((BITS + 1, 3), np.float32))
+    items.codes[:] = items.codes[0]
+    activation = np.random.default_rng(6).random(BITS).astype(np.float32)
+    query = Query("q.jpg", items.codes[:1], activation=activation)
+    items = with_activations(items)
+    folder = write_index_folder(tmp_path / "index", items, engine="numpy")
+    expected = [row for _, row in order_of_ties(items, query, np.ones(60, bool))]
+    found = search_index(folder, query, 8, rerank=60).answers
+    assert [one.row for one in found] == expected[:8]
+    found = search_index(folder, replace(query, activation=None), 8, rerank=60).answers
+    assert [one.row for one in found] == list(range(8))
 
 
 @pytest.mark.parametrize("all_objects", [False, True])

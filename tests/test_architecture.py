@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import grimp
-import pytest
 
 import architecture
 
@@ -125,18 +124,3 @@ def test_the_document_has_the_rooms_that_are_there():
     assert rooms == set(architecture.count_rooms(architecture.working_tree()))
     for line in re.findall(r"^\| `?\w+`? \|.*", shown, re.MULTILINE):
         assert line.endswith(" 0 |") or "not down" in line, line
-
-
-@pytest.mark.parametrize("heavy", ["h5py", "faiss", "regiondh_d2.engine", "regiondh_d2.retrieval"])
-def test_the_package_is_light_to_import(heavy, loaded):
-    assert heavy not in loaded
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    """The modules that ``import regiondh_d2`` loads."""
-    code = "import regiondh_d2, sys; print(*sys.modules, sep='\\n')"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(result.stdout.split())

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from regiondh_d2.engine import command
+from regiondh_d2.engine import command, step_times
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 
 
@@ -107,8 +107,16 @@ def test_wrong_distances_are_a_failure(tool, monkeypatch, capsys):
     assert "other distances" in capsys.readouterr().err
 
 
+@pytest.fixture
+def small_images(monkeypatch):
+    """Networks are timed on images of 64 x 96 pixels."""
+    make = step_times.make_images
+    monkeypatch.setattr(step_times, "FIXED_SIZE", (64, 96))
+    monkeypatch.setattr(step_times, "make_images", lambda *args: make(*args[:3], (64, 96)))
+
+
 @pytest.mark.parametrize("options", [[], ["--return-memory"]])
-def test_training(tool, tmp_path, capsys, monkeypatch, random_network, options):
+def test_training(tool, tmp_path, capsys, monkeypatch, random_network, small_images, options):
     """Steps of 9, 3, 2 and 4 s, of which the first doesn't count."""
     kept = []
     clock = iter([0, 9, 10, 13, 20, 22, 30, 34])
@@ -124,7 +132,7 @@ def test_training(tool, tmp_path, capsys, monkeypatch, random_network, options):
     assert f"freed memory {word}: 3.00 CPU seconds" in capsys.readouterr().out
 
 
-def test_network(tool, tmp_path, capsys, monkeypatch, random_network):
+def test_network(tool, tmp_path, capsys, monkeypatch, random_network, small_images):
     """A clock that moves by a second each time it is read."""
     now = itertools.count()
     runs = []

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from indexing import MODEL, make_items
+from programs import run_program
 from regiondh_d2.retrieval import index_folder
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.retrieval.index_file import IndexFileError
@@ -356,13 +356,7 @@ def test_without_faiss(tool, codes_file, tmp_path, capsys, monkeypatch):
 def test_as_a_program(tmp_path):
     """A missing file: exit status 1 and one line that names it."""
     absent = str(tmp_path / "absent.h5")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPT, absent, "--output", tmp_path / "index"],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    done = run_program([SCRIPT, absent, "--output", tmp_path / "index"], cwd=tmp_path)
     assert done.returncode == 1
     assert absent in done.stderr
     assert done.stderr.count("\n") == 1

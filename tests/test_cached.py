@@ -82,6 +82,13 @@ def test_losses_codes_and_detections(make_model, make_inputs, whole, rois, outpu
         instances, wanted = one["instances"], other["instances"]
         torch.testing.assert_close(instances.pred_boxes.tensor, wanted.pred_boxes.tensor)
         assert torch.equal(instances.pred_codes, wanted.pred_codes)
+    given = [Instances(x["image"].shape[1:], pred_boxes=x["instances"].gt_boxes) for x in inputs]
+    with torch.no_grad():
+        coded = [
+            model.inference([x], [g], do_postprocess=False)[0].pred_codes
+            for x, g in zip(inputs, given, strict=True)
+        ]
+    assert all(map(torch.equal, cached.object_codes(tables), coded))
 
     model.train()
     cached.train()

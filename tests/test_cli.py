@@ -13,6 +13,7 @@ import pytest
 
 import regiondh_cli
 import regiondh_d2
+from programs import run_program
 from regiondh_cli import detectron2_setup, legal_values
 from regiondh_cli import main as cli
 from regiondh_cli.completion import SHELLS, completion_script
@@ -21,6 +22,7 @@ from regiondh_cli.subcommands import NAMES, doctor, load, module_name
 from regiondh_d2.checkpoint import SOURCES
 from regiondh_d2.checkpoint.conversion import LAYOUTS, RESNETS
 from regiondh_d2.evaluation.reference_codes import REFERENCES
+from regiondh_d2.retrieval.blend import MOST_WEIGHT
 from regiondh_d2.retrieval.engines import ENGINES
 from regiondh_d2.retrieval.index_folder import GRANULARITIES
 from regiondh_d2.retrieval.second_stage import RERANKINGS
@@ -101,10 +103,9 @@ class TestHelp:
         assert done.returncode == 2
         assert done.stderr.endswith("--output (see build_index.py --help)\n")
 
-    def test_the_package_itself_is_the_command_too(self):
-        done = python(
-            "-m", "regiondh_d2", "build-index", "absent.h5", "--output", "x", "--nprobe", "3"
-        )
+    def test_the_package_itself_is_the_command_too(self, tmp_path):
+        words = ["build-index", "absent.h5", "--output", "x", "--nprobe", "3"]
+        done = run_program(["-m", "regiondh_d2", *words], cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.endswith("--nprobe needs --nlist (see regiondh build-index --help)\n")
 
@@ -130,6 +131,9 @@ class TestLegalValues:
     )
     def test_those_of_the_library(self, name, values):
         assert getattr(legal_values, name) == tuple(values)
+
+    def test_the_largest_weight_of_a_blend(self):
+        assert legal_values.MOST_WEIGHT == MOST_WEIGHT
 
     def test_those_of_commands(self, load_tool):
         assert tuple(load_tool("analyze_model").TASKS) == legal_values.ANALYSES
@@ -296,7 +300,13 @@ class TestCompletion:
     def test_scripts_name_everything(self, shell, capsys):
         assert cli.main(["completion", shell]) == 0
         script = capsys.readouterr().out
-        for word in (*NAMES, "config-file", "rerank-by", "activations features", "evaluation"):
+        for word in (
+            *NAMES,
+            "config-file",
+            "rerank-by",
+            "activations features classes",
+            "evaluation",
+        ):
             assert word in script
         program = shutil.which(shell)
         if program:
@@ -308,7 +318,7 @@ class TestCompletion:
         ("words", "expected"),
         [
             ("regiondh sea", {"search-photos", "search"}),
-            ("regiondh search --rerank-by ", {"activations", "features"}),
+            ("regiondh search --rerank-by ", {"activations", "features", "classes"}),
             ("regiondh build-index codes.h5 --eng", {"--engine"}),
             ("regiondh build-index codes.h5 --engine n", {"numpy"}),
             ("regiondh benchmark ev", {"evaluation"}),

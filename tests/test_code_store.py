@@ -382,6 +382,7 @@ def store_elsewhere(file):
         (replace("content_sha256", np.zeros((5, 31), np.uint8)), "content_sha256 must be"),
         (replace("class_weights", np.zeros((12, 3), "f4")), "class_weights are of shape (12, 3)"),
         (replace("class_weights", np.zeros((13, 4), "f4")), "not (13, 3)"),
+        (replace("class_weights", np.full((13, 3), np.nan, "f4")), "class_weights hold values"),
     ],
 )
 def test_inconsistent_files(tmp_path, edit, message):
@@ -422,6 +423,10 @@ def test_check_comparable():
     ):
         with pytest.raises(CodeFileError, match=message):
             check_comparable(ours, make_code_set(**changes))
+    first, second = (make_photo_set(class_weights=np.full((13, 3), x, "f4")) for x in (1, 2))
+    assert check_comparable(ours, first) == check_comparable(first, first) == []
+    with pytest.raises(CodeFileError, match="other class_weights than the database, so two models"):
+        check_comparable(first, second)
     (note,) = check_comparable(ours, make_code_set(model_fingerprint=""))
     assert "fingerprint is missing" in note
     (note,) = check_comparable(ours, make_code_set(count_difficult=True))
@@ -500,6 +505,23 @@ def test_codes_from_outputs():
     np.testing.assert_array_equal(found.boxes[:, 0], [0, 2, 1])
     np.testing.assert_array_equal(unpack_codes(found.codes, 3), np.eye(3)[[0, 2, 1]])
     np.testing.assert_allclose(found.scores, [0.9, 0.3, 0.8])
+
+
+def test_a_region_has_one_row_with_its_best_class():
+    output = make_output([1], [0.4, 0.9, 0.5, 0.9, 0.35, 0.2])
+    # Regions 7 (detections 0, 1 and 3), 2 (detections 2 and 4) and 5, which is below the score.
+    output["instances"].pred_regions = torch.tensor([7, 7, 2, 7, 2, 5])
+    output["instances"].pred_codes = torch.tensor([[1, 0], [1, 0], [0, 0], [1, 0], [0, 0], [1, 1]])
+    named = {"image_ids": ["a"], "file_names": ["a.jpg"]}
+    found = codes_from_outputs([output], **named).objects()
+    np.testing.assert_array_equal(found.classes, [1, 2])
+    np.testing.assert_allclose(found.scores, [0.9, 0.5])
+    np.testing.assert_array_equal(found.boxes[:, 0], [1, 2])
+    np.testing.assert_array_equal(unpack_codes(found.codes, 2), [[1, 0], [0, 0]])
+    # Codes of classes, as IAH makes them: all of a region stay.
+    output["instances"].pred_codes = torch.tensor([[1, 0], [0, 1], [0, 0], [0, 1], [0, 0], [1, 1]])
+    found = codes_from_outputs([output], **named).objects()
+    np.testing.assert_array_equal(found.classes, [0, 1, 2])
 
 
 def test_codes_from_outputs_of_image_codes_alone():
@@ -613,3 +635,18 @@ def test_take_rows_leaves_out_the_instances_of_other_rows():
 def test_codes_that_do_not_belong_together_are_not_joined(changes):
     with pytest.raises(CodeFileError, match=next(iter(changes))):
         join_code_sets([make_code_set(), dataclasses.replace(make_code_set(), **changes)])
+
+
+def test_a_classifier_is_kept_by_what_changes_rows_and_never_mixed_with_another():
+    with_it, without = make_photo_set(), make_photo_set(class_weights=None)
+    weights = with_it.class_weights
+    for found in (
+        take_rows(with_it, [1, 3]),
+        join_code_sets([without, with_it]),
+        join_code_sets([with_it, with_it]),
+        move_root(with_it, "/photos", "/elsewhere"),
+    ):
+        assert found.class_weights is weights
+    other = dataclasses.replace(with_it, class_weights=weights + 1)
+    with pytest.raises(CodeFileError, match="different class_weights cannot be joined"):
+        join_code_sets([without, with_it, other])

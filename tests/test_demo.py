@@ -1,10 +1,6 @@
 """The demo from its command line to its five files, with a network that learns nothing."""
 
 import json
-import multiprocessing
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +8,7 @@ import pytest
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from programs import run_program
 from regiondh_d2.engine import demo as demo_module
 from regiondh_d2.engine.demo import DemoResult, format_table
 from regiondh_d2.evaluation.ranking_metrics import METRICS, TIE_ORDERS, evaluate_ranking
@@ -28,16 +25,6 @@ def arguments(*more):
     return [str(a) for a in ["--output", "demo", *fixed, *more]]
 
 
-def demo(folder):
-    """Run the command as a program, and elsewhere than in the checkout: it finds its own files."""
-    code = (
-        "import sys, runpy; sys.path.insert(0, sys.argv[1]); del sys.argv[:2];"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-c", code, str(ROOT), str(SCRIPT), *arguments()]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture
 def main(load_tool):
     """The command's main function."""
@@ -46,8 +33,9 @@ def main(load_tool):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """Run as a program, and elsewhere than in the checkout: it finds its own files."""
     folder = tmp_path_factory.mktemp("work")
-    result = demo(folder)
+    result = run_program([SCRIPT, *arguments()], cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -140,7 +128,7 @@ def test_refuses_scenes_of_another_kind(finished, main, monkeypatch, capsys):
     assert (folder / "demo" / "metrics.json").read_bytes() == before
 
 
-def test_runs_again_on_the_same_scenes_with_the_same_numbers(finished, main):
+def test_runs_again_on_the_same_scenes_with_the_same_numbers(finished):
     folder, _ = finished
     scene = folder / "demo" / "scenes" / "JPEGImages" / "database_000000.jpg"
     written = scene.stat().st_mtime_ns
@@ -149,14 +137,8 @@ def test_runs_again_on_the_same_scenes_with_the_same_numbers(finished, main):
     (folder / "demo" / "retrieval.png").unlink()
     (folder / "demo" / "training" / "model_final.pth").write_bytes(b"half")
 
-    def run():
-        os.chdir(folder)
-        sys.exit(main(arguments()))
-
-    again = multiprocessing.get_context("fork").Process(target=run)
-    again.start()
-    again.join()
-    assert again.exitcode == 0
+    again = run_program([SCRIPT, *arguments()], cwd=folder)
+    assert again.returncode == 0, again.stderr
     assert scene.stat().st_mtime_ns == written
     assert (folder / "demo" / "retrieval.png").is_file()
     assert (folder / "demo" / "metrics.json").read_bytes() == before

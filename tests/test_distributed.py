@@ -100,9 +100,9 @@ def train(cfg, batch, seed):
 
 def train_on_cached_features(cfg):
     """Train as the command does, a view a part; returns how many views this process computed."""
-    compute, computed = feature_cache._view, []
+    compute, computed = feature_cache._tables, []
     feature_cache.PART = 1
-    feature_cache._view = lambda *args: computed.append(1) or compute(*args)
+    feature_cache._tables = lambda model, views: computed.extend(views) or compute(model, views)
     trainer = CachedHeadsTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()

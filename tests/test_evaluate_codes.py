@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from builders import FINGERPRINT, code_set
+from regiondh_d2.checkpoint import state_fingerprint
 from regiondh_d2.evaluation import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
@@ -267,6 +268,7 @@ def test_spectral_codes_of_the_stored_features(tool, tmp_path, capsys):
         (["--reference", "true_labels", "--bits", "8"], "has one bit for each class"),
         (["--rerank-by", "features"], "give --rerank N, too"),
         (["--reference", "random", "--rerank", "3"], "reference codes have no activations"),
+        (["--rerank", "3", "--query-classes", "bits"], "--query-classes is of --rerank-by classes"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(tool, files, capsys, options, message):
@@ -321,3 +323,43 @@ def test_a_second_stage(tool, tmp_path, capsys):
     assert error.startswith("warning: top k of 9 is above the database's 6 items")
     assert tool.main([*arguments, "--rerank-by", "features"]) == 1
     assert "no features in the query codes" in capsys.readouterr().err
+
+
+def test_a_second_stage_by_classes(tool, tmp_path, capsys):
+    """A classifier that reads off the labels, which are in other bits than the codes' first ones:
+    what shares all labels with a query comes first."""
+    weights = np.vstack([20 * np.eye(3), np.full((1, 3), -10)]).astype(np.float32)
+    stored = {"class_weights": weights}
+    query = write(
+        tmp_path / "q.h5", QUERY_LABELS, QUERY_LABELS, activations=1.0 - QUERY_LABELS, **stored
+    )
+    database = write(tmp_path / "d.h5", DATABASE_LABELS, DATABASE_LABELS, **stored)
+    arguments = ["--query", query, "--database", database, "--topk", "6", "--rerank", "6"]
+    read = read_codes(query), read_codes(database)
+    out = tmp_path / "out.json"
+    seen = []
+    for options, by, source in (
+        ([], None, "bits"),
+        (["--rerank-by", "classes", "--query-classes", "activations"], "classes", "activations"),
+    ):
+        assert tool.main([*arguments, *options, "--json", str(out)]) == 0
+        expected = evaluate_reranking(*read, [6], 6, by, query_classes=source).metrics
+        assert json.loads(out.read_text()) == expected
+        seen.append(expected["MAP@6"])
+    assert seen[0] > seen[1]  # the activations say the opposite
+
+    # Files of before class_weights: those of the network's weights.
+    name = "roi_heads.image_hash.classifier"
+    classifier = {f"{name}.weight": torch.eye(3) * 20, f"{name}.bias": torch.full((3,), -10.0)}
+    torch.save({"model": classifier}, tmp_path / "w.pth")
+    known = {"model_fingerprint": state_fingerprint(classifier)}
+    query = write(tmp_path / "q.h5", QUERY_LABELS, QUERY_LABELS, **known)
+    database = write(tmp_path / "d.h5", DATABASE_LABELS, DATABASE_LABELS, **known)
+    assert tool.main([*arguments, "--rerank-by", "classes"]) == 1
+    assert "no class_weights in the database codes" in capsys.readouterr().err
+    arguments += ["--rerank-by", "classes", "--weights", str(tmp_path / "w.pth")]
+    assert tool.main([*arguments, "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["MAP@6"] == seen[0]
+    torch.save({"model": {**classifier, "other": torch.ones(1)}}, tmp_path / "w.pth")
+    assert tool.main(arguments) == 1
+    assert "w.pth is not the network that made" in capsys.readouterr().err

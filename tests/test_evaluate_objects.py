@@ -113,6 +113,27 @@ def test_the_numbers(tool, encoder, database, arguments, tmp_path, capsys):
         assert line.split() == [ranking, *(f"{value:.4f}" for value in values)]
 
 
+def test_the_numbers_of_a_blend_and_of_places(tool, encoder, database, arguments, tmp_path, capsys):
+    out = tmp_path / "objects.json"
+    options = ["--blend", "0.5", "--database-dataset", DATABASE, "--json", str(out)]
+    assert tool.main(arguments(*options)) == 0
+    codes = read_codes(database)
+    true = tool.true_objects(DATABASE, codes)
+    records = {record["image_id"]: record for record in DatasetCatalog.get(DATABASE)}
+    for image, image_id in enumerate(codes.image_ids):
+        mine = true.image_index == image
+        wanted = records[image_id]["annotations"]
+        np.testing.assert_array_equal(true.classes[mine], [a["category_id"] for a in wanted])
+        np.testing.assert_allclose(true.boxes[mine], np.float32([a["bbox"] for a in wanted]))
+    coded = encoder.encode(tool.load_records(QUERIES))
+    expected = evaluate_object_queries(*coded, codes, blend=0.5, true_objects=true).metrics
+    metrics = json.loads(out.read_text())
+    assert metrics == expected
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("blend, box on an object  "))
+    assert row.split()[-1] == f"{metrics['where/blend/MAP_all']:.4f}"
+
+
 def test_crowds_are_no_objects_and_boxes_are_converted(tool):
     record = {
         "annotations": [
@@ -148,6 +169,7 @@ def test_failures_are_one_line_before_the_coding(tool, database, arguments, tmp_
         (["--database", other], (), "and the database by eeeeeeeeeeee: encode both with the same"),
         ([], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN encodes no objects"),
         (["--dataset", "absent"], (), "absent"),
+        (["--database-dataset", QUERIES], (), f"--database-dataset {QUERIES} has no image "),
     ):
         assert tool.main(arguments(*options, "--json", str(out), opts=opts)) == 1
         assert message in error_of(capsys)

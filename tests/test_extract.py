@@ -23,12 +23,14 @@ from pictures import pixels_of, save
 from regiondh_d2.config import code_settings
 from regiondh_d2.retrieval import extract
 from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.retrieval.extract import plan_batches
+from regiondh_d2.retrieval.extract import keeps_activations, plan_batches
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, find_images
 from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.structures.packed import unpack_codes
 from regiondh_d2.utils.locks import FileInUseError
 from regiondh_d2.utils.progress import Progress
+
+WEIGHTS = np.random.default_rng(0).random((BITS + 1, 3)).astype(np.float32)
 
 
 @pytest.fixture
@@ -332,6 +334,41 @@ def test_new_files_are_added_and_old_ones_not_coded_again(folder, tmp_path):
     assert output.read_bytes() == (tmp_path / "fresh.h5").read_bytes()
 
 
+def test_the_classifier_is_stored_and_added_to_an_older_output(folder, tmp_path):
+    """Nothing is encoded for that; a run without a classifier keeps it."""
+    output = tmp_path / "codes.h5"
+    extract_folder(folder, output)
+    assert read_codes(output).class_weights is None
+    for given in (WEIGHTS, None):
+        result = extract_folder(folder, output, resume=True, class_weights=given)
+        assert (result.coded, result.rows) == (0, 12)
+        np.testing.assert_array_equal(read_codes(output).class_weights, WEIGHTS)
+    before = output.stat()
+    extract_folder(folder, output, resume=True, class_weights=WEIGHTS)
+    assert output.stat() == before
+    save(folder / "00a.png")
+    extract_folder(folder, output, resume=True, class_weights=None)
+    np.testing.assert_array_equal(read_codes(output).class_weights, WEIGHTS)
+
+
+def test_activations_are_kept_as_the_output_has_them(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    assert keeps_activations(output)
+    for kept in (False, True):
+        settings = f"{ATTRIBUTES['settings']}\nactivations {kept}"
+        options = {"activations": kept, "settings": settings}
+        with pytest.raises(KeyboardInterrupt):
+            extract_folder(folder, output, model=fail_after(1), **options)
+        assert keeps_activations(output) == kept  # of the parts
+        extract_folder(folder, output, resume=True, **options)
+        assert keeps_activations(output) == (read_codes(output).activations is not None) == kept
+        output.unlink()
+    for kept in (False, True):  # where the settings don't tell
+        extract_folder(folder, output, activations=kept)
+        assert keeps_activations(output) == kept
+        output.unlink()
+
+
 def test_features_are_stored_where_they_are_wanted(folder, tmp_path):
     extract_folder(folder, tmp_path / "without.h5")
     assert read_codes(tmp_path / "without.h5").features is None
@@ -444,15 +481,16 @@ def test_a_damaged_part_is_coded_again(folder, tmp_path):
         ({"dataset": "other"}, "with dataset , which is now other"),
         ({"class_names": ["a", "b"]}, "class_names"),
         ({"count_difficult": False}, "count_difficult"),
+        ({"class_weights": 2 * WEIGHTS}, "has other class_weights than this model"),
     ],
 )
 def test_other_models_and_settings_are_refused(folder, tmp_path, finished, changes, message):
     output = tmp_path / "codes.h5"
     if finished:
-        extract_folder(folder, output)
+        extract_folder(folder, output, class_weights=WEIGHTS)
     else:
         with pytest.raises(KeyboardInterrupt):
-            extract_folder(folder, output, model=fail_after(1))
+            extract_folder(folder, output, model=fail_after(1), class_weights=WEIGHTS)
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(CodeFileError) as error:
         extract_folder(folder, output, resume=True, **changes)

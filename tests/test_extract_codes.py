@@ -3,12 +3,9 @@
 REGIONDH_KILLS=10 makes the test with SIGKILL a long one: 1,000 images, killed that many times.
 """
 
-import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from PIL import Image
 from builders import registered_scenes
 from extraction import held_open
 from pictures import save
+from programs import start_program
 from regiondh_d2.data import generate_scenes, photo_files
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.retrieval.code_store import read_codes
@@ -65,36 +63,10 @@ def undisturbed(tool, random_network, tmp_path_factory):
     return output
 
 
-def start(arguments):
-    """The command as a program, the head of a process group."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell starts background jobs, these tests perhaps, with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def start_fork(main, arguments):
-    """The command in a fork of this process, which imports nothing anew; a process group's head."""
-
-    def run():
-        os.setsid()
-        sys.exit(main(arguments))
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
-def wait_for_parts(is_running, output, count):
+def wait_for_parts(process, output, count):
     """Returns when that many parts are saved, or the process has ended."""
-    while is_running() and len(list(output.parent.glob(f"{output.name}.parts/part-*"))) < count:
+    parts = f"{output.name}.parts/part-*"
+    while process.is_alive() and len(list(output.parent.glob(parts))) < count:
         time.sleep(0.005)
 
 
@@ -119,7 +91,7 @@ def test_what_was_passed_over_is_said(tool, arguments, tmp_path, capsys):
 
 def test_a_dataset(tool, random_network, dataset, arguments, tmp_path, capsys):
     output = tmp_path / "codes.h5"
-    assert tool.main(arguments(["--dataset", dataset], output, "--activations")) == 0
+    assert tool.main(arguments(["--dataset", dataset], output)) == 0
     printed = capsys.readouterr()
     assert f"{output}: 11 rows, 11 of them encoded now" in printed.out
     assert printed.err == ""
@@ -133,6 +105,10 @@ def test_a_dataset(tool, random_network, dataset, arguments, tmp_path, capsys):
     assert (codes.bits, len(codes.class_names), len(codes.model_fingerprint)) == (48, 12, 64)
     assert len(codes.instances.codes) > 0
     np.testing.assert_array_equal(codes.activations > 0.5, unpack_codes(codes.codes, 48))
+    saved = torch.load(random_network.weights)["model"]
+    weight, bias = (saved[f"roi_heads.image_hash.classifier.{part}"] for part in ("weight", "bias"))
+    np.testing.assert_array_equal(codes.class_weights[:-1].T, weight)
+    np.testing.assert_array_equal(codes.class_weights[-1], bias)
 
 
 def test_codes_are_those_of_each_image_alone(random_network, undisturbed):
@@ -190,8 +166,8 @@ def test_killed_and_resumed(random_network, undisturbed, arguments, tool, tmp_pa
     rng = random.Random(0)
     parts = 0
     for _ in range(kills):
-        process = start_fork(tool.main, arguments(images, output, *options))
-        wait_for_parts(process.is_alive, output, parts + rng.randint(1, step))
+        process = start_program([SCRIPT, *arguments(images, output, *options)], cwd=tmp_path)
+        wait_for_parts(process, output, parts + rng.randint(1, step))
         time.sleep(rng.random() * 0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
@@ -204,15 +180,16 @@ def test_killed_and_resumed(random_network, undisturbed, arguments, tool, tmp_pa
     assert not (tmp_path / "codes.h5.parts").exists()
 
 
-@pytest.mark.slow
 def test_ctrl_c(random_network, arguments, tmp_path):
     output = tmp_path / "codes.h5"
     options = ["--batch-size", "1", "--save-every", "0"]
-    process = start(arguments([random_network.scenes], output, *options))
-    wait_for_parts(lambda: process.poll() is None, output, 1)
+    words = [SCRIPT, *arguments([random_network.scenes], output, *options)]
+    process = start_program(words, cwd=tmp_path, error=tmp_path / "errors")
+    wait_for_parts(process, output, 1)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
+    process.join()
+    assert process.exitcode == 130
+    err = (tmp_path / "errors").read_text()
     assert err.splitlines()[-1] == (
         f"interrupted: continue with the same command and --resume ({output})"
     )

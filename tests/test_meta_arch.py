@@ -103,12 +103,36 @@ def test_weights_come_from_the_config(make_model, make_inputs):
     assert after["loss_cls_image"].item() == pytest.approx(6 * before["loss_cls_image"].item())
 
 
+def test_the_similarity_weight_grows_in_its_warmup(make_model):
+    similarity = "MODEL.REGION_DH.LOSS_WEIGHTS.SIMILARITY"
+    model = make_model(similarity, 8.0, f"{similarity}_WARMUP", 4)
+    losses = {k: torch.tensor(v) for k, v in UNWEIGHTED.items()}
+    found = []
+    for iteration in (0, 1, 3, 4, 100):
+        with EventStorage(iteration):
+            weighted = model.weigh(losses)
+        found.append(weighted.pop("loss_similarity_image").item() / 0.29)
+        assert weighted == LossWeights().apply(losses)
+    assert found == pytest.approx([2.0, 4.0, 8.0, 8.0, 8.0])
+
+
 def test_the_similarity_loss_joins_where_it_has_a_weight():
     losses = {k: torch.tensor(v) for k, v in UNWEIGHTED.items()}
     plain, weighted = LossWeights().apply(losses), LossWeights(similarity=3.0).apply(losses)
     assert list(weighted) == [*LOSSES, "loss_similarity_image"]
     assert weighted["loss_similarity_image"].item() == pytest.approx(3 * 0.29)
     assert all(weighted[k] == plain[k] for k in LOSSES)
+
+
+def test_the_losses_of_object_codes_join_where_there_are_some():
+    losses = {k: torch.tensor(v) for k, v in UNWEIGHTED.items()}
+    joined = losses | {
+        "loss_cls_object": torch.tensor(2),
+        "loss_similarity_object": torch.tensor(5),
+    }
+    weighted = LossWeights(object_code=(3.0, 4.0)).apply(joined)
+    assert list(weighted) == [*LOSSES, "loss_similarity_object", "loss_cls_object"]
+    assert (weighted["loss_similarity_object"], weighted["loss_cls_object"]) == (15, 8)
 
 
 def test_too_few_weights_name_the_key(make_model):
@@ -211,7 +235,9 @@ def test_what_an_image_gives(model, make_inputs):
     for result, size in zip(results, ((192, 256), (64, 96)), strict=True):
         assert set(result) == {"instances", *CODE_KEYS}
         found = result["instances"]
-        assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_codes"}
+        assert set(found.get_fields()) == {
+            *("pred_boxes", "scores", "pred_classes", "pred_codes", "pred_regions"),
+        }
         assert found.image_size == size
         assert 0 < len(found) <= 10
         assert found.pred_codes.dtype == torch.bool

@@ -20,7 +20,7 @@ def test_codes_agree(make_model, make_inputs, device, dtype):
     model = make_model("MODEL.DEVICE", device, "MODEL.REGION_DH.BITS", 64).eval()
     single, mixed = [], []
     with torch.no_grad():
-        for inputs in make_inputs(*[(96, 128)] * 12):
+        for inputs in make_inputs(*[(64, 96)] * 6):
             single += model([inputs])
             with torch.autocast(device, dtype=dtype):
                 mixed += model([inputs])

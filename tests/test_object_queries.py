@@ -8,6 +8,7 @@ import pytest
 
 from builders import random_code_set, random_objects
 from regiondh_d2.evaluation import object_queries
+from regiondh_d2.evaluation.object_places import TrueObjects
 from regiondh_d2.evaluation.object_queries import (
     class_recall,
     evaluate_object_queries,
@@ -106,6 +107,80 @@ def test_both_rankings_over_all_orders_of_the_ties(sets):
     assert metrics["several_classes/num_queries"] == 3
     assert metrics["num_queries_without_relevant"] == 1
     assert metrics["num_database"] == 7
+
+
+def test_the_blend_over_all_orders_of_the_ties(sets):
+    query, objects, database = sets
+    result = evaluate_object_queries(query, objects, database, blend=0.3)
+    plain = evaluate_object_queries(query, objects, database)
+    tied = False
+    for i in range(4):
+        relevant = database.labels[:, objects.classes[i]]
+        code = unpack(query.codes[objects.image_index[i]], BITS)
+        by_image = (unpack(database.codes, BITS) != code).sum(axis=1)
+        by_object = np.minimum(loop_distances(objects.codes[i], database), INSTANCE_BITS)
+        values = average_precisions(10 * by_object + 3 * by_image, relevant)
+        assert result.per_query["blend/MAP_all"][i] == pytest.approx(values.mean(), abs=1e-12)
+        assert result.per_query["blend/MAP_all-pessimistic"][i] == pytest.approx(values.min())
+        tied |= values.min() < values.max()
+    assert tied
+    assert {k: v for k, v in result.metrics.items() if "blend" not in k} == plain.metrics
+    with pytest.raises(ValueError, match="blend must be a number from 0 to 1000"):
+        evaluate_object_queries(query, objects, database, blend=-1)
+
+
+def test_the_means_of_classes(sets):
+    query, objects, database = sets
+    result = evaluate_object_queries(query, objects, database)
+    values = result.per_query["objects/MAP_all"]
+    classes = np.unique(objects.classes[:4])
+    assert 1 < len(classes) < 4
+    expected = np.mean([values[:4][objects.classes[:4] == c].mean() for c in classes])
+    assert result.metrics["class_mean/objects/MAP_all"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_where_over_all_orders_of_the_ties(sets, exclude_self):
+    """Every third detection is on an object of its image's first label, the others on none."""
+    query, objects, database = sets
+    query.image_ids[0] = database.image_ids[0] = "shared"
+    found = database.instances
+    found.boxes = np.array([[100 * m, 0, 100 * m + 9, 9] for m in range(9)], np.float32)
+    rows = np.arange(0, 9, 3)
+    first_label = database.labels.argmax(axis=1)[found.image_index[rows]]
+    true = TrueObjects(found.image_index[rows], found.boxes[rows], first_label)
+    result = evaluate_object_queries(
+        query, objects, database, blend=0.3, true_objects=true, exclude_self=exclude_self
+    )
+    met = 0
+    for i in range(4):
+        kept = np.ones(7, bool)
+        if exclude_self and objects.image_index[i] == 0:
+            kept[0] = False
+        wanted = objects.classes[i]
+        relevant = database.labels[:, wanted] == 1
+        distances = [np.count_nonzero(unpack(c ^ objects.codes[i], 4)) for c in found.codes]
+        placed = np.zeros(7, bool)
+        for image in range(7):
+            mine = [(distances[m], m) for m in np.flatnonzero(found.image_index == image)]
+            on_object = bool(mine) and min(mine)[1] % 3 == 0
+            placed[image] = on_object and database.labels[image].argmax() == wanted
+        met += placed[relevant].sum()
+        code = unpack(query.codes[objects.image_index[i]], BITS)
+        by_image = (unpack(database.codes, BITS) != code).sum(axis=1)
+        by_object = loop_distances(objects.codes[i], database)
+        blended = 10 * np.minimum(by_object, INSTANCE_BITS) + 3 * by_image
+        for ranking, ranked in (("objects", by_object), ("blend", blended)):
+            hits = (placed & relevant)[kept]
+            expected = 0.0
+            if hits.any():
+                precisions = average_precisions(ranked[kept], hits).mean()
+                expected = precisions * hits.sum() / relevant[kept].sum()
+            value = result.per_query[f"where/{ranking}/MAP_all"][i]
+            assert value == pytest.approx(expected, abs=1e-12)
+            assert value <= result.per_query[f"{ranking}/MAP_all"][i] + 1e-12
+    assert met > 1
+    assert {"where/blend/MAP_all", "class_mean/where/objects/MAP_all"} <= result.metrics.keys()
 
 
 def test_images_without_detections_are_last(sets):

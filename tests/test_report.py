@@ -134,6 +134,13 @@ def write(tool, files):
     return run
 
 
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Pages without plots, which take most of the time, for tests of other parts."""
+    names = ("distances", "recall", "precision", "balance", "correlation")
+    monkeypatch.setattr(report, "_figures", lambda query, found: dict.fromkeys(names, ""))
+
+
 @pytest.fixture(scope="module")
 def standard(tool, tmp_path_factory):
     """A folder with the files as they are, and the page about them."""
@@ -264,7 +271,7 @@ def test_bits(page, ranking):
     assert "1 of them constant" in text
 
 
-def test_provenance(write, files):
+def test_provenance(write, files, no_plots):
     os.utime(files / "query.h5", (0, 0))
     table = write().table("database")
     assert table["written"][0] == "1970-01-01 00:00 UTC"
@@ -315,7 +322,7 @@ def test_text_is_escaped(write, files):
     assert page.table("database")["config"] == [bad, bad]
 
 
-def test_images_that_cannot_be_read_are_told(write, files, capsys):
+def test_images_that_cannot_be_read_are_told(write, files, capsys, no_plots):
     for path in (files / "images").glob("*.png"):
         if path.name.startswith("database"):
             path.unlink()
@@ -329,7 +336,7 @@ def test_images_that_cannot_be_read_are_told(write, files, capsys):
     assert capsys.readouterr().err.startswith(f"warning: {note}")
 
 
-def test_images_are_read_with_the_limit_of_their_code_file(write, files):
+def test_images_are_read_with_the_limit_of_their_code_file(write, files, no_plots):
     change(files, "query", settings=f"MODEL.REGION_DH.MAX_PIXELS {30 * 20 - 1}")
     change(files, "database", settings=f"MODEL.REGION_DH.MAX_PIXELS {30 * 20}")
     for strip in write().strips:
@@ -348,7 +355,7 @@ def test_a_package_that_is_missing(tool, files, capsys, monkeypatch, package):
     assert not (files / "out").exists()
 
 
-def test_further_numbers_and_references(write, files, ranking, capsys):
+def test_further_numbers_and_references(write, files, ranking, capsys, no_plots):
     measured = ranking[2].metrics
     values = {
         **measured,
@@ -442,7 +449,7 @@ def test_wrong_arguments_exit_2(tool, files, capsys, wrong):
     assert not (files / "out").exists()
 
 
-def test_queries_that_are_in_the_database(tool, files, capsys):
+def test_queries_that_are_in_the_database(tool, files, capsys, no_plots):
     """They are warned of; left out, the page has the numbers and pictures of the others."""
     database = str(files / "database.h5")
     given = ["--query", database, "--database", database, "--topk", TOPK]

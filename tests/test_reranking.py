@@ -8,7 +8,7 @@ import pytest
 
 from builders import FINGERPRINT, code_set
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
-from regiondh_d2.evaluation.reranking import evaluate_reranking, reranked_distances
+from regiondh_d2.evaluation.reranking import evaluate_reranking, query_values, reranked_distances
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query
 from regiondh_d2.retrieval.second_stage import RERANKINGS
@@ -17,6 +17,7 @@ from regiondh_d2.structures.packed import pack_codes
 from searching import search_index
 
 BITS = 6
+WEIGHTS = np.random.default_rng(9).normal(size=(BITS + 1, 3)).astype(np.float32)
 
 
 def make_codes(seed, count, classes=3, **changes):
@@ -27,6 +28,7 @@ def make_codes(seed, count, classes=3, **changes):
         "model_fingerprint": FINGERPRINT,
         "activations": activations,
         "features": rng.normal(size=(count, 4)).astype(np.float16),
+        "class_weights": WEIGHTS,
     }
     return code_set(activations > 0.5, **(values | changes))
 
@@ -34,8 +36,10 @@ def make_codes(seed, count, classes=3, **changes):
 @pytest.mark.parametrize("by", RERANKINGS)
 @pytest.mark.parametrize("rerank", [1, 7, 40, 100])
 def test_the_order_is_that_of_search(tmp_path, by, rerank):
-    query, database = make_codes(0, 5), make_codes(1, 40)
+    # Without activations, by which a search orders what is at one distance.
+    query, database = make_codes(0, 5), make_codes(1, 40, activations=None)
     folder = write_index_folder(tmp_path / "index", database, engine="numpy")
+    values = query_values(query, database, by)
     changed = False
     for row in range(5):
         one = Query(
@@ -46,8 +50,7 @@ def test_the_order_is_that_of_search(tmp_path, by, rerank):
         # Search orders anew at least as many as it answers with.
         answers = search_index(folder, one, min(rerank, 40), None, rerank, by).answers
         expected = [answer.row for answer in answers] + shortlist[rerank:]
-        fine = getattr(query, by)[row]
-        distances = reranked_distances(query.codes[row], fine, database, rerank, by)
+        distances = reranked_distances(query.codes[row], values[row], database, rerank, by)
         assert distances.argsort(kind="stable").tolist() == expected
         assert distances.max() <= min(rerank, 40) + BITS
         changed |= expected != shortlist
@@ -58,7 +61,7 @@ def test_the_metrics_over_all_orders_of_the_ties():
     """AP by a loop, for every order of seven images; three of them are ordered anew."""
     query, database = make_codes(2, 4), make_codes(3, 7)
     query.labels[3] = 0
-    result = evaluate_reranking(query, database, [5, 7], 3)
+    result = evaluate_reranking(query, database, [5, 7], 3, "activations")
     tied = False
     for row in range(3):
         bits = np.unpackbits(query.codes[row], count=BITS)
@@ -104,13 +107,44 @@ def test_names_are_those_of_a_ranking_by_codes():
         (0, "activations", "activations", "no activations in the query codes"),
         (0, "features", "features", "no features in the query codes"),
         (1, "features", "features", "no features in the database codes"),
+        (0, "activations", "classes", "no activations in the query codes"),
     ],
 )
 def test_what_is_missing(role, name, by, message):
     sets = [make_codes(0, 5), make_codes(1, 40)]
     sets[role] = replace(sets[role], **{name: None})
     with pytest.raises(CodeFileError, match=message):
-        evaluate_reranking(*sets, [3], 10, by)
+        evaluate_reranking(*sets, [3], 10, by, query_classes="activations")
+
+
+def test_classes_come_from_the_bits_or_from_the_activations_of_a_query():
+    query, database = make_codes(0, 5), make_codes(1, 40)
+    bits = np.unpackbits(query.codes, axis=1, count=BITS)
+    for values, source in ((bits, "bits"), (query.activations.astype(float), "activations")):
+        scores = values @ WEIGHTS[:-1].astype(float) + WEIGHTS[-1]
+        found = query_values(query, database, "classes", source)
+        np.testing.assert_allclose(found, 1 / (1 + np.exp(-scores)), rtol=1e-9)
+    by_bits, own = (
+        evaluate_reranking(query, database, [3], 40, "classes", query_classes=source)
+        for source in ("bits", "activations")
+    )
+    assert by_bits.metrics != own.metrics
+
+
+def test_what_is_reranked_by_where_nobody_says():
+    query, database = make_codes(0, 5), make_codes(1, 40)
+    named = {by: evaluate_reranking(query, database, [3], 10, by).metrics for by in RERANKINGS}
+    assert named["classes"] != named["activations"]
+    assert evaluate_reranking(query, database, [3], 10).metrics == named["classes"]
+    # One file is enough to know the matrix.
+    older = replace(database, class_weights=None)
+    assert evaluate_reranking(query, older, [3], 10).metrics == named["classes"]
+    query = replace(query, class_weights=None)
+    assert evaluate_reranking(query, older, [3], 10).metrics == named["activations"]
+    with pytest.raises(CodeFileError, match="no class_weights in the database codes"):
+        evaluate_reranking(query, older, [3], 10, "classes")
+    with pytest.raises(CodeFileError, match="no class_weights and the query has no activations"):
+        evaluate_reranking(replace(query, activations=None), older, [3], 10)
 
 
 def test_progress_is_told():
@@ -131,7 +165,7 @@ def test_the_metrics_are_those_of_unary_codes(by, exclude_self):
     largest = rerank + BITS
     for row in range(60):
         rows = np.delete(np.arange(60), row if exclude_self else [])
-        fine = getattr(both, by)[row]
+        fine = query_values(both, both, by)[row]
         distances = reranked_distances(both.codes[row], fine, both, rerank, by, rows)
         if not (both.labels[rows] @ both.labels[row]).any():
             assert np.isnan(found.per_query["MAP@1"][row])
@@ -150,8 +184,9 @@ def test_the_metrics_are_those_of_unary_codes(by, exclude_self):
 
 def test_activations_of_the_database_are_not_needed():
     query, database = make_codes(0, 5), make_codes(1, 40)
-    result = evaluate_reranking(query, replace(database, activations=None), [3], 10)
-    assert result.metrics == evaluate_reranking(query, database, [3], 10).metrics
+    for by in ("activations", "classes"):
+        result = evaluate_reranking(query, replace(database, activations=None), [3], 10, by)
+        assert result.metrics == evaluate_reranking(query, database, [3], 10, by).metrics
 
 
 def test_codes_that_cannot_be_measured():

@@ -158,6 +158,17 @@ def test_records_of_all_ranks_are_joined(dataset, monkeypatch):
     assert evaluator.evaluate() == {}
 
 
+def test_code_files_hold_the_classifier_of_the_dataset_s_classes(dataset, tmp_path):
+    for classes, stored in ((3, True), (4, False)):
+        weights = np.random.default_rng(0).random((BITS + 1, classes)).astype(np.float32)
+        evaluator = RetrievalEvaluator(dataset.name, output_dir=tmp_path)
+        evaluator.set_model("f" * 64, weights)
+        feed(evaluator, dataset)
+        for role in ("query", "database"):
+            found = read_codes(tmp_path / dataset.name / f"{role}.h5").class_weights
+            assert np.array_equal(found, weights) if stored else found is None
+
+
 def test_a_coded_database_replaces_the_images(dataset, tmp_path):
     feed(RetrievalEvaluator(dataset.name, output_dir=tmp_path, model_fingerprint="a"), dataset)
     path = tmp_path / dataset.name / "database.h5"

@@ -214,6 +214,7 @@ def test_pred_codes_are_those_of_the_proposal_behind_the_detection(make_heads):
         boxes = p.proposal_boxes.tensor
         distance = (found.pred_boxes.tensor[:, None] - boxes[None]).abs().amax(2)
         assert distance.amin(1).max() < 1e-3
+        assert torch.equal(found.pred_regions, distance.argmin(1))
         _, a, scores = by_hand(heads, features, boxes[distance.argmin(1)], i)
         sure = (a - 0.5).abs() > 1e-4
         assert torch.equal(found.pred_codes[sure], binarize(a)[sure])

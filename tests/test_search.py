@@ -105,6 +105,40 @@ def test_objects_and_pictures(tool, workspace, arguments, tmp_path, capsys):
     assert len(lines) == 2
 
 
+def test_blended_table(tool, workspace, arguments, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    options = ["--instance", "1", "--blend", "0.5", "--topk", "11", "--json", str(out)]
+    assert tool.main(arguments(*options)) == 0
+    items = read_codes(workspace / "codes.h5")
+    by_image = distances_to(items.codes[2], items.codes, 48)
+    answers = json.loads(out.read_text())["answers"]
+    assert sorted(answer["row"] for answer in answers) == list(range(11))
+    for answer in answers:
+        assert answer["image_distance"] == by_image[answer["row"]]
+        assert answer["blended"] == answer["distance"] + 0.5 * answer["image_distance"]
+    order = [(answer["blended"], answer["row"]) for answer in answers if answer["row"] != 2]
+    assert order == sorted(order)  # the query itself comes first among equals
+    first, _, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("48-bit codes and 0.5 x the distance of the images")
+    assert lines[-1].split()[1:7] == [
+        *(f"{answers[-1]['blended']:g}", "=", str(answers[-1]["distance"]), "+", "0.5", "x"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--blend", "0.5"], "--blend is for a query of objects: give --box or --instance"),
+        (["--blend", "-1", "--instance", "1"], "-1 is no weight from 0 to 1000"),
+        (["--blend", "1", "--instance", "1", "--all-objects"], "--blend ranks images"),
+    ],
+)
+def test_options_that_do_not_fit_a_blend(tool, arguments, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        tool.main(arguments(*options))
+    assert message in capsys.readouterr().err
+
+
 def test_reranked_table(tool, arguments, tmp_path, capsys):
     out = tmp_path / "out.json"
     assert tool.main(arguments("--rerank", "8", "--topk", "4", "--json", str(out))) == 0
@@ -112,7 +146,7 @@ def test_reranked_table(tool, arguments, tmp_path, capsys):
     squares = [answer["fine_distance"] for answer in answers]
     assert squares == sorted(squares)
     lines = capsys.readouterr().out.splitlines()[-4:]
-    assert [line.split()[2] for line in lines] == [f"({square:.2f})" for square in squares]
+    assert [line.split()[2] for line in lines] == [f"({square:.4f})" for square in squares]
 
 
 def test_tables_and_pictures_by_class(tool, workspace, arguments, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from builders import code_set
+from programs import run_program
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.utils.file_io import carries_mark
@@ -64,13 +64,10 @@ def answers_of(printed):
     return [line.split(maxsplit=2)[2] for line in lines]
 
 
-@pytest.mark.slow
 def test_as_a_program(place):
     """Encoded, indexed, searched and drawn in one process, and a broken photo is left out."""
     (place / "mine" / "broken.jpg").write_bytes(b"no image")
-    command = [sys.executable, str(ROOT / "tools/search_photos.py"), "mine"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    result = run_program([ROOT / "tools/search_photos.py", "mine"], cwd=place)
     assert result.returncode == 0, result.stderr
     assert "unreadable" in result.stderr
     assert result.stdout.count("$ regiondh ") == 3

@@ -11,6 +11,7 @@ from PIL import Image
 from builders import code_set, object_codes
 from regiondh_d2.config import DEFAULT_MAX_PIXELS
 from regiondh_d2.engine import QueryEncoder, RegionDHSearcher, build_cfg
+from regiondh_d2.engine.extraction import class_weights_of
 from regiondh_d2.retrieval.images import ImageLoader, UnreadableImage
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
 from regiondh_d2.retrieval.queries import SearchOptions
@@ -164,6 +165,24 @@ def test_features_of_models_that_give_them(searcher, photo):
     searcher.service = SearchService(replace(searcher.service.folder, items=items))
     (answer,) = searcher.search(photo, rerank=1, rerank_by="features").answers
     assert answer.fine_distance == 25
+
+
+def test_a_rerank_by_classes_takes_the_network_s_own_probabilities(searcher, photo):
+    """By the network's sigmoids of the query, and its classifier on the bits of the image."""
+    model = searcher.encoder.model
+    with torch.no_grad():
+        model.roi_heads.image_hash.classifier.weight.mul_(300)  # so that activations matter
+    folder = searcher.service.folder
+    items = replace(folder.items, class_weights=class_weights_of(model))
+    searcher.service = SearchService(replace(folder, items=items))
+    (answer,) = searcher.search(photo, rerank=1).answers
+    with torch.no_grad():
+        (output,) = model.encode_images([searcher.encoder._load(str(photo))])
+        decoded = model.roi_heads.image_hash.classifier(output["image_code"].float()).sigmoid()
+        cosine = torch.cosine_similarity(output["image_probabilities"], decoded, dim=0)
+    assert answer.fine_distance == pytest.approx(1 - cosine.item(), abs=1e-6)
+    assert answer.fine_distance > 1e-6
+    assert searcher.search(photo, rerank=1, rerank_by="classes").answers == (answer,)
 
 
 def test_a_model_that_codes_no_images(searcher):

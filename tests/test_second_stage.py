@@ -65,6 +65,46 @@ def test_a_shortlist_is_ordered_by_features(tmp_path, rerank):
     assert [one.fine_distance for one in found] == pytest.approx([squares[row] for row in expected])
 
 
+def make_weights(classes=3):
+    return np.random.default_rng(4).normal(size=(BITS + 1, classes)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rerank", [3, 25, 1000])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_shortlist_is_ordered_by_classes(tmp_path, rerank, own):
+    """Against a sort of the shortlist by a matrix product's cosines; with the network's own scores
+    of the query, or with those that its code gives. No ``rerank_by`` means this."""
+    weights = make_weights()
+    items = make_items(class_weights=weights)
+    write_index_folder(tmp_path / "index", items, engine="numpy")
+    folder = read_index_folder(tmp_path / "index")
+    query = Query("q.jpg", queries(1, BITS))
+    plain = search_index(folder, query, max(8, rerank)).answers
+    scores = unpack_codes(items.codes, BITS) @ weights[:-1] + weights[-1]
+    wanted = (unpack_codes(query.codes, BITS) @ weights[:-1] + weights[-1])[0]
+    if own:
+        wanted = np.array([2.0, -1.0, 0.5])
+        query = replace(query, class_scores=wanted)
+    p, q = 1 / (1 + np.exp(-scores.astype(float))), 1 / (1 + np.exp(-wanted.astype(float)))
+    far = 1 - (p @ q) / np.linalg.norm(p, axis=1) / np.linalg.norm(q)
+    expected = sorted((round(far[one.row], 9), one.distance, one.row) for one in plain)[:8]
+    for by in ("classes", None):
+        answers = search_index(folder, query, 8, None, rerank, by).answers
+        assert [(one.distance, one.row) for one in answers] == [one[1:] for one in expected]
+        values = [one.fine_distance for one in answers]
+        assert values == pytest.approx([one[0] for one in expected], abs=1e-6)
+    assert [one.row for one in answers] != [one.row for one in plain[:8]]
+
+
+def test_a_rerank_without_a_name_takes_what_there_is(folder, tmp_path):
+    activation = np.random.default_rng(2).random(BITS).astype(np.float32)
+    query = Query("q.jpg", pack_codes(activation[None] > 0.5), activation=activation)
+    by_activations = search_index(folder, query, 8, None, 25, "activations").answers
+    assert search_index(folder, query, 8, None, 25).answers == by_activations
+    with pytest.raises(ValueError, match="no class_weights and the query has no activations"):
+        search_index(folder, replace(query, activation=None), 8, None, 25)
+
+
 def test_what_a_rerank_lacks(folder, tmp_path):
     image, features = Query("q.jpg", queries(1, BITS)), np.zeros((60, 5), np.float16)
     rich = write_index_folder(tmp_path / "rich", make_items(features=features), engine="numpy")
@@ -73,7 +113,8 @@ def test_what_a_rerank_lacks(folder, tmp_path):
         (folder, image, "activations", "rerank by activations: the query has none"),
         (folder, replace(image, feature=features[0]), "features", "extract its codes with --feat"),
         (rich, image, "features", "the model gives none for the query"),
-        (folder, image, "color", "'color' isn't one of activations, features"),
+        (folder, image, "classes", "no class_weights; extract its codes again with --resume"),
+        (folder, image, "color", "'color' isn't one of activations, features, classes"),
     ):
         with pytest.raises(ValueError, match=message):
             search_index(where, query, 9, None, 20, by)

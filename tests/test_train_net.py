@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +10,9 @@ import pytest
 import torch
 
 from builders import registered_scenes
+from programs import run_program
+from regiondh_d2.engine.checkpoints import FiniteCheckpointer
 from regiondh_d2.engine.command import run_command
-from regiondh_d2.engine.trainer import FiniteCheckpointer
 from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.utils.errors import RegionDHError
@@ -156,14 +155,10 @@ def test_two_processes_train_and_evaluate_as_a_program(shared_scenes, tmp_path):
         "from regiondh_d2.data.datasets.scenes import register_scenes\n"
         f"register_scenes({str(shared_scenes)!r}, {PREFIX!r})\n"
     )
-    result = subprocess.run(
-        [sys.executable, SCRIPT, "--config-file", CONFIG, "--import", "my_zoo"]
-        + ["--num-gpus", "2", *DATASETS, "OUTPUT_DIR", "two", "DATALOADER.NUM_WORKERS", "1"],
+    result = run_program(
+        [SCRIPT, "--config-file", CONFIG, "--import", "my_zoo", "--num-gpus", "2", *DATASETS]
+        + ["OUTPUT_DIR", "two", "DATALOADER.NUM_WORKERS", "1"],
         cwd=tmp_path,  # and not the checkout
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert 0.0 < metrics_of(tmp_path / "two")["retrieval/MAP_min@5"] <= 1.0

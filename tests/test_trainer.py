@@ -12,10 +12,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import defaults as detectron2_defaults
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import logger as detectron2_logger
+from detectron2.utils.env import seed_all_rng
 
 from builders import registered_scenes
 from regiondh_d2.checkpoint import WeightsError, model_fingerprint
-from regiondh_d2.engine import RegionDHTrainer, build_cfg, defaults, setup_cfg
+from regiondh_d2.engine import RegionDHTrainer, build_cfg, defaults, setup_cfg, trainer_class
 from regiondh_d2.engine.defaults import asked_of
 from regiondh_d2.evaluation import RetrievalEvaluator
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
@@ -185,6 +186,8 @@ def test_an_evaluator_that_is_given_knows_the_network_too(opts, tmp_path):
     RegionDHTrainer.test(cfg, model, RetrievalEvaluator(SCENES, topk=5, output_dir=tmp_path / "e"))
     codes = read_codes(tmp_path / "e" / SCENES / "query.h5")
     assert codes.model_fingerprint == model_fingerprint(model)
+    classifier = model.roi_heads.image_hash.classifier
+    np.testing.assert_array_equal(codes.class_weights[:-1].T, classifier.weight.detach())
 
 
 def test_a_coded_database_is_neither_read_nor_coded_again(opts, scenes, tmp_path):
@@ -314,3 +317,41 @@ def test_metrics_of_a_resumed_training_go_on(opts, tmp_path):
     torch.save(state, out / "model_final.pth")
     assert train(opts, resume=True).start_iter == 1
     assert json.loads((out / "metrics.json").read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_resumed_training_ends_with_the_same_network(opts, tmp_path, cached):
+    """Images, their changes, sampled regions, statistics, the queue and all rates go on."""
+    settings = [
+        *("DATASETS.TEST", "()", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"),
+        *("INPUT.MIN_SIZE_TRAIN", "(48, 64)", "MODEL.REGION_DH.NORMALIZE_FUSED", "True"),
+        *("MODEL.REGION_DH.LOSS_WEIGHTS.SIMILARITY", "10.0", "MODEL.REGION_DH.CODE_QUEUE", "5"),
+        *("MODEL.REGION_DH.LOSS_WEIGHTS.SIMILARITY_WARMUP", "3"),
+    ]
+    if cached:
+        settings += ["MODEL.REGION_DH.FEATURE_CACHE", str(tmp_path / "cache")]
+        for part in ("BACKBONE", "PROPOSAL_GENERATOR"):
+            settings += [f"MODEL.REGION_DH.LR_FACTORS.{part}", "0.0"]
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def run(resume):
+        cfg = build_cfg(opts, settings)
+        seed_all_rng(cfg.SEED)
+        trainer = trainer_class(cfg)(cfg)
+        trainer.resume_or_load(resume)
+        trainer.train()
+        return torch.load(out / "model_final.pth", weights_only=True)
+
+    undisturbed = run(resume=False)
+    (out / "last_checkpoint").write_text("model_0000001.pth")
+    torch.rand(7)  # what another process would have drawn
+    resumed = run(resume=True)
+    assert resumed["iteration"] == undisturbed["iteration"] == 3
+    half = torch.load(out / "model_0000001.pth", weights_only=True)
+    for part in ("model", "code_queue"):
+        assert resumed[part].keys() == undisturbed[part].keys()
+        assert [
+            k for k, v in resumed[part].items() if not torch.equal(v, undisturbed[part][k])
+        ] == []
+        assert any(not torch.equal(v, undisturbed[part][k]) for k, v in half[part].items())

@@ -29,6 +29,7 @@ NAMES = (
     "groups",
     "evaluate-codes",
     "evaluate-objects",
+    "evaluate-copies",
     "report",
     "train",
     "check-dataset",

@@ -7,7 +7,7 @@ orders and the value when ties are sorted by database row.
 import argparse
 
 from ..arguments import CommandParser
-from ..legal_values import IMAGE_CLASSES, ONE_BIT_A_CLASS, REFERENCES
+from ..legal_values import IMAGE_CLASSES, ONE_BIT_A_CLASS, QUERY_CLASSES, REFERENCES
 from ..options import (
     add_exclude_self_option,
     add_overwrite_option,
@@ -35,7 +35,10 @@ def add_arguments(parser: CommandParser) -> None:
         "or image classes (with --weights), random ones, or unsupervised ones of their features",
     )
     parser.add_argument(
-        "--weights", metavar="W.pth", help="of the network, whose classifier gives image classes"
+        "--weights",
+        metavar="W.pth",
+        help="of the network, whose classifier gives image classes; also with --rerank-by classes, "
+        "for files that were written without class_weights",
     )
     parser.add_argument(
         "--bits",
@@ -45,17 +48,30 @@ def add_arguments(parser: CommandParser) -> None:
     )
     add_exclude_self_option(parser)
     add_rerank_options(parser)
+    parser.add_argument(
+        "--query-classes",
+        choices=QUERY_CLASSES,
+        help="with --rerank-by classes: what the classes of a query are read from, its stored bits "
+        "or its activations, as in a search for an image that the network has just encoded "
+        f"(default: {QUERY_CLASSES[0]})",
+    )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     add_overwrite_option(parser)
 
 
 def check(parser: CommandParser, args: argparse.Namespace) -> None:
     check_rerank_options(parser, args)
-    if (args.reference == IMAGE_CLASSES) != bool(args.weights):
+    by_classes = args.rerank_by == "classes" and not args.reference
+    if not by_classes and (args.reference == IMAGE_CLASSES) != bool(args.weights):
         parser.error(f"--weights and --reference {IMAGE_CLASSES} belong together")
     if args.bits and not args.reference:
         parser.error("--bits is of reference codes: the files' codes have their own")
     if args.bits and args.reference in ONE_BIT_A_CLASS:
         parser.error(f"{args.reference} has one bit for each class: leave out --bits")
-    if args.reference and args.rerank and args.rerank_by == "activations":
-        parser.error("reference codes have no activations: leave out --rerank, or give it features")
+    if args.reference and args.rerank and args.rerank_by != "features":
+        parser.error(
+            "reference codes have no activations and no classes: leave out --rerank, or give it "
+            "--rerank-by features"
+        )
+    if args.query_classes and args.rerank_by != "classes":
+        parser.error("--query-classes is of --rerank-by classes: give that, too")

@@ -57,7 +57,10 @@ def add_arguments(parser: CommandParser) -> None:
         "--no-instances", action="store_true", help="encode only whole images, which is faster"
     )
     parser.add_argument(
-        "--activations", action="store_true", help="also store activations before binarization"
+        "--activations",
+        action=argparse.BooleanOptionalAction,
+        help="also store activations before binarization, 2 bytes a bit, which order images of "
+        "equal distance (default: on; with --resume, as the output has them)",
     )
     parser.add_argument(
         "--features",

@@ -5,6 +5,7 @@ import argparse
 from ..arguments import CommandParser
 from ..legal_values import ENGINES
 from ..options import (
+    add_blend_option,
     add_config_option,
     add_exclude_self_option,
     add_import_option,
@@ -68,6 +69,11 @@ def add_arguments(parser: CommandParser) -> None:
         "--topk", type=positive_int, default=10, metavar="K", help="default: %(default)s"
     )
     add_max_distance_option(parser)
+    add_blend_option(
+        parser,
+        "with objects: rank images by the distance of the objects plus W times that of the whole "
+        "images, so that surroundings count (0.5 is a good value; default: 0, the objects alone)",
+    )
     parser.add_argument(
         "--fold-duplicates",
         action="store_true",
@@ -104,5 +110,9 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
         parser.error("--group-by-class is for whole images: without --box, --instance and --class")
     if args.all_objects and len(args.box or ()) + len(args.instance or ()) != 1:
         parser.error("--all-objects is for a query of one object: give one --box or --instance")
+    if args.blend and not (args.box or args.instance):
+        parser.error("--blend is for a query of objects: give --box or --instance")
+    if args.blend and args.all_objects:
+        parser.error("--blend ranks images: search without --all-objects")
     if len(args.query) > 1 and (args.box or args.instance):
         parser.error("--box and --instance are for one image: give one --query")

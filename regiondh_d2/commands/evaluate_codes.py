@@ -7,12 +7,14 @@ orders and the value when ties are sorted by database row.
 import argparse
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from regiondh_cli.legal_values import IMAGE_CLASSES
 
-from ..checkpoint import read_weights
+from ..checkpoint import read_weights, state_fingerprint
 from ..engine.command import CommandError
 from ..evaluation.ranking_metrics import METRICS, RankingResult
 from ..evaluation.reference_codes import REFERENCES, image_class_codes
@@ -39,8 +41,9 @@ def evaluate(
     database: CodeSet,
     topk: list[int],
     rerank: int | None,
-    rerank_by: str,
+    rerank_by: str | None,
     exclude_self: bool = False,
+    query_classes: str = "bits",
 ) -> tuple[RankingResult, list[str]]:
     """The result and warnings for the reader."""
     notes = check_comparable(query, database)
@@ -55,7 +58,14 @@ def evaluate(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = evaluate_reranking(
-                query, database, topk, rerank, rerank_by, show, exclude_self=exclude_self
+                query,
+                database,
+                topk,
+                rerank,
+                rerank_by,
+                show,
+                exclude_self=exclude_self,
+                query_classes=query_classes,
             )
         notes += [str(warning.message) for warning in caught]
         return result, notes + find_same_images(query, database).notes(exclude_self)
@@ -70,6 +80,30 @@ def read_classifier(path: str) -> tuple[np.ndarray, np.ndarray]:
         return tuple(weights["model"][CLASSIFIER + part].numpy() for part in ("weight", "bias"))
     except (KeyError, TypeError):
         raise CommandError(f"{path} is no checkpoint with an image classifier") from None
+
+
+def with_class_weights(codes: CodeSet, path: str, name: str) -> CodeSet:
+    """Codes with the classifier of their network's checkpoint, for files that lack it.
+
+    Args:
+        codes: the codes.
+        path: the checkpoint.
+        name: of the code file, for the message.
+
+    Raises:
+        CommandError: the checkpoint is of another network, or has no image classifier.
+    """
+    weight, bias = read_classifier(path)
+    # A network computes in float32, also where its file is smaller.
+    state = {
+        key: tensor.float() if tensor.dtype == torch.float16 else tensor
+        for key, tensor in read_weights(path)["model"].items()
+    }
+    if codes.model_fingerprint not in ("", state_fingerprint(state)):
+        raise CommandError(f"{path} is not the network that made {name}: name its weights")
+    if weight.shape != (len(codes.class_names) or len(weight), codes.bits):
+        raise CommandError(f"{path} has a classifier of {weight.shape}, which {name} does not fit")
+    return replace(codes, class_weights=np.concatenate([weight.T, bias[None]]).astype(np.float32))
 
 
 def format_table(metrics: dict[str, float], topk: list[int]) -> str:
@@ -97,8 +131,16 @@ def run(args: argparse.Namespace) -> None:
     elif args.reference:
         codes_of = REFERENCES[args.reference]
         query, database = codes_of(query, database, args.bits or query.bits)
+    elif args.weights:
+        database = with_class_weights(database, args.weights, args.database)
     result, notes = evaluate(
-        query, database, args.topk, args.rerank, args.rerank_by, args.exclude_self
+        query,
+        database,
+        args.topk,
+        args.rerank,
+        args.rerank_by,
+        args.exclude_self,
+        args.query_classes or "bits",
     )
     for note in notes:
         print_line(f"warning: {note}", sys.stderr)

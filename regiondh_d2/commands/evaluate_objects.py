@@ -1,14 +1,16 @@
 """Measure object queries: every annotated object of a dataset searches a database.
 
 The database's images are ranked by the smallest distance of their detected objects to the object
-and, for comparison, by the distance of the whole images' codes. Images that show its class are
-relevant.
+and, for comparison, by the distance of the whole images' codes; with --blend also by both together.
+Images that show its class are relevant. With --database-dataset it is also measured whether the
+answer's box is on an object of the class.
 """
 
 import argparse
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -22,6 +24,7 @@ from ..engine.command import load_trained_model
 from ..engine.defaults import config_inputs, dataset_inputs
 from ..engine.query_encoder import encode_boxes
 from ..engine.user_code import import_user_code
+from ..evaluation.object_places import TrueObjects
 from ..evaluation.object_queries import (
     RANKINGS,
     check_object_queries,
@@ -134,15 +137,49 @@ def load_records(dataset: str) -> list[dict]:
     return records
 
 
+def true_objects(dataset: str, database: CodeSet) -> TrueObjects:
+    """The annotated objects of a database's images.
+
+    Args:
+        dataset: name of a registered dataset.
+        database: codes of images in it; it may have more.
+
+    Raises:
+        RegionDHError: there is no such dataset, or it lacks an image of the database.
+    """
+    require_dataset(dataset, "--database-dataset")
+    records = {str(record["image_id"]): record for record in load_dataset(dataset)}
+    index, boxes, classes = [], [], []
+    for row, image_id in enumerate(database.image_ids):
+        if image_id not in records:
+            raise RegionDHError(
+                f"--database-dataset {dataset} has no image {image_id}, which the database has: "
+                "name the dataset that was encoded"
+            )
+        record = {"annotations": [], **records[image_id]}
+        objects = annotated_objects(record, (record["height"], record["width"]))
+        index += [row] * len(objects)
+        boxes.append(objects.pred_boxes.tensor.numpy())
+        classes.append(objects.pred_classes.numpy())
+    return TrueObjects(np.array(index, np.int64), np.concatenate(boxes), np.concatenate(classes))
+
+
 def format_table(metrics: dict[str, float]) -> str:
-    """MAP over the whole database by both rankings, and the recalls."""
-    lines = [f"{'MAP_all, ranked by':26}" + "".join(f"{column:>13}" for column in COLUMNS)]
-    for prefix, what in (("", ""), ("several_classes/", ", several classes")):
+    """MAP over the whole database by each ranking, and the recalls."""
+    lines = [f"{'MAP_all, ranked by':32}" + "".join(f"{column:>13}" for column in COLUMNS)]
+    for prefix, what in (
+        ("", ""),
+        ("several_classes/", ", several classes"),
+        ("class_mean/", ", mean of classes"),
+        ("where/", ", box on an object"),
+        ("several_classes/where/", ", both"),
+    ):
         for ranking in RANKINGS:
             name = f"{prefix}{ranking}/MAP_all"
-            if name in metrics:
-                values = "".join(f"{metrics[name + order]:13.4f}" for order in COLUMNS.values())
-                lines.append(f"{ranking + what:26}{values}")
+            found = [metrics.get(name + order) for order in COLUMNS.values()]
+            values = "".join(f"{value:13.4f}" for value in found if value is not None)
+            if values:
+                lines.append(f"{ranking + what:32}{values}")
     return "\n".join(
         [
             *lines,
@@ -158,11 +195,12 @@ def format_table(metrics: dict[str, float]) -> str:
 def run(args: argparse.Namespace) -> None:
     import_user_code(args.imports)
     inputs = [args.database, *config_inputs(args.config_file, args.opts)]
-    inputs += dataset_inputs([args.dataset])
+    inputs += dataset_inputs(filter(None, [args.dataset, args.database_dataset]))
     check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     database = read_codes(args.database)
     cfg = build_cfg(args.config_file, args.opts)
     records = load_records(args.dataset)
+    true = true_objects(args.database_dataset, database) if args.database_dataset else None
     if args.json:
         read = [record["file_name"] for record in records]
         refuse_inputs(args.json, photos=[*read, *database.file_names])
@@ -178,6 +216,8 @@ def run(args: argparse.Namespace) -> None:
         database,
         lambda done, _: progress.show(done),
         exclude_self=args.exclude_self,
+        blend=args.blend,
+        true_objects=true,
     ).metrics
     for note in find_same_images(query, database).notes(args.exclude_self):
         print_line(f"warning: {note}", sys.stderr)

@@ -20,6 +20,7 @@ from ..retrieval.extract import (
     ExtractionResult,
     check_output,
     images_to_code,
+    keeps_activations,
     known_files,
 )
 from ..retrieval.images import ImageEntry, dataset_images
@@ -50,6 +51,7 @@ def encode(
     scan: PhotoScan | None,
     images: list[ImageEntry],
     class_names: list[str],
+    activations: bool,
 ) -> None:
     """Run in every process."""
     model = load_trained_model(cfg)
@@ -60,7 +62,7 @@ def encode(
         class_names=class_names,
         dataset=args.dataset or "",
         instances=not args.no_instances,
-        activations=args.activations,
+        activations=activations,
         features=args.features,
         batch_size=args.batch_size,
         save_every=args.save_every,
@@ -125,6 +127,9 @@ def run(args: argparse.Namespace) -> None:
     refuse_inputs(args.output, inputs)
     known = known_files(args.output, args.root)  # an error if another program writes the file
     check_output_file(args.output, overwrite=None, kind="codes")
+    activations = args.activations
+    if activations is None:
+        activations = keeps_activations(args.output)
     scan: PhotoScan | None = None
     notes: list[str] = []
     if args.dataset:
@@ -141,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
     for line in notes:
         print_line(line, sys.stderr)
     try:
-        run_workers(encode, args.num_gpus, (args, cfg, scan, images, class_names))
+        run_workers(encode, args.num_gpus, (args, cfg, scan, images, class_names, activations))
     finally:
         for line in scan.summary() if scan else ():
             print_line(line)

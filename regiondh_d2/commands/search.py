@@ -40,7 +40,10 @@ def headline(result: SearchResult) -> str:
     only = f", {result.class_name} alone" if result.class_name else ""
     if result.max_distance is not None:
         only += f", within distance {result.max_distance}"
-    line = f"{query}: nearest of {result.searched} {what} by {result.bits}-bit codes{only}"
+    codes = f"{result.bits}-bit codes"
+    if result.blend:
+        codes += f" and {result.blend:g} x the distance of the images"
+    line = f"{query}: nearest of {result.searched} {what} by {codes}{only}"
     return display_name(line)
 
 
@@ -59,7 +62,11 @@ def format_table(result: SearchResult) -> str:
         )
         distance = str(answer.distance)
         if answer.fine_distance is not None:
-            distance += f" ({answer.fine_distance:.2f})"
+            distance += f" ({answer.fine_distance:.4f})"
+        if answer.blended is not None:
+            distance = (
+                f"{answer.blended:g} = {distance} + {result.blend:g} x {answer.image_distance}"
+            )
         rows.append((str(rank), distance, *map(display_name, (answer.file_name, *objects))))
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -99,6 +106,7 @@ def search_options(args: argparse.Namespace) -> SearchOptions:
         max_distance=args.max_distance,
         exclude_self=args.exclude_self,
         fold_duplicates=args.fold_duplicates,
+        blend=args.blend,
     )
 
 
@@ -152,7 +160,8 @@ def search(
         NoClassError: the query has no class to group by.
         RegionDHError: see :class:`RegionDHSearcher`.
     """
-    query = searcher.encode(query_file, args.box, args.instance)
+    with_image = bool(options.blend)
+    query = searcher.encode(query_file, args.box, args.instance, with_image=with_image)
     if not args.group_by_class:
         return [searcher.service.search(query, options)]
     results = searcher.service.search_by_class(query, options)

@@ -30,6 +30,7 @@ from .image_reader import ImagePixels, UnreadableImage, read_image
 from .proposals import dicts_with_proposals
 from .retrieval import common_classes
 from .squares import squashed
+from .train_stream import grouped_loader
 
 logger = logging.getLogger(__name__)
 
@@ -278,12 +279,24 @@ def _as_annotations(record: dict) -> dict:
 def build_train_loader(cfg: CfgNode, boxes: bool = True):
     """Detectron2's endless loader over :func:`training_records`, with :class:`StrictMapper`.
 
+    With a ``SEED`` of 0 or more and ``DATALOADER.SAMPLER_TRAIN`` TrainingSampler it is a
+    :class:`~.train_stream.ResumableLoader`.
+
     Args:
         cfg, boxes: see :func:`training_records`.
 
     Raises:
         ValueError: as :func:`training_records`; an :class:`UnreadableImageError` while iterating.
     """
-    return build_detection_train_loader(
-        cfg, mapper=StrictMapper(cfg, is_train=True), dataset=training_records(cfg, boxes)
+    records, mapper = training_records(cfg, boxes), StrictMapper(cfg, is_train=True)
+    node = cfg.DATALOADER
+    if cfg.SEED < 0 or node.SAMPLER_TRAIN != "TrainingSampler":
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
+    return grouped_loader(
+        records,
+        mapper,
+        seed=cfg.SEED,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=node.ASPECT_RATIO_GROUPING,
+        num_workers=node.NUM_WORKERS,
     )

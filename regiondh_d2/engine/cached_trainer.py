@@ -51,6 +51,7 @@ class CachedHeadsTrainer(RegionDHTrainer):
         for name in self.cfg.DATASETS.TRAIN:
             cache.ensure(model, name, mirrored=cache.mirrored)
         self._trainer.reset_data_loader(lambda: cache.train_loader(model))
+        self._skip_seen_batches()
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):

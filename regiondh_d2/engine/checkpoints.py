@@ -7,8 +7,15 @@ from pathlib import Path
 from detectron2.engine.hooks import BestCheckpointer
 
 from ..checkpoint import RegionDHCheckpointer, WeightsError, read_weights
+from ..modeling.code_queue import CodeQueue
 
-__all__ = ["AFTER_DIVERGENCE", "BEST", "FiniteCheckpointer", "ResumableBestCheckpointer"]
+__all__ = [
+    "AFTER_DIVERGENCE",
+    "BEST",
+    "FiniteCheckpointer",
+    "QueueState",
+    "ResumableBestCheckpointer",
+]
 
 # In model_best.pth: the best metric, its iteration, and what was measured how.
 BEST = "regiondh_best"
@@ -38,6 +45,19 @@ class FiniteCheckpointer(RegionDHCheckpointer):
                     f"{key} became infinite or NaN, so {name}.pth isn't saved; {AFTER_DIVERGENCE}"
                 )
         super().save(name, **kwargs)
+
+
+class QueueState:
+    """Puts a queue of codes into checkpoints: it belongs to a training, not to a network."""
+
+    def __init__(self, queue: CodeQueue):
+        self._queue = queue
+
+    def state_dict(self) -> dict:
+        return self._queue.training_state()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._queue.load_training_state(state)
 
 
 class ResumableBestCheckpointer(BestCheckpointer):

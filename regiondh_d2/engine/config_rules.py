@@ -26,6 +26,7 @@ from ..modeling.roi_heads import (
     WHOLE_IMAGE,
 )
 from ..utils.errors import RegionDHError
+from .gradient_clipping import FULL_MODEL
 
 __all__ = ["RULES", "Rule", "check_values", "default_values", "legal_values"]
 
@@ -151,12 +152,17 @@ RULES: dict[str, Rule] = {
     _HASH + "LOSS_WEIGHTS.GAMMA_H1": several(_WEIGHT, 2),
     _HASH + "LOSS_WEIGHTS.GAMMA_H2": several(_WEIGHT, 2),
     _HASH + "LOSS_WEIGHTS.SIMILARITY": _WEIGHT,
+    _HASH + "LOSS_WEIGHTS.OBJECT_CODE": several(_WEIGHT, 2),
     _HASH + "LR_FACTORS.BACKBONE": _WEIGHT,
     _HASH + "LR_FACTORS.PROPOSAL_GENERATOR": _WEIGHT,
     _HASH + "LR_FACTORS.BOX_HEAD": _WEIGHT,
     _HASH + "LR_FACTORS.BOX_PREDICTOR": _WEIGHT,
     _HASH + "LR_FACTORS.INSTANCE_HASH": _WEIGHT,
     _HASH + "LR_FACTORS.IMAGE_HASH": _WEIGHT,
+    _HASH + "IMAGE_GRADIENT_SCALE": _WEIGHT,
+    _HASH + "CODE_QUEUE": whole(0),
+    _HASH + "LOSS_WEIGHTS.SIMILARITY_WARMUP": whole(0),
+    _HASH + "LR_FACTORS.OBJECT_HASH": _WEIGHT,
     "MODEL.TIMM.NAME": text(empty=False),
     "MODEL.TIMM.OUT_INDICES": several(whole(0), least=1),
     "MODEL.TIMM.OUTPUT_STRIDE": one_of(0, 8, 16, 32),
@@ -239,7 +245,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_PERIOD": whole(1),
     "SOLVER.REFERENCE_WORLD_SIZE": whole(0),
     "SOLVER.BIAS_LR_FACTOR": _WEIGHT,
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", FULL_MODEL),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(above=0.0),
     "TEST.EVAL_PERIOD": whole(0),
     "TEST.DETECTIONS_PER_IMAGE": Rule("a whole number, or -1 for no limit", whole(-1).holds),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from torch import nn
 
 from ..checkpoint import model_fingerprint
 from ..config import code_settings
@@ -14,7 +16,7 @@ from ..retrieval.extract import CodeExtractor
 from ..retrieval.images import ImageLoader
 from ..utils.errors import RegionDHError
 
-__all__ = ["classes_of_model", "code_extractor"]
+__all__ = ["class_weights_of", "classes_of_model", "code_extractor"]
 
 
 def classes_of_model(cfg: CfgNode) -> list[str]:
@@ -22,6 +24,23 @@ def classes_of_model(cfg: CfgNode) -> list[str]:
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     known = [MetadataCatalog.get(name).get("thing_classes") or [] for name in names]
     return next((c for c in known if len(c) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
+
+
+def class_weights_of(model: Any) -> np.ndarray | None:
+    """The classifier that a network's image head has on its activations, as code files store it.
+
+    Args:
+        model: any network.
+
+    Returns:
+        float32 (K2 + 1, C), bias last, or None if the network has no linear classifier there.
+    """
+    head = getattr(getattr(model, "roi_heads", None), "image_hash", None)
+    classifier = getattr(head, "classifier", None)
+    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+        return None
+    weight, bias = (part.detach().float().cpu() for part in (classifier.weight, classifier.bias))
+    return np.concatenate([weight.numpy().T, bias.numpy()[None]])
 
 
 def code_extractor(
@@ -59,6 +78,9 @@ def code_extractor(
         raise RegionDHError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} encodes no images; use RegionDH"
         )
+    class_weights = class_weights_of(model)
+    if class_weights is not None and len(class_names) not in (0, class_weights.shape[1]):
+        class_weights = None  # of other classes than the detector's, which the file names
     attributes = {
         "dataset": dataset,
         "config": config,
@@ -68,6 +90,7 @@ def code_extractor(
         "settings": code_settings(
             cfg, activations=activations, features=features, instances=instances
         ),
+        "class_weights": class_weights,
     }
     return CodeExtractor(
         model.inference if instances else model.encode_images,

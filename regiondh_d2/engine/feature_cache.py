@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.data.build import build_batch_data_loader, trivial_batch_collator
-from detectron2.data.samplers import InferenceSampler, TrainingSampler
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -39,6 +39,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from ..checkpoint import model_fingerprint
 from ..config import changed_settings, feature_settings
 from ..data.catalog import load_dataset
+from ..data.train_stream import plain_loader
 from ..data.training import StrictMapper, has_labels_alone
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.image_encoders import ENCODED
@@ -193,9 +194,7 @@ class FeatureCache:
                 dataset.precompute(fc, model.device)
         views: ConcatDataset = ConcatDataset(datasets)
         seed = max(self._cfg.SEED, 0)
-        return build_batch_data_loader(
-            views, TrainingSampler(len(views), seed=seed), self._cfg.SOLVER.IMS_PER_BATCH
-        )
+        return plain_loader(views, seed=seed, total_batch_size=self._cfg.SOLVER.IMS_PER_BATCH)
 
     def test_loader(self, name: str):
         dataset = self.dataset(name, mirrored=False)

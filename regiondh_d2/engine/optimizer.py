@@ -5,11 +5,11 @@ from typing import Self
 
 import torch
 from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..utils.errors import RegionDHError
+from .gradient_clipping import add_gradient_clipping
 
 __all__ = ["PARTS", "build_optimizer", "freeze_parts"]
 
@@ -21,6 +21,7 @@ PARTS = {
     "BOX_PREDICTOR": "roi_heads.box_predictor.",
     "INSTANCE_HASH": "roi_heads.instance_hash.",
     "IMAGE_HASH": "roi_heads.image_hash.",
+    "OBJECT_HASH": "roi_heads.object_hash.",
 }
 
 
@@ -109,4 +110,4 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
         nesterov=cfg.SOLVER.NESTEROV,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
     )
-    return maybe_add_gradient_clipping(cfg, optimizer)
+    return add_gradient_clipping(cfg, optimizer)

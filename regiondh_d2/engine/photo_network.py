@@ -14,7 +14,7 @@ from torch import nn
 from ..checkpoint.zoo import CONFIGS, network_name
 from ..data.photo_files import find_photos
 from ..retrieval.code_store import read_codes
-from ..retrieval.extract import images_to_code, known_files
+from ..retrieval.extract import images_to_code, keeps_activations, known_files
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import write_index_folder
 from ..retrieval.index_record import check_index_output
@@ -182,7 +182,12 @@ class PhotoNetwork:
             for line in notes:
                 log(line)
             extractor = code_extractor(
-                self.model, self.cfg, config=self._config, class_names=self.class_names, log=log
+                self.model,
+                self.cfg,
+                config=self._config,
+                class_names=self.class_names,
+                activations=keeps_activations(codes),
+                log=log,
             )
             result = extractor.extract(images, codes, resume=True, skip_bad=True, scan=scan)
             assert result is not None  # it is, on the main process

@@ -67,6 +67,7 @@ class QueryEncoder:
         instance: int | Sequence[int] | None = None,
         *,
         name: str = "the image",
+        with_image: bool = False,
     ) -> Query:
         """The codes of an image, or of objects in it.
 
@@ -77,6 +78,7 @@ class QueryEncoder:
             instance: the number of a detection of the model, from 1 by descending score, or
                 several of them. With ``box`` too, the query has all these objects.
             name: what the query is called if it is no path.
+            with_image: whether a query of objects gets the code of its image, too.
 
         Raises:
             UnreadableImage: the image can't be read.
@@ -95,6 +97,7 @@ class QueryEncoder:
                 feature=_to_numpy(output.get("image_feature")),
                 classes=self._seen_classes(output["image_probabilities"].float().cpu().numpy()),
                 content_sha256=content,
+                class_scores=_to_numpy(output.get("image_scores")),
             )
         codes: list[np.ndarray] = []
         objects: list[QueryObject] = []
@@ -105,7 +108,17 @@ class QueryEncoder:
             detected = self._detections(inputs, numbers, file_name)
             codes.append(_pack(detected.pred_codes))
             objects += self._query_objects(detected)
-        return Query(file_name, np.concatenate(codes), tuple(objects), content_sha256=content)
+        image_code = None
+        if with_image:
+            (output,) = self.model.encode_images([inputs])
+            image_code = _pack(output["image_code"][None])
+        return Query(
+            file_name,
+            np.concatenate(codes),
+            tuple(objects),
+            content_sha256=content,
+            image_code=image_code,
+        )
 
     def encode_all(self, images: Sequence[QueryImage]) -> list[Query]:
         """The codes of several images, one after the other.

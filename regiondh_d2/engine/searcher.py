@@ -107,12 +107,13 @@ class RegionDHSearcher:
         class_name: str | None = None,
         all_objects: bool = False,
         rerank: int | None = None,
-        rerank_by: str = "activations",
+        rerank_by: str | None = None,
         within: Sequence[str | os.PathLike] = (),
         check_files: bool = True,
         max_distance: int | str | None = None,
         exclude_self: bool = False,
         fold_duplicates: bool = False,
+        blend: float = 0.0,
     ) -> SearchResult | list[SearchResult]:
         """Search by an image, or by one or several objects in it; or by several images.
 
@@ -128,7 +129,9 @@ class RegionDHSearcher:
             all_objects: for a query of one object, whether every near object is an answer, even
                 several of one image.
             rerank: how many nearest images to rerank by a finer distance.
-            rerank_by: "activations" or "features", which few models have.
+            rerank_by: "classes", decoded from the stored bits, which knows the network's classes
+                alone; "activations"; or "features", which few models have. By default classes if
+                the index can decode them, and activations otherwise.
             within: folders; restricts the answers to photos in them.
             check_files: whether to look at the files of answers and leave out those that were
                 deleted or changed since they were encoded; the result counts them.
@@ -136,6 +139,8 @@ class RegionDHSearcher:
                 :mod:`regiondh_d2.retrieval.thresholds` says. There may be no answer then.
             exclude_self: whether to leave the query itself out.
             fold_duplicates: whether the copies of a photo fill one answer.
+            blend: for objects, how much the distance of the whole images counts beside that of the
+                objects, see :mod:`regiondh_d2.retrieval.blend`; 0 for not at all.
 
         Returns:
             For an image: similar images. For objects: images with these objects, or with
@@ -147,7 +152,7 @@ class RegionDHSearcher:
             IndexFileError: the folder lacks the needed index, has no photo in ``within``, or none
                 of its photos can be looked at.
             ValueError: no such box, detection or class, ``rerank`` for objects or by missing
-                features, or ``all_objects`` without exactly one object.
+                features, ``blend`` without objects, or ``all_objects`` without exactly one object.
         """
         options = SearchOptions(
             topk=topk,
@@ -160,9 +165,11 @@ class RegionDHSearcher:
             max_distance=max_distance,
             exclude_self=exclude_self,
             fold_duplicates=fold_duplicates,
+            blend=blend,
         )
         if not isinstance(image, list | tuple):
-            return self.service.search(self.encode(image, box, instance), options)
+            query = self.encode(image, box, instance, with_image=bool(blend))
+            return self.service.search(query, options)
         if box is not None or instance is not None:
             raise RegionDHError("box and instance are for one query: search for each by itself")
         return [self.service.search(query, options) for query in self.encoder.encode_all(image)]
@@ -173,7 +180,7 @@ class RegionDHSearcher:
         topk: int = 10,
         *,
         rerank: int | None = None,
-        rerank_by: str = "activations",
+        rerank_by: str | None = None,
         within: Sequence[str | os.PathLike] = (),
         check_files: bool = True,
     ) -> list[SearchResult]:
@@ -204,9 +211,11 @@ class RegionDHSearcher:
         image: QueryImage,
         box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         instance: int | Sequence[int] | None = None,
+        *,
+        with_image: bool = False,
     ) -> Query:
         """As :meth:`.query_encoder.QueryEncoder.encode`."""
-        return self.encoder.encode(image, box, instance)
+        return self.encoder.encode(image, box, instance, with_image=with_image)
 
 
 def _setting_notes(settings: str, cfg: CfgNode) -> list[str]:

@@ -34,11 +34,18 @@ from ..checkpoint import (
 from ..config import code_settings
 from ..data.catalog import adopt
 from ..data.proposals import dicts_with_proposals
+from ..data.train_stream import ResumableLoader, number_from
 from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
-from .checkpoints import AFTER_DIVERGENCE, FiniteCheckpointer, ResumableBestCheckpointer
+from .checkpoints import (
+    AFTER_DIVERGENCE,
+    FiniteCheckpointer,
+    QueueState,
+    ResumableBestCheckpointer,
+)
 from .defaults import asked_of
+from .extraction import class_weights_of
 from .network import build_network, learns_from_boxes
 from .optimizer import build_optimizer, freeze_parts
 from .training_record import KEY, TrainingRecorder
@@ -92,6 +99,9 @@ class RegionDHTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = FiniteCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.add_checkpointable(KEY, self._recorder)
+        queue = getattr(getattr(model, "roi_heads", None), "code_queue", None)
+        if queue is not None and queue.size:
+            self.checkpointer.add_checkpointable("code_queue", QueueState(queue))
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -146,8 +156,13 @@ class RegionDHTrainer(DefaultTrainer):
         self.checkpointer.whole = asked.eval_only
         resumed = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
+        self._skip_seen_batches()
         self._may_go_on = resume
         self._recorder.begin(resumed)
+
+    def _skip_seen_batches(self) -> None:
+        if isinstance(self._trainer.data_loader, ResumableLoader):
+            self._trainer.data_loader.skip(self.start_iter)
 
     def load_state_dict(self, state_dict):
         """As in the base class.
@@ -193,9 +208,14 @@ class RegionDHTrainer(DefaultTrainer):
     def run_step(self):
         """One iteration.
 
+        With a ``SEED`` of 0 or more its random numbers follow from the seed and its number, so that
+        a training that is resumed ends with the network that it would have ended with.
+
         Raises:
             FloatingPointError: training has diverged; the text names the iteration and the losses.
         """
+        if self.cfg.SEED >= 0:
+            torch.manual_seed(number_from(self.cfg.SEED, comm.get_rank(), self.iter))
         try:
             super().run_step()
         except FloatingPointError as error:
@@ -283,9 +303,10 @@ class RegionDHTrainer(DefaultTrainer):
             evaluators = [evaluators]
         retrieval = [found for e in evaluators for found in retrieval_evaluators(e)]
         if retrieval:
-            fingerprint = model_fingerprint(cls.model_of(model))
+            measured = cls.model_of(model)
+            fingerprint, class_weights = model_fingerprint(measured), class_weights_of(measured)
             for evaluator in retrieval:
-                evaluator.set_model(fingerprint)
+                evaluator.set_model(fingerprint, class_weights)
         return super().test(cfg, model, evaluators)
 
 

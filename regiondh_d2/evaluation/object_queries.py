@@ -1,29 +1,36 @@
 """Is a search by an object's code better than one by the code of the whole image?
 
 Every annotated object is a query, and the images of a database that hold its class are relevant to
-it. The database is ranked twice:
+it. The database is ranked by:
 
-* by **objects**: the distance of an image is that of the nearest object detected in it, by their
+* **objects**: the distance of an image is that of the nearest object detected in it, by their
     codes (H1). An image without detections comes last, at distance K1 + 1.
-* by **images**: with the code (H2) of the object's image as the query.
+* **images**: with the code (H2) of the object's image as the query.
+* **blend**, if a weight is given: both distances together, see :mod:`..retrieval.blend`.
 
-Both rankings are measured over the whole database by the ``MAP_all`` of :mod:`.ranking_metrics`,
-exact under ties. A search by objects can't find undetected objects, so the detector's recalls are
-reported, too. If the object's own image is in the database, it is found first, unless such matches
-are left out.
+The rankings are measured over the whole database by the ``MAP_all`` of :mod:`.ranking_metrics`,
+exact under ties, as a mean over all objects, over those in images of several classes, and over the
+means of the classes. Where the true objects of the database are known, :mod:`.object_places` also
+measures whether the answer's box is on one.
+
+A search by objects can't find undetected objects, so the detector's recalls are reported, too. If
+the object's own image is in the database, it is found first, unless such matches are left out.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
+from ..retrieval.blend import blend_keys, check_blend, hamming_distances, nearest_objects
 from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, check_comparable, check_holds
 from ..utils.errors import RegionDHError
+from .object_places import TrueObjects, overlapped_classes, placed_precisions
 from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_distances, evaluate_ranking
 from .same_images import find_same_images
 
@@ -36,8 +43,8 @@ __all__ = [
     "object_recall",
 ]
 
-RANKINGS = ("objects", "images")
-"""The two rankings of a database."""
+RANKINGS = ("objects", "images", "blend")
+"""The rankings of a database; the last one only where a weight is given."""
 
 _IOU = 0.5  # at which a detection counts for an object, as in box AP50
 
@@ -49,6 +56,8 @@ def evaluate_object_queries(
     progress: Callable[[int, int], None] | None = None,
     *,
     exclude_self: bool = False,
+    blend: float = 0.0,
+    true_objects: TrueObjects | None = None,
 ) -> RankingResult:
     """Rank a database for annotated objects, by the codes of the objects and of their images.
 
@@ -58,6 +67,9 @@ def evaluate_object_queries(
         database: codes to search in, by the same model, with labels and detections.
         progress: called as ``progress(objects done, objects)`` after each chunk of objects.
         exclude_self: whether an object's own image is left out of its rankings.
+        blend: the weight of the images' distance in the ranking "blend"; 0 for no such ranking.
+        true_objects: the annotated objects of the database, for the measure of
+            :mod:`.object_places`.
 
     Returns:
         ``metrics``, where ``<ranking>`` is one of :data:`RANKINGS` and ``<order>`` one of
@@ -66,6 +78,10 @@ def evaluate_object_queries(
         * ``<ranking>/MAP_all<order>``: the mean over the objects,
         * ``several_classes/<ranking>/MAP_all<order>``: over those in images of two or more labels;
             absent if there are none,
+        * ``class_mean/<ranking>/MAP_all<order>``: the mean over classes of the means over objects,
+        * ``where/<ranking>/MAP_all``, ``several_classes/where/...``, ``class_mean/where/...``: the
+            measure of :mod:`.object_places` for "objects" and "blend", if ``true_objects`` are
+            given,
         * ``num_queries``, ``several_classes/num_queries``: the numbers of these objects,
         * ``num_queries_without_relevant``: objects of a class that the database lacks, which count
             only in the recall,
@@ -74,13 +90,16 @@ def evaluate_object_queries(
         * ``query/object_recall``: see :func:`object_recall`,
         * ``query/class_recall``, ``database/class_recall``: see :func:`class_recall`.
 
-        ``per_query`` holds ``<ranking>/MAP_all<order>`` of each object, NaN without relevant image.
+        ``per_query`` holds ``<ranking>/MAP_all<order>`` of each object, NaN without relevant image,
+        and ``where/<ranking>/MAP_all``.
 
     Raises:
         CodeFileError: see :func:`check_object_queries`.
+        RegionDHError: see :func:`..retrieval.blend.check_blend`.
         ValueError: there are no objects, or none of a class that the database holds.
     """
     check_object_queries(query, objects, database)
+    check_blend(blend)
     if not len(objects.codes):
         raise RegionDHError("there are no annotated objects to search with")
     labels = database.column("labels")
@@ -90,9 +109,16 @@ def evaluate_object_queries(
     pairs = [(row, own) for row, rows in enumerate(own_rows) for own in rows]
     exclude = np.array(pairs, np.int64).reshape(-1, 2) if exclude_self else None
 
+    ranks = _BlendedRanks(query, objects, database, blend) if blend else None
+
     def object_distances(rows: slice) -> np.ndarray:
         return np.stack([least_distances(code, database) for code in objects.codes[rows]])
 
+    def blended_ranks(rows: slice) -> np.ndarray:
+        assert ranks is not None
+        return np.stack([ranks(row)[0] for row in range(*rows.indices(len(objects.codes)))])
+
+    shared: dict[str, Any] = {"topk": len(database), "exclude": exclude}
     with warnings.catch_warnings():
         # A ranking without the object's own image is shorter than the database.
         warnings.simplefilter("ignore")
@@ -102,9 +128,8 @@ def evaluate_object_queries(
                 wanted,
                 labels,
                 largest=database.objects().bits + 1,
-                topk=len(database),
-                exclude=exclude,
                 progress=progress,
+                **shared,
             ),
             "images": evaluate_ranking(
                 query.codes[objects.image_index],
@@ -112,15 +137,32 @@ def evaluate_object_queries(
                 wanted,
                 labels,
                 bits=database.bits,
-                topk=len(database),
-                exclude=exclude,
+                **shared,
             ),
         }
+        if ranks is not None:
+            found["blend"] = evaluate_distances(
+                blended_ranks, wanted, labels, largest=ranks.largest, **shared
+            )
     per_query = {
-        f"{ranking}/MAP_all{order}": found[ranking].per_query[f"MAP_all@{len(database)}{order}"]
-        for ranking in RANKINGS
+        f"{ranking}/MAP_all{order}": result.per_query[f"MAP_all@{len(database)}{order}"]
+        for ranking, result in found.items()
         for order in TIE_ORDERS
     }
+    if true_objects is not None:
+        overlapped = overlapped_classes(database.objects(), true_objects, labels.shape[1])
+        excluded = [rows if exclude_self else rows[:0] for rows in map(np.asarray, own_rows)]
+
+        def placed(nearest: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+            return placed_precisions(nearest, objects.classes, database, overlapped, excluded)
+
+        def nearest_of(row: int) -> tuple[np.ndarray, np.ndarray]:
+            least, rows = nearest_objects(objects.codes[row], database.objects(), len(database))
+            return least + (rows < 0), rows  # those without detection are last
+
+        per_query["where/objects/MAP_all"] = placed(nearest_of)
+        if ranks is not None:
+            per_query["where/blend/MAP_all"] = placed(ranks)
     measurable = ~np.isnan(per_query["images/MAP_all"])
 
     several = measurable & (query.column("labels").sum(axis=1) > 1)[objects.image_index]
@@ -128,6 +170,10 @@ def evaluate_object_queries(
     if several.any():
         means = _means(per_query, several)
         metrics |= {f"several_classes/{name}": value for name, value in means.items()}
+    of_class = [measurable & (objects.classes == c) for c in range(labels.shape[1])]
+    by_class = [_means(per_query, rows) for rows in of_class if rows.any()]
+    for name in per_query:
+        metrics[f"class_mean/{name}"] = float(np.mean([means[name] for means in by_class]))
     metrics |= {
         "num_queries": int(measurable.sum()),
         "several_classes/num_queries": int(several.sum()),
@@ -173,10 +219,35 @@ def least_distances(code: np.ndarray, database: CodeSet) -> np.ndarray:
         int64 (N,), K1 + 1 for images without a detection.
     """
     found = database.objects()
-    distances = np.bitwise_count(found.codes ^ code).sum(axis=1, dtype=np.int64)
     least = np.full(len(database), found.bits + 1, np.int64)
-    np.minimum.at(least, found.image_index, distances)
+    np.minimum.at(least, found.image_index, hamming_distances(code, found.codes))
     return least
+
+
+class _BlendedRanks:
+    """The ranks of blended distances: whole numbers from 0, equal for equal distances.
+
+    Called with the number of an object it gives those of all images, int64 (N,), and the row of the
+    nearest object in each, -1 where there is none.
+
+    Attributes:
+        largest: the largest rank that there could be.
+    """
+
+    def __init__(
+        self, query: CodeSet, objects: InstanceCodes, database: CodeSet, weight: float
+    ) -> None:
+        self._query, self._objects, self._database = query, objects, database
+        by_object, by_image = np.indices((database.objects().bits + 1, database.bits + 1))
+        keys, ranks = np.unique(blend_keys(by_object, by_image, weight), return_inverse=True)
+        self._ranks = ranks.reshape(by_object.shape)
+        self.largest = len(keys) - 1
+
+    def __call__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        found = self._database.objects()
+        least, nearest = nearest_objects(self._objects.codes[row], found, len(self._database))
+        image = self._query.codes[self._objects.image_index[row]]
+        return self._ranks[least, hamming_distances(image, self._database.codes)], nearest
 
 
 def object_recall(objects: InstanceCodes, detected: InstanceCodes) -> float:

@@ -185,6 +185,7 @@ def _with_bits(codes: CodeSet, bits: np.ndarray) -> CodeSet:
         codes=pack_codes(bits),
         bits=bits.shape[1],
         activations=None,
+        class_weights=None,
         model_fingerprint="no model",
     )
 

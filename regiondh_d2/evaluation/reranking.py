@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ..retrieval.second_stage import RERANKINGS, fine_distances
+from ..retrieval.class_decoder import class_probabilities, decode_class_scores
+from ..retrieval.second_stage import default_reranking, fine_distances
 from ..structures.codes import CodeSet, check_comparable, check_holds
 from .ranking_metrics import RankingResult, evaluate_distances
 from .same_images import find_same_images
 
-__all__ = ["evaluate_reranking", "reranked_distances"]
+__all__ = ["QUERY_CLASSES", "evaluate_reranking", "query_values", "reranked_distances"]
+
+QUERY_CLASSES = ("bits", "activations")
+"""What a query's class probabilities may come from."""
 
 
 def evaluate_reranking(
@@ -19,23 +24,30 @@ def evaluate_reranking(
     database: CodeSet,
     topk: Sequence[int],
     rerank: int,
-    by: str = RERANKINGS[0],
+    by: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     *,
     exclude_self: bool = False,
+    query_classes: str = QUERY_CLASSES[0],
 ) -> RankingResult:
     """As :func:`.ranking_metrics.evaluate_ranking`, after a rerank as in a search.
 
     If a tie is cut, the images of its first rows are reranked. All other ties are random, as there.
 
     Args:
-        query: with labels and with ``activations`` or ``features``, as ``by`` names.
+        query: with labels and with what ``by`` compares: ``activations``, ``features``, or for
+            classes nothing more than codes, unless ``query_classes`` names activations.
         database: with labels, and ``features`` if ``by`` names these.
         topk: cut-offs, at most the database's size.
         rerank: how many images of each ranking are reranked.
-        by: one of :data:`~regiondh_d2.retrieval.second_stage.RERANKINGS`.
+        by: one of :data:`~regiondh_d2.retrieval.second_stage.RERANKINGS`. By classes, one of the
+            sets has ``class_weights``. None as of
+            :func:`~regiondh_d2.retrieval.second_stage.default_reranking`.
         progress: called as ``progress(queries done, queries)`` after each chunk of queries.
         exclude_self: whether a query's own image is left out of its ranking, before the rerank.
+        query_classes: what the classes of a query are read from, one of :data:`QUERY_CLASSES`: its
+            stored bits, or its activations, which give the probabilities that the network itself
+            has for an image, as in a search for one.
 
     Returns:
         As there, with ``num_queries_in_database`` among the metrics.
@@ -45,12 +57,15 @@ def evaluate_reranking(
         ValueError: no query shares a label with any image of the database.
     """
     check_comparable(query, database)
-    check_holds(query, "the query codes", "labels", by)
+    if database.class_weights is None:
+        database = replace(database, class_weights=query.class_weights)
+    by = by or default_reranking(database, has_activations=query.activations is not None)
+    check_holds(query, "the query codes", "labels")
     check_holds(database, "the database codes", "labels")
+    fine = query_values(query, database, by, query_classes)
     if by == "features":
         check_holds(database, "the database codes", by)
     same = find_same_images(query, database)
-    fine = query.column(by)
 
     def distances(queries: slice) -> np.ndarray:
         found = np.zeros((len(query.codes[queries]), len(database)), np.int64)
@@ -76,6 +91,30 @@ def evaluate_reranking(
     return result
 
 
+def query_values(
+    query: CodeSet, database: CodeSet, by: str, query_classes: str = QUERY_CLASSES[0]
+) -> np.ndarray:
+    """What of the queries a second stage compares with the database, a row for each query.
+
+    Args:
+        query, database, by, query_classes: as of :func:`evaluate_reranking`.
+
+    Raises:
+        CodeFileError: it isn't there.
+    """
+    if by != "classes":
+        check_holds(query, "the query codes", by)
+        return query.column(by)
+    check_holds(database, "the database codes", "class_weights")
+    weights = database.column("class_weights")
+    if query_classes == "activations":
+        check_holds(query, "the query codes", "activations")
+        scores = query.column("activations").astype(np.float64) @ weights[:-1] + weights[-1]
+    else:
+        scores = decode_class_scores(query.codes, weights)
+    return class_probabilities(scores, database.settings)
+
+
 def reranked_distances(
     code: np.ndarray,
     fine: np.ndarray,
@@ -88,7 +127,7 @@ def reranked_distances(
 
     Args:
         code: uint8 (B,), packed, of the query.
-        fine: its activations (K,) or features (D,).
+        fine: its activations (K,), features (D,) or class probabilities (C,).
         database, rerank, by: as of :func:`evaluate_reranking`.
         rows: the database rows to order, int64 (R,); None takes all.
 

@@ -123,19 +123,26 @@ class RetrievalEvaluator(DatasetEvaluator):
             self._check_database(self._database, str(database_codes), bits)
         self._config_name = config_name
         self._model_fingerprint = ""
+        self._class_weights: np.ndarray | None = None
         self.set_model(model_fingerprint)
         self._instance_min_score = instance_min_score
         self._exclude_self = exclude_self
         self._distributed = distributed
         self._records: list[_Record] = []
 
-    def set_model(self, fingerprint: str) -> None:
+    def set_model(self, fingerprint: str, class_weights: np.ndarray | None = None) -> None:
         """Set the fingerprint of the measured model ("" if unknown), unless it is set already.
+
+        Args:
+            fingerprint: of the model.
+            class_weights: its classifier on the bits, float32 (K2 + 1, C), for the code files. They
+                get it if the dataset has as many classes.
 
         Raises:
             CodeFileError: the database was encoded by another model.
         """
         self._model_fingerprint = self._model_fingerprint or fingerprint
+        self._class_weights = class_weights
         if self._database is not None and self._model_fingerprint:
             known = dataclasses.replace(self._database, model_fingerprint=self._model_fingerprint)
             check_comparable(known, self._database)
@@ -331,7 +338,11 @@ class RetrievalEvaluator(DatasetEvaluator):
     def _code_set(self, records: list[_Record], role: str) -> CodeSet:
         if not records:
             raise RegionDHError(f"{self._dataset_name}: no processed image has the role {role!r}")
-        return join_code_sets([record.codes for record in records])
+        codes = join_code_sets([record.codes for record in records])
+        weights = self._class_weights
+        if weights is None or weights.shape != (codes.bits + 1, len(codes.class_names)):
+            return codes
+        return dataclasses.replace(codes, class_weights=weights)
 
 
 def rank_code_sets(

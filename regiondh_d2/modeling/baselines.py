@@ -9,7 +9,7 @@ classification loss is that of Region-DH, one logistic problem a class, as in it
 
 What they share with Region-DH they take from its config node: ``BITS``, ``LATENT_INIT_*``,
 ``NORMALIZE_FUSED``, ``IMAGE_LOSS``, ``OBJECTIVE``, ``LOSS_WEIGHTS`` (``BETA[2]``, ``GAMMA_H2``,
-``SIMILARITY``), ``LR_FACTORS`` and ``FEATURE_CACHE``.
+``SIMILARITY``), ``IMAGE_GRADIENT_SCALE``, ``CODE_QUEUE``, ``LR_FACTORS`` and ``FEATURE_CACHE``.
 
 **IAH** (Lai, Yan, Shu, Wei and Yan, "Instance-Aware Hashing for Multi-Label Image Retrieval") codes
 images by their regions, as Region-DH does, but fuses features of regions instead of codes; it is
@@ -25,7 +25,9 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..utils.errors import RegionDHError, unknown_value_message
-from .box_heads import PooledBoxHead
+from .box_heads import PooledBoxHead, RegionReader
+from .code_queue import CodeQueue
+from .gradients import scale_gradient
 from .hashing import (
     ImageCodes,
     ImageHashHead,
@@ -39,7 +41,6 @@ from .meta_arch import RegionDH, per_image
 from .roi_heads import (
     IMAGE_LOSSES,
     RegionDHROIHeads,
-    RegionReader,
     whole_image_box,
 )
 
@@ -65,6 +66,8 @@ class WholeImageHeads(nn.Module):
         image_objective: nn.Module,
         image_loss: str,
         num_classes: int,
+        image_gradient_scale: float = 1.0,
+        code_queue: CodeQueue | None = None,
     ):
         """
         Args:
@@ -73,6 +76,7 @@ class WholeImageHeads(nn.Module):
             image_objective: as of :class:`.roi_heads.RegionDHROIHeads`.
             image_loss: a key of ``IMAGE_LOSSES``.
             num_classes: C.
+            image_gradient_scale, code_queue: as of :class:`.roi_heads.RegionDHROIHeads`.
 
         Raises:
             ValueError: there is no such loss.
@@ -90,6 +94,8 @@ class WholeImageHeads(nn.Module):
         self.image_objective = image_objective
         self.image_loss = IMAGE_LOSSES[image_loss]
         self.num_classes = num_classes
+        self.image_gradient_scale = image_gradient_scale
+        self.code_queue = code_queue or CodeQueue(0, image_hash.latent.bits, num_classes)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -118,6 +124,8 @@ class WholeImageHeads(nn.Module):
             ),
             "image_loss": node.IMAGE_LOSS,
             "num_classes": num_classes,
+            "image_gradient_scale": node.IMAGE_GRADIENT_SCALE,
+            "code_queue": CodeQueue(node.CODE_QUEUE, bits, num_classes),
         }
 
     def forward(
@@ -134,7 +142,7 @@ class WholeImageHeads(nn.Module):
         device = self.image_hash.classifier.weight.device
         boxes = [whole_image_box(size, device) for size in image_sizes]
         _, x = self.region_reader(features, boxes)
-        x = x.float()
+        x = scale_gradient(x.float(), self.image_gradient_scale)
         return x, self.image_hash(x)
 
     def losses(self, codes: ImageCodes, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -144,7 +152,9 @@ class WholeImageHeads(nn.Module):
             "loss_hash_image_binary": forcing_binary_loss(codes.activations),
             "loss_hash_image_balance": bit_balance_loss(codes.activations),
             "loss_cls_image": self.image_loss(codes.scores, labels),
-            "loss_similarity_image": self.image_objective(codes.activations, labels),
+            "loss_similarity_image": self.image_objective(
+                *self.code_queue(codes.activations, labels)
+            ),
         }
 
 
@@ -233,6 +243,15 @@ class IAHROIHeads(RegionDHROIHeads):
     than IAH are the network, the proposals (an RPN instead of GOP), and class probabilities learned
     from boxes instead of image labels.
     """
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        if cfg.MODEL.REGION_DH.OBJECT_CODE:
+            raise RegionDHError(
+                "MODEL.REGION_DH.OBJECT_CODE: IAHROIHeads code objects by their class; set it to "
+                "False"
+            )
+        return super().from_config(cfg, input_shape)
 
     def _image_losses(self, fused, labels, encoded) -> dict[str, torch.Tensor]:
         """The triplet loss on the category codes of the batch joins that on image codes."""

@@ -1,4 +1,4 @@
-"""Box heads: pooled region features in, a feature vector per region out."""
+"""Box heads: pooled region features in, a feature vector per region out; and who reads regions."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from torch import nn
 from ..utils.errors import RegionDHError
 from .cpu_layers import CPUROIAlign, on_cpu
 
-__all__ = ["LightBoxHead", "PooledBoxHead", "Res5BoxHead", "VGGBoxHead"]
+__all__ = ["LightBoxHead", "PooledBoxHead", "RegionReader", "Res5BoxHead", "VGGBoxHead"]
 
 
 class PooledBoxHead(nn.Module, ABC):
@@ -261,3 +261,42 @@ class Res5BoxHead(PooledBoxHead):
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`PooledBoxHead.pool`."""
         return self.res5(x).mean(dim=(2, 3))
+
+
+class RegionReader:
+    """Reads regions of feature maps: pooling, then the box head.
+
+    Where the features of regions are known already, another reader takes its place; see
+    :mod:`.cached`.
+    """
+
+    def __init__(self, in_features: list[str], pooler: nn.Module, head: nn.Module):
+        """
+        Args:
+            in_features: names of the feature maps to pool from.
+            pooler: from feature maps and boxes to (R, C, H, W), Detectron2's ``ROIPooler``.
+            head: from (R, C, H, W) to region features.
+        """
+        self._in_features = in_features
+        self._pooler = pooler
+        self._head = head
+
+    def __call__(
+        self, features: dict[str, torch.Tensor], boxes: list[Boxes]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            features: feature maps of B images by name.
+            boxes: regions of each image, in pixels of the padded images.
+
+        Returns:
+            Of all R regions, one image after the other: what the fully connected layers of a
+            :class:`PooledBoxHead` read, (R, P) (of another head what it reads itself), and the
+            region features, (R, D).
+        """
+        maps = [features[name] for name in self._in_features]
+        if isinstance(self._head, PooledBoxHead):
+            pooled = self._head.pool_regions(maps, boxes, self._pooler)
+            return pooled, self._head.fc(pooled)
+        pooled = self._pooler(maps, boxes)
+        return pooled, self._head(pooled).flatten(1)

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from .box_heads import RegionReader
 from .image_encoders import ENCODED
 from .indexed_boxes import rows_of
 from .meta_arch import RegionDH
-from .roi_heads import RegionReader
 
 __all__ = ["CachedNetwork", "TableReader"]
 
@@ -78,6 +78,25 @@ class CachedNetwork(nn.Module):
         with self._reading_tables():
             return self._forward(batched_inputs)
 
+    @torch.no_grad()
+    def object_codes(self, batched_inputs: list[dict]) -> list[torch.Tensor]:
+        """The codes of the ground-truth boxes of each image, bool (T, K1), as of the ``pred_codes``
+        of given boxes.
+
+        Args:
+            batched_inputs: as of :meth:`forward`; the model is a ``RegionDH``.
+        """
+        boxes = [x["instances"].gt_boxes.to(self.model.device) for x in batched_inputs]
+        given = [
+            Instances(x["proposals"].image_size, pred_boxes=b)
+            for x, b in zip(batched_inputs, boxes, strict=True)
+        ]
+        with self._reading_tables():
+            coded = self.model.roi_heads.forward_with_given_boxes(
+                self._features(batched_inputs), given
+            )
+        return [instances.pred_codes for instances in coded]
+
     @contextmanager
     def _reading_tables(self) -> Iterator[None]:
         """Has the heads read tables meanwhile; the model itself stays one that takes images."""
@@ -89,16 +108,21 @@ class CachedNetwork(nn.Module):
         finally:
             heads.region_reader = reader
 
-    def _forward(self, batched_inputs: list[dict]):
-        device = self.model.device
+    def _features(self, batched_inputs: list[dict]) -> dict[str, Any]:
+        """What a :class:`TableReader` reads, and what image encoders have made of the images."""
         features: dict[str, Any] = {
-            name: [x[key].to(device) for x in batched_inputs]
+            name: [x[key].to(self.model.device) for x in batched_inputs]
             for name, key in _KEYS.items()
             if key in batched_inputs[0]
         }
         if ENCODED in batched_inputs[0]:
-            features[ENCODED] = torch.stack([x[ENCODED].to(device) for x in batched_inputs])
-        proposals = [x["proposals"].to(device) for x in batched_inputs]
+            encoded = torch.stack([x[ENCODED] for x in batched_inputs])
+            features[ENCODED] = encoded.to(self.model.device)
+        return features
+
+    def _forward(self, batched_inputs: list[dict]):
+        features = self._features(batched_inputs)
+        proposals = [x["proposals"].to(self.model.device) for x in batched_inputs]
         sizes = [p.image_size for p in proposals]
         if not self.training:
             return self.model.describe(features, proposals, sizes, batched_inputs)

@@ -27,6 +27,7 @@ __all__ = [
     "label_similarity_loss",
     "multi_label_logistic_loss",
     "multi_label_softmax_loss",
+    "standardize",
     "update_statistics",
 ]
 
@@ -269,7 +270,7 @@ class ImageHashHead(nn.Module):
     def forward(self, x: torch.Tensor) -> ImageCodes:
         """Map (B, input_dim) to :class:`ImageCodes`."""
         if self.norm is not None:
-            x = self._standardize(self.norm, x.float())
+            x = standardize(self.norm, x.float())
         if self.training and self.dropout:
             first, others = x.tensor_split([self.dropout_dim], dim=1)
             x = torch.cat([F.dropout(first, self.dropout), others], dim=1)
@@ -277,23 +278,23 @@ class ImageHashHead(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return ImageCodes(activations, self.classifier(activations))
 
-    @staticmethod
-    def _standardize(norm: nn.BatchNorm1d, x: torch.Tensor) -> torch.Tensor:
-        """``x`` (B, D) by the statistics of the batch in training, by the running ones at test.
 
-        One image alone (B = 1) has a mean but no variance. In training it updates the running
-        statistics, and is standardized by them, as they are then.
-        """
-        mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum
-        assert mean is not None  # of a layer that tracks statistics
-        assert var is not None
-        assert momentum is not None
-        training = norm.training and len(x) > 0
-        if training and len(x) == 1:
-            update_statistics(mean, var, x[0].detach(), momentum)
-            # Copies: the next image changes the buffers, maybe before this one's gradient.
-            mean, var, training = mean.clone(), var.clone(), False
-        return F.batch_norm(x, mean, var, training=training, momentum=momentum, eps=norm.eps)
+def standardize(norm: nn.BatchNorm1d, x: torch.Tensor) -> torch.Tensor:
+    """``x`` (B, D) by the statistics of the batch in training, by the running ones at test.
+
+    One row alone (B = 1) has a mean but no variance. In training it updates the running statistics,
+    and is standardized by them, as they are then.
+    """
+    mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum
+    assert mean is not None  # of a layer that tracks statistics
+    assert var is not None
+    assert momentum is not None
+    training = norm.training and len(x) > 0
+    if training and len(x) == 1:
+        update_statistics(mean, var, x[0].detach(), momentum)
+        # Copies: the next row changes the buffers, maybe before this one's gradient.
+        mean, var, training = mean.clone(), var.clone(), False
+    return F.batch_norm(x, mean, var, training=training, momentum=momentum, eps=norm.eps)
 
 
 @torch.no_grad()

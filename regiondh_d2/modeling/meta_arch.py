@@ -6,6 +6,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.proposal_generator.rrpn import RRPN
+from detectron2.utils.events import get_event_storage
 
 from ..utils.errors import RegionDHError
 from .cpu_layers import use_cpu_layers
@@ -19,13 +20,16 @@ __all__ = ["LossWeights", "RegionDH", "per_image"]
 class LossWeights:
     """Weights of Equations 3 to 7: alpha of the two box losses, beta of the three classification
     losses, gamma of E1 and E2 of each latent layer; and, beyond the paper, of the objective
-    for image codes (``MODEL.REGION_DH.OBJECTIVE``)."""
+    for image codes (``MODEL.REGION_DH.OBJECTIVE``) and of the two losses of object codes
+    (``MODEL.REGION_DH.OBJECT_CODE``)."""
 
     alpha: tuple[float, float] = (1.0, 1.0)
     beta: tuple[float, float, float] = (1.0, 1.0, 1.0)
     gamma_h1: tuple[float, float] = (0.05, 10.0)
     gamma_h2: tuple[float, float] = (0.05, 10.0)
     similarity: float = 0.0
+    similarity_warmup: int = 0  # iterations in which that weight grows
+    object_code: tuple[float, float] = (30.0, 1.0)
 
     def __post_init__(self):
         for field in fields(self):
@@ -47,7 +51,8 @@ class LossWeights:
         Returns:
             ``loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_hash_instance,
             loss_hash_image, loss_cls_image``, in that order, always; then
-            ``loss_similarity_image`` where its weight isn't 0.
+            ``loss_similarity_image`` where its weight isn't 0, and ``loss_similarity_object`` and
+            ``loss_cls_object`` where the ROI heads have an ``object_hash``.
         """
         gamma = self.gamma_h1
         instance = (
@@ -55,6 +60,9 @@ class LossWeights:
             + gamma[1] * losses["loss_hash_instance_balance"]
         )
         image = self.apply_image(losses)
+        if "loss_cls_object" in losses:
+            names = ("loss_similarity_object", "loss_cls_object")
+            image |= {n: w * losses[n] for n, w in zip(names, self.object_code, strict=True)}
         return {
             "loss_rpn_cls": self.beta[0] * losses["loss_rpn_cls"],
             "loss_rpn_loc": self.alpha[0] * losses["loss_rpn_loc"],
@@ -74,9 +82,16 @@ class LossWeights:
             "loss_cls_image": self.beta[2] * losses["loss_cls_image"],
         }
         if self.similarity:
-            similarity = self.similarity * losses["loss_similarity_image"]
+            similarity = self._similarity_now() * losses["loss_similarity_image"]
             weighted["loss_similarity_image"] = similarity
         return weighted
+
+    def _similarity_now(self) -> float:
+        """The weight in this iteration, which Detectron2's storage of events counts."""
+        if not self.similarity_warmup:
+            return self.similarity
+        done = get_event_storage().iter + 1
+        return self.similarity * min(1.0, done / self.similarity_warmup)
 
 
 @META_ARCH_REGISTRY.register()
@@ -120,6 +135,8 @@ class RegionDH(GeneralizedRCNN):
             gamma_h1=tuple(node.GAMMA_H1),
             gamma_h2=tuple(node.GAMMA_H2),
             similarity=node.SIMILARITY,
+            similarity_warmup=node.SIMILARITY_WARMUP,
+            object_code=tuple(node.OBJECT_CODE),
         )
         encoders = ImageEncoders(cfg)
         return {

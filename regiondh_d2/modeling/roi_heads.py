@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..utils.errors import RegionDHError, unknown_value_message
-from .box_heads import PooledBoxHead
+from .box_heads import PooledBoxHead, RegionReader
+from .code_queue import CodeQueue
+from .gradients import scale_gradient
 from .hashing import (
     FUSION_NORMS,
     ImageCodes,
@@ -29,14 +31,21 @@ from .hashing import (
 from .image_encoders import ENCODED, encoder_width
 from .indexed_boxes import join_regions, number_regions
 from .losses import build_loss
+from .object_hash import ObjectHashHead
 
-__all__ = ["RegionDHOutputLayers", "RegionDHROIHeads", "RegionReader"]
+__all__ = ["RegionDHOutputLayers", "RegionDHROIHeads"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
 # What of the whole image stands beside the fusion, as the name in RegionOutputs.
 BESIDE = {"row": "activations", "feature": "features", "pooled": "pooled"}
 CLASSIFIER_INPUTS = FUSION_INPUTS = ("h1", "box_features")
+# The losses of the heads without an OBJECT_CODE.
+LOSSES = (
+    *("loss_cls", "loss_box_reg", "loss_hash_instance_binary", "loss_hash_instance_balance"),
+    *("loss_hash_image_binary", "loss_hash_image_balance", "loss_cls_image"),
+    "loss_similarity_image",
+)
 IMAGE_LOSSES = {"logistic": multi_label_logistic_loss, "softmax": multi_label_softmax_loss}
 
 
@@ -108,45 +117,6 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
         return instances, [rows[index] for rows, index in zip(finite, kept, strict=True)]
 
 
-class RegionReader:
-    """Reads regions of feature maps: pooling, then the box head.
-
-    Where the features of regions are known already, another reader takes its place; see
-    :mod:`.cached`.
-    """
-
-    def __init__(self, in_features: list[str], pooler: nn.Module, head: nn.Module):
-        """
-        Args:
-            in_features: names of the feature maps to pool from.
-            pooler: from feature maps and boxes to (R, C, H, W), Detectron2's ``ROIPooler``.
-            head: from (R, C, H, W) to region features.
-        """
-        self._in_features = in_features
-        self._pooler = pooler
-        self._head = head
-
-    def __call__(
-        self, features: dict[str, torch.Tensor], boxes: list[Boxes]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            features: feature maps of B images by name.
-            boxes: regions of each image, in pixels of the padded images.
-
-        Returns:
-            Of all R regions, one image after the other: what the fully connected layers of a
-            :class:`PooledBoxHead` read, (R, P) (of another head what it reads itself), and the
-            region features, (R, D).
-        """
-        maps = [features[name] for name in self._in_features]
-        if isinstance(self._head, PooledBoxHead):
-            pooled = self._head.pool_regions(maps, boxes, self._pooler)
-            return pooled, self._head.fc(pooled)
-        pooled = self._pooler(maps, boxes)
-        return pooled, self._head(pooled).flatten(1)
-
-
 @dataclass
 class RegionOutputs:
     """What the heads say of regions, one image after the other."""
@@ -196,6 +166,10 @@ class RegionDHROIHeads(StandardROIHeads):
         fusion_gradient: bool = True,
         image_encoders: bool = False,
         image_loss: str = "logistic",
+        image_gradient_scale: float = 1.0,
+        code_queue: CodeQueue | None = None,
+        object_hash: ObjectHashHead | None = None,
+        object_code_alone: bool = False,
         **kwargs,
     ):
         """
@@ -208,6 +182,11 @@ class RegionDHROIHeads(StandardROIHeads):
                 image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
             image_encoders: whether H2 reads what image encoders make of the image, too: the
                 features ``encoded``, (B, D).
+            image_gradient_scale: as the key of the same name.
+            code_queue: what gives ``image_objective`` codes of earlier batches; None for none.
+            object_hash: what codes detections and boxes in place of H1, if anything.
+            object_code_alone: whether training computes the losses of ``object_hash`` alone,
+                because nothing else is trained; the others are 0.
             kwargs: see :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
 
         Raises:
@@ -237,6 +216,10 @@ class RegionDHROIHeads(StandardROIHeads):
         self.fusion_gradient = fusion_gradient
         self.image_encoders = image_encoders
         self.image_loss = IMAGE_LOSSES[image_loss]
+        self.image_gradient_scale = image_gradient_scale
+        self.code_queue = code_queue or CodeQueue(0, image_hash.latent.bits, self.num_classes)
+        self.object_hash = object_hash
+        self.object_code_alone = object_code_alone
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -261,6 +244,7 @@ class RegionDHROIHeads(StandardROIHeads):
             )
         beside = {"row": bits_instance, "feature": features, "pooled": pooled}
         whole = beside.get(node.WHOLE_IMAGE, 0) + sum(map(encoder_width, node.IMAGE_ENCODERS))
+        trained = [part for part, factor in node.LR_FACTORS.items() if factor]
         return {
             **ret,
             "box_predictor": RegionDHOutputLayers(cfg, shape),
@@ -285,6 +269,12 @@ class RegionDHROIHeads(StandardROIHeads):
             "fusion_gradient": node.FUSION_GRADIENT,
             "image_encoders": bool(node.IMAGE_ENCODERS),
             "image_loss": node.IMAGE_LOSS,
+            "image_gradient_scale": node.IMAGE_GRADIENT_SCALE,
+            "code_queue": CodeQueue(node.CODE_QUEUE, bits_image, num_classes),
+            "object_hash": ObjectHashHead(features, bits_instance, num_classes, **latent)
+            if node.OBJECT_CODE
+            else None,
+            "object_code_alone": node.OBJECT_CODE and trained == ["OBJECT_HASH"],
         }
 
     def forward(self, images, features, proposals, targets=None):
@@ -294,8 +284,8 @@ class RegionDHROIHeads(StandardROIHeads):
             In training the sampled proposals and the unweighted losses ``loss_cls``,
             ``loss_box_reg``, ``loss_cls_image``, ``loss_similarity_image`` and, for each of the
             layers ``instance`` and ``image``, ``loss_hash_<layer>_binary`` (E1) and
-            ``loss_hash_<layer>_balance`` (E2). At test the detections, with ``pred_codes``, and an
-            empty dict.
+            ``loss_hash_<layer>_balance`` (E2); with an ``object_hash`` its losses, too. At test the
+            detections, with ``pred_codes``, and an empty dict.
         """
         if not self.training:
             instances, _ = self.forward_hash(features, proposals, detect=True)
@@ -312,17 +302,35 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _losses(self, features, sampled, fused, labels) -> dict[str, torch.Tensor]:
         detected = [p.proposal_boxes for p in sampled]
+        if self.object_code_alone:
+            _, x = self.region_reader(features, detected)
+            return dict.fromkeys(LOSSES, x.new_zeros(())) | self._object_losses(x, sampled)
         fused = [self._fusable_boxes(p)[self._fused_index(len(p))] for p in fused]
         boxes, detected_rows, fused_rows = join_regions(detected, fused)
         regions = self._regions(features, boxes)
         detection = regions.take(detected_rows)
-        fused = regions.take(fused_rows).split([len(b) for b in fused])
+        image_branch = self._image_branch(regions.take(fused_rows))
+        fused = image_branch.split([len(b) for b in fused])
 
         deltas = self.box_predictor.bbox_pred(detection.features)
         losses = self.box_predictor.losses((detection.scores, deltas), sampled)
         losses["loss_hash_instance_binary"] = forcing_binary_loss(detection.activations)
         losses["loss_hash_instance_balance"] = bit_balance_loss(detection.activations)
+        losses |= self._object_losses(detection.features, sampled)
         return losses | self._image_losses(fused, labels, self._encoded(features))
+
+    def _image_branch(self, regions: RegionOutputs) -> RegionOutputs:
+        """Regions for the fusion, whose gradient on the way to the box head and the backbone is
+        multiplied by ``image_gradient_scale``; on H1 and the classifier it stays."""
+        if self.image_gradient_scale == 1.0:
+            return regions
+        parts = (regions.pooled, regions.features)
+        return self._outputs(*(scale_gradient(x, self.image_gradient_scale) for x in parts))
+
+    def _object_losses(self, features, sampled: list[Instances]) -> dict[str, torch.Tensor]:
+        if self.object_hash is None:
+            return {}
+        return self.object_hash.losses(features, torch.cat([p.gt_classes for p in sampled]))
 
     def _image_losses(self, fused: list[RegionOutputs], labels, encoded) -> dict[str, torch.Tensor]:
         codes = self._fuse(fused, encoded)
@@ -330,7 +338,9 @@ class RegionDHROIHeads(StandardROIHeads):
             "loss_hash_image_binary": forcing_binary_loss(codes.activations),
             "loss_hash_image_balance": bit_balance_loss(codes.activations),
             "loss_cls_image": self.image_loss(codes.scores, labels),
-            "loss_similarity_image": self.image_objective(codes.activations, labels),
+            "loss_similarity_image": self.image_objective(
+                *self.code_queue(codes.activations, labels)
+            ),
         }
 
     def forward_hash(
@@ -345,9 +355,10 @@ class RegionDHROIHeads(StandardROIHeads):
 
         Returns:
             ``(instances, codes)``: per image the detections (``pred_boxes``, ``scores``,
-            ``pred_classes`` and ``pred_codes``, bool (R, K1), the code of the proposal behind the
-            detection), or None without ``detect``; and the codes of all images, also of those
-            without any detection or proposal.
+            ``pred_classes``, ``pred_codes``, bool (R, K1), the code of the proposal behind the
+            detection, and ``pred_regions``, int64 (R,), which proposal that is), or None without
+            ``detect``; and the codes of all images, also of those without any detection or
+            proposal.
         """
         boxes = [self._fusable_boxes(p) for p in proposals]
         fused_index = [self._fused_index(len(p)) for p in proposals]
@@ -366,17 +377,24 @@ class RegionDHROIHeads(StandardROIHeads):
         instances, kept = self.box_predictor.inference((scores, deltas), proposals)
         for found, index, r, f in zip(instances, kept, images, fused, strict=True):
             found.pred_codes = self._detection_codes(found, r.take(index), f)
+            found.pred_regions = index
         return instances, codes
 
     def _detection_codes(self, found: Instances, regions: RegionOutputs, fused: RegionOutputs):
         """Codes (R, K1) of the R detections of an image, from the regions behind them."""
         del found, fused
-        return binarize(regions.activations)
+        return binarize(self._code_activations(regions))
+
+    def _code_activations(self, regions: RegionOutputs) -> torch.Tensor:
+        """What is rounded to the codes of objects, (R, K1)."""
+        if self.object_hash is None:
+            return regions.activations
+        return self.object_hash(regions.features)
 
     def forward_with_given_boxes(self, features, instances: list[Instances]) -> list[Instances]:
         """Add ``pred_codes`` to instances with known ``pred_boxes``."""
         boxes = [x.pred_boxes for x in instances]
-        activations = self._regions(features, boxes).activations
+        activations = self._code_activations(self._regions(features, boxes))
         for found, a in zip(instances, activations.split([len(b) for b in boxes]), strict=True):
             found.pred_codes = binarize(a)
         return instances
@@ -397,7 +415,10 @@ class RegionDHROIHeads(StandardROIHeads):
 
     def _regions(self, features, boxes: list[Boxes]) -> RegionOutputs:
         """Run the box head and H1 on the regions of each image."""
-        pooled, x = self.region_reader(features, boxes)
+        return self._outputs(*self.region_reader(features, boxes))
+
+    def _outputs(self, pooled: torch.Tensor, x: torch.Tensor) -> RegionOutputs:
+        """H1 and the classifier on what :class:`RegionReader` gives."""
         activations = self.instance_hash(x)
         scores = self.box_predictor.class_scores(x, activations)
         return RegionOutputs(pooled, x, activations, scores)

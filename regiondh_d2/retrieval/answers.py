@@ -7,14 +7,22 @@ from dataclasses import replace
 import numpy as np
 
 from ..structures.codes import CodeSet
+from .blend import blend_keys, hamming_distances, nearest_objects
 from .candidates import CandidateSearch, PhotoFilter
 from .hamming_index import HammingIndex
 from .queries import Answer, FoundObject, Query, SearchOptions, name_of_class
 from .second_stage import fine_distances, fine_values
 
-__all__ = ["answers_to_image", "answers_to_object", "answers_to_objects", "known_labels"]
+__all__ = [
+    "answers_by_blend",
+    "answers_to_image",
+    "answers_to_object",
+    "answers_to_objects",
+    "known_labels",
+]
 
-_GROWTH = 4  # factor by which a shortlist grows if too many of its photos were deleted
+_GROWTH = 4  # factor by which a shortlist grows if too few of its photos may answer
+_FETCHED = 100  # the least number of images to look for ties among
 
 
 def answers_to_image(
@@ -41,17 +49,19 @@ def answers_to_image(
         index, items.codes, allowed, None, photos, max_distance=_number(options)
     )
     if options.rerank is None:
-        distances, rows = search.nearest_present(query.codes, topk)
+        distances, rows = _nearest_images(search, items, query, topk)
         return [
             _answer(items, row, distance) for distance, row in zip(distances, rows, strict=True)
         ]
-    values = fine_values(query, options.rerank_by)
+    assert options.rerank_by is not None  # the service has chosen
+    values = fine_values(query, items, options.rerank_by)
     assert values is not None  # the service refuses a query that lacks them
     count = max(topk, options.rerank)
     while True:
         distances, rows = search.nearest(query.codes, count)
         squares = fine_distances(values, items, rows, options.rerank_by)
-        order = np.argsort(squares, kind="stable")
+        ties = _ties_of_activations(items, query, rows)
+        order = np.lexsort((*ties, photos.order[rows], distances, squares))
         chosen = order[list(photos.take_present(rows[order], topk))]
         if len(chosen) == topk or len(rows) < count:
             return [
@@ -59,6 +69,45 @@ def answers_to_image(
                 for i in chosen
             ]
         count *= _GROWTH
+
+
+def _nearest_images(
+    search: CandidateSearch, items: CodeSet, query: Query, topk: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distances and rows of the images that answer a query by codes alone.
+
+    Images of equal distance are in the order of their activations' distance to the query's, where
+    both are known. All images of a distance must be fetched for that, even if the last one of them
+    that answers stands near the first.
+    """
+    if items.activations is None or query.activation is None:
+        return search.nearest_present(query.codes, topk)
+    photos = search.photos
+    count = max(_GROWTH * topk, _FETCHED)
+    while True:
+        distances, rows = search.nearest(query.codes, count)
+        complete = len(rows) < count
+        if not complete:  # of the last distance there may be more
+            whole = distances < distances[-1]
+            distances, rows = distances[whole], rows[whole]
+        ties = _ties_of_activations(items, query, rows)
+        order = np.lexsort((*ties, photos.order[rows], distances))
+        distances, rows = distances[order], rows[order]
+        chosen = list(photos.take_present(rows, topk))
+        if len(chosen) == topk or complete:
+            return distances[chosen], rows[chosen]
+        count *= _GROWTH
+
+
+def _ties_of_activations(items: CodeSet, query: Query, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Keys for ``np.lexsort``, the last one first: by squared distance of activations, by row.
+
+    Where activations are missing, only the row counts.
+    """
+    if items.activations is None or query.activation is None:
+        return (rows,)
+    difference = query.activation.astype(np.float32) - items.activations[rows]
+    return rows, np.vecdot(difference, difference)
 
 
 def answers_to_object(
@@ -133,6 +182,52 @@ def answers_to_objects(
             for row, distance in zip(nearest[:, image], least[:, image], strict=True)
         )
         answers.append(_answer(items, image, total[image], tuple(objects)))
+    return answers
+
+
+def answers_by_blend(
+    items: CodeSet,
+    index: HammingIndex,
+    query: Query,
+    options: SearchOptions,
+    photos: PhotoFilter,
+    allowed: np.ndarray | None,
+) -> list[Answer]:
+    """Images with objects similar to those of the query, in similar images; see :mod:`.blend`.
+
+    The search is exact, whatever the engine. ``max_distance`` limits the distance of the objects.
+
+    Args:
+        items, index, options, photos, allowed: as of :func:`answers_to_object`.
+        query: with the codes of one or several objects, and of their image.
+    """
+    assert query.image_code is not None  # the service refuses a query that lacks it
+    found = items.objects()
+    usable = index.holds(np.arange(len(found.codes)))
+    if allowed is not None:
+        usable &= allowed
+    each = [nearest_objects(code, found, len(items), usable) for code in query.codes]
+    least, nearest = (np.stack(parts) for parts in zip(*each, strict=True))
+    by_objects = least.sum(axis=0)
+    by_image = hamming_distances(query.image_code[0], items.codes)
+    keys = blend_keys(by_objects, by_image, options.blend)
+    images = np.lexsort((photos.order, keys))  # stable, so equal ones stay by row
+    may_answer = np.ones(len(items), bool) if photos.inside is None else photos.inside.copy()
+    most = _number(options)
+    if most is not None:
+        may_answer &= by_objects <= most
+    if allowed is not None:
+        may_answer &= (nearest >= 0).any(axis=0)
+    images = images[may_answer[images]]
+    answers = []
+    for image in images[list(photos.take_present(images, options.topk))]:
+        objects = (
+            None if row < 0 else _found_object(items, row, distance)
+            for row, distance in zip(nearest[:, image], least[:, image], strict=True)
+        )
+        answer = _answer(items, image, by_objects[image], tuple(objects))
+        blended = float(by_objects[image] + options.blend * by_image[image])
+        answers.append(replace(answer, image_distance=int(by_image[image]), blended=blended))
     return answers
 
 

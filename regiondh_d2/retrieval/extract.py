@@ -60,6 +60,7 @@ __all__ = [
     "ExtractionResult",
     "check_output",
     "images_to_code",
+    "keeps_activations",
     "known_files",
     "padded_size",
     "plan_batches",
@@ -176,6 +177,28 @@ def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[st
     return dict(zip(codes.file_names, known, strict=True))
 
 
+def keeps_activations(output: str | os.PathLike) -> bool:
+    """Whether a run stores activations where nobody says: as an output does with which it goes on,
+    or an unfinished one; and always in a new one.
+
+    Raises:
+        CodeFileError: the output can't be read.
+    """
+    output = Path(output)
+    if output.exists():
+        return _has_activations(read_codes(output))
+    for part in sorted(_parts_folder(output).glob("part-*.h5")):
+        with suppress(CodeFileError):  # of a damaged part the extraction tells
+            return _has_activations(read_codes(part))
+    return True
+
+
+def _has_activations(codes: CodeSet) -> bool:
+    """Whether activations were asked for; a model may have had none to store."""
+    asked = parse_settings(codes.settings).get("activations")
+    return codes.activations is not None if asked is None else asked == "True"
+
+
 def images_to_code(
     scan: PhotoScan, inputs: Sequence[str | os.PathLike], known: Iterable[str]
 ) -> tuple[list[ImageEntry], list[str]]:
@@ -242,7 +265,8 @@ class CodeExtractor:
             code: a model's ``inference``, or its ``encode_images`` if instances have no codes.
             load: reads images as inputs of the model.
             attributes: of the code file: ``dataset``, ``config``, ``class_names``,
-                ``count_difficult``, ``model_fingerprint`` and ``settings``.
+                ``count_difficult``, ``model_fingerprint`` and ``settings``, and, if the model has
+                it, ``class_weights``.
             size_divisibility: the model pads the sides of a batch to a multiple of this.
             batch_size: the most images of a batch.
             num_workers: processes that read images ahead; 0 reads them in this one.
@@ -348,7 +372,10 @@ class CodeExtractor:
                 return result
             merged = earlier.rows.merge(join_code_sets(new) if new else None, bad, prune=prune)
             if merged.changed or earlier.is_outdated:
-                parts.finalize(output, merged.code_set)
+                codes, weights = merged.code_set, self._attributes.get("class_weights")
+                if weights is not None:  # an older output has none
+                    codes = replace(codes, class_weights=weights)
+                parts.finalize(output, codes)
             parts.remove()
             return replace(
                 result,
@@ -387,6 +414,8 @@ class CodeExtractor:
                 paths.add(path)
             elif code_set.settings != ours or moved is not code_set:
                 is_outdated = True
+            elif code_set.class_weights is None:  # from before they were stored
+                is_outdated |= self._attributes.get("class_weights") is not None
             if not is_part and np.any(code_set.size == UNKNOWN):  # version 0.1's
                 parts.keep_old(output)
             sources.append(
@@ -440,6 +469,13 @@ class CodeExtractor:
                 f"{shown} was encoded by model {code_set.model_fingerprint[:12] or '(unknown)'}, "
                 f"not by this one ({ours[:12]}): {fix}"
             )
+        weights = self._attributes.get("class_weights")
+        if not (
+            weights is None
+            or code_set.class_weights is None
+            or np.array_equal(weights, code_set.class_weights)
+        ):
+            raise CodeFileError(f"{shown} has other class_weights than this model: {fix}")
         old = parse_settings(code_set.settings)
         new = parse_settings(self._attributes["settings"])
         for name in ("dataset", "count_difficult", "class_names"):

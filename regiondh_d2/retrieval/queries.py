@@ -50,7 +50,10 @@ class Query:
         activation: float (K,), before binarization of the image's code, or None where unknown.
         feature: float (D,), features of the image, or None where the model has none.
         classes: names of the classes that the model sees in the image, the most probable first.
+        class_scores: float (C,), the image classifier's logits, or None where unknown.
         content_sha256: of the query's file, or None where it is unknown.
+        image_code: packed uint8 (1, B), of the image that the objects are in, or None where it is
+            unknown; a ``blend`` needs it.
     """
 
     file_name: str
@@ -60,6 +63,8 @@ class Query:
     feature: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     content_sha256: bytes | None = None
+    class_scores: np.ndarray | None = None
+    image_code: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class SearchOptions:
         class_name: restricts the answers to objects of this predicted class, or, for an image, to
             images in which one was detected.
         rerank: how many of the nearest images to rerank; at least ``topk``. None doesn't rerank.
-        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`.
+        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`; None for classes if
+            the index can decode them, and for activations otherwise.
         all_objects: for a query of one object, whether every near object is an answer, even several
             of one image.
         within: folders; restricts the answers to photos in them.
@@ -82,18 +88,21 @@ class SearchOptions:
         exclude_self: whether to leave the query itself out: the same file, or one of the same
             content.
         fold_duplicates: whether the copies of a photo, see :mod:`.duplicates`, fill one answer.
+        blend: for a query of objects, how much the distance of the whole images counts beside that
+            of the objects, see :mod:`.blend`; 0 for not at all.
     """
 
     topk: int = 10
     class_name: str | None = None
     rerank: int | None = None
-    rerank_by: str = "activations"
+    rerank_by: str | None = None
     all_objects: bool = False
     within: Sequence[str | os.PathLike] = ()
     check_files: bool = True
     max_distance: int | str | None = None
     exclude_self: bool = False
     fold_duplicates: bool = False
+    blend: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,13 +128,16 @@ class Answer:
     """An image of the database, or an object in it.
 
     Attributes:
-        distance: to the query.
+        distance: to the query; with a ``blend`` that of the objects alone.
         image_id, file_name: of the image.
         row: the image's row in the index.
         labels: names of the image's labels, or None where they are unknown.
         objects: one for each object of the query, its nearest; None where the image has none.
-        fine_distance: the squared distance that a ``rerank`` ordered by.
+        fine_distance: what a ``rerank`` ordered by: a squared distance, or, by classes, 1 minus the
+            cosine of class probabilities.
         copies: names of the image's copies that were folded into this answer.
+        image_distance: with a ``blend``, the distance of the whole images.
+        blended: with a ``blend``, what the answers are ordered by.
     """
 
     distance: int
@@ -136,6 +148,8 @@ class Answer:
     objects: tuple[FoundObject | None, ...] = ()
     fine_distance: float | None = None
     copies: tuple[str, ...] = ()
+    image_distance: int | None = None
+    blended: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,7 @@ class SearchResult:
         max_distance: the largest distance that was allowed, or None for any.
         threshold: how it was calibrated, or None if it was given.
         folded: whether copies were folded into one answer.
+        blend: how much the distance of the whole images counted, 0 for not at all.
     """
 
     file_name: str
@@ -179,6 +194,7 @@ class SearchResult:
     max_distance: int | None = None
     threshold: Threshold | None = None
     folded: bool = False
+    blend: float = 0.0
 
     def notes(self) -> list[str]:
         """Lines about photos that were left out or couldn't be checked, and what to do."""
@@ -204,16 +220,21 @@ class SearchResult:
         """The same as plain values, for JSON.
 
         What only some options give has a key only with them: ``max_distance``, ``threshold`` (its
-        ``distance``, ``rate`` and ``pairs``), and an answer's ``copies``.
+        ``distance``, ``rate`` and ``pairs``), ``blend``, and an answer's ``copies``,
+        ``image_distance`` and ``blended``.
         """
         values = asdict(self)
         if self.max_distance is None:
             del values["max_distance"]
         if self.threshold is None:
             del values["threshold"]
-        if not values.pop("folded"):
-            for answer in values["answers"]:
-                del answer["copies"]
+        lacking = [] if values.pop("folded") else ["copies"]
+        if not self.blend:
+            del values["blend"]
+            lacking += ["image_distance", "blended"]
+        for answer in values["answers"]:
+            for key in lacking:
+                del answer[key]
         return values
 
 

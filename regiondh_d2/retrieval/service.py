@@ -4,8 +4,11 @@ It needs no network: queries come encoded, from :class:`~regiondh_d2.engine.Quer
 code files. A query is a whole image, one object, or several objects. Answers are in the order of
 :mod:`.candidates`:
 
-- An image is compared with images, by H2 codes. With ``rerank``, that many nearest images are
-    sorted again by a finer squared distance, ties keeping their order. See :mod:`.second_stage`.
+- An image is compared with images, by H2 codes. At one distance the query and its copies are
+    followed by the others in the order of their activations' distance to the query's; by row where
+    these are not known. (An index by itself answers by distance and row.) With ``rerank``, that
+    many nearest images, by distance and row, are sorted again by a finer distance, ties keeping the
+    order above. See :mod:`.second_stage`.
 - Grouped by class, an image has answers for each class that the network sees in it: the nearest
     images, by H2 codes, in which an object of the class was detected. An image may answer for
     several classes.
@@ -16,6 +19,8 @@ code files. A query is a whole image, one object, or several objects. Answers ar
     of the query, of the distance to the nearest object detected in the image; one detection may be
     the nearest to two of the query's objects. In an image without detections each object of the
     query counts the code length plus one, so such images come last.
+- With ``blend`` the distance of the whole images counts beside that of one or several objects. See
+    :mod:`.blend`.
 
 With ``max_distance`` there are answers up to a distance only, and perhaps none: nothing is similar
 then. With ``fold_duplicates`` the copies of a photo fill one answer, that of the first one.
@@ -40,7 +45,14 @@ import numpy as np
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError, unknown_value_message
 from ..utils.paths import folder_start
-from .answers import answers_to_image, answers_to_object, answers_to_objects, known_labels
+from .answers import (
+    answers_by_blend,
+    answers_to_image,
+    answers_to_object,
+    answers_to_objects,
+    known_labels,
+)
+from .blend import check_blend
 from .candidates import PhotoFilter
 from .duplicates import CopyFinder
 from .hamming_index import HammingIndex
@@ -49,7 +61,7 @@ from .index_folder import IndexFolder, read_index_folder
 from .index_record import RECORD
 from .photo_state import PhotoCheck, PhotoState, describe_away
 from .queries import Answer, Query, SearchOptions, SearchResult
-from .second_stage import RERANKINGS, fine_values
+from .second_stage import RERANKINGS, default_reranking, fine_values
 from .thresholds import AUTO, Threshold, calibrate_index
 
 __all__ = ["SearchService", "SnapshotHolder"]
@@ -111,8 +123,9 @@ class SearchService:
         Raises:
             IndexFileError: the folder lacks the needed index, or has no photo in one of ``within``.
             RegionDHError: no such class, no detected objects to take classes from, ``rerank`` for
-                objects or by features that the index lacks, ``all_objects`` without exactly one
-                object, or a number below 1.
+                objects or by what the index lacks, ``all_objects`` without exactly one object or
+                with ``blend``, ``blend`` without objects, or a number that is too small or too
+                large.
         """
         for name, number in (("topk", options.topk), ("rerank", options.rerank)):
             if number is not None and number < 1:
@@ -121,6 +134,11 @@ class SearchService:
             raise RegionDHError(
                 "all_objects is for a query of one object: give one box or instance"
             )
+        check_blend(options.blend)
+        if options.blend and not num_objects:
+            raise RegionDHError("blend is for a query of objects: give a box or an instance")
+        if options.blend and options.all_objects:
+            raise RegionDHError("blend ranks images: search without all_objects")
         if options.rerank is not None:
             self._check_rerank(options.rerank_by, num_objects)
         self.threshold(options, num_objects)
@@ -170,8 +188,10 @@ class SearchService:
         """
         options = options or SearchOptions()
         self.check(options, len(query.objects))
-        if options.rerank is not None and fine_values(query, options.rerank_by) is None:
-            raise RegionDHError(_LACKS[options.rerank_by])
+        if options.rerank is not None:
+            options = self._with_reranking(query, options)
+        if options.blend and query.image_code is None:
+            raise RegionDHError("blend: the query has no code of its image: encode that, too")
         threshold = self.threshold(options, len(query.objects))
         most = options.max_distance
         if threshold is not None:
@@ -187,6 +207,8 @@ class SearchService:
         def find(options: SearchOptions) -> list[Answer]:
             if not query.objects:
                 return answers_to_image(items, index, query, options, photos, images)
+            if options.blend:
+                return answers_by_blend(items, index, query, options, photos, instances)
             if len(query.objects) == 1:
                 return answers_to_object(items, index, query, options, photos, instances)
             return answers_to_objects(items, index, query, options, photos, instances)
@@ -216,6 +238,7 @@ class SearchService:
             max_distance=most,
             threshold=threshold,
             folded=options.fold_duplicates,
+            blend=options.blend,
         )
 
     def search_by_class(
@@ -307,11 +330,25 @@ class SearchService:
         images[items.instances.image_index[instances]] = True
         return instances, images
 
-    def _check_rerank(self, by: str, num_objects: int) -> None:
-        if by not in RERANKINGS:
+    def _with_reranking(self, query: Query, options: SearchOptions) -> SearchOptions:
+        """The options with what to rerank by, which the query has."""
+        items, by = self.folder.items, options.rerank_by
+        if by is None:
+            by = default_reranking(items, has_activations=query.activation is not None)
+        if fine_values(query, items, by) is None:
+            raise RegionDHError(_LACKS[by])
+        return replace(options, rerank_by=by)
+
+    def _check_rerank(self, by: str | None, num_objects: int) -> None:
+        if by not in (None, *RERANKINGS):
             raise RegionDHError(unknown_value_message("rerank_by", by, RERANKINGS))
         if num_objects:
             raise RegionDHError("rerank is for whole images: objects have codes alone")
+        if by == "classes" and self.folder.items.class_weights is None:
+            raise RegionDHError(
+                "rerank by classes: the index has no class_weights; extract its codes again with "
+                "--resume, which adds them, and build the index again, or rerank by activations"
+            )
         if by == "features" and self.folder.items.features is None:
             raise RegionDHError(
                 "rerank by features: the index has none; extract its codes with --features"

@@ -57,6 +57,10 @@ _OPTIONAL = {
     "activations": ("activations", "with --activations"),
     "features": ("features", "with --features"),
     "instances": ("detected objects", "with objects"),
+    "class_weights": (
+        "class_weights",
+        "again, by a network that classifies images from their codes (--resume adds them)",
+    ),
 }
 
 
@@ -111,7 +115,8 @@ class CodeSet:
         size: int64 (N,), bytes of each file when it was encoded, or :data:`UNKNOWN`.
         mtime_ns: int64 (N,), its time of modification then in nanoseconds, or :data:`UNKNOWN`.
         content_sha256: uint8 (N, 32), of each file's bytes, zeros where unknown; or None.
-        class_weights: float32 (bits + 1, C), a classifier on the bits, bias last; or None.
+        class_weights: float32 (bits + 1, C), a classifier on the bits, bias last; or None. See
+            :mod:`~regiondh_d2.retrieval.class_decoder`.
     """
 
     codes: np.ndarray
@@ -148,7 +153,7 @@ class CodeSet:
         return len(self.codes)
 
     def column(self, name: str) -> np.ndarray:
-        """An optional column, "labels", "activations" or "features", or an error.
+        """An optional column, "labels", "activations", "features" or "class_weights", or an error.
 
         Raises:
             CodeFileError: the code set lacks it.
@@ -271,7 +276,9 @@ def codes_from_outputs(
     Args:
         outputs: a dict for each image with ``image_code``, bool (K,), and if available
             ``image_activation``, float (K,), ``image_feature``, float (D,), and ``instances`` with
-            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R, K1).
+            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_codes``, bool (R, K1). Where
+            they also have ``pred_regions``, int (R,), a region that was kept for several classes
+            gets one row, with its best class.
         image_ids, file_names: a string for each image.
         labels: the class ids of each image, or None where unknown.
         class_names: the names of all classes.
@@ -325,6 +332,7 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
         if instances is None or not instances.has("pred_codes"):
             continue
         instances = instances[instances.scores >= min_score].to("cpu")
+        instances = instances[_best_of_each_region(instances)]
         codes = instances.pred_codes.numpy().astype(bool)
         parts.append(
             InstanceCodes(
@@ -337,6 +345,21 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
             )
         )
     return _concatenate_instances(parts) if parts else None
+
+
+def _best_of_each_region(instances: Any) -> np.ndarray:
+    """Which detections of an image to keep, int64, ascending: of those of one region the one of
+    the highest score, the first at equal scores.
+
+    Detections of one region with different codes, as IAH makes them, a code a class, all stay.
+    """
+    if not instances.has("pred_regions"):
+        return np.arange(len(instances))
+    regions = instances.pred_regions.numpy()[:, None]
+    codes = pack_codes(instances.pred_codes.numpy().astype(bool))
+    order = np.argsort(-instances.scores.float().numpy(), kind="stable")
+    _, first = np.unique(np.hstack([regions, codes])[order], axis=0, return_index=True)
+    return np.sort(order[first])
 
 
 def _concatenate_instances(parts: Sequence[InstanceCodes]) -> InstanceCodes:
@@ -384,6 +407,10 @@ def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
         raise CodeFileError("codes with instances of different bits cannot be joined in one set")
     roots, root_index = _join_roots(code_sets)
     weights = [part.class_weights for part in code_sets if part.class_weights is not None]
+    if any(not np.array_equal(weights[0], other) for other in weights):
+        raise CodeFileError(
+            "codes with different class_weights cannot be joined in one set: they are of two models"
+        )
     columns: dict[str, Any] = {name: column(name) for name in _COLUMNS if name != "root_index"}
     return replace(
         first,
@@ -479,7 +506,7 @@ def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
         Warnings, one line each, for what cannot be checked or makes numbers hard to compare.
 
     Raises:
-        CodeFileError: different code lengths, class names or model fingerprints.
+        CodeFileError: different code lengths, class names, model fingerprints or class weights.
     """
     if query.bits != database.bits:
         raise CodeFileError(
@@ -500,6 +527,12 @@ def check_comparable(query: CodeSet, database: CodeSet) -> list[str]:
             f"the queries were encoded by model {query.model_fingerprint[:12]} and the database by "
             f"{database.model_fingerprint[:12]}: encode both with the same model"
         )
+    ours, theirs = query.class_weights, database.class_weights
+    if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
+        raise CodeFileError(
+            "the queries have other class_weights than the database, so two models made the codes: "
+            "encode both with the same model"
+        )
     changes = changes_of_image_codes(query.settings, database.settings)
     if changes:
         notes.append(
@@ -517,7 +550,8 @@ def check_holds(codes: CodeSet, name: str, *attributes: str) -> None:
     Args:
         codes: the code set.
         name: its name for the message, such as its file.
-        attributes: the needed columns, of "labels", "activations", "features" and "instances".
+        attributes: the needed columns, of "labels", "activations", "features", "instances" and
+            "class_weights".
 
     Raises:
         CodeFileError: a column is missing.
@@ -562,6 +596,8 @@ def check_code_set(code_set: CodeSet) -> None:
         shape, wanted = np.shape(weights), (code_set.bits + 1, len(names) or "classes")
         if len(shape) != 2 or shape[0] != wanted[0] or shape[1] != (len(names) or shape[1]):
             raise RegionDHError(f"class_weights are of shape {shape}, not {wanted}")
+        if not np.isfinite(weights).all():
+            raise RegionDHError("class_weights hold values that are not finite")
     if code_set.instances is not None:
         _check_instances(code_set.instances, rows, len(names))
 

@@ -7,8 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +16,10 @@ import pytest
 
 from builders import registered_scenes
 from experiments import run as command
+from experiments import runs
 from experiments.result_files import ResultFolder
 from experiments.rows import read_table
+from programs import start_program
 from regiondh_d2.engine.user_code import VARIABLE
 from regiondh_d2.retrieval.code_store import read_codes
 from study import SHOWN, entries, measure, write_result, write_table
@@ -195,7 +195,12 @@ def resumed(workspace):
         start_and_kill(Path("output/second_8_seed0/minutes.json"))
         left = sorted(path.name for path in Path("results").glob("[!.]*"))
         out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(runs, "_run_timed", run_in_a_fork)
             code = command.main(FOLDERS)
     return SimpleNamespace(left=left, code=code, out=out.getvalue(), err=err.getvalue())
 
@@ -210,19 +215,24 @@ def row_on_scenes(name, *opts):
 
 def start_and_kill(begun):
     """Start the command as a process, and kill it with its training when a file is there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.run", *FOLDERS],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    log = Path("log of the killed run")
+    words = ["-m", "experiments.run", *FOLDERS]
+    process = start_program(words, cwd=Path.cwd(), output=log, error=log)
     deadline = time.monotonic() + 300
-    while not begun.is_file() and process.poll() is None and time.monotonic() < deadline:
+    while not begun.is_file() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    out, _ = process.communicate()
-    assert begun.is_file(), out.decode()
+    process.join()
+    assert begun.is_file(), log.read_text()
+
+
+def run_in_a_fork(arguments, log, minutes):
+    """As ``runs._run_timed``, of which ``test_runs`` has the tests, without importing anew."""
+    minutes.write()
+    process = start_program(arguments[1:], cwd=Path.cwd(), output=log, error=log)
+    process.join()
+    minutes.write()
+    return process.exitcode
 
 
 def test_a_killed_table_goes_on_and_skips_what_is_done(run, workspace, resumed, monkeypatch):
@@ -282,6 +292,7 @@ def test_a_network_is_not_filed_under_changed_options(
 
 def test_a_run_that_fails_names_its_log_and_leaves_no_result(run, workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "_run_timed", run_in_a_fork)
     write_table(tmp_path, broken=row_on_scenes("broken", "SOLVER.BASE_LR", 1e30))
     code, _, err = run()
     assert code == 1
