@@ -4,8 +4,10 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from builders import object_codes, photo_code_set
+from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query, QueryObject
 
 BITS = 8
@@ -76,3 +78,17 @@ SEARCHES = {
     "one object": (1, {}),
     "several objects": (2, {}),
 }
+
+
+# Fixtures; a test module imports them by these names, and tests ask for them by those in quotes.
+
+
+@pytest.fixture(name="root")
+def photo_root(tmp_path):
+    return make_photos(tmp_path)
+
+
+@pytest.fixture(name="folder", params=["numpy", "faiss"])
+def photo_folder(request, root, tmp_path):
+    """An index folder of the photos, by each engine."""
+    return write_index_folder(tmp_path / "index", make_items(root), engine=request.param)

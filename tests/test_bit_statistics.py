@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from sklearn.metrics import mutual_info_score
 
 from regiondh_d2.evaluation.bit_statistics import bit_statistics
 from regiondh_d2.structures.packed import pack_codes
@@ -13,6 +12,8 @@ BITS = 11
 
 
 def test_bit_statistics():
+    from sklearn.metrics import mutual_info_score  # takes seconds
+
     rng = np.random.default_rng(0)
     values = rng.random((60, BITS)) < rng.random(BITS)
     values[:, 3], values[:, 4], values[:, 5] = True, False, ~values[:, 0]

@@ -6,30 +6,21 @@ import numpy as np
 import pytest
 
 from builders import code_set
-from photo_index import (
+from photo_index import (  # noqa: F401, the fixtures
     DISTANCES,
     SEARCHES,
     ZERO,
     expected_rows,
     make_items,
-    make_photos,
     path_of,
+    photo_folder,
+    photo_root,
     query_of,
     rows,
 )
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query
 from searching import search_index
-
-
-@pytest.fixture
-def root(tmp_path):
-    return make_photos(tmp_path)
-
-
-@pytest.fixture(params=["numpy", "faiss"])
-def folder(request, root, tmp_path):
-    return write_index_folder(tmp_path / "index", make_items(root), engine=request.param)
 
 
 @pytest.mark.parametrize("what", SEARCHES)

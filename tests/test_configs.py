@@ -156,6 +156,7 @@ def test_a_config_trains_resumes_and_codes(name, make_dataset, tmp_path, monkeyp
     resumed = parameters(trainer.model)
     assert resumed.keys() == trained.keys()
     assert all(torch.equal(v, trained[k]) for k, v in resumed.items())
+    trainer.checkpointer.save = lambda name, **values: None  # nothing reads this one
     trainer.train()
     assert trainer.iter == 2
 

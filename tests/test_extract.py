@@ -267,6 +267,8 @@ def test_killed_at_every_moment(folder, tmp_path):
 
 
 def test_killed_once_at_any_moment(folder, tmp_path):
+    for path in sorted(folder.iterdir())[6:]:  # every moment takes two extractions
+        path.unlink()
     extract_folder(folder, tmp_path / "undisturbed.h5")
     expected = (tmp_path / "undisturbed.h5").read_bytes()
     number = 1
@@ -278,7 +280,7 @@ def test_killed_once_at_any_moment(folder, tmp_path):
         assert output.read_bytes() == expected
         assert os.listdir(output.parent) == ["codes.h5"]
         number += 1
-    assert number > 3 * 6  # six batches, each with a model call and two sides of a rename
+    assert number > 3 * 3  # three batches, each with a model call and two sides of a rename
 
 
 def test_an_update_that_is_killed_at_every_moment(folder, tmp_path):

@@ -19,7 +19,9 @@ FACTORS = {
     "BOX_PREDICTOR": 2.0,
     "INSTANCE_HASH": 5.0,
     "IMAGE_HASH": 10.0,
+    "OBJECT_HASH": 20.0,
 }
+OBJECT_HASH = ("MODEL.REGION_DH.OBJECT_CODE", "True")  # a network that has this part, too
 
 
 def settings(model, optimizer):
@@ -35,7 +37,7 @@ def set_factors(cfg, factors):
 
 def test_every_parameter_belongs_to_a_part(make_model, tiny_cfg):
     assert set(PARTS) == set(tiny_cfg.MODEL.REGION_DH.LR_FACTORS) == set(FACTORS)
-    names = [n for n, _ in make_model().named_parameters()]
+    names = [n for n, _ in make_model(*OBJECT_HASH).named_parameters()]
     for name in names:
         assert sum(name.startswith(prefix) for prefix in PARTS.values()) == 1, name
     for prefix in PARTS.values():
@@ -52,7 +54,7 @@ def test_every_parameter_belongs_to_a_part(make_model, tiny_cfg):
 def test_factors_multiply_the_base_learning_rate(make_model, tiny_cfg, bias_factor):
     set_factors(tiny_cfg, FACTORS)
     tiny_cfg.merge_from_list(["SOLVER.BASE_LR", 0.04, "SOLVER.BIAS_LR_FACTOR", bias_factor])
-    model = make_model()
+    model = make_model(*OBJECT_HASH)
     groups = settings(model, build_optimizer(tiny_cfg, model))
     assert set(groups) == {n for n, p in model.named_parameters() if p.requires_grad}
     for name, group in groups.items():
@@ -138,8 +140,10 @@ class Counter(nn.Module):
 @pytest.mark.parametrize("part", PARTS)
 def test_a_factor_of_zero_freezes_a_part_wholly(make_model, make_inputs, tiny_cfg, part):
     """Parameters and statistics, also after train() and evaluations, and in a copy."""
-    model = make_model(*BATCH_NORMS)
-    tiny_cfg.merge_from_list([*BATCH_NORMS, f"MODEL.REGION_DH.LR_FACTORS.{part}", 0.0])
+    model = make_model(*BATCH_NORMS, *OBJECT_HASH)
+    tiny_cfg.merge_from_list(
+        [*BATCH_NORMS, *OBJECT_HASH, f"MODEL.REGION_DH.LR_FACTORS.{part}", 0.0]
+    )
     # Each part gets a norm that really updates itself, run by hand below.
     owner = model.get_submodule(PARTS[part].rstrip("."))
     owner.extra = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(Counter()), nn.Dropout(0.5))

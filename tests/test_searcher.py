@@ -171,7 +171,7 @@ def test_a_rerank_by_classes_takes_the_network_s_own_probabilities(searcher, pho
     """By the network's sigmoids of the query, and its classifier on the bits of the image."""
     model = searcher.encoder.model
     with torch.no_grad():
-        model.roi_heads.image_hash.classifier.weight.mul_(300)  # so that activations matter
+        model.roi_heads.image_hash.classifier.weight.mul_(30)  # so that activations matter
     folder = searcher.service.folder
     items = replace(folder.items, class_weights=class_weights_of(model))
     searcher.service = SearchService(replace(folder, items=items))

@@ -90,7 +90,7 @@ class Training:
     @property
     def sha256(self) -> str:
         """sha256 over everything that is known now, the same for a record of any version."""
-        data = {name: checksum.split()[0] for name, checksum in self.data_sha256.items()}
+        data = {name: checksum.partition(" ")[0] for name, checksum in self.data_sha256.items()}
         facts = (self.settings_sha256, self.weights_sha256 or self.weights, data)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
