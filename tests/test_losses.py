@@ -19,15 +19,16 @@ from regiondh_d2.modeling.losses import (
     dpsh_loss,
     hadamard_matrix,
     hash_centers,
-    isdh_loss,
+    idhn_loss,
+    isdh_soft_loss,
     majority_centers,
     orthohash_loss,
     triplet_loss,
 )
 
-NAMES = ["cosine", "isdh", "dmssph", "dpsh", "triplet", "csq", "orthohash"]
+NAMES = ["cosine", "idhn", "isdh_soft", "dmssph", "dpsh", "triplet", "csq", "orthohash"]
 CENTRAL = ["csq", "orthohash"]
-PAIRWISE = ["cosine", "isdh", "dmssph", "dpsh"]
+PAIRWISE = ["cosine", "idhn", "isdh_soft", "dmssph", "dpsh"]
 # Label sets of 6 images and 4 classes: equal, overlapping, nested and disjoint ones, and none.
 LABEL_SETS = [{0}, {0, 1}, {0, 1}, {1, 2, 3}, {3}, set()]
 
@@ -63,7 +64,7 @@ def mean(values):
 # Formulas
 
 
-def test_isdh_equals_a_loop_over_pairs_of_label_sets():
+def test_idhn_equals_a_loop_over_pairs_of_label_sets():
     a, bits = rand(6, 7), 7
     codes, pairs = pairs_of(a)
     terms, hard = [], 0
@@ -81,16 +82,43 @@ def test_isdh_equals_a_loop_over_pairs_of_label_sets():
     assert 0 < hard < len(pairs)
     quantization = mean(abs(abs(v) - 1.0) for code in codes for v in code)
     expected = mean(terms) + 0.1 * quantization
-    assert isdh_loss(a, multi_hot(LABEL_SETS)).item() == pytest.approx(expected, rel=1e-5)
+    assert idhn_loss(a, multi_hot(LABEL_SETS)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_isdh_of_a_soft_pair_is_0_where_the_agreeing_bits_are_its_cosine():
+def test_idhn_of_a_soft_pair_is_0_where_the_agreeing_bits_are_its_cosine():
     """{0} and {0, 1, 2, 3}: cosine 1/2, so half of the bits agree."""
     labels = multi_hot([{0}, {0, 1, 2, 3}])
     a = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
-    assert isdh_loss(a, labels).item() == pytest.approx(0.0, abs=1e-6)
+    assert idhn_loss(a, labels).item() == pytest.approx(0.0, abs=1e-6)
     # Equal codes agree in all bits: 4 bits of weight 0.1, squared error 1/4.
-    assert isdh_loss(a[[0, 0]], labels).item() == pytest.approx(0.1, rel=1e-5)
+    assert idhn_loss(a[[0, 0]], labels).item() == pytest.approx(0.1, rel=1e-5)
+
+
+def test_isdh_soft_equals_a_loop_over_pairs_of_label_sets():
+    a, bits = rand(6, 7), 7
+    codes, pairs = pairs_of(a)
+    terms = []
+    for i, j in pairs:
+        one, other = LABEL_SETS[i], LABEL_SETS[j]
+        shared = len(one & other)
+        s = shared / math.sqrt(len(one) * len(other)) if shared else 0.0
+        similar = 1.0 / (1.0 + math.exp(-5.0 * dot(codes[i], codes[j]) / bits))
+        hard = one == other or not shared
+        terms.append(
+            -10.0 * math.log(similar if s else 1.0 - similar) if hard else (s - similar) ** 2
+        )
+    quantization = mean(abs(abs(v) - 1.0) for code in codes for v in code)
+    expected = mean(terms) + 0.1 * quantization
+    assert isdh_soft_loss(a, multi_hot(LABEL_SETS)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_isdh_soft_of_a_soft_pair_is_0_where_the_logistic_function_is_its_cosine():
+    """{0} and {0, 1, 2, 3}: cosine 1/2, the logistic function of 0, so half of the bits agree."""
+    labels = multi_hot([{0}, {0, 1, 2, 3}])
+    a = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
+    assert isdh_soft_loss(a, labels).item() == pytest.approx(0.0, abs=1e-6)
+    equal = (0.5 - 1.0 / (1.0 + math.exp(-5.0))) ** 2
+    assert isdh_soft_loss(a[[0, 0]], labels).item() == pytest.approx(equal, rel=1e-5)
 
 
 def test_dmssph_equals_a_loop_over_pairs_of_label_sets():
@@ -331,15 +359,22 @@ def test_the_registry_holds_the_methods():
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match=r"OBJECTIVE: 'hinge' isn't one of cosine, isdh, "):
+    with pytest.raises(ValueError, match=r"OBJECTIVE: 'hinge' isn't one of cosine, idhn, "):
         build("hinge")
+
+
+def test_the_former_name_of_idhn_is_taken_with_a_warning(caplog):
+    a, labels = rand(6, 8), multi_hot(LABEL_SETS)
+    assert build("isdh")(a, labels) == idhn_loss(a, labels)
+    assert "OBJECTIVE isdh is called idhn now" in caplog.text
 
 
 def test_the_modules_are_the_functions():
     a, labels, centers = rand(6, 8), multi_hot(LABEL_SETS), hash_centers(4, 8)
     expected = {
         "cosine": label_similarity_loss(a, labels),
-        "isdh": isdh_loss(a, labels),
+        "idhn": idhn_loss(a, labels),
+        "isdh_soft": isdh_soft_loss(a, labels),
         "dmssph": dmssph_loss(a, labels),
         "dpsh": dpsh_loss(a, labels),
         "triplet": triplet_loss(a, labels),
@@ -387,7 +422,7 @@ def test_no_image_and_one_image(name, num_images):
     if num_images == 0:
         assert loss.item() == 0.0
     elif name not in CENTRAL:  # no pair; |u| = 1/2, so what is left is the quantization
-        left = {"isdh": 0.1 / 2, "dmssph": 0.01 / 2, "dpsh": 0.1 / 4}
+        left = {"idhn": 0.1 / 2, "isdh_soft": 0.1 / 2, "dmssph": 0.01 / 2, "dpsh": 0.1 / 4}
         assert loss.item() == pytest.approx(left.get(name, 0.0), rel=1e-6)
 
 

@@ -15,14 +15,17 @@ quantization terms do. An image without labels is like no other in the pairwise 
 nothing to those with a center per class.
 """
 
+import logging
 from collections.abc import Callable
 from functools import wraps
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from fvcore.common.registry import Registry
 from torch import nn
 
+from ..config import current_value
 from ..utils.errors import RegionDHError
 from .hashing import label_similarity_loss
 
@@ -37,11 +40,16 @@ __all__ = [
     "dpsh_loss",
     "hadamard_matrix",
     "hash_centers",
-    "isdh_loss",
+    "idhn_loss",
+    "isdh_soft_loss",
     "majority_centers",
     "orthohash_loss",
     "triplet_loss",
 ]
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVE = "MODEL.REGION_DH.OBJECTIVE"
 
 HASH_LOSS_REGISTRY = Registry("HASH_OBJECTIVE")
 HASH_LOSS_REGISTRY.__doc__ = """
@@ -55,8 +63,9 @@ def build_loss(name: str, *, bits: int, num_classes: int, seed: int = 0) -> nn.M
     """Build an objective of :data:`HASH_LOSS_REGISTRY`.
 
     Args:
-        name: "cosine" (:func:`.hashing.label_similarity_loss`), "isdh", "dmssph", "dpsh",
-            "triplet", "csq" or "orthohash", or the name of a builder that was registered elsewhere.
+        name: "cosine" (:func:`.hashing.label_similarity_loss`), "idhn", "isdh_soft", "dmssph",
+            "dpsh", "triplet", "csq" or "orthohash", or the name of a builder that was registered
+            elsewhere. The former name "isdh" of "idhn" is taken with a warning.
         bits: code length K.
         num_classes: C.
         seed: what is random in an objective follows from it, whatever else draws random numbers.
@@ -64,9 +73,12 @@ def build_loss(name: str, *, bits: int, num_classes: int, seed: int = 0) -> nn.M
     Raises:
         ValueError: there is no objective of that name, or the code is too short for its centers.
     """
+    if name not in HASH_LOSS_REGISTRY and current_value(OBJECTIVE, name) != name:
+        logger.warning(f"{OBJECTIVE} {name} is called {current_value(OBJECTIVE, name)} now")
+        name = current_value(OBJECTIVE, name)
     if name not in HASH_LOSS_REGISTRY:
         known = ", ".join(known for known, _ in HASH_LOSS_REGISTRY)
-        raise RegionDHError(f"MODEL.REGION_DH.OBJECTIVE: {name!r} isn't one of {known}")
+        raise RegionDHError(f"{OBJECTIVE}: {name!r} isn't one of {known}")
     return HASH_LOSS_REGISTRY.get(name)(bits=bits, num_classes=num_classes, seed=seed)
 
 
@@ -86,7 +98,7 @@ def _in_float32(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
 
 
 @_in_float32
-def isdh_loss(
+def idhn_loss(
     activations: torch.Tensor,
     labels: torch.Tensor,
     *,
@@ -94,13 +106,13 @@ def isdh_loss(
     soft_weight: float = 0.1,
     quantization: float = 0.1,
 ) -> torch.Tensor:
-    """Instance similarity: cross entropy on hard pairs, weighted squared error on soft ones.
+    """Soft pairwise similarity: cross entropy on hard pairs, weighted squared error on soft ones.
 
-    Zhang, Zou, Lin, Chen and Wang, "Instance Similarity Deep Hashing for Multi-Label Image
-    Retrieval" (ISDH), in the form of its public code, which carries the later name IDHN. The
-    similarity ``s`` of two images is the cosine of their label vectors. A pair is hard where they
-    share no label or all of them; its logit is ``scale`` times the mean product of the codes' bits.
-    In a soft pair that mean, taken to [0, 1], is to be ``s``.
+    Zhang, Zou, Lin, Chen and Wang, "Improved Deep Hashing with Soft Pairwise Similarity for
+    Multi-label Image Retrieval" (IDHN), the later version of :func:`isdh_soft_loss`. The similarity
+    ``s`` of two images is the cosine of their label vectors. A pair is hard where they share no
+    label or all of them; its logit is ``scale`` times the mean product of the codes' bits. In a
+    soft pair that mean, taken to [0, 1], is to be ``s``.
 
     Args:
         activations: (B, K) in (0, 1).
@@ -112,18 +124,67 @@ def isdh_loss(
     Returns:
         A scalar.
     """
+    pairs = _instance_similarity(activations, labels, scale)
+    bits = activations.shape[1]
+    squared_error = soft_weight * bits * ((pairs.product + 1.0) / 2.0 - pairs.similarity).square()
+    return pairs.loss(pairs.cross_entropy, squared_error, quantization)
+
+
+@_in_float32
+def isdh_soft_loss(
+    activations: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    scale: float = 5.0,
+    hard_weight: float = 10.0,
+    quantization: float = 0.1,
+) -> torch.Tensor:
+    """Instance similarity: weighted cross entropy on hard pairs, squared error on soft ones.
+
+    The authors of :func:`idhn_loss`, "Instance Similarity Deep Hashing for Multi-Label Image
+    Retrieval" (ISDH, the first version of arXiv 1803.02987), with the weights of its public code.
+    Hard pairs and their logit are those of IDHN. In a soft pair the logistic function of the logit
+    ``scale <u_i, u_j> / K`` is to be the similarity ``s``.
+
+    Args:
+        activations: (B, K) in (0, 1).
+        labels: (B, C) in {0, 1}.
+        scale: the largest logit of a pair.
+        hard_weight: weight of the cross entropy.
+        quantization: weight of the mean distance of ``|u|`` from 1.
+
+    Returns:
+        A scalar.
+    """
+    pairs = _instance_similarity(activations, labels, scale)
+    squared_error = (pairs.similarity - pairs.logit.sigmoid()).square()
+    return pairs.loss(hard_weight * pairs.cross_entropy, squared_error, quantization)
+
+
+class _Pairs(NamedTuple):
+    """What IDHN and ISDH say of all pairs of a batch, (B, B) each."""
+
+    codes: torch.Tensor  # (B, K) in (-1, 1)
+    similarity: torch.Tensor
+    product: torch.Tensor
+    logit: torch.Tensor
+
+    @property
+    def cross_entropy(self) -> torch.Tensor:
+        return F.softplus(self.logit) - self.similarity * self.logit
+
+    def loss(self, hard: torch.Tensor, soft: torch.Tensor, quantization: float) -> torch.Tensor:
+        # Cosines of label vectors are compared with a tolerance, as in the sources.
+        is_hard = (self.similarity < 0.01) | (self.similarity > 0.99)
+        loss = _pair_mean(torch.where(is_hard, hard, soft))
+        return loss + quantization * _mean((self.codes.abs() - 1.0).abs())
+
+
+def _instance_similarity(activations: torch.Tensor, labels: torch.Tensor, scale: float) -> _Pairs:
     codes = 2.0 * activations - 1.0
-    bits = codes.shape[1]
     directions = F.normalize(labels, dim=1)
-    similarity = directions @ directions.t()
-    product = codes @ codes.t() / bits
-    logit = scale * product
-    cross_entropy = F.softplus(logit) - similarity * logit
-    squared_error = soft_weight * bits * ((product + 1.0) / 2.0 - similarity).square()
-    # Cosines of label vectors are compared with a tolerance, as in the source.
-    hard = (similarity < 0.01) | (similarity > 0.99)
-    loss = _pair_mean(torch.where(hard, cross_entropy, squared_error))
-    return loss + quantization * _mean((codes.abs() - 1.0).abs())
+    product = codes @ codes.t() / codes.shape[1]
+    return _Pairs(codes, directions @ directions.t(), product, scale * product)
 
 
 @_in_float32
@@ -377,8 +438,9 @@ def orthohash_loss(
 
     Hoe et al., "One Loss for All: Deep Hashing with a Single Cosine Similarity based Learning
     Objective" (OrthoHash), with the defaults of its public code. The target of an image is shared
-    equally by its labels. The source standardizes its codes over the batch, which balances the
-    bits; here that is left to ``loss_hash_image``.
+    equally by its labels. **Not the whole method**: the source standardizes its codes by batch norm
+    before they are rounded, which balances each bit over the batch. That layer is missing here;
+    ``loss_hash_image`` balances the bits within each code only.
 
     Args:
         activations: (B, K) in (0, 1).
@@ -444,8 +506,13 @@ def cosine(**_) -> nn.Module:
 
 
 @HASH_LOSS_REGISTRY.register()
-def isdh(**_) -> nn.Module:
-    return PairwiseLoss(isdh_loss)
+def idhn(**_) -> nn.Module:
+    return PairwiseLoss(idhn_loss)
+
+
+@HASH_LOSS_REGISTRY.register()
+def isdh_soft(**_) -> nn.Module:
+    return PairwiseLoss(isdh_soft_loss)
 
 
 @HASH_LOSS_REGISTRY.register()
