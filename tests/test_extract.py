@@ -109,7 +109,10 @@ def test_codes_are_those_of_each_image_alone(folder, tmp_path, make_model):
         np.testing.assert_array_equal(bits[row][clear], alone["image_code"].numpy()[clear])
         np.testing.assert_allclose(codes.activations[row], activation, atol=1e-3)
         mine = codes.instances.image_index == row
-        boxes = alone["instances"].pred_boxes.tensor.numpy()
+        # A region that was kept for several classes has one row: the first, of its best class.
+        regions = alone["instances"].pred_regions.numpy()
+        first = np.sort(np.unique(regions, return_index=True)[1])
+        boxes = alone["instances"].pred_boxes.tensor.numpy()[first]
         assert mine.sum() == len(boxes) > 0
         np.testing.assert_allclose(codes.instances.boxes[mine], boxes, atol=1e-2)
     assert certain > 0.9 * bits.size
