@@ -1,4 +1,4 @@
-"""Outputs of regions that are refused. What the heads do with the others is in test_roi_heads.py."""
+"""Region outputs that are refused; test_roi_heads.py tests the others, with the heads."""
 
 import pytest
 from detectron2.layers import ShapeSpec

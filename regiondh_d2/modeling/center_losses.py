@@ -28,7 +28,7 @@ def csq_loss(
 
     Yuan et al., "Central Similarity Quantization for Efficient Image and Video Retrieval" (CSQ):
     the two terms of the paper, with the public code's quantization and its weight. That code adds a
-    pairwise term, which the paper hasn't and which is left out.
+    pairwise term, which isn't in the paper and is left out here.
 
     Args:
         activations: (B, K) in (0, 1).

@@ -97,7 +97,7 @@ def isdh_soft_loss(
 
 
 class _Pairs(NamedTuple):
-    """What IDHN and ISDH say of all pairs of a batch, (B, B) each."""
+    """What IDHN and ISDH compute for all pairs of a batch, (B, B) each."""
 
     codes: torch.Tensor  # (B, K) in (-1, 1)
     similarity: torch.Tensor
@@ -132,8 +132,8 @@ def dmssph_loss(
 ) -> torch.Tensor:
     """Multi-level similarity: each level of shared labels has a distance of its own.
 
-    **Reconstructed**: of Wu, Lin, Li, Ye and Wang, "Deep Supervised Hashing for Multi-Label and
-    Large-Scale Image Retrieval" (DMSSPH), neither code nor formulas were at hand. Known is that it
+    **Reconstructed**: we have neither the code nor the formulas of Wu, Lin, Li, Ye and Wang, "Deep
+    Supervised Hashing for Multi-Label and Large-Scale Image Retrieval" (DMSSPH). We know that it
     constrains pairs directly, keeps levels of similarity apart, and separates dissimilar pairs.
     Here the contrastive loss of DSH (Liu, Wang, Shan and Chen), in which similar pairs coincide and
     dissimilar ones keep a margin, is given levels: the distance for a pair is the margin times one
@@ -195,8 +195,8 @@ def triplet_loss(
 
     Lai, Yan, Shu, Wei and Yan, "Instance-Aware Hashing for Multi-Label Image Retrieval" (IAH). The
     form is that paper's, ``max(0, margin + |a_i - a_j|^2 - |a_i - a_k|^2)`` where image i shares
-    more labels with j than with k. **Reconstructed**: its margin and how it draws triplets weren't
-    at hand. Here every triplet of the batch counts, and distances are fractions of the bits, so
+    more labels with j than with k. **Reconstructed**: we don't know its margin or how it draws
+    triplets. Here every triplet of the batch counts, and distances are fractions of the bits, so
     that the margin doesn't depend on their number.
 
     Args:

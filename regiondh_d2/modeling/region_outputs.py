@@ -1,4 +1,4 @@
-"""What the ROI heads say of regions, and the layers that say it: classes and boxes."""
+"""The outputs of the ROI heads for regions, and the layers for their classes and boxes."""
 
 from dataclasses import dataclass, fields
 
@@ -86,7 +86,7 @@ class RegionDHOutputLayers(FastRCNNOutputLayers):
 
 @dataclass
 class RegionOutputs:
-    """What the heads say of regions, one image after the other."""
+    """Outputs of the heads for regions, one image after the other."""
 
     pooled: torch.Tensor  # (R, ...), what the box head or its fully connected layers read
     features: torch.Tensor  # (R, D), fc7
