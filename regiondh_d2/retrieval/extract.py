@@ -34,16 +34,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import parse_settings
 from ..data.image_reader import pixels_changed_since_v1
 from ..data.photo_files import PhotoScan, is_below
-from ..structures.codes import (
-    UNKNOWN,
-    CodeFileError,
-    CodeSet,
-    check_one_file,
-    check_root_count,
-    codes_from_outputs,
-    join_code_sets,
-    join_path,
-)
+from ..structures.code_checks import check_one_file
+from ..structures.code_roots import check_root_count
+from ..structures.code_rows import join_code_sets
+from ..structures.codes import UNKNOWN, CodeFileError, CodeSet, join_path
+from ..structures.model_outputs import codes_from_outputs
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, OutputExistsError, RegionDHError
 from ..utils.file_io import file_sha256, replace_when_complete
