@@ -46,7 +46,7 @@ from ..data.training import StrictMapper, has_labels_alone
 from ..modeling.box_heads import PooledBoxHead
 from ..modeling.indexed_boxes import IndexedBoxes
 from ..modeling.roi_heads import whole_image_box
-from ..retrieval.extract import padded_size
+from ..retrieval.extraction_plan import padded_size
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.progress import Progress
