@@ -15,7 +15,8 @@ from PIL import Image
 from ..config import DEFAULT_MAX_PIXELS, recorded_max_pixels
 from ..retrieval.queries import Answer, SearchResult
 from ..retrieval.ranking import top_by_distance_then_row
-from ..structures.codes import CodeFileError, CodeSet, check_comparable
+from ..structures.code_checks import check_comparable
+from ..structures.codes import CodeFileError, CodeSet
 from .draw import BLUE, GRAY, GREEN, RED, draw_boxes
 from .grid import AbsentPicture, Tile, draw_grid, why_absent
 
