@@ -16,7 +16,7 @@ import numpy as np
 from ..config import changes_of_image_codes
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
-from ..utils.paths import folder_start
+from ..utils.paths import folder_start, is_below
 from .packed import check_packed, pack_codes
 
 __all__ = [
@@ -105,8 +105,8 @@ class CodeSet:
         class_names: C names, or empty where unknown.
         dataset: name of the dataset.
         config: name of the model's configuration.
-        count_difficult: whether ``labels`` count classes that only difficult objects show.
-        model_fingerprint: sha256 over the model's state dict; codes of two models do not mix.
+        count_difficult: whether ``labels`` include classes that only difficult objects show.
+        model_fingerprint: sha256 over the model's state dict; codes of two models don't compare.
         settings: the settings that change the codes, a line "KEY VALUE" each; "" where unknown.
         activations: float16 (N, bits) before binarization, or None.
         features: float16 (N, D), or None.
@@ -114,7 +114,7 @@ class CodeSet:
         roots: folders to which the paths are relative; "" where there is none.
         root_index: uint16 (N,), the root of each image.
         size: int64 (N,), bytes of each file when it was encoded, or :data:`UNKNOWN`.
-        mtime_ns: int64 (N,), its time of modification then in nanoseconds, or :data:`UNKNOWN`.
+        mtime_ns: int64 (N,), its time of modification, in nanoseconds, or :data:`UNKNOWN`.
         content_sha256: uint8 (N, 32), of each file's bytes, zeros where unknown; or None.
         class_weights: float32 (bits + 1, C), a classifier on the bits, bias last; or None. See
             :mod:`~regiondh_d2.retrieval.class_decoder`.
@@ -188,7 +188,7 @@ class CodeSet:
 
 
 def join_path(root: str, relative_path: str) -> str:
-    """A root joined with a path below it that has "/" between folders."""
+    """Join a root with a path below it, in which "/" separates folders."""
     return os.path.join(root, relative_path.replace("/", os.sep)) if root else relative_path
 
 
@@ -207,7 +207,7 @@ def _below(root: str, file_name: str) -> str:
 
 
 def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
-    """The code set after a folder of photos was moved. No photo is looked at.
+    """The code set after a folder of photos was moved. No photo is read.
 
     Args:
         code_set: the codes.
@@ -217,19 +217,19 @@ def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
     Raises:
         CodeFileError: no image is in ``old``.
     """
-    if not any(_is_in(name, old) for name in code_set.file_names):
+    if not any(is_below(name, old) for name in code_set.file_names):
         known = ", ".join(display_name(root) for root in code_set.roots if root) or "none"
         raise CodeFileError(f"no image is in {display_name(old)}; the roots are: {known}")
 
     def moved(path: str) -> str:
-        return new + path[len(old) :] if _is_in(path, old) else path
+        return new + path[len(old) :] if is_below(path, old) else path
 
     names = [moved(name) for name in code_set.file_names]
     # A root above ``old`` stays for the photos that have not moved; the others get ``new``.
     roots = list(dict.fromkeys([*map(moved, code_set.roots), new]))
     position = {root: i for i, root in enumerate(roots)}
     root_index = [
-        position[moved(root) if not root or _is_in(name, moved(root)) else new]
+        position[moved(root) if not root or is_below(name, moved(root)) else new]
         for root, name in zip((code_set.roots[i] for i in code_set.root_index), names, strict=True)
     ]
     # The id of a photo that is in no dataset is its file name.
@@ -249,10 +249,6 @@ def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
             root_index=np.array(root_index, np.uint16),
         )
     )
-
-
-def _is_in(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder_start(folder))
 
 
 def _with_distinct_roots(code_set: CodeSet) -> CodeSet:
@@ -355,10 +351,11 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
 
 
 def _best_of_each_region(instances: Any) -> np.ndarray:
-    """Which detections of an image to keep, int64, ascending: of those of one region the one of
-    the highest score, the first at equal scores.
+    """The rows of an image's detections to keep, int64, ascending.
 
-    Detections of one region with different codes, as IAH makes them, a code a class, all stay.
+    Of the detections of a region that have the same code, it keeps the one with the highest score;
+    of equal scores, the first. IAH makes another code for each class, so all of its detections
+    stay.
     """
     if not instances.has("pred_regions"):
         return np.arange(len(instances))
@@ -377,11 +374,11 @@ def _concatenate_instances(parts: Sequence[InstanceCodes]) -> InstanceCodes:
 
 
 def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
-    """The rows of all code sets, one after the other, with the attributes of the first.
+    """Join the rows of code sets in order, with the attributes of the first set.
 
     Raises:
-        CodeFileError: they differ in where the codes come from or in their columns, or together
-            have too many roots.
+        CodeFileError: the codes are of different models, settings or datasets, the sets have
+            different columns, or they have too many roots together.
     """
     first = code_sets[0]
     for name in ("bits", "dataset", "count_difficult", "model_fingerprint", "settings"):
@@ -433,7 +430,7 @@ def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
 
 
 def _join_roots(code_sets: Sequence[CodeSet]) -> tuple[list[str], np.ndarray]:
-    """The roots of all code sets together, and the index of each image's root."""
+    """The roots of all code sets, each once, and the index of each image's root."""
     position: dict[str, int] = {}
     indexes = []
     for code_set in code_sets:
@@ -446,10 +443,10 @@ def _join_roots(code_sets: Sequence[CodeSet]) -> tuple[list[str], np.ndarray]:
 
 
 def check_root_count(count: int) -> None:
-    """Check that a code set can hold so many roots.
+    """Check that a code set can hold this number of roots.
 
     Raises:
-        CodeFileError: there are too many.
+        CodeFileError: it can't.
     """
     if count > _MAX_ROOTS:
         raise CodeFileError(
@@ -558,7 +555,7 @@ def check_holds(codes: CodeSet, name: str, *attributes: str) -> None:
     Args:
         codes: the code set.
         name: its name for the message, such as its file.
-        attributes: the needed columns, of "labels", "activations", "features", "instances" and
+        attributes: the needed columns: "labels", "activations", "features", "instances" or
             "class_weights".
 
     Raises:
@@ -574,7 +571,7 @@ def check_code_set(code_set: CodeSet) -> None:
     """Check that the arrays of a code set fit together.
 
     Raises:
-        RegionDHError: they don't; the message is half a line, without the file.
+        RegionDHError: they don't; the message doesn't name the file.
     """
     rows = len(check_packed("codes", code_set.codes, code_set.bits))
     for name in ("image_ids", "file_names"):
