@@ -55,11 +55,11 @@ class COCOFormatError(RegionDHError):
 
 @dataclass(frozen=True)
 class COCOSource:
-    """A dataset in COCO format; the first three fields are `catalog.register_coco`'s.
+    """A dataset in COCO format; the first three fields are those of `catalog.register_coco`.
 
     Attributes:
-        published: whether this is a published file that users don't edit: defective objects are
-            left out and counted in a note.
+        published: whether users can't be asked to edit the file, since it is COCO's own. Its
+            defective objects are left out and counted in a note.
     """
 
     name: str
@@ -172,7 +172,7 @@ class _Reader:
         class_names: the names of the categories by ascending id.
         position_of: category ids to positions among the classes.
         clipped: boxes that reach beyond their images.
-        notes: what else is worth knowing.
+        notes: further lines for the user.
     """
 
     def __init__(
@@ -395,10 +395,10 @@ class _Reader:
         return self.position_of.get(number) if isinstance(number, int) else None
 
     def _note_unused(self, categories: list, used: set[int]) -> None:
-        """A note on the heading of all categories, which some tools write as category 0."""
+        """Note an unused category that some tools write as a heading of all others."""
         for category in categories:
             position = self._position(get(category, "id"))
-            # As Roboflow and LabelMe's converter write it.
+            # Roboflow and LabelMe's converter write it like this.
             heading = (
                 get(category, "supercategory") == "none" or get(category, "name") == "_background_"
             )

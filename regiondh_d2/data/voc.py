@@ -80,8 +80,8 @@ def load_voc(
         (int, pixels, as the XML says), `image_labels` (sorted class ids of all objects),
         `difficult_labels` (sorted class ids that occur as difficult objects only) and
         `annotations`, each with `bbox` (4 floats, pixels, XYXY_ABS: VOC's 1-based inclusive
-        corners as edges, clipped to the image, as tools that count from 0 need it), `bbox_mode`,
-        `category_id` and `difficult` (bool; False without a tag).
+        corners converted to edges and clipped to the image, since some tools count from 0),
+        `bbox_mode`, `category_id` and `difficult` (bool; False without a tag).
 
     Raises:
         VOCNotFoundError: the folder or the list does not exist.
@@ -121,7 +121,7 @@ def load_voc(
 
 @dataclass(frozen=True)
 class VOCSource:
-    """A dataset in VOC layout; the fields are `register_voc`'s."""
+    """A dataset in VOC layout; the fields are those of `register_voc`."""
 
     dirname: str
     split: str
@@ -365,7 +365,7 @@ class _Reader:
 
 
 def _parse_xml(path: str) -> ET.Element:
-    """The root of an XML file in any encoding; RegionDHError if it isn't XML."""
+    """The root element of an XML file in any encoding; RegionDHError if it isn't XML."""
     try:
         text = decode_text(Path(path).read_bytes())
         # Parsed as text, so that the declared encoding is ignored.
