@@ -184,7 +184,7 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
 def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with status 2 if ``--rerank-by`` is given without ``--rerank``."""
     if args.rerank_by and args.rerank is None:
-        parser.error("--rerank-by is of a second stage: give --rerank N, too")
+        parser.error("--rerank-by needs --rerank N")
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:

@@ -99,7 +99,7 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
     """Exit with status 2 if an option would have no effect."""
     for option in ("verify", "prune", "root"):
         if getattr(args, option) and not args.resume:
-            parser.error(f"--{option} is of a code file that exists: give --resume, too")
+            parser.error(f"--{option} works on an existing code file: give --resume, too")
     for option in ("exclude", "prune", "root"):
         if getattr(args, option) and args.dataset:
-            parser.error(f"--{option} is of folders of photos, not of a dataset: leave it out")
+            parser.error(f"--{option} is for --input, not for --dataset: leave it out")

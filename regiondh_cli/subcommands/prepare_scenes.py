@@ -10,7 +10,7 @@ from ..options import positive_int, whole_number
 
 
 def _side(text: str) -> int:
-    """An argument type: a side of an image in pixels."""
+    """An argument type: a side of an image, 64 to 4096 pixels."""
     if not 64 <= int(text) <= 4096:
         raise argparse.ArgumentTypeError(f"{text} is not from 64 to 4096 pixels")
     return int(text)
