@@ -119,7 +119,7 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
         source: a ``regiondh://`` name; or a file, by a path or a URL that Detectron2 knows: a
             ``.pkl`` of Detectron2's zoo, or a state dict of a torchvision VGG16, ResNet or ResNeXt,
             or of an EfficientNet-Lite0.
-        layout: "c4" or "fpn" for a file with an ImageNet ResNet, else "".
+        layout: for a file with an ImageNet ResNet "c4" or "fpn", the place of its stages.
 
     Raises:
         WeightsError: the source isn't known, can't be fetched, or has unknown tensors.
