@@ -173,11 +173,11 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rerank-by",
         choices=RERANKINGS,
-        help="with --rerank: by the distance of the query's activations to the images' codes; by "
-        "that of features, which few models have (ImageHash) and code files hold if they were "
-        "extracted with --features; or by the cosine of class probabilities, those of the images "
-        "decoded from their codes, which helps with the network's classes alone (default: classes "
-        "if the codes come with class_weights, else activations)",
+        help="with --rerank: activations, the distance of the query's activations to the images' "
+        "codes; features, the distance of features, which few models have (ImageHash), in codes "
+        "extracted with --features; or classes, the cosine of class probabilities, which are "
+        "decoded from the images' codes and help only for classes that the network knows (default: "
+        "classes if the codes come with class_weights, else activations)",
     )
 
 

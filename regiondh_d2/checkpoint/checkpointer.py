@@ -124,7 +124,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
             raise WeightsError(f"{filename} holds no weights: {wrong[0]!r} is no tensor")
         missing = [state for state in self._states if state not in data]
         if missing:
-            raise WeightsError(f"{filename} holds weights alone, and no training to go on with")
+            raise WeightsError(f"{filename} holds only weights, and no training to resume")
         return self._with_heuristics(data)
 
     def _with_heuristics(self, data: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def torchvision_to_detectron2(weights: Tensors, layout: str = "") -> ConvertedWe
     """
     network = _torchvision_network(weights)
     if network == VGG16:
-        refuse_layout(layout, "a VGG16 has one place alone")
+        refuse_layout(layout, "a VGG16 has only one layout")
         return _rename(weights, _vgg16_name)
     backbone, res5 = _layout(layout)
     return _rename(weights, lambda key: _placed(_resnet_name(key), backbone, res5))

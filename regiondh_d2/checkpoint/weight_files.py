@@ -17,7 +17,7 @@ __all__ = ["read_weights", "read_zoo_pickle", "write_weights"]
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays, and refuses all else."""
+    """Reads dicts, lists, strings, numbers and numpy arrays, and refuses anything else."""
 
     # numpy's helpers, from their modules in this version; files may name modules of other versions.
     _RECONSTRUCT = np.zeros(0).__reduce__()[0]
@@ -38,7 +38,7 @@ class _NumpyUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which weights have no need of")
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which no weights need")
         return self.KNOWN[module, name]
 
 

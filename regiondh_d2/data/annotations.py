@@ -41,7 +41,7 @@ _MARKS = (  # UTF-32 before UTF-16, since its mark begins with that of UTF-16
 )
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
-# A box may reach so many pixels beyond its image without a note: COCO's numbers have two decimals.
+# A box may reach this many pixels beyond its image without a note, since COCO writes two decimals.
 _ROUNDING = 0.1
 
 

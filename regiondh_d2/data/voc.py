@@ -309,7 +309,7 @@ class _Reader:
         if other != image_id:
             self._fail(
                 xml_path,
-                f"its image {display_name(image_path)} is that of id {display_name(other)}, too:"
+                f"its image {display_name(image_path)} is also that of id {display_name(other)}:"
                 " correct <filename> or drop one of the ids",
             )
             return None
@@ -347,9 +347,9 @@ class _Reader:
     def _find_image(self, image_id: str, named: str) -> str | None:
         r"""The file that ``<filename>`` names, or else the id with any ending of an image.
 
-        Tools write the name alone, with folders, as a path of their machine (``C:\\set\\1.jpg``),
-        and without ending. The folder of the id comes first, since several folders may have the
-        name.
+        Tools write only the name, or a name with folders, a path of their machine
+        (``C:\\set\\1.jpg``), or a name without ending. The folder of the id comes first, since
+        several folders may have a file of that name.
         """
         if named:
             base = re.split(r"[/\\]", named)[-1]

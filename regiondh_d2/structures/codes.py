@@ -106,7 +106,7 @@ class CodeSet:
         dataset: name of the dataset.
         config: name of the model's configuration.
         count_difficult: whether ``labels`` include classes that only difficult objects show.
-        model_fingerprint: sha256 over the model's state dict; codes of two models don't compare.
+        model_fingerprint: sha256 of the model's state dict; codes of two models can't be compared.
         settings: the settings that change the codes, a line "KEY VALUE" each; "" where unknown.
         activations: float16 (N, bits) before binarization, or None.
         features: float16 (N, D), or None.

@@ -46,7 +46,7 @@ def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
 
 
 def is_there(path: str | os.PathLike) -> bool:
-    """As ``os.path.lexists``, but an impossible name, such as a too long one, raises OSError."""
+    """As ``os.path.lexists``, but an impossible name, such as one too long, raises an OSError."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -60,7 +60,8 @@ class Tile:
     Attributes:
         image: a file, an image, or a placeholder.
         caption: a short line under the image, such as the distance.
-        names: class names in small text, each with whether the query shows it: those are green.
+        names: class names in small text, each with whether the query shows it, which makes it
+            green.
         frame: color of the frame.
         file_name: the name to show if ``image`` isn't a file. Its last part is shown under the
             caption.

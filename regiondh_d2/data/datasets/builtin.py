@@ -18,7 +18,7 @@ from .scenes import register_scenes
 class SplitByIdDigest:
     """True for the image ids in some of `parts` equal parts of all ids.
 
-    A hash of the id alone decides, so an image's part doesn't depend on the other images.
+    The part follows from a hash of the id, so it doesn't depend on the other images.
     """
 
     parts: int
