@@ -115,14 +115,14 @@ def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_root_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--root OLD=NEW``, a list."""
+def add_root_option(parser: argparse.ArgumentParser, condition: str = "") -> None:
+    """Add ``--root OLD=NEW``, a list; ``condition`` begins its help."""
     parser.add_argument(
         "--root",
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="the folder OLD of photos was moved to NEW; repeatable",
+        help=f"{condition}the folder OLD of photos was moved to NEW; repeatable",
     )
 
 

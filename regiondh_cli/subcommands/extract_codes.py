@@ -3,7 +3,14 @@
 import argparse
 
 from ..arguments import CommandParser
-from ..options import add_config_option, add_import_option, positive_int, seconds, shard
+from ..options import (
+    add_config_option,
+    add_import_option,
+    add_root_option,
+    positive_int,
+    seconds,
+    shard,
+)
 
 INTERRUPTED = "interrupted: continue with the same command and --resume ({output})"
 
@@ -43,13 +50,7 @@ def add_arguments(parser: CommandParser) -> None:
         action="store_true",
         help="with --resume: remove the codes of photos that were deleted from the given folders",
     )
-    parser.add_argument(
-        "--root",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="with --resume: the folder OLD of photos was moved to NEW; repeatable",
-    )
+    add_root_option(parser, "with --resume: ")
     parser.add_argument(
         "--shard",
         type=shard,
