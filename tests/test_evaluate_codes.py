@@ -266,7 +266,7 @@ def test_spectral_codes_of_the_stored_features(tool, tmp_path, capsys):
     [
         (["--bits", "8"], "--bits is only for --reference"),
         (["--reference", "true_labels", "--bits", "8"], "has one bit for each class"),
-        (["--rerank-by", "features"], "give --rerank N, too"),
+        (["--rerank-by", "features"], "--rerank-by needs --rerank N"),
         (["--reference", "random", "--rerank", "3"], "reference codes have no activations"),
         (["--rerank", "3", "--query-classes", "bits"], "--query-classes needs --rerank-by classes"),
     ],
