@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage wheel-test test-milvus lint format clean
+.PHONY: help setup demo test test-page coverage wheel-test test-milvus lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: setup  ## generate scenes, train, encode, evaluate, report and draw, into 
 
 test: setup  ## run the tests
 	$(PYTEST)
+
+test-page: setup  ## use the page in a headless Chromium; pictures go to output/page
+	REGIONDH_TEST_PAGE=1 $(PY) -m pytest tests/test_page.py
 
 wheel-test: setup  ## build the wheel, install it elsewhere and use it
 	$(PY) .ci/wheel_test.py

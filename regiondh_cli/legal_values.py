@@ -31,6 +31,7 @@ LAYOUTS = ("c4", "fpn")
 RESNETS = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
 WEIGHT_SOURCES = (
     "imagenet/tf_efficientnet_lite0",
+    "imagenet/tf_efficientnet_lite2",
     *(f"torchvision/{network}-{layout}" for network in sorted(RESNETS) for layout in LAYOUTS),
     "torchvision/vgg16",
 )

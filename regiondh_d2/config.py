@@ -27,6 +27,7 @@ __all__ = [
     "max_pixels",
     "parse_settings",
     "recorded_max_pixels",
+    "square_sizes",
     "training_settings",
 ]
 
@@ -85,6 +86,7 @@ _TRAINING = (
     "INPUT.MIN_SIZE_TRAIN_SAMPLING",
     "INPUT.RANDOM_FLIP",
     "MODEL.REGION_DH.CODE_QUEUE",
+    "MODEL.REGION_DH.FUSED_DROPOUT",
     "MODEL.REGION_DH.IMAGE_GRADIENT_SCALE",
     "MODEL.REGION_DH.LOSS_WEIGHTS.*",
     "MODEL.REGION_DH.LR_FACTORS.*",
@@ -97,6 +99,7 @@ _HEADS = (
     "MODEL.REGION_DH.BITS*",
     "MODEL.REGION_DH.CLASSIFIER_INPUT",
     "MODEL.REGION_DH.FUSION_*",
+    "MODEL.REGION_DH.IMAGE_ENCODER*",  # their outputs have files of their own
     "MODEL.REGION_DH.IMAGE_LOSS",
     "MODEL.REGION_DH.LATENT_INIT_*",
     "MODEL.REGION_DH.NORMALIZE_FUSED",
@@ -191,6 +194,18 @@ def _add_region_dh(cfg: CN) -> None:
     node.WHOLE_IMAGE = "none"
     # True standardizes what H2 reads, each dimension by its running mean and variance.
     node.NORMALIZE_FUSED = False
+    # The share of the fused values, and of these alone, that H2 doesn't see in training: dropped at
+    # random after NORMALIZE_FUSED. H2 otherwise learns the regions of few images by heart, where it
+    # reads IMAGE_ENCODERS, too.
+    node.FUSED_DROPOUT = 0.0
+    # Beyond the paper: frozen classifiers of timm's ("tf_efficientnet_lite2") that read the whole
+    # photo for H2, beside the fused regions and WHOLE_IMAGE. Each reads the photo as it was read
+    # from its file, squashed to a square with sides of IMAGE_ENCODER_SIZES pixels. A training
+    # whose MODEL.WEIGHTS lack them takes their ImageNet weights.
+    node.IMAGE_ENCODERS = []
+    node.IMAGE_ENCODER_SIZES = []
+    # True averages what they make of the photo and of its mirror image, in twice the time.
+    node.IMAGE_ENCODER_MIRRORED = False
     # False stops the gradient of the image branch at the fusion.
     node.FUSION_GRADIENT = True
     # Beyond the paper (1.0): a factor on the gradient with which the image branch reaches what the
@@ -299,6 +314,11 @@ def current_value(key: str, value: Any) -> Any:
 def max_pixels(cfg: CN) -> int:
     """``MODEL.REGION_DH.MAX_PIXELS``; its default for a config without our keys."""
     return cfg.MODEL.get("REGION_DH", {}).get("MAX_PIXELS", DEFAULT_MAX_PIXELS)
+
+
+def square_sizes(cfg: CN) -> tuple[int, ...]:
+    """The sides of the squares that the image encoders of a config read; none without our keys."""
+    return tuple(cfg.MODEL.get("REGION_DH", {}).get("IMAGE_ENCODER_SIZES", ()))
 
 
 def code_settings(cfg: CN, **options: Any) -> str:

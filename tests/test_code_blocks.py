@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import re
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -93,6 +94,8 @@ def check_command(words, load_tool):
         check_pip(words[1:])
     elif words[0] == "eval":  # a command in "$(...)"
         check_command(words[1].strip("$()").split(), load_tool)
+    elif words[0] == "curl":
+        check_request(words[-1])
     elif words[0] == "pre-commit":
         assert (ROOT / ".pre-commit-config.yaml").is_file()
     elif words[1:3] == ["-m", "pytest"]:
@@ -118,6 +121,16 @@ def load_script(name, load_tool):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module if hasattr(module, "build_parser") else load_tool(Path(name).stem)
+
+
+def check_request(address):
+    """A path of the server of the page, and its options."""
+    from regiondh_d2.web.openapi import openapi
+
+    found = urlsplit(address)
+    assert found.netloc == "127.0.0.1:8000"
+    (operation,) = openapi()["paths"][found.path].values()
+    assert set(parse_qs(found.query)) <= {one["name"] for one in operation["parameters"]}
 
 
 def check_pip(words):

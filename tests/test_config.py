@@ -74,6 +74,8 @@ def settings_of_version_0_1(cfg):
     taken += ("TEST.DETECTIONS_PER_IMAGE", "TEST.RETRIEVAL.INSTANCE_MIN_SCORE")
     left = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.REGION_DH.FEATURE_CACHE")
     left += ("MODEL.REGION_DH.LOSS_WEIGHTS.", "MODEL.REGION_DH.LR_FACTORS.")
+    new = ("CODE_QUEUE", "FUSED_DROPOUT", "IMAGE_GRADIENT_SCALE")  # and of training alone
+    left += tuple(f"MODEL.REGION_DH.{key}" for key in new)
     return "\n".join(
         f"{key} {value!r}"
         for key, value in sorted(flat(cfg).items())

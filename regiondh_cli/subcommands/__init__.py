@@ -30,6 +30,7 @@ NAMES = (
     "build-index",
     "search",
     "groups",
+    "serve",
     "evaluate-codes",
     "evaluate-objects",
     "evaluate-copies",

@@ -1,4 +1,4 @@
-"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
+"""Time metrics against a sort in Python, search against FAISS, a network, and the page."""
 
 from ..arguments import CommandParser
 from ..legal_values import VOC_DATABASE, VOC_QUERIES
@@ -97,6 +97,15 @@ def add_arguments(parser: CommandParser) -> None:
     )
     add_import_option(network)
     network.add_overrides()
+    page = benchmarks.add_parser("page", help="clicks on the page, on an index of random codes")
+    for name, default, text in (
+        ("--photos", 100_000, "of the index"),
+        ("--queries", 200, "clicks"),
+        ("--bits", 64, "code length"),
+    ):
+        page.add_argument(
+            name, type=positive_int, default=default, help=f"{text} (default: {default})"
+        )
     for subparser in benchmarks.choices.values():
         subparser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
         add_overwrite_option(subparser)

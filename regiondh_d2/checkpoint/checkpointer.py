@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -14,7 +14,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from .conversion import Tensors, WeightsError
-from .sources import require_weights
+from .sources import encoder_weights, require_weights
 from .weight_files import is_numeric, read_weights, read_zoo_pickle, save_whole
 
 __all__ = [
@@ -74,7 +74,10 @@ class RegionDHCheckpointer(DetectionCheckpointer):
         try:
             if path:
                 require_weights(path)
-            return super().load(path, *args, **kwargs)
+            loaded = super().load(path, *args, **kwargs)
+            if not path:
+                self._complete_encoders(self.model.state_dict())
+            return loaded
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set after a failure
 
@@ -153,6 +156,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
                 f"{self._loading} lacks {len(wrong)} tensors of the model or has them in another "
                 f"shape (first: {first}): it must be a checkpoint of this config's trained network"
             )
+        self._complete_encoders(wrong)
         backbone = [
             k
             for k in wrong
@@ -171,6 +175,14 @@ class RegionDHCheckpointer(DetectionCheckpointer):
                 f"are not loaded, and stay as they were initialized, at random: {listed}"
             )
         return incompatible
+
+    def _complete_encoders(self, missing: Iterable[str]) -> None:
+        """Give image encoders that the weights lack those of ImageNet; they are never trained."""
+        missing = tuple(missing)
+        for i, encoder in enumerate(getattr(self.model, "image_encoders", None) or ()):
+            if any(name.startswith(f"image_encoders.{i}.") for name in missing):
+                self.logger.info(f"{encoder.name}, an image encoder, gets its ImageNet weights")
+                encoder.model.load_state_dict(encoder_weights(encoder.name))
 
 
 def has_last_checkpoint(folder: str | os.PathLike) -> bool:

@@ -24,7 +24,7 @@ __all__ = [
     "Tensors",
     "WeightsError",
     "detectron2_zoo_to_ours",
-    "efficientnet_lite0_to_ours",
+    "efficientnet_lite_to_ours",
     "efficientnet_lite_to_timm",
     "refuse_layout",
     "timm_to_ours",
@@ -239,14 +239,16 @@ def timm_to_ours(weights: Tensors, layout: str = "") -> ConvertedWeights:
     )
 
 
-def efficientnet_lite_to_timm(
-    weights: Mapping[str, torch.Tensor], stage_depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)
-) -> dict[str, torch.Tensor]:
+# Blocks of each stage of EfficientNet-Lite0 and of Lite2.
+_LITE_DEPTHS = ((1, 2, 2, 3, 3, 4, 1), (1, 3, 3, 4, 4, 5, 1))
+
+
+def efficientnet_lite_to_timm(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the tensors of an EfficientNet-Lite checkpoint to timm's names, one to one.
 
     Args:
-        weights: state dict whose blocks are numbered through (``_blocks.<n>.``).
-        stage_depths: blocks per stage; the default is Lite0's.
+        weights: state dict of Lite0 or Lite2, whose blocks are numbered through
+            (``_blocks.<n>.``).
 
     Returns:
         The same tensors under timm's names (``blocks.<stage>.<block>.``), classifier included.
@@ -254,7 +256,9 @@ def efficientnet_lite_to_timm(
     Raises:
         WeightsError: a name is of no such network.
     """
-    places = [(s, b) for s, depth in enumerate(stage_depths) for b in range(depth)]
+    blocks = {found[1] for key in weights if (found := re.match(r"_blocks\.(\d+)\.", key))}
+    depths = next((d for d in _LITE_DEPTHS if sum(d) == len(blocks)), _LITE_DEPTHS[0])
+    places = [(s, b) for s, depth in enumerate(depths) for b in range(depth)]
     top = {
         "_conv_stem": "conv_stem",
         "_bn0": "bn1",
@@ -289,8 +293,8 @@ def efficientnet_lite_to_timm(
     return renamed
 
 
-def efficientnet_lite0_to_ours(weights: Tensors) -> ConvertedWeights:
-    """The backbone and, in ``LightBoxHead``, the last convolution of an EfficientNet-Lite0."""
+def efficientnet_lite_to_ours(weights: Tensors) -> ConvertedWeights:
+    """The backbone and, in ``LightBoxHead``, the last convolution of an EfficientNet-Lite."""
 
     def name(key: str) -> str | None:
         layer, leaf = key.split(".", 1)

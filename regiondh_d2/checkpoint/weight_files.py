@@ -13,7 +13,10 @@ from ..utils.file_io import replace_when_complete
 from ..utils.marks import WEIGHTS_FORMAT
 from .conversion import ConvertedWeights, Tensors, WeightsError
 
-__all__ = ["read_weights", "read_zoo_pickle", "write_weights"]
+__all__ = ["SCALES", "in_bytes", "read_weights", "read_zoo_pickle", "write_weights"]
+
+# Beside ``model`` in a file: the scales of the tensors that are stored in 8 bits, by their names.
+SCALES = "scales_of_bytes"
 
 
 class _NumpyUnpickler(pickle.Unpickler):
@@ -82,12 +85,19 @@ def is_numeric(value: Any) -> bool:
 def read_weights(path: str | os.PathLike) -> Any:
     """The content of a file of ``torch.save``, on the CPU and without running its code.
 
+    Tensors of ``model`` that are stored in 8 bits (see :func:`in_bytes`) are expanded to float32.
+
     Raises:
         OSError: the file can't be opened.
         WeightsError: it is damaged, or not a file of ``torch.save``.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict) and SCALES in content:
+            scales = content.pop(SCALES)
+            model = content["model"]
+            content["model"] = model | {k: model[k].float() * scale for k, scale in scales.items()}
+        return content
     except OSError:
         raise
     except Exception as error:  # damaged files raise nearly everything
@@ -97,6 +107,22 @@ def read_weights(path: str | os.PathLike) -> Any:
         raise WeightsError(
             f"{path} can't be read as weights: {what}; get it again, or name another file"
         ) from error
+
+
+def in_bytes(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix or convolution in 8 bits a number, with a scale for each output.
+
+    Args:
+        tensor: float (D, ...).
+
+    Returns:
+        ``(numbers, scale)``, int8 of the same shape and float32 (D, 1, ...). Their product is off
+        by half of the scale at most, and the scale is 1 / 127 of the output's largest number.
+    """
+    tensor = tensor.float()
+    largest = tensor.abs().amax(dim=tuple(range(1, tensor.dim())), keepdim=True)
+    scale = torch.where(largest > 0, largest / 127.0, 1.0)
+    return (tensor / scale).round().to(torch.int8), scale
 
 
 def read_state_dict(path: str) -> Tensors:

@@ -1,4 +1,4 @@
-"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
+"""Time metrics against a sort in Python, search against FAISS, a network, and the page."""
 
 import argparse
 import contextlib
@@ -23,6 +23,7 @@ from ..retrieval.engines import MilvusIndex, create_index
 from ..structures.packed import pack_codes, unpack_codes
 from ..utils.errors import RegionDHError
 from ..utils.file_io import check_output_file, write_json
+from .serve import check_web_packages
 
 # PASCAL VOC 2007, about 1.5 of them an image.
 VOC_CLASSES = 20
@@ -353,12 +354,39 @@ def print_network(numbers: dict) -> None:
         print(f"{row['images']:>22}  {row['training']:8.3f}  {row['codes']:7.3f}")
 
 
+def benchmark_page(args: argparse.Namespace) -> dict:
+    """Clicks on the page, see :func:`time_page`."""
+    check_web_packages()
+    from ..web.page_times import time_page
+
+    if args.queries >= args.photos:
+        raise RegionDHError("--queries: fewer than --photos, since each is on another photo")
+    return time_page(args.photos, args.queries, args.bits)
+
+
+def print_page(numbers: dict) -> None:
+    print(
+        f"{numbers['photos']} photos, {numbers['objects']} objects, {numbers['engine']}: from a "
+        f"click to answers {numbers['median_ms']:.1f} ms, 95th percentile "
+        f"{numbers['p95_ms']:.1f} ms"
+    )
+    print(
+        f"first load: {numbers['page_bytes']} bytes of the page, {numbers['first_bytes']} with the "
+        "first list, without pictures"
+    )
+    print(
+        f"memory: {numbers['memory_bytes'] / 1e6:.0f} MB of the server, "
+        f"{numbers['reader_bytes'] / 1e6:.0f} MB of the processes that read files"
+    )
+
+
 # By the name of the benchmark, the functions that measure and print.
 BENCHMARKS = {
     "evaluation": (benchmark_evaluation, print_evaluation),
     "search": (benchmark_search, print_search),
     "training": (benchmark_training, print_training),
     "network": (benchmark_network, print_network),
+    "page": (benchmark_page, print_page),
 }
 
 

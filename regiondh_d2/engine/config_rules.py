@@ -143,6 +143,11 @@ RULES: dict[str, Rule] = {
     _HASH + "FUSION_SCALE": number(above=0.0),
     _HASH + "WHOLE_IMAGE": one_of(*WHOLE_IMAGE),
     _HASH + "IMAGE_LOSS": one_of(*IMAGE_LOSSES),
+    _HASH + "IMAGE_ENCODERS": _NAMES,
+    _HASH + "IMAGE_ENCODER_SIZES": several(whole(32)),
+    _HASH + "FUSED_DROPOUT": Rule(
+        "a number of at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1
+    ),
     _HASH + "LOSS_WEIGHTS.ALPHA": several(_WEIGHT, 2),
     _HASH + "LOSS_WEIGHTS.BETA": several(_WEIGHT, 3),
     _HASH + "LOSS_WEIGHTS.GAMMA_H1": several(_WEIGHT, 2),

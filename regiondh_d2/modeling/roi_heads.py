@@ -28,6 +28,7 @@ from .hashing import (
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
+from .image_encoders import ENCODED, encoder_width
 from .indexed_boxes import join_regions, number_regions
 from .losses import build_loss
 from .object_hash import ObjectHashHead
@@ -164,6 +165,7 @@ class RegionDHROIHeads(StandardROIHeads):
         fusion_scale: float = 1.0,
         whole_image: str = "none",
         fusion_gradient: bool = True,
+        image_encoders: bool = False,
         image_loss: str = "logistic",
         image_gradient_scale: float = 1.0,
         code_queue: CodeQueue | None = None,
@@ -180,6 +182,8 @@ class RegionDHROIHeads(StandardROIHeads):
             fusion_rois, fusion_num_rois, fusion_input, fusion_norm, fusion_scale, whole_image,
                 fusion_gradient, image_loss: see the keys of the same names in
                 :mod:`regiondh_d2.config`.
+            image_encoders: whether H2 reads what image encoders make of the image, too: the
+                features ``encoded``, (B, D).
             image_gradient_scale: as the key of the same name.
             code_queue: what gives ``image_objective`` codes of earlier batches; None for none.
             object_hash: what codes detections and boxes in place of H1, if anything.
@@ -213,6 +217,7 @@ class RegionDHROIHeads(StandardROIHeads):
         self.fusion_scale = fusion_scale
         self.whole_image = whole_image
         self.fusion_gradient = fusion_gradient
+        self.image_encoders = image_encoders
         self.image_loss = IMAGE_LOSSES[image_loss]
         self.image_gradient_scale = image_gradient_scale
         self.code_queue = code_queue or CodeQueue(0, image_hash.latent.bits, self.num_classes)
@@ -241,14 +246,20 @@ class RegionDHROIHeads(StandardROIHeads):
                 f"{cfg.MODEL.ROI_BOX_HEAD.NAME}"
             )
         beside = {"row": bits_instance, "feature": features, "pooled": pooled}
-        fused += beside.get(node.WHOLE_IMAGE, 0)
+        whole = beside.get(node.WHOLE_IMAGE, 0) + sum(map(encoder_width, node.IMAGE_ENCODERS))
         trained = [part for part, factor in node.LR_FACTORS.items() if factor]
         return {
             **ret,
             "box_predictor": RegionDHOutputLayers(cfg, shape),
             "instance_hash": LatentLayer(features, bits_instance, **latent),
             "image_hash": ImageHashHead(
-                fused, bits_image, num_classes, normalize=node.NORMALIZE_FUSED, **latent
+                fused + whole,
+                bits_image,
+                num_classes,
+                normalize=node.NORMALIZE_FUSED,
+                dropout=node.FUSED_DROPOUT,
+                dropout_dim=fused,
+                **latent,
             ),
             "image_objective": build_loss(
                 node.OBJECTIVE, bits=bits_image, num_classes=num_classes, seed=max(cfg.SEED, 0)
@@ -260,6 +271,7 @@ class RegionDHROIHeads(StandardROIHeads):
             "fusion_scale": node.FUSION_SCALE,
             "whole_image": node.WHOLE_IMAGE,
             "fusion_gradient": node.FUSION_GRADIENT,
+            "image_encoders": bool(node.IMAGE_ENCODERS),
             "image_loss": node.IMAGE_LOSS,
             "image_gradient_scale": node.IMAGE_GRADIENT_SCALE,
             "code_queue": CodeQueue(node.CODE_QUEUE, bits_image, num_classes),
@@ -279,10 +291,11 @@ class RegionDHROIHeads(StandardROIHeads):
             ``loss_hash_<layer>_balance`` (E2); with an ``object_hash`` its losses, too. At test the
             detections, with ``pred_codes``, and an empty dict.
         """
-        del images
         if not self.training:
             instances, _ = self.forward_hash(features, proposals, detect=True)
             return instances, {}
+        if hasattr(images, ENCODED):  # by RegionDH
+            features = {**features, ENCODED: getattr(images, ENCODED)}
         if targets is None:
             raise RegionDHError("training needs ground truth: the inputs have no 'instances'")
         labels = multi_hot_labels(targets, self.num_classes)
@@ -308,7 +321,7 @@ class RegionDHROIHeads(StandardROIHeads):
         losses["loss_hash_instance_binary"] = forcing_binary_loss(detection.activations)
         losses["loss_hash_instance_balance"] = bit_balance_loss(detection.activations)
         losses |= self._object_losses(detection.features, sampled)
-        return losses | self._image_losses(fused, labels)
+        return losses | self._image_losses(fused, labels, self._encoded(features))
 
     def _image_branch(self, regions: RegionOutputs) -> RegionOutputs:
         """Regions for the fusion, whose gradient on the way to the box head and the backbone is
@@ -323,8 +336,8 @@ class RegionDHROIHeads(StandardROIHeads):
             return {}
         return self.object_hash.losses(features, torch.cat([p.gt_classes for p in sampled]))
 
-    def _image_losses(self, fused: list[RegionOutputs], labels) -> dict[str, torch.Tensor]:
-        codes = self._fuse(fused)
+    def _image_losses(self, fused: list[RegionOutputs], labels, encoded) -> dict[str, torch.Tensor]:
+        codes = self._fuse(fused, encoded)
         return {
             "loss_hash_image_binary": forcing_binary_loss(codes.activations),
             "loss_hash_image_balance": bit_balance_loss(codes.activations),
@@ -353,13 +366,14 @@ class RegionDHROIHeads(StandardROIHeads):
         """
         boxes = [self._fusable_boxes(p) for p in proposals]
         fused_index = [self._fused_index(len(p)) for p in proposals]
+        encoded = self._encoded(features)
         if not detect:
             boxes = [b[index] for b, index in zip(boxes, fused_index, strict=True)]
             regions = self._regions(features, boxes)
-            return None, self._fuse(regions.split([len(b) for b in boxes]))
+            return None, self._fuse(regions.split([len(b) for b in boxes]), encoded)
         images = self._regions(features, boxes).split([len(b) for b in boxes])
         fused = [r.select(index) for r, index in zip(images, fused_index, strict=True)]
-        codes = self._fuse(fused)
+        codes = self._fuse(fused, encoded)
 
         images = [r.select(slice(len(p))) for r, p in zip(images, proposals, strict=True)]
         scores = torch.cat([r.scores for r in images])
@@ -413,8 +427,18 @@ class RegionDHROIHeads(StandardROIHeads):
         scores = self.box_predictor.class_scores(x, activations)
         return RegionOutputs(pooled, x, activations, scores)
 
-    def _fuse(self, images: list[RegionOutputs]) -> ImageCodes:
-        """Fuse the regions of each image and hash the result."""
+    def _encoded(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """What the image encoders make of the images, (B, D), if there are any."""
+        if not self.image_encoders:
+            return []
+        if ENCODED not in features:
+            raise RegionDHError(
+                "MODEL.REGION_DH.IMAGE_ENCODERS need MODEL.META_ARCHITECTURE RegionDH"
+            )
+        return [features[ENCODED].float()]
+
+    def _fuse(self, images: list[RegionOutputs], encoded: list[torch.Tensor]) -> ImageCodes:
+        """Fuse the regions of each image, join what is beside them, and hash the result."""
         beside: list[torch.Tensor] = []
         if self.whole_image in BESIDE:  # the last region of each image isn't fused, but joined
             whole = [getattr(r, BESIDE[self.whole_image])[-1].float() for r in images]
@@ -428,7 +452,7 @@ class RegionDHROIHeads(StandardROIHeads):
             self.fusion_norm,
             counts=torch.tensor([len(rows) for rows in p], device=p[0].device),
         )
-        fused = torch.cat([self.fusion_scale * fused, *beside], dim=1)
+        fused = torch.cat([self.fusion_scale * fused, *beside, *encoded], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 
