@@ -99,8 +99,8 @@ def add_arguments(parser: CommandParser) -> None:
     network.add_overrides()
     page = benchmarks.add_parser("page", help="clicks on the page, on an index of random codes")
     for name, default, text in (
-        ("--photos", 100_000, "of the index"),
-        ("--queries", 200, "clicks"),
+        ("--photos", 100_000, "number of photos in the index"),
+        ("--queries", 200, "number of clicks"),
         ("--bits", 64, "code length"),
     ):
         page.add_argument(

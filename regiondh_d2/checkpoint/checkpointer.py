@@ -177,7 +177,8 @@ class RegionDHCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _complete_encoders(self, missing: Iterable[str]) -> None:
-        """Give image encoders that the weights lack those of ImageNet; they are never trained."""
+        """Load ImageNet weights into the image encoders that the loaded weights lack. Encoders are
+        never trained."""
         missing = tuple(missing)
         for i, encoder in enumerate(getattr(self.model, "image_encoders", None) or ()):
             if any(name.startswith(f"image_encoders.{i}.") for name in missing):

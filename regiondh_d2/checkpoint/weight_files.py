@@ -15,7 +15,7 @@ from .conversion import ConvertedWeights, Tensors, WeightsError
 
 __all__ = ["SCALES", "in_bytes", "read_weights", "read_zoo_pickle", "write_weights"]
 
-# Beside ``model`` in a file: the scales of the tensors that are stored in 8 bits, by their names.
+# The key of a file, besides ``model``, with the scales by name of the tensors stored in 8 bits.
 SCALES = "scales_of_bytes"
 
 
@@ -110,14 +110,15 @@ def read_weights(path: str | os.PathLike) -> Any:
 
 
 def in_bytes(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix or convolution in 8 bits a number, with a scale for each output.
+    """A matrix or convolution with 8 bits for each number, and a scale for each output.
 
     Args:
         tensor: float (D, ...).
 
     Returns:
-        ``(numbers, scale)``, int8 of the same shape and float32 (D, 1, ...). Their product is off
-        by half of the scale at most, and the scale is 1 / 127 of the output's largest number.
+        ``(numbers, scale)``, int8 of the same shape and float32 (D, 1, ...). Their product differs
+        from the tensor by half of the scale at most. The scale is the output's largest magnitude
+        divided by 127.
     """
     tensor = tensor.float()
     largest = tensor.abs().amax(dim=tuple(range(1, tensor.dim())), keepdim=True)

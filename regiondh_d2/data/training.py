@@ -78,8 +78,8 @@ class StrictMapper(DatasetMapper):
         return {**options, "max_pixels": max_pixels(cfg), "squares": square_sizes(cfg)}
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """As in the base class, with ``squares`` for image encoders: of the photo as it was read,
-        mirrored where the image is, and with no other augmentation.
+        """As in the base class, with ``squares`` for image encoders. They show the photo as it was
+        read, mirrored if the image is, without any other augmentation.
 
         Raises:
             UnreadableImageError: the image is missing, damaged, or not of the annotated size.
