@@ -5,7 +5,7 @@ token, which is printed at start, or taken from REGIONDH_TOKEN.
 """
 
 from ..arguments import CommandParser
-from ..legal_values import ENGINES
+from ..legal_values import MEMORY_ENGINES
 from ..options import add_config_option, add_import_option, add_root_option, whole_number
 
 INTERRUPTED = "ended"
@@ -38,7 +38,9 @@ def add_arguments(parser: CommandParser) -> None:
         "repeatable (default: none)",
     )
     parser.add_argument(
-        "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
+        "--engine",
+        choices=MEMORY_ENGINES,
+        help="search with this engine (default: that of the index)",
     )
     add_root_option(parser)
     add_import_option(parser)
