@@ -74,7 +74,7 @@ def check_code_set(code_set: CodeSet) -> None:
     """Check that the arrays of a code set fit together.
 
     Raises:
-        RegionDHError: they don't; the message is half a line, without the file.
+        RegionDHError: they don't; the message doesn't name the file.
     """
     rows = len(check_packed("codes", code_set.codes, code_set.bits))
     for name in ("image_ids", "file_names"):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..utils.display import display_name
-from ..utils.paths import folder_start
+from ..utils.paths import is_below
 from .codes import CodeFileError, CodeSet
 
 __all__ = ["check_root_count", "join_roots", "move_root", "with_distinct_roots"]
@@ -17,10 +17,10 @@ _MAX_ROOTS = 1 << 16  # root_index is uint16
 
 
 def check_root_count(count: int) -> None:
-    """Check that a code set can hold so many roots.
+    """Check that a code set can hold this number of roots.
 
     Raises:
-        CodeFileError: there are too many.
+        CodeFileError: it can't.
     """
     if count > _MAX_ROOTS:
         raise CodeFileError(
@@ -30,7 +30,7 @@ def check_root_count(count: int) -> None:
 
 
 def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
-    """The code set after a folder of photos was moved. No photo is looked at.
+    """The code set after a folder of photos was moved. No photo is read.
 
     Args:
         code_set: the codes.
@@ -40,19 +40,19 @@ def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
     Raises:
         CodeFileError: no image is in ``old``.
     """
-    if not any(_is_in(name, old) for name in code_set.file_names):
+    if not any(is_below(name, old) for name in code_set.file_names):
         known = ", ".join(display_name(root) for root in code_set.roots if root) or "none"
         raise CodeFileError(f"no image is in {display_name(old)}; the roots are: {known}")
 
     def moved(path: str) -> str:
-        return new + path[len(old) :] if _is_in(path, old) else path
+        return new + path[len(old) :] if is_below(path, old) else path
 
     names = [moved(name) for name in code_set.file_names]
     # A root above ``old`` stays for the photos that have not moved; the others get ``new``.
     roots = list(dict.fromkeys([*map(moved, code_set.roots), new]))
     position = {root: i for i, root in enumerate(roots)}
     root_index = [
-        position[moved(root) if not root or _is_in(name, moved(root)) else new]
+        position[moved(root) if not root or is_below(name, moved(root)) else new]
         for root, name in zip((code_set.roots[i] for i in code_set.root_index), names, strict=True)
     ]
     # The id of a photo that is in no dataset is its file name.
@@ -74,10 +74,6 @@ def move_root(code_set: CodeSet, old: str, new: str) -> CodeSet:
     )
 
 
-def _is_in(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder_start(folder))
-
-
 def with_distinct_roots(code_set: CodeSet) -> CodeSet:
     """The code set without repeated and unused roots."""
     used = np.unique(code_set.root_index)
@@ -90,7 +86,7 @@ def with_distinct_roots(code_set: CodeSet) -> CodeSet:
 
 
 def join_roots(code_sets: Sequence[CodeSet]) -> tuple[list[str], np.ndarray]:
-    """The roots of all code sets together, and the index of each image's root."""
+    """The roots of all code sets, each once, and the index of each image's root."""
     position: dict[str, int] = {}
     indexes = []
     for code_set in code_sets:

@@ -22,11 +22,11 @@ __all__ = ["concatenate_instances", "join_code_sets", "take_rows"]
 
 
 def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
-    """The rows of all code sets, one after the other, with the attributes of the first.
+    """Join the rows of code sets in order, with the attributes of the first set.
 
     Raises:
-        CodeFileError: they differ in where the codes come from or in their columns, or together
-            have too many roots.
+        CodeFileError: the codes are of different models, settings or datasets, the sets have
+            different columns, or they have too many roots together.
     """
     first = code_sets[0]
     for name in ("bits", "dataset", "count_difficult", "model_fingerprint", "settings"):

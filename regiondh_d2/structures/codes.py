@@ -94,8 +94,8 @@ class CodeSet:
         class_names: C names, or empty where unknown.
         dataset: name of the dataset.
         config: name of the model's configuration.
-        count_difficult: whether ``labels`` count classes that only difficult objects show.
-        model_fingerprint: sha256 over the model's state dict; codes of two models do not mix.
+        count_difficult: whether ``labels`` include classes that only difficult objects show.
+        model_fingerprint: sha256 of the model's state dict; codes of two models can't be compared.
         settings: the settings that change the codes, a line "KEY VALUE" each; "" where unknown.
         activations: float16 (N, bits) before binarization, or None.
         features: float16 (N, D), or None.
@@ -103,7 +103,7 @@ class CodeSet:
         roots: folders to which the paths are relative; "" where there is none.
         root_index: uint16 (N,), the root of each image.
         size: int64 (N,), bytes of each file when it was encoded, or :data:`UNKNOWN`.
-        mtime_ns: int64 (N,), its time of modification then in nanoseconds, or :data:`UNKNOWN`.
+        mtime_ns: int64 (N,), its time of modification, in nanoseconds, or :data:`UNKNOWN`.
         content_sha256: uint8 (N, 32), of each file's bytes, zeros where unknown; or None.
         class_weights: float32 (bits + 1, C), a classifier on the bits, bias last; or None. See
             :mod:`~regiondh_d2.retrieval.class_decoder`.
@@ -182,7 +182,7 @@ def check_holds(codes: CodeSet, name: str, *attributes: str) -> None:
     Args:
         codes: the code set.
         name: its name for the message, such as its file.
-        attributes: the needed columns, of "labels", "activations", "features", "instances" and
+        attributes: the needed columns: "labels", "activations", "features", "instances" or
             "class_weights".
 
     Raises:
@@ -195,7 +195,7 @@ def check_holds(codes: CodeSet, name: str, *attributes: str) -> None:
 
 
 def join_path(root: str, relative_path: str) -> str:
-    """A root joined with a path below it that has "/" between folders."""
+    """Join a root with a path below it, in which "/" separates folders."""
     return os.path.join(root, relative_path.replace("/", os.sep)) if root else relative_path
 
 

@@ -104,10 +104,11 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
 
 
 def _best_of_each_region(instances: Any) -> np.ndarray:
-    """Which detections of an image to keep, int64, ascending: of those of one region the one of
-    the highest score, the first at equal scores.
+    """The rows of an image's detections to keep, int64, ascending.
 
-    Detections of one region with different codes, as IAH makes them, a code a class, all stay.
+    Of the detections of a region that have the same code, it keeps the one with the highest score;
+    of equal scores, the first. IAH makes another code for each class, so all of its detections
+    stay.
     """
     if not instances.has("pred_regions"):
         return np.arange(len(instances))
