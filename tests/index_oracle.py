@@ -10,7 +10,7 @@ from regiondh_d2.structures.packed import pack_codes, unpack_codes
 MEMORY_ENGINES = ["faiss", "numpy"]
 MILVUS = os.environ.get("REGIONDH_TEST_MILVUS", "")
 HAS_MILVUS = importlib.util.find_spec("pymilvus") is not None and (
-    MILVUS or importlib.util.find_spec("milvus_lite") is not None
+    bool(MILVUS) or importlib.util.find_spec("milvus_lite") is not None
 )
 # Engines that keep their codes elsewhere, under a name.
 STORED_ENGINES = ["shards", *(["milvus"] if HAS_MILVUS else [])]

@@ -367,8 +367,8 @@ def test_as_a_program(tmp_path):
     ("words", "message"),
     [
         (["--engine", "milvus"], "--engine milvus needs --uri, the server"),
-        (["--uri", "http://a"], "--uri is of --engine milvus"),
-        (["--engine", "numpy", "--collection", "a"], "--collection is of --engine milvus"),
+        (["--uri", "http://a"], "--uri needs --engine milvus"),
+        (["--engine", "numpy", "--collection", "a"], "--collection needs --engine milvus"),
         (["--engine", "milvus", "--uri", "u", "--collection", "a-b"], "letters, digits and _"),
         (["--engine", "numpy", "--nlist", "4"], "--nlist needs --engine faiss or milvus"),
         (["--engine", "shards"], "shards"),

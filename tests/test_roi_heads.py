@@ -606,9 +606,3 @@ def test_other_heads_are_refused(tiny_cfg, key):
     tiny_cfg.merge_from_list([f"MODEL.{key}", True])
     with pytest.raises(ValueError, match=key.split(".")[-1]):
         build_roi_heads(tiny_cfg, {"stage4": ShapeSpec(channels=8, stride=16)})
-
-
-def test_sigmoid_classifiers_are_refused(tiny_cfg):
-    tiny_cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
-    with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
-        build_roi_heads(tiny_cfg, {"stage4": ShapeSpec(channels=8, stride=16)})

@@ -41,7 +41,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--collection",
         metavar="NAME",
-        help="with --engine milvus: how the server's collections begin (default: the name of the "
+        help="with --engine milvus: start of the collections' names (default: the name of the "
         "index folder)",
     )
     parser.add_argument(
@@ -72,6 +72,6 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
         parser.error("--engine milvus needs --uri, the server")
     for option in ("uri", "collection"):
         if getattr(args, option) and args.engine != "milvus":
-            parser.error(f"--{option} is of --engine milvus: give that, too")
+            parser.error(f"--{option} needs --engine milvus")
     if args.collection and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,199}", args.collection):
         parser.error(f"--collection {args.collection}: use letters, digits and _ only")

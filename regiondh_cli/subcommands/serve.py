@@ -1,11 +1,11 @@
 """Serve a page to search an index with, and a REST interface.
 
-The page listens on this machine alone, unless --host names another address. Then everybody needs a
+Only this machine can reach the page, unless --host names another address. Then everybody needs a
 token, which is printed at start, or taken from REGIONDH_TOKEN.
 """
 
 from ..arguments import CommandParser
-from ..legal_values import ENGINES
+from ..legal_values import MEMORY_ENGINES
 from ..options import add_config_option, add_import_option, add_root_option, whole_number
 
 INTERRUPTED = "ended"
@@ -14,13 +14,13 @@ INTERRUPTED = "ended"
 def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
     add_config_option(parser, required=False)
-    parser.add_argument("--host", default="127.0.0.1", help="to listen on (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
     parser.add_argument(
         "--port",
         type=whole_number(0, 65535),
         default=8000,
         metavar="N",
-        help="to listen on; 0 takes one that is free (default: %(default)s)",
+        help="port; 0 takes a free one (default: %(default)s)",
     )
     parser.add_argument(
         "--allow-host",
@@ -34,11 +34,13 @@ def add_arguments(parser: CommandParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="the page may add this folder of photos to the index, and those below it; repeatable "
-        "(default: none)",
+        help="a folder that users of the page may add to the index, and any folder in it; "
+        "repeatable (default: none)",
     )
     parser.add_argument(
-        "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
+        "--engine",
+        choices=MEMORY_ENGINES,
+        help="search with this engine (default: that of the index)",
     )
     add_root_option(parser)
     add_import_option(parser)

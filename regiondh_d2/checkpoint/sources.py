@@ -166,7 +166,7 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
         return detectron2_zoo_to_ours(read_zoo_pickle(path), layout)
     weights = read_state_dict(path)
     if "_conv_stem.weight" in weights:
-        refuse_layout(layout, "an EfficientNet-Lite has one place alone")
+        refuse_layout(layout, "an EfficientNet-Lite has only one layout")
         return efficientnet_lite_to_ours(weights)
     return torchvision_to_detectron2(weights, layout)
 

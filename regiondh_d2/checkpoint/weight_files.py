@@ -15,12 +15,12 @@ from .conversion import ConvertedWeights, Tensors, WeightsError
 
 __all__ = ["SCALES", "in_bytes", "read_weights", "read_zoo_pickle", "write_weights"]
 
-# Beside ``model`` in a file: the scales of the tensors that are stored in 8 bits, by their names.
+# The key of a file, besides ``model``, with the scales by name of the tensors stored in 8 bits.
 SCALES = "scales_of_bytes"
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays, and refuses all else."""
+    """Reads dicts, lists, strings, numbers and numpy arrays, and refuses anything else."""
 
     # numpy's helpers, from their modules in this version; files may name modules of other versions.
     _RECONSTRUCT = np.zeros(0).__reduce__()[0]
@@ -41,7 +41,7 @@ class _NumpyUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which weights have no need of")
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which no weights need")
         return self.KNOWN[module, name]
 
 
@@ -110,14 +110,15 @@ def read_weights(path: str | os.PathLike) -> Any:
 
 
 def in_bytes(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix or convolution in 8 bits a number, with a scale for each output.
+    """A matrix or convolution with 8 bits for each number, and a scale for each output.
 
     Args:
         tensor: float (D, ...).
 
     Returns:
-        ``(numbers, scale)``, int8 of the same shape and float32 (D, 1, ...). Their product is off
-        by half of the scale at most, and the scale is 1 / 127 of the output's largest number.
+        ``(numbers, scale)``, int8 of the same shape and float32 (D, 1, ...). Their product differs
+        from the tensor by half of the scale at most. The scale is the output's largest magnitude
+        divided by 127.
     """
     tensor = tensor.float()
     largest = tensor.abs().amax(dim=tuple(range(1, tensor.dim())), keepdim=True)

@@ -58,8 +58,8 @@ def halve(checkpoint: str, output: str) -> tuple[int, str]:
     """Write a network's weights for shipping: matrices in half precision, no optimizer.
 
     Vectors stay in float32, since variances of batch norms may be too small for float16. Image
-    encoders, which are larger than all else, have 8 bits a weight; their depthwise convolutions,
-    which are small, have half precision.
+    encoders, the largest part, have 8 bits for each weight, except their small depthwise
+    convolutions, which have half precision.
 
     Args:
         checkpoint: a checkpoint of a training.

@@ -19,7 +19,7 @@ from ..engine.config_names import find_config
 from ..engine.defaults import config_inputs
 from ..engine.network import build_network
 from ..engine.user_code import import_user_code
-from ..retrieval.extract import ImageLoader
+from ..retrieval.images import ImageLoader
 from ..utils.display import print_line
 from ..utils.file_io import check_output_file, write_json
 

@@ -3,7 +3,7 @@
 import argparse
 
 from ..retrieval.code_store import read_codes, write_codes
-from ..retrieval.extract import parts_folder
+from ..retrieval.extraction_parts import parts_folder
 from ..retrieval.shards import merge_shards
 from ..structures.codes import CodeSet
 from ..utils.display import display_name, print_line

@@ -14,16 +14,15 @@ __all__ = ["squashed"]
 def squashed(
     pixels: np.ndarray, sizes: Iterable[int], mirrored: bool = False
 ) -> dict[int, torch.Tensor]:
-    """A photo as squares. Its proportions are lost, and nothing of it is cut off.
+    """A photo scaled to squares. Its proportions change, and no part is cut off.
 
     Args:
         pixels: the photo as it was read, not scaled yet, uint8 (H, W, 3).
         sizes: the sides of the squares in pixels.
-        mirrored: turn left and right.
+        mirrored: whether to swap left and right.
 
     Returns:
-        By size, uint8 (3, size, size), by Pillow's bilinear filter, which averages where it
-        shrinks.
+        For each size, uint8 (3, size, size). Pillow's bilinear filter averages when it shrinks.
     """
     photo = Image.fromarray(pixels)
     squares = {}

@@ -78,8 +78,8 @@ class StrictMapper(DatasetMapper):
         return {**options, "max_pixels": max_pixels(cfg), "squares": square_sizes(cfg)}
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """As in the base class, with ``squares`` for image encoders: of the photo as it was read,
-        mirrored where the image is, and with no other augmentation.
+        """As in the base class, with ``squares`` for image encoders. They show the photo as it was
+        read, mirrored if the image is, without any other augmentation.
 
         Raises:
             UnreadableImageError: the image is missing, damaged, or not of the annotated size.
@@ -112,7 +112,7 @@ class StrictMapper(DatasetMapper):
         name, mask_name = record["file_name"], record.pop("sem_seg_file_name", None)
         try:
             read = read_image(name, self.image_format, self.max_pixels)
-            # It needs only the shape, and adds the size if the record has none.
+            # This check needs only the shape. It adds the size to a record that has none.
             utils.check_image_size(record, np.empty((read.size.height, read.size.width, 0)))
             if mask_name is None:
                 return read, None
@@ -249,7 +249,7 @@ def labels_to_learn(record: dict) -> set[int]:
 def _with_something_to_learn(
     names: list[str], records: list[dict], fail: Callable[[str], None]
 ) -> list[dict]:
-    """The images with a label or an object that is not a crowd."""
+    """The records that have a label, or an object that is not a crowd."""
 
     def has_some(record: dict) -> bool:
         if has_labels_alone(record):

@@ -18,8 +18,8 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import add_regiondh_config, flat_items
 from ..modeling.hashing import FUSION_NORMS
 from ..modeling.losses import HASH_LOSS_REGISTRY
+from ..modeling.region_outputs import CLASSIFIER_INPUTS
 from ..modeling.roi_heads import (
-    CLASSIFIER_INPUTS,
     FUSION_INPUTS,
     FUSION_ROIS,
     IMAGE_LOSSES,

@@ -45,7 +45,7 @@ from ..modeling.box_heads import PooledBoxHead
 from ..modeling.image_encoders import ENCODED
 from ..modeling.indexed_boxes import IndexedBoxes
 from ..modeling.roi_heads import whole_image_box
-from ..retrieval.extract import padded_size
+from ..retrieval.extraction_plan import padded_size
 from ..utils.errors import RegionDHError
 from ..utils.progress import Progress
 from .cache_files import array_names, read_arrays, write_arrays

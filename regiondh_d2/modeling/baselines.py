@@ -36,8 +36,9 @@ from .hashing import (
     cross_proposal_fusion,
     forcing_binary_loss,
 )
-from .losses import build_loss, triplet_loss
+from .losses import build_loss
 from .meta_arch import RegionDH, per_image
+from .pairwise_losses import triplet_loss
 from .roi_heads import (
     IMAGE_LOSSES,
     RegionDHROIHeads,

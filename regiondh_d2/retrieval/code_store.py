@@ -47,13 +47,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..structures.codes import (
-    CodeFileError,
-    CodeSet,
-    InstanceCodes,
-    check_code_set,
-    join_path,
-)
+from ..structures.code_checks import check_code_set
+from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, join_path
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete

@@ -25,7 +25,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, check_code_set, join_path
+from ..structures.code_checks import check_code_set
+from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, join_path
 from ..structures.packed import unpack_codes
 from ..utils.display import display_name
 from ..utils.errors import MissingPackageError, RegionDHError

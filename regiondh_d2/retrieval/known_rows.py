@@ -20,14 +20,8 @@ from functools import cache
 import numpy as np
 
 from ..data.photo_files import PhotoScan, is_below, lies_in_any
-from ..structures.codes import (
-    UNKNOWN,
-    CodeFileError,
-    CodeSet,
-    join_code_sets,
-    join_path,
-    take_rows,
-)
+from ..structures.code_rows import join_code_sets, take_rows
+from ..structures.codes import UNKNOWN, CodeFileError, CodeSet, join_path
 from ..utils.file_io import file_sha256
 from ..utils.progress import Progress
 from .images import ImageEntry

@@ -19,7 +19,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..structures.codes import CodeFileError, CodeSet, join_code_sets, take_rows
+from ..structures.code_rows import join_code_sets, take_rows
+from ..structures.codes import CodeFileError, CodeSet
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from .images import ImageEntry
