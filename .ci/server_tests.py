@@ -2,7 +2,8 @@
 
 Each has a virtual environment of its own, since some need old packages, and finds the others of
 .venv behind these. Milvus's server listens on all interfaces, so it runs in a network namespace
-without any: where that isn't allowed, its tests are skipped, and the reason is printed.
+without any. Where a server can't be installed or started, its tests are skipped, and the reason is
+printed.
 """
 
 import contextlib
@@ -32,6 +33,10 @@ PORT = 19530
 INSIDE = "--in-namespace"
 
 
+class CannotRun(Exception):
+    """Why the tests of a server are skipped on this machine."""
+
+
 def make_environment(kind: str) -> Path:
     """The Python of an environment, "milvus-lite", "milvus-server" or "postgres"."""
     constraints = ROOT / f"constraints-{kind}.txt"
@@ -41,7 +46,8 @@ def make_environment(kind: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([ROOT / ".venv/bin/python", "-m", "venv", folder], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "-r", constraints]
-        subprocess.run(install, check=True)
+        if subprocess.run(install).returncode:
+            raise CannotRun(f"pip can't install {constraints.name}")
         (library,) = ROOT.glob(".venv/lib/python3*/site-packages")
         (own,) = folder.glob("lib/python3*/site-packages")
         (own / "zz_regiondh.pth").write_text(f"{library}\n")
@@ -109,7 +115,7 @@ def wait_for_port(log: Path, seconds: float = 120.0) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT), 1):
             return
         time.sleep(0.5)
-    sys.exit(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
+    raise CannotRun(f"it did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def test_server() -> int:
@@ -126,21 +132,33 @@ def test_server() -> int:
             )
 
 
-def main() -> int:
-    if sys.argv[1:] == [INSIDE]:
-        return test_server()
-    print("PostgreSQL", flush=True)
-    failed = run_tests(make_environment("postgres"), POSTGRES_TESTS)
-    print("Milvus Lite", flush=True)
-    failed = run_tests(make_environment("milvus-lite"), MILVUS_TESTS) or failed
+def in_namespace() -> int:
+    """Run this program's last part, the tests of Milvus's server, without a network."""
     make_environment("milvus-server")
     unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "-n", "true"], capture_output=True).returncode:
-        reason = "unshare is missing" if unshare is None else "this user may not unshare -n"
-        print(f"Milvus server: skipped, since it needs a network namespace and {reason}")
-        return failed
-    print("Milvus server", flush=True)
-    return subprocess.run([unshare, "-n", sys.executable, __file__, INSIDE]).returncode or failed
+    if unshare is None:
+        raise CannotRun("it needs a network namespace, and unshare is missing")
+    if subprocess.run([unshare, "-n", "true"], capture_output=True).returncode:
+        raise CannotRun("it needs a network namespace, and this user may not unshare -n")
+    return subprocess.run([unshare, "-n", sys.executable, __file__, INSIDE]).returncode
+
+
+def main() -> int:
+    parts = {
+        "PostgreSQL": lambda: run_tests(make_environment("postgres"), POSTGRES_TESTS),
+        "Milvus Lite": lambda: run_tests(make_environment("milvus-lite"), MILVUS_TESTS),
+        "Milvus server": in_namespace,
+    }
+    if sys.argv[1:] == [INSIDE]:
+        parts = {"Milvus server, without a network": test_server}
+    failed = 0
+    for name, run in parts.items():
+        print(name, flush=True)
+        try:
+            failed = run() or failed
+        except CannotRun as reason:
+            print(f"{name}: skipped: {reason}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":

@@ -225,7 +225,8 @@ def test_image_codes_alone_and_other_settings(
 ):
     output = tmp_path / "codes.h5"
     images = [random_network.scenes]
-    assert tool.main(arguments(images, output, "--no-instances", "--batch-size", "2")) == 0
+    options = ("--no-instances", "--no-activations", "--batch-size", "2")
+    assert tool.main(arguments(images, output, *options)) == 0
     codes = read_codes(output)
     assert codes.instances is None
     assert codes.activations is None

@@ -496,7 +496,7 @@ def test_which_regions_are_fused_in_training(make_heads, monkeypatch, rois):
     """topk: the proposals as at test, without ground truth; sampled: the sampled rows."""
     heads = make_heads("FUSION_ROIS", rois)
     seen, fuse = [], heads._fuse
-    monkeypatch.setattr(heads, "_fuse", lambda images: seen.append(images) or fuse(images))
+    monkeypatch.setattr(heads, "_fuse", lambda r, *e: seen.append(r) or fuse(r, *e))
     features, proposals, targets = make_features(2), make_proposals(20, 6), make_targets(2, 0)
     heads.forward_hash(features, proposals)
     heads.train()
