@@ -264,7 +264,7 @@ def print_table(title: str, classes: np.ndarray, found: dict[str, np.ndarray]) -
     print(f"| {title} | all | " + " | ".join(CLASSES) + " |")
     print("|---|---|" + "---|" * len(CLASSES))
     for name, values in found.items():
-        means = [values.mean(), *(values[rows].mean() for rows in classes.T)]
+        means = [np.nanmean(values), *(np.nanmean(values[rows]) for rows in classes.T)]
         print(f"| {name} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
 
 
