@@ -6,10 +6,10 @@ PY     := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage wheel-test lint format clean
+.PHONY: help setup demo test test-page coverage wheel-test test-milvus lint format clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## create or refresh .venv (DETECTRON2_SOURCE chooses the Detectron2, see INSTALL.md)
 	@$(PYTHON) tools/setup_env.py --venv $(VENV)
@@ -25,8 +25,14 @@ demo: setup  ## generate scenes, train, encode, evaluate, report and draw, into 
 test: setup  ## run the tests
 	$(PYTEST)
 
+test-page: setup  ## use the page in a headless Chromium; pictures go to output/page
+	REGIONDH_TEST_PAGE=1 $(PY) -m pytest tests/test_page.py
+
 wheel-test: setup  ## build the wheel, install it elsewhere and use it
 	$(PY) .ci/wheel_test.py
+
+test-milvus: setup  ## run the tests that need Milvus or PostgreSQL, in environments of their own
+	$(PY) .ci/server_tests.py
 
 coverage: setup  ## run the tests and list the files by the share of lines that they run
 	$(PYTEST) --cov --cov-report=term
@@ -42,5 +48,5 @@ format: setup  ## fix style and format in place
 	$(PY) -m ruff format .
 
 clean:  ## remove .venv and every cache; output/ and datasets/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
+	rm -rf $(VENV) .venv-milvus-* .venv-postgres build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

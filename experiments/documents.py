@@ -3,21 +3,33 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.file_io import replace_when_complete
 
+from .claims import markdown_claims
 from .queries import SHOWN
+from .reference_tables import markdown_classes, markdown_references
 from .result_files import ResultFolder, require_metrics
 from .rows import Row
 
-__all__ = ["fill_document", "markdown_differences", "markdown_table", "require_dataset"]
+__all__ = [
+    "fill_document",
+    "fill_documents",
+    "has_place",
+    "markdown_differences",
+    "markdown_table",
+    "require_dataset",
+]
 
 MARK = "†"
 TIES = ("pessimistic", "optimistic")
 BLOCK = re.compile(
-    r"(?P<begin><!-- (?P<what>table|differences): (?P<dataset>\S+)(?P<names>[^>]*) -->\n).*?"
+    r"(?P<begin><!-- (?P<what>table|differences|claims|references|classes): "
+    r"(?P<dataset>\S+)(?P<names>[^>]*) -->\n).*?"
     r"(?P<end><!-- end -->)",
     re.DOTALL,
 )
@@ -28,8 +40,9 @@ def markdown_table(
 ) -> str:
     """A table of the runs that are done: mean and standard deviation over seeds.
 
-    It also shows the means of the smallest and the largest MAP_min over all orders of ties. Rows
-    without any run are left out. Rows with a result that has an ``audit`` are marked, with its text
+    It also shows the means of the smallest and the largest MAP_min over all orders of ties, and the
+    CPU milliseconds that encoding an image takes, where they were measured. Rows without any run
+    are left out. Rows with a result that has an ``audit`` are marked, with its text
     below the table.
 
     Args:
@@ -43,9 +56,10 @@ def markdown_table(
     marked: dict[str, list[str]] = {}
     lines = [
         f"| method | row | bits | seeds | {' | '.join(SHOWN)} | MAP_min over ties | AP50 "
-        "| minutes |",
-        f"|{'---|' * (len(SHOWN) + 7)}",
+        "| minutes | ms |",
+        f"|{'---|' * (len(SHOWN) + 8)}",
     ]
+    milliseconds = results.read_milliseconds()
     names = [f"{m}@{topk}" for m in SHOWN] + [f"MAP_min@{topk}-{end}" for end in TIES]
     for row in rows:
         for bits in row.bits:
@@ -57,7 +71,10 @@ def markdown_table(
                 if result.get("audit"):
                     marked.setdefault(str(result["audit"]), []).append(f"`{run.name}`")
             if found:
-                lines.append(_markdown_row(row, bits, [*found.values()], dataset, topk))
+                cells = _cells(row, bits, [*found.values()], dataset, topk)
+                ms = milliseconds.get(row.config)
+                cells.append("" if ms is None else f"{ms:.0f}")
+                lines.append(f"| {' | '.join(cells)} |")
     notes = [f"\n{MARK} {', '.join(names)}: {note}" for note, names in marked.items()]
     return "\n".join([*lines, *notes]) + "\n"
 
@@ -102,10 +119,12 @@ def require_dataset(rows: Sequence[Row], results: ResultFolder, dataset: str) ->
 def fill_document(text: str, rows: Sequence[Row], results: ResultFolder) -> str:
     """Fill the places for tables in a document.
 
-    A place is the text between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`) or
-    ``<!-- differences: DATASET REFERENCE ROW... -->`` (:func:`markdown_differences`), and the next
-    ``<!-- end -->``. Without rows, all are shown. A number among the rows selects runs of that many
-    bits.
+    A place is the text between ``<!-- table: DATASET ROW... -->`` (:func:`markdown_table`),
+    ``<!-- differences: DATASET REFERENCE ROW... -->`` (:func:`markdown_differences`) or
+    ``<!-- claims: NAME... -->`` (:func:`.claims.markdown_claims`; ``all`` for all) or
+    ``<!-- references: unseen -->`` or ``seen``, or ``classes`` (:mod:`.reference_tables`), and the
+    next ``<!-- end -->``. Without rows, all are shown. A number among the rows selects runs of
+    that many bits.
 
     Args:
         text: the document.
@@ -123,6 +142,14 @@ def fill_document(text: str, rows: Sequence[Row], results: ResultFolder) -> str:
 
     def filled(block: re.Match) -> str:
         words = block["names"].split()
+        if block["what"] == "claims":
+            asked = [name for name in (block["dataset"], *words) if name != "all"]
+            return f"{block['begin']}\n{_claims_table(results, asked)}\n{block['end']}"
+        if block["what"] in ("references", "classes"):
+            markdown = {"references": markdown_references, "classes": markdown_classes}
+            found = results.read_references(block["dataset"])
+            table = markdown[block["what"]](found, block["dataset"])
+            return f"{block['begin']}\n{table}\n{block['end']}"
         names = [word for word in words if not word.isdecimal()]
         bits = [int(word) for word in words if word.isdecimal()]
         unknown = sorted(set(names) - set(by_name))
@@ -148,6 +175,42 @@ def fill_document(text: str, rows: Sequence[Row], results: ResultFolder) -> str:
     return BLOCK.sub(filled, text)
 
 
+def fill_documents(files: Sequence[Path], rows: Sequence[Row], results: ResultFolder) -> None:
+    """:func:`fill_document` for files; none is written unless all can be.
+
+    Raises:
+        OSError: a file can't be read.
+        RegionDHError: see :func:`fill_document`; the text names the file.
+    """
+    filled = {}
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise RegionDHError(f"--document {file} is no UTF-8 text") from None
+        try:
+            filled[file] = fill_document(text, rows, results)
+        except RegionDHError as error:
+            raise RegionDHError(f"--document {file}: {error}") from error
+    for file, text in filled.items():
+        with replace_when_complete(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def has_place(file: Path) -> bool:
+    """Whether a document has a place for a table."""
+    return BLOCK.search(file.read_text(encoding="utf-8")) is not None
+
+
+def _claims_table(results: ResultFolder, names: Sequence[str]) -> str:
+    found = results.read_claims()
+    if not found:
+        raise RegionDHError(
+            f"{results.claims_file}: no such file; python -m experiments.tables writes it"
+        )
+    return markdown_claims(found, names)
+
+
 def _read_differences(results: ResultFolder, dataset: str, reference: str) -> list[dict]:
     found = results.read_differences(dataset, reference)
     if found is None:
@@ -161,7 +224,9 @@ def _read_differences(results: ResultFolder, dataset: str, reference: str) -> li
 def _check_places(text: str) -> None:
     """Check that a document has places for tables, each with an end."""
     begin = None
-    for mark in re.finditer(r"<!-- *(?:(end)|(?:table|differences)\b).*?-->", text):
+    for mark in re.finditer(
+        r"<!-- *(?:(end)|(?:table|differences|claims|references|classes)\b).*?-->", text
+    ):
         if not mark[1] and begin:
             raise RegionDHError(f"the document has no <!-- end --> after {begin}")
         begin = None if mark[1] else mark[0]
@@ -174,7 +239,7 @@ def _check_places(text: str) -> None:
         )
 
 
-def _markdown_row(row: Row, bits: int, found: list[dict], dataset: str, topk: int) -> str:
+def _cells(row: Row, bits: int, found: list[dict], dataset: str, topk: int) -> list[str]:
     def spread(values: list[float], digits: int = 3) -> str:
         mean = f"{np.mean(values):.{digits}f}"
         return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
@@ -184,7 +249,7 @@ def _markdown_row(row: Row, bits: int, found: list[dict], dataset: str, topk: in
     ties = [np.mean([m[f"MAP_min@{topk}-{end}"] for m in metrics]) for end in TIES]
     boxes = [r["box_ap"]["bbox/AP50"] for r in found if "bbox/AP50" in r["box_ap"]]
     title = f"{row.title} {MARK}" if any(r.get("audit") for r in found) else row.title
-    cells = [
+    return [
         title,
         f"`{row.name}`",
         str(bits),
@@ -194,4 +259,3 @@ def _markdown_row(row: Row, bits: int, found: list[dict], dataset: str, topk: in
         spread(boxes, 1) if boxes else "",
         f"{np.mean([r['minutes'] for r in found]):.1f}",
     ]
-    return f"| {' | '.join(cells)} |"

@@ -35,7 +35,8 @@ from regiondh_d2.engine.user_code import import_user_code
 from regiondh_d2.evaluation.object_queries import evaluate_object_queries
 from regiondh_d2.modeling.cached import CachedNetwork
 from regiondh_d2.retrieval.images import dataset_images
-from regiondh_d2.structures.codes import CodeSet, InstanceCodes, codes_from_outputs
+from regiondh_d2.structures.codes import CodeSet, InstanceCodes
+from regiondh_d2.structures.model_outputs import codes_from_outputs
 from regiondh_d2.utils.file_io import check_output_file, write_json
 
 # Columns of the table, and the beginnings of the metrics' names.

@@ -12,15 +12,18 @@ __all__ = ["add_study_options", "check_study_options"]
 TABLE = Path(__file__).with_name("rows.yaml")
 
 
-def add_study_options(parser: argparse.ArgumentParser, rows: str, older_name: str) -> None:
+def add_study_options(
+    parser: argparse.ArgumentParser, rows: str | None, older_name: str | None
+) -> None:
     """Add the rows, ``--table``, ``--results`` and ``--networks``.
 
     Args:
         parser: to add them to.
-        rows: what the command does with the rows, for the help.
-        older_name: another name of ``--networks``, which the command had before.
+        rows: what the command does with the rows, for the help; None if it takes no rows.
+        older_name: another name of ``--networks``, which the command had before, or None.
     """
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to {rows} (default: all)")
+    if rows:
+        parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to {rows} (default: all)")
     parser.add_argument("--table", type=Path, default=TABLE, help="the rows (default: %(default)s)")
     parser.add_argument(
         "--results",
@@ -31,7 +34,7 @@ def add_study_options(parser: argparse.ArgumentParser, rows: str, older_name: st
     )
     parser.add_argument(
         "--networks",
-        older_name,
+        *([older_name] if older_name else []),
         type=Path,
         default=Path("output/experiments"),
         metavar="FOLDER",

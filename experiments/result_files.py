@@ -4,7 +4,9 @@
 code length and seed with the measurements and everything that they depend on. A run with an entry
 is done. ``per_query/RUN.npz`` holds each query's metrics of one run, for bootstraps; it stays a
 file a run, since it is binary and a training writes it whole.
-``differences/DATASET_REFERENCE.json`` holds the results of :mod:`.comparison`.
+``differences/DATASET_REFERENCE.json`` holds the results of :mod:`.comparison`, ``claims.json``
+those of :mod:`.claims`, ``references.json`` those of :mod:`.references` (each query's metrics are
+in ``per_query/reference_NAME.npz``), and ``milliseconds.json`` those of :mod:`.encode_times`.
 
 Version 0.1 wrote one file a run, ``RUN.json``, and ``differences_DATASET_REFERENCE.json``. They are
 read where the folder has nothing newer.
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from regiondh_d2.config import current_value
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import replace_when_complete, write_json
 from regiondh_d2.utils.locks import hold_lock
@@ -167,6 +170,83 @@ class ResultFolder:
         write_json(file, found)
         return file
 
+    @property
+    def claims_file(self) -> Path:
+        return self.path / "claims.json"
+
+    @property
+    def milliseconds_file(self) -> Path:
+        return self.path / "milliseconds.json"
+
+    def read_claims(self) -> list[dict]:
+        """The result of :func:`.claims.measure_claims`; empty if there is no file.
+
+        Raises:
+            RegionDHError: the file is damaged.
+        """
+        found = _read_if_there(self.claims_file)
+        if found is None:
+            return []
+        numbers = ("bits", "difference", "low", "high", "p_corrected")
+        if not isinstance(found, list) or not all(
+            all(map(_is_number, map(as_dict(entry).get, numbers))) for entry in found
+        ):
+            raise RegionDHError(
+                f"{self.claims_file} is damaged (no claims): delete it, and measure them with "
+                "python -m experiments.tables"
+            )
+        return found
+
+    @property
+    def references_file(self) -> Path:
+        return self.path / "references.json"
+
+    def read_references(self, database: str) -> dict[str, Any]:
+        """What :mod:`.references` measured.
+
+        Args:
+            database: "seen" or "unseen", of which there must be rows.
+
+        Raises:
+            RegionDHError: there is no such file, or it is damaged.
+        """
+        fix = "run python -m experiments.references"
+        found = _read_if_there(self.references_file)
+        if found is None:
+            raise RegionDHError(f"{self.references_file}: no such file: {fix}")
+        for key in ("references", "classes"):
+            rows = as_dict(found).get(key)
+            if not isinstance(rows, list) or not any(
+                as_dict(row).get("database") == database for row in rows
+            ):
+                raise RegionDHError(
+                    f"{self.references_file} has no {key} of the database {database!r}: {fix}"
+                )
+        return found
+
+    def write_reference_queries(
+        self, title: str, database: str, arrays: dict[str, np.ndarray]
+    ) -> None:
+        """Store each query's metrics of a reference, in half precision."""
+        name = "_".join(re.findall(r"\w+", f"reference {title} {database}"))
+        path = self.path / "per_query" / f"{name}.npz"
+        with replace_when_complete(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **{key: np.float16(v) for key, v in arrays.items()})
+
+    def read_milliseconds(self) -> dict[str, float]:
+        """Milliseconds an image by config file; empty if there is no file.
+
+        Raises:
+            RegionDHError: the file is damaged.
+        """
+        found = as_dict(as_dict(_read_if_there(self.milliseconds_file)).get("milliseconds"))
+        if not all(map(_is_number, found.values())):
+            raise RegionDHError(
+                f"{self.milliseconds_file} is damaged: restore it, or delete it and run "
+                "python -m experiments.encode_times"
+            )
+        return found
+
     def _old_file(self, run: Run) -> Path:
         return self.path / f"{run.name}.json"
 
@@ -250,6 +330,12 @@ def as_dict(value: Any) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def _pairs(command: Sequence[str]) -> dict[str, str]:
+    """The options of a command, with the present names of their values."""
+    pairs = dict(zip(command[1::2], command[2::2], strict=False))
+    return {key: current_value(key, value) for key, value in pairs.items()}
+
+
 def _read_if_there(path: Path) -> Any:
     if path.is_file():
         content = read_json(path)
@@ -302,7 +388,9 @@ def _check_command(result: dict, run: Run, file: Path) -> None:
     ours = run.command(Path(theirs[-1] if theirs else "").parent)
     if theirs == ours:
         return
-    old, new = (dict(zip(c[1::2], c[2::2], strict=False)) for c in (theirs, ours))
+    old, new = (_pairs(command) for command in (theirs, ours))
+    if old == new and list(old) == list(new):
+        return
     key = next((k for k in {**old, **new} if old.get(k) != new.get(k)), "another order of opts")
     raise RegionDHError(
         f"{file}: {run.name} was trained with {key} {old.get(key, '(none)')}, and row "

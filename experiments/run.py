@@ -20,10 +20,9 @@ from regiondh_d2.engine.training_record import data_checksum
 from regiondh_d2.engine.user_code import import_user_code
 from regiondh_d2.utils.display import print_line
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import replace_when_complete
 
 from .comparison import differences
-from .documents import fill_document, markdown_differences, markdown_table, require_dataset
+from .documents import fill_documents, markdown_differences, markdown_table, require_dataset
 from .options import add_study_options, check_study_options
 from .queries import SHOWN
 from .result_files import ResultFolder
@@ -96,22 +95,6 @@ def forget_runs(rows: Sequence[Row], names: Sequence[str], results: ResultFolder
     for name in names:
         found = results.forget(known[name])
         print_line(f"{name}: {'its result was dropped' if found else 'has no result'}")
-
-
-def fill_documents(files: Sequence[Path], rows: Sequence[Row], results: ResultFolder) -> None:
-    filled = {}
-    for file in files:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise CommandError(f"--document {file} is no UTF-8 text") from None
-        try:
-            filled[file] = fill_document(text, rows, results)
-        except RegionDHError as error:
-            raise RegionDHError(f"--document {file}: {error}") from error
-    for file, text in filled.items():
-        with replace_when_complete(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
 
 
 def summarize(

@@ -17,7 +17,8 @@ from regiondh_d2.evaluation.ranking_metrics import RankingResult
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.structures.codes import CodeSet, take_rows
+from regiondh_d2.structures.code_rows import take_rows
+from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.file_io import write_json
 

@@ -25,14 +25,14 @@ __all__ = ["DEBUG_VARIABLE", "CommandParser", "is_config_key"]
 DEBUG_VARIABLE = "REGIONDH_DEBUG"
 OVERRIDES = "opts"  # where the KEY VALUE pairs go, as in Detectron2's own parser
 
-# Several parts with dots between them: MODEL.ROI_HEADS.NUM_CLASSES
+# Parts with dots between them, such as MODEL.ROI_HEADS.NUM_CLASSES.
 _LEVELS = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
 _SEVERAL = ("+", "*")
 
 
 @lru_cache
 def _config_keys() -> frozenset[str]:
-    """Every key of the config. They are in the library, whose import takes seconds."""
+    """Every key of the config. Imports the library, which takes seconds."""
     cfg = importlib.import_module("detectron2.config").get_cfg()
     config = importlib.import_module("regiondh_d2.config")
     config.add_regiondh_config(cfg)
@@ -66,7 +66,7 @@ def _may_be_key(word: str) -> bool:
 
 
 class _Store(argparse.Action):
-    """Stores a value; an option with several values adds those of a repetition to the first."""
+    """Stores a value. A repeated option with several values adds its values to the earlier ones."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if self.option_strings and self.nargs in _SEVERAL:
@@ -93,7 +93,7 @@ class CommandParser(argparse.ArgumentParser):
     - ``--`` ends the options and overrides: the rest are files or other arguments.
     - Options can't be abbreviated. An unknown option is an error that suggests a similar one.
     - An empty value is an error, except in an override (``MODEL.WEIGHTS ""``).
-    - If an option is repeated, its last value counts, or for an option with several values all.
+    - If an option is repeated, its last value counts; if it takes several values, all of them.
     - An error is one line on standard error, and exit status 2.
     - ``--debug`` shows the traceback of any error, see
       :func:`regiondh_d2.engine.command.run_command`.

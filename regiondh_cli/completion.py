@@ -24,7 +24,7 @@ class Level:
         path: the words of subcommands that lead there, without the program's name.
         commands: subcommands with their descriptions.
         options: long options with their descriptions.
-        values: legal values, by the option; under "" those of the arguments without an option.
+        values: legal values by option; those of the positional argument are under "".
     """
 
     path: tuple[str, ...]
@@ -89,7 +89,7 @@ def _cases(found: list[Level]) -> str:
 
 
 def _paths(found: list[Level]) -> str:
-    """A pattern of ``case`` of every path of subcommands."""
+    """A pattern for ``case`` that matches every path of subcommands."""
     return "|".join(_quoted(" " + " ".join(level.path)) for level in found if level.path)
 
 

@@ -95,7 +95,7 @@ class Source:
     value: str = ""
 
     def describe(self) -> str:
-        """Words for the last line of the set-up."""
+        """Where it comes from, in words."""
         return {
             "keep": "found already installed",
             "registry": f"registry copy {REGISTRY_REQUIREMENT}, an unofficial republish",
@@ -121,7 +121,7 @@ def parse_source(text: str, build: bool = True) -> Source | None:
         The source, or None if none was named.
 
     Raises:
-        SetupError: if the value names a folder or file that cannot be one.
+        SetupError: the value names a file or folder that can't be a source.
     """
     text = text.strip()
     if not text:
@@ -162,7 +162,7 @@ def choose_source(wanted: Source | None, found: dict, recorded: Source | None) -
         A source of kind "keep" if there is nothing to do, else the source to install.
 
     Raises:
-        SetupError: if there is a Detectron2 that does not work and that we may not replace.
+        SetupError: there is a Detectron2 that doesn't work, and we didn't install it.
     """
     works = bool(found.get("path")) and not found.get("error")
     if wanted is not None:
@@ -196,7 +196,7 @@ def explain_import_error(error: str | None) -> str:
 
 
 def registry_line() -> str:
-    """The hashed requirement line of the registry's copy."""
+    """The line of a requirements file for the registry's copy, with its hash."""
     return f"{REGISTRY_REQUIREMENT} --hash=sha256:{REGISTRY_SHA256}\n"
 
 
@@ -215,10 +215,7 @@ def explain_failure(step: str, output: str, log: Path) -> str:
         ("Failed to establish a new connection", "the package registry cannot be reached"),
         ("ResolutionImpossible", "the versions asked for exclude each other"),
         ("No matching distribution found", "no such package for this Python or this system"),
-        (
-            "is not a valid editable requirement",
-            "not a pip requirement: check the source",
-        ),
+        ("is not a valid editable requirement", "not a pip requirement: check the source"),
         ("Invalid requirement", "not a pip requirement: check the source"),
         ("Could not find a tag or branch", "no such branch, tag or commit"),
         ("git clone", "git could not fetch the repository: give a local checkout instead"),

@@ -3,7 +3,9 @@
 A test compares them with the library's.
 """
 
-ENGINES = ("faiss", "numpy")
+ENGINES = ("faiss", "numpy", "milvus")
+MEMORY_ENGINES = ("faiss", "numpy")
+EXPORT_FORMATS = ("parquet", "npz", "pgvector")
 GRANULARITIES = ("image", "instance")
 RERANKINGS = ("activations", "features", "classes")
 QUERY_CLASSES = ("bits", "activations")
@@ -29,6 +31,7 @@ LAYOUTS = ("c4", "fpn")
 RESNETS = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
 WEIGHT_SOURCES = (
     "imagenet/tf_efficientnet_lite0",
+    "imagenet/tf_efficientnet_lite2",
     *(f"torchvision/{network}-{layout}" for network in sorted(RESNETS) for layout in LAYOUTS),
     "torchvision/vgg16",
 )

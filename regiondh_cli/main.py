@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``regiondh``.
 
     Args:
-        argv: its arguments; those of the process if None.
+        argv: arguments of the command; those of the process if None.
 
     Returns:
         The exit status: 0, 1 after a failure, or 130 after Ctrl-C. A wrong argument ends the
@@ -83,13 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _print_missing(start)
 
 
-def run_script(name: str, script: str, argv: Sequence[str] | None = None) -> int:
+def run_script(name: str, script: str) -> int:
     """Run a subcommand as a script of a checkout, such as ``tools/search.py``.
 
     Args:
-        name: of the subcommand.
-        script: the script's path, whose name its messages show.
-        argv: as of :func:`main`.
+        name: name of the subcommand.
+        script: path of the script; messages show its name.
 
     Returns:
         As :func:`main`.
@@ -97,7 +96,7 @@ def run_script(name: str, script: str, argv: Sequence[str] | None = None) -> int
 
     def start() -> int:
         parser = subcommand_parser(name, os.path.basename(script))
-        return _run(name, parser, parser.parse_args(argv))
+        return _run(name, parser, parser.parse_args())
 
     return _print_missing(start)
 
@@ -126,7 +125,7 @@ class MissingError(Exception):
     line."""
 
 
-# The packages that are missing first, and the commands that install them.
+# Packages that a new installation lacks, and the commands that install them.
 _REQUIRED = {
     "torch": "PyTorch isn't installed: `pip install torch torchvision`, then `regiondh doctor`",
     "detectron2": "Detectron2 isn't installed: `regiondh setup-detectron2` installs it",
@@ -134,7 +133,7 @@ _REQUIRED = {
 
 
 def _require_library() -> None:
-    """Look for the two large packages without importing them.
+    """Look for PyTorch and Detectron2 without importing them.
 
     Raises:
         MissingError: one isn't installed.
@@ -160,7 +159,7 @@ def _print_missing(start: Callable[[], int]) -> int:
 
 
 def _import_failure(error: Exception) -> str | None:
-    """The message about a failed import; None for a defect of ours."""
+    """The message about a failed import; None if the error is a defect of this package."""
     if isinstance(error, ImportError):
         package = (error.name or "").split(".")[0]
         if package in _REQUIRED and isinstance(error, ModuleNotFoundError):

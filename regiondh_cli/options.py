@@ -24,6 +24,7 @@ __all__ = [
     "max_distance",
     "positive_int",
     "seconds",
+    "shard",
     "weight",
     "whole_number",
 ]
@@ -62,6 +63,14 @@ def seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
     return value
+
+
+def shard(text: str) -> tuple[int, int]:
+    """An argument type: i/N, the i-th of N shards, counted from 1."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not i/N with i from 1 to N, such as 2/8")
+    return int(number), int(count)
 
 
 def weight(text: str) -> float:
@@ -106,14 +115,14 @@ def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_root_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--root OLD=NEW``, a list."""
+def add_root_option(parser: argparse.ArgumentParser, condition: str = "") -> None:
+    """Add ``--root OLD=NEW``, a list; ``condition`` begins its help."""
     parser.add_argument(
         "--root",
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="the folder OLD of photos was moved to NEW; repeatable",
+        help=f"{condition}the folder OLD of photos was moved to NEW; repeatable",
     )
 
 
@@ -164,18 +173,18 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rerank-by",
         choices=RERANKINGS,
-        help="with --rerank: by the distance of the query's activations to the images' codes; by "
-        "that of features, which few models have (ImageHash) and code files hold if they were "
-        "extracted with --features; or by the cosine of class probabilities, those of the images "
-        "decoded from their codes, which helps with the network's classes alone (default: classes "
-        "if the codes come with class_weights, else activations)",
+        help="with --rerank: activations, the distance of the query's activations to the images' "
+        "codes; features, the distance of features, which few models have (ImageHash), in codes "
+        "extracted with --features; or classes, the cosine of class probabilities, which are "
+        "decoded from the images' codes and help only for classes that the network knows (default: "
+        "classes if the codes come with class_weights, else activations)",
     )
 
 
 def check_rerank_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with status 2 if ``--rerank-by`` is given without ``--rerank``."""
     if args.rerank_by and args.rerank is None:
-        parser.error("--rerank-by is of a second stage: give --rerank N, too")
+        parser.error("--rerank-by needs --rerank N")
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:

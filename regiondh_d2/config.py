@@ -17,14 +17,17 @@ from detectron2.config import get_cfg
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "RENAMED_KEYS",
+    "RENAMED_VALUES",
     "add_regiondh_config",
     "changed_settings",
     "code_settings",
+    "current_value",
     "feature_settings",
     "flat_items",
     "max_pixels",
     "parse_settings",
     "recorded_max_pixels",
+    "square_sizes",
     "training_settings",
 ]
 
@@ -38,6 +41,10 @@ _IMAGE_READER = 2
 # Keys that version 0.1 named otherwise. Old config files, KEY VALUE pairs and settings of code
 # files still have the old names.
 RENAMED_KEYS = {"MODEL.TIMM.HEAD_CONV_DIM": "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM"}
+
+# Values that had another name, by key. Old configs, checkpoints, code files and results of the
+# study still have it. What was called "isdh" is the loss of IDHN.
+RENAMED_VALUES = {"MODEL.REGION_DH.OBJECTIVE": {"isdh": "idhn"}}
 
 # Three places ask whether two configs mean the same: code files (do these settings give the same
 # rows?), feature caches (the same features?) and checkpoints (the same training?). Every key
@@ -79,6 +86,7 @@ _TRAINING = (
     "INPUT.MIN_SIZE_TRAIN_SAMPLING",
     "INPUT.RANDOM_FLIP",
     "MODEL.REGION_DH.CODE_QUEUE",
+    "MODEL.REGION_DH.FUSED_DROPOUT",
     "MODEL.REGION_DH.IMAGE_GRADIENT_SCALE",
     "MODEL.REGION_DH.LOSS_WEIGHTS.*",
     "MODEL.REGION_DH.LR_FACTORS.*",
@@ -91,6 +99,7 @@ _HEADS = (
     "MODEL.REGION_DH.BITS*",
     "MODEL.REGION_DH.CLASSIFIER_INPUT",
     "MODEL.REGION_DH.FUSION_*",
+    "MODEL.REGION_DH.IMAGE_ENCODER*",  # their outputs have files of their own
     "MODEL.REGION_DH.IMAGE_LOSS",
     "MODEL.REGION_DH.LATENT_INIT_*",
     "MODEL.REGION_DH.NORMALIZE_FUSED",
@@ -175,6 +184,9 @@ def _add_region_dh(cfg: CN) -> None:
     # "class_mean": (P^T A1) / sum_i p_ic for each class c, joined with max_i p_ic.
     # "class_presence": the latter, the mean's deviation from 0.5 scaled by max_i p_ic.
     node.FUSION_NORM = "sum"
+    # A factor on the fusion matrix, before NORMALIZE_FUSED: a sum over many regions is far above 1,
+    # and with plain gradient steps H2 then hardly learns.
+    node.FUSION_SCALE = 1.0
     # A region that covers the whole image: "none" (the paper), "region" (one more fused region),
     # "row" (its H1 activations as one more row of the fusion matrix, unmixed with the others), or
     # "feature" (its box-head features beside the fusion matrix), or "pooled" (what the box head's
@@ -182,12 +194,24 @@ def _add_region_dh(cfg: CN) -> None:
     node.WHOLE_IMAGE = "none"
     # True standardizes what H2 reads, each dimension by its running mean and variance.
     node.NORMALIZE_FUSED = False
+    # The share of the fused values, and of these alone, that H2 doesn't see in training: dropped at
+    # random after NORMALIZE_FUSED. H2 otherwise learns the regions of few images by heart, where it
+    # reads IMAGE_ENCODERS, too.
+    node.FUSED_DROPOUT = 0.0
+    # Beyond the paper: frozen classifiers of timm's ("tf_efficientnet_lite2") that read the whole
+    # photo for H2, beside the fused regions and WHOLE_IMAGE. Each reads the photo as it was read
+    # from its file, squashed to a square with sides of IMAGE_ENCODER_SIZES pixels. A training
+    # whose MODEL.WEIGHTS lack them takes their ImageNet weights.
+    node.IMAGE_ENCODERS = []
+    node.IMAGE_ENCODER_SIZES = []
+    # True averages what they make of the photo and of its mirror image, in twice the time.
+    node.IMAGE_ENCODER_MIRRORED = False
     # False stops the gradient of the image branch at the fusion.
     node.FUSION_GRADIENT = True
     # Beyond the paper (1.0): a factor on the gradient with which the image branch reaches what the
     # box head reads and gives of the fused regions and of the whole image. H1, H2 and the
-    # classifiers learn at the full rate; the box head and the backbone, where this gradient is a
-    # hundred times that of detection, at this share.
+    # classifiers learn at the full rate; the box head and the backbone, where this gradient may be
+    # many times that of detection, by this share of it.
     node.IMAGE_GRADIENT_SCALE = 1.0
 
     # The image classification loss: "logistic" (one binary problem per class, summed over classes)
@@ -196,9 +220,9 @@ def _add_region_dh(cfg: CN) -> None:
 
     # Beyond the paper: what LOSS_WEIGHTS.SIMILARITY weights, an objective for the codes of images
     # given their labels (see modeling/losses.py). "cosine": the inner products of codes are
-    # drawn to the cosines of label vectors. Other methods': "isdh", "dmssph" (reconstructed),
-    # "dpsh", "triplet" (IAH's), "csq" or "orthohash"; the last two draw a center per class from
-    # SEED, 0 if that is -1.
+    # drawn to the cosines of label vectors. Other methods': "idhn", "isdh_soft", "dmssph"
+    # (reconstructed), "dpsh", "triplet" (IAH's, reconstructed), "csq" or "orthohash" (without its
+    # batch norm); the last two draw a center per class from SEED, 0 if that is -1.
     node.OBJECTIVE = "cosine"
     # So many codes of earlier batches, without their gradient, which OBJECTIVE compares with those
     # of a batch, too. 0: the batch alone.
@@ -281,9 +305,20 @@ def _add_retrieval(cfg: CN) -> None:
     node.BOX_AP = True
 
 
+def current_value(key: str, value: Any) -> Any:
+    """The present name of a key's value (:data:`RENAMED_VALUES`); most values have only one."""
+    names = RENAMED_VALUES.get(key, {})
+    return names.get(value, value) if isinstance(value, str) else value
+
+
 def max_pixels(cfg: CN) -> int:
     """``MODEL.REGION_DH.MAX_PIXELS``; its default for a config without our keys."""
     return cfg.MODEL.get("REGION_DH", {}).get("MAX_PIXELS", DEFAULT_MAX_PIXELS)
+
+
+def square_sizes(cfg: CN) -> tuple[int, ...]:
+    """The sides of the squares that the image encoders of a config read; none without our keys."""
+    return tuple(cfg.MODEL.get("REGION_DH", {}).get("IMAGE_ENCODER_SIZES", ()))
 
 
 def code_settings(cfg: CN, **options: Any) -> str:
@@ -374,7 +409,7 @@ def _default_settings(kind: Callable[[CN], str]) -> dict[str, str]:
 
 def _settings(cfg: CN, exceptions: Sequence[str], options: dict[str, Any]) -> str:
     keys = {
-        key: _same_as_from_yaml(value)
+        key: current_value(key, _same_as_from_yaml(value))
         for key, value in flat_items(cfg)
         if not any(fnmatchcase(key, pattern) for pattern in exceptions)
     }
@@ -388,7 +423,12 @@ def _values(text: str) -> dict[str, str]:
         if value.startswith("(["):  # older texts
             with suppress(ValueError, SyntaxError):
                 values[key] = repr(_same_as_from_yaml(ast.literal_eval(value)))
-    return {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
+    values = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
+    for key, names in RENAMED_VALUES.items():
+        texts = {repr(old): repr(new) for old, new in names.items()}
+        if key in values:
+            values[key] = texts.get(values[key], values[key])
+    return values
 
 
 def _same_as_from_yaml(value: Any) -> Any:

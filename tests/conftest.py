@@ -9,6 +9,7 @@ import os
 import pickle
 import resource
 import sys
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,38 @@ TEST.DETECTIONS_PER_IMAGE 10
 def load_tool():
     """A function from the name of a file in tools/ to what it runs, as a module."""
     return load_command
+
+
+@pytest.fixture(scope="session")
+def milvus_uri(tmp_path_factory):
+    """The server of the tests, or a file for Milvus Lite."""
+    return os.environ.get("REGIONDH_TEST_MILVUS") or str(tmp_path_factory.mktemp("lite") / "a.db")
+
+
+@pytest.fixture
+def new_index(request, tmp_path_factory):
+    """As ``create_index``, with a new place for an engine that stores its codes.
+
+    With ``like``, the place is that of another index.
+    """
+    from regiondh_d2.retrieval.engines import create_index
+
+    made = []
+
+    def create(bits, engine, like=None, **options):
+        if engine == "shards":
+            path = tmp_path_factory.mktemp("shards") / "index" if like is None else like.path
+            return create_index(bits, engine, path=path, shard_rows=100, **options)
+        if engine == "milvus":
+            name = f"t{uuid.uuid4().hex}" if like is None else like.collection
+            uri = request.getfixturevalue("milvus_uri")
+            made.append(create_index(bits, engine, uri=uri, collection=name, **options))
+            return made[-1]
+        return create_index(bits, engine, **options)
+
+    yield create
+    for index in made:
+        index.drop()
 
 
 @pytest.fixture

@@ -4,11 +4,15 @@ import contextlib
 import subprocess
 import sys
 
+import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
+from pictures import save
 from regiondh_d2.data.photo_files import find_photos
-from regiondh_d2.retrieval.extract import CodeExtractor, images_to_code, known_files
+from regiondh_d2.retrieval.earlier_codes import known_files
+from regiondh_d2.retrieval.extract import CodeExtractor
+from regiondh_d2.retrieval.extraction_plan import images_to_code
 from regiondh_d2.retrieval.images import ImageLoader
 
 ATTRIBUTES = {
@@ -20,7 +24,8 @@ ATTRIBUTES = {
     "settings": "INPUT.FORMAT 'RGB'\ninstances True",
 }
 BITS = 16
-RUN_OPTIONS = ("resume", "skip_bad", "moves", "verify", "prune")
+WEIGHTS = np.random.default_rng(0).random((BITS + 1, 3)).astype(np.float32)
+RUN_OPTIONS = ("resume", "skip_bad", "moves", "verify", "prune", "shard")
 
 
 def code_of(image):
@@ -51,12 +56,32 @@ def fake_model(inputs):
     return outputs
 
 
+def fail_after(calls):
+    """As :func:`fake_model`, but Ctrl-C after so many calls."""
+
+    def model(inputs):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise KeyboardInterrupt
+        return fake_model(inputs)
+
+    return model
+
+
 def make_extractor(model=fake_model, save_every=0.0, log=lambda line: None, **changes):
     options = {"size_divisibility": 32, "batch_size": 2, "save_every": save_every}
     attributes = (*ATTRIBUTES, "class_weights")
     options |= {name: changes.pop(name) for name in list(changes) if name not in attributes}
     loader = options.pop("loader", ImageLoader(min_size=0, max_size=0, image_format="RGB"))
     return CodeExtractor(model, loader, ATTRIBUTES | changes, log=log, **options)
+
+
+def save_twelve(folder):
+    """Twelve images of two padded sizes."""
+    for number in range(12):
+        save(folder / f"{number:02d}.png", height=20 if number % 3 else 40)
+    return folder
 
 
 def extract_folder(folder, output, **options):

@@ -1,8 +1,19 @@
 """Random codes for an index, and what it should answer, by a sort in Python."""
 
+import importlib.util
+import os
+
 import numpy as np
 
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
+
+MEMORY_ENGINES = ["faiss", "numpy"]
+MILVUS = os.environ.get("REGIONDH_TEST_MILVUS", "")
+HAS_MILVUS = importlib.util.find_spec("pymilvus") is not None and (
+    bool(MILVUS) or importlib.util.find_spec("milvus_lite") is not None
+)
+# Engines that keep their codes elsewhere, under a name.
+STORED_ENGINES = ["shards", *(["milvus"] if HAS_MILVUS else [])]
 
 
 def make_codes(rows, bits, seed=0, share=0.3):

@@ -178,8 +178,8 @@ def test_iah_ranks_category_codes_beside_image_codes(make_model, monkeypatch):
     groups = torch.rand(2, CLASSES, BITS)
     monkeypatch.setattr(heads, "_category_activations", lambda index: groups[index])
     codes = ImageCodes(torch.rand(2, BITS), torch.zeros(2, CLASSES))
-    monkeypatch.setattr(heads, "_fuse", lambda fused: codes)
-    loss = heads._image_losses([0, 1], labels)["loss_similarity_image"]
+    monkeypatch.setattr(heads, "_fuse", lambda fused, encoded: codes)
+    loss = heads._image_losses([0, 1], labels, [])["loss_similarity_image"]
     # Two images make no triplet. Of the four category codes those of class 0 are alike.
     rows = [groups[0, 0], groups[0, 2], groups[1, 0], groups[1, 1]]
 

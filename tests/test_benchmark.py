@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import multiprocessing
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from regiondh_d2.engine import command, step_times
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
+from regiondh_d2.web import decoder
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,19 @@ def test_search(tool, tmp_path, capsys):
         assert line.split()[0] == str(batch["queries"])
         assert int(line.split()[1]) == round(batch["queries"] / batch["seconds"])
         assert line.split()[-1] == f"{batch['ratio']:.3f}"
+
+
+def test_search_in_shards(tool, tmp_path, capsys):
+    out = tmp_path / "numbers.json"
+    words = ["search", *SMALL_SEARCH, "--batches", "9", "--shard-rows", "100", "--json", str(out)]
+    assert tool.main(words) == 0
+    numbers = json.loads(out.read_text())["search"]
+    (batch,) = numbers["batches"]
+    faiss = min(batch["faiss_heap_seconds"], batch["faiss_counting_seconds"])
+    assert batch["shards_ratio"] == pytest.approx(faiss / batch["shards_seconds"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("shards, batch 9: ")
+    assert lines[-1].startswith("shards: built in ")
 
 
 @pytest.mark.parametrize(("queries", "runs"), [(1, 300), (64, 5), (400, 5)])
@@ -165,3 +182,20 @@ def test_a_network_without_fusion_is_refused(tool, random_network, capsys):
     arguments = ["network", "--config-file", config, *random_network.opts, *options]
     assert tool.main(arguments) == 1
     assert "WholeImageHeads has no fusion" in capsys.readouterr().err
+
+
+def test_page(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(decoder, "_context", lambda: multiprocessing.get_context("fork"))
+    out = tmp_path / "numbers.json"
+    words = ["page", "--photos", "1005", "--queries", "5", "--bits", "32", "--json", str(out)]
+    assert tool.main(words) == 0
+    numbers = json.loads(out.read_text())["page"]
+    assert (numbers["photos"], numbers["objects"]) == (1005, 3015)
+    assert 0 < numbers["median_ms"] <= numbers["p95_ms"]
+    static = Path(decoder.__file__).parent / "static"
+    size = sum(file.stat().st_size for file in static.iterdir())
+    assert numbers["page_bytes"] == size < numbers["first_bytes"]
+    if sys.platform == "linux":
+        assert min(numbers["memory_bytes"], numbers["reader_bytes"]) > 0
+    assert "from a click to answers" in capsys.readouterr().out
+    assert tool.main(["page", "--photos", "5", "--queries", "5"]) == 1

@@ -361,3 +361,21 @@ def test_as_a_program(tmp_path):
     assert absent in done.stderr
     assert done.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--engine", "milvus"], "--engine milvus needs --uri, the server"),
+        (["--uri", "http://a"], "--uri needs --engine milvus"),
+        (["--engine", "numpy", "--collection", "a"], "--collection needs --engine milvus"),
+        (["--engine", "milvus", "--uri", "u", "--collection", "a-b"], "letters, digits and _"),
+        (["--engine", "numpy", "--nlist", "4"], "--nlist needs --engine faiss or milvus"),
+        (["--engine", "shards"], "shards"),
+    ],
+)
+def test_options_of_engines(tool, codes_file, capsys, words, message):
+    with pytest.raises(SystemExit) as ended:
+        tool.main([str(codes_file), "--output", "index", *words])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

@@ -24,6 +24,7 @@ from regiondh_d2.checkpoint.conversion import LAYOUTS, RESNETS
 from regiondh_d2.evaluation.reference_codes import REFERENCES
 from regiondh_d2.retrieval.blend import MOST_WEIGHT
 from regiondh_d2.retrieval.engines import ENGINES
+from regiondh_d2.retrieval.exchange import FORMATS
 from regiondh_d2.retrieval.index_folder import GRANULARITIES
 from regiondh_d2.retrieval.second_stage import RERANKINGS
 
@@ -120,7 +121,9 @@ class TestLegalValues:
     @pytest.mark.parametrize(
         ("name", "values"),
         [
-            ("ENGINES", ENGINES),
+            ("ENGINES", [name for name in ENGINES if name != "shards"]),
+            ("MEMORY_ENGINES", [name for name in ENGINES if not ENGINES[name].is_stored]),
+            ("EXPORT_FORMATS", FORMATS),
             ("GRANULARITIES", GRANULARITIES),
             ("RERANKINGS", RERANKINGS),
             ("REFERENCES", REFERENCES),

@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import re
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -29,6 +31,9 @@ DOCUMENTS = sorted(p for pattern in PAGES for p in glob.glob(pattern, root_dir=R
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 # Blocks without a language, of these beginnings, are diagrams and folder trees.
 PLAIN = ("image -> backbone", "$DETECTRON2_DATASETS/", "scenes/", "/data/zoo/")
+PLAIN += ("apiVersion: batch/v1", "SELECT row")  # tested by test_shards.py and test_exchange.py
+# Words of the shell, and programs of others.
+OTHERS = ("for", "done", "psql")
 # Python blocks that other modules run, by document.
 ELSEWHERE = {
     "CONTRIBUTING.md": "tests/test_contributing.py",
@@ -78,13 +83,19 @@ def test_commands_are_understood(block, load_tool):
 
 def check_command(words, load_tool):
     words = words[: words.index("|")] if "|" in words else words
+    if words[0] in OTHERS:
+        return
+    if "--shard" in words:  # counted by the shell
+        words[words.index("--shard") + 1] = "1/4"
     if words[0] == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
     elif words[0] == "pip":
         check_pip(words[1:])
     elif words[0] == "eval":  # a command in "$(...)"
         check_command(words[1].strip("$()").split(), load_tool)
+    elif words[0] == "curl":
+        check_request(words[-1])
     elif words[0] == "pre-commit":
         assert (ROOT / ".pre-commit-config.yaml").is_file()
     elif words[1:3] == ["-m", "pytest"]:
@@ -110,6 +121,16 @@ def load_script(name, load_tool):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module if hasattr(module, "build_parser") else load_tool(Path(name).stem)
+
+
+def check_request(address):
+    """A path of the server of the page, and its options."""
+    from regiondh_d2.web.openapi import openapi
+
+    found = urlsplit(address)
+    assert found.netloc == "127.0.0.1:8000"
+    (operation,) = openapi()["paths"][found.path].values()
+    assert set(parse_qs(found.query)) <= {one["name"] for one in operation["parameters"]}
 
 
 def check_pip(words):
@@ -204,7 +225,19 @@ def run_network(text, request):
     assert all(Path(name).is_file() for _, name in answers)
 
 
+def run_shards(text, request):
+    """In an empty folder, with some codes and queries."""
+    folder = request.getfixturevalue("tmp_path")
+    request.getfixturevalue("monkeypatch").chdir(folder)
+    codes = np.random.default_rng(0).integers(0, 256, (50, 8), np.uint8)
+    names = {"codes": codes, "queries": codes[:2]}
+    exec(text, names)
+    assert names["rows"][:, 0].tolist() == [0, 1]
+    assert (folder / "shards" / "shards.json").is_file()
+
+
 PYTHON = {
+    'engine="shards"': run_shards,
     "add_regiondh_config": run_config,
     "RegionDHSearcher": run_searcher,
     "regiondh_d2.load": run_network,

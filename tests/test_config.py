@@ -74,6 +74,8 @@ def settings_of_version_0_1(cfg):
     taken += ("TEST.DETECTIONS_PER_IMAGE", "TEST.RETRIEVAL.INSTANCE_MIN_SCORE")
     left = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.REGION_DH.FEATURE_CACHE")
     left += ("MODEL.REGION_DH.LOSS_WEIGHTS.", "MODEL.REGION_DH.LR_FACTORS.")
+    new = ("CODE_QUEUE", "FUSED_DROPOUT", "IMAGE_GRADIENT_SCALE")  # and of training alone
+    left += tuple(f"MODEL.REGION_DH.{key}" for key in new)
     return "\n".join(
         f"{key} {value!r}"
         for key, value in sorted(flat(cfg).items())
@@ -128,6 +130,34 @@ def test_changed_settings_are_named_with_both_values():
         "SOLVER.BASE_LR": ("0.001", "0.5"),
     }
     assert parse_settings("", training_settings) == {}
+
+
+def test_settings_are_those_that_decide_about_codes(tiny_cfg):
+    before = code_settings(tiny_cfg, instances=True)
+    for key, value in (
+        ("MODEL.WEIGHTS", "other.pth"),
+        ("MODEL.DEVICE", "cuda"),
+        ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 5),
+        ("MODEL.REGION_DH.LOSS_WEIGHTS.ALPHA", [2.0, 1.0]),
+        ("MODEL.REGION_DH.LR_FACTORS.BACKBONE", 0.0),
+        ("MODEL.REGION_DH.FEATURE_CACHE", "cache"),
+        ("SOLVER.MAX_ITER", 7),
+    ):
+        tiny_cfg.merge_from_list([key, value])
+        assert code_settings(tiny_cfg, instances=True) == before, key
+    for key, value in (
+        ("MODEL.RPN.POST_NMS_TOPK_TEST", 5),
+        ("MODEL.REGION_DH.FUSION_NUM_ROIS", 7),
+        ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
+        ("INPUT.MIN_SIZE_TEST", 64),
+        ("TEST.RETRIEVAL.INSTANCE_MIN_SCORE", 0.5),
+    ):
+        tiny_cfg.merge_from_list([key, value])
+        changed = code_settings(tiny_cfg, instances=True)
+        assert f"{key} {value!r}" in changed.splitlines()
+        assert changed != before
+        before = changed
+    assert code_settings(tiny_cfg, instances=False) != before
 
 
 def test_the_recorded_pixel_limit():

@@ -1,4 +1,4 @@
-"""Config files and KEY VALUE pairs: renamed keys."""
+"""Config files and KEY VALUE pairs: renamed keys and values."""
 
 import logging
 
@@ -6,7 +6,14 @@ import pytest
 from detectron2.config import get_cfg
 
 from regiondh_d2 import add_regiondh_config
-from regiondh_d2.config import RENAMED_KEYS, changed_settings, code_settings, flat_items
+from regiondh_d2.config import (
+    RENAMED_KEYS,
+    RENAMED_VALUES,
+    changed_settings,
+    code_settings,
+    flat_items,
+    training_settings,
+)
 from regiondh_d2.engine.config_file import merge_config_file, merge_overrides
 
 OLD, NEW = "MODEL.TIMM.HEAD_CONV_DIM", "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM"
@@ -76,3 +83,32 @@ def test_settings_of_an_old_name_are_the_same_settings(cfg):
 def test_detectron2_alone_names_the_new_key(cfg, write):
     with pytest.raises(KeyError, match=f"{OLD} was renamed to {NEW}"):
         cfg.merge_from_file(write("old.yaml", "MODEL: {TIMM: {HEAD_CONV_DIM: 12}}"))
+
+
+OBJECTIVE = "MODEL.REGION_DH.OBJECTIVE"
+
+
+def test_values_with_other_names_are_of_keys_that_exist(cfg):
+    assert RENAMED_VALUES.keys() <= dict(flat_items(cfg)).keys()
+
+
+@pytest.mark.parametrize("way", ["file", "base", "pair"])
+def test_an_old_name_of_a_value_is_taken_with_a_warning(cfg, write, caplog, way):
+    old = write("old.yaml", "MODEL: {REGION_DH: {OBJECTIVE: isdh}}")
+    if way == "pair":
+        merge_overrides(cfg, [OBJECTIVE, "isdh"])
+    else:
+        merge_config_file(cfg, old if way == "file" else write("leaf.yaml", "_BASE_: old.yaml"))
+    assert cfg.MODEL.REGION_DH.OBJECTIVE == "idhn"
+    told = [r.getMessage() for r in caplog.records]
+    assert told == [f"{OBJECTIVE} isdh is called idhn now; rename it"]
+
+
+@pytest.mark.parametrize("kind", [code_settings, training_settings])
+def test_settings_with_an_old_name_of_a_value_are_the_same_settings(cfg, kind):
+    cfg.MODEL.REGION_DH.OBJECTIVE = "idhn"
+    now = kind(cfg)
+    before = now.replace("'idhn'", "'isdh'")
+    assert before != now
+    assert changed_settings(before, now, kind) == {}
+    assert changed_settings(before, kind(cfg).replace("'idhn'", "'isdh_soft'"), kind)

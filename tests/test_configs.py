@@ -4,16 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from regiondh_d2 import add_regiondh_config
+from regiondh_d2.checkpoint import checkpointer
 from regiondh_d2.engine import trainer_class
+from regiondh_d2.retrieval.images import ImageLoader
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
@@ -75,6 +78,11 @@ def load(name, *opts):
     return cfg
 
 
+def random_encoder(name):
+    state = timm.create_model(name, num_classes=0).state_dict()
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
 def parameters(model):
     return {k: v.detach().clone() for k, v in model.named_parameters() if v.requires_grad}
 
@@ -121,8 +129,10 @@ def test_a_config_builds_in_full_size(name):
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_a_config_trains_resumes_and_codes(name, make_dataset, tmp_path):
+def test_a_config_trains_resumes_and_codes(name, make_dataset, tmp_path, monkeypatch):
     cfg = load(name, *SMALL)
+    monkeypatch.setattr(checkpointer, "encoder_weights", random_encoder)
+    cfg.MODEL.REGION_DH.IMAGE_ENCODER_SIZES = [32 for _ in cfg.MODEL.REGION_DH.IMAGE_ENCODERS]
     dataset, records = make_dataset(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     cfg.DATASETS.TRAIN = (dataset,)
     cfg.OUTPUT_DIR = str(tmp_path)
@@ -150,11 +160,9 @@ def test_a_config_trains_resumes_and_codes(name, make_dataset, tmp_path):
     trainer.train()
     assert trainer.iter == 2
 
-    image = detection_utils.read_image(records[0]["file_name"], cfg.INPUT.FORMAT)
-    image = torch.from_numpy(image.transpose(2, 0, 1).copy())
     with torch.no_grad():
         model = trainer.model_of(trainer.model).eval()
-        (output,) = model([{"image": image, "height": SIZE[1], "width": SIZE[0]}])
+        (output,) = model([ImageLoader(cfg)(records[0]["file_name"])])
     if cfg.MODEL.META_ARCHITECTURE != "ImageHash":
         assert output["instances"].image_size == SIZE[::-1]
     if cfg.MODEL.META_ARCHITECTURE in ("RegionDH", "ImageHash"):

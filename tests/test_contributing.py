@@ -97,7 +97,7 @@ def test_add_an_index_engine(example, monkeypatch):
     monkeypatch.setattr(engines, "ENGINES", dict(engines.ENGINES))
     (code,), _ = example("Add an index engine")
     exec(code, {})
-    (name,) = engines.ENGINES.keys() - {"faiss", "numpy", "milvus"}
+    (name,) = engines.ENGINES.keys() - {"faiss", "numpy", "milvus", "shards"}
     codes = np.random.default_rng(0).integers(0, 256, (50, 3), np.uint8)
     index, other = (engines.create_index(24, engine) for engine in (name, "numpy"))
     for some in (index, other):

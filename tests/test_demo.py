@@ -1,6 +1,7 @@
 """The demo from its command line to its five files, with a network that learns nothing."""
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,10 +92,17 @@ def test_shows_progress_the_table_and_where_the_pictures_lie(finished):
     ):
         expected = [metrics[f"{prefix}{m}@5"] for m in ("MAP", "MAP_min", "NDCG", "ACG")]
         assert table[title] == [f"{value:.3f}" for value in expected]
-    assert lines[-2:] == [
+    assert lines[-3:-1] == [
         f"picture: {Path('demo') / 'retrieval.png'}",
         f"report: {Path('demo') / 'report.html'}",
     ]
+    page = lines[-1].removeprefix("click through the scenes: ")
+    build, serve = (shlex.split(part) for part in page.split(" && "))
+    assert build == ["regiondh", "build-index", "demo/database.h5", "--output", "demo/index"]
+    assert serve[:4] == ["regiondh", "serve", "--index", "demo/index"]
+    assert serve[4:6] == ["--config-file", str(INSTANT)]
+    assert serve[6:] == ["MODEL.WEIGHTS", "demo/training/model_final.pth"]
+    assert (folder / serve[-1]).is_file()
 
 
 def test_codes_are_written_once(finished):

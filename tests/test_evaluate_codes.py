@@ -264,11 +264,11 @@ def test_spectral_codes_of_the_stored_features(tool, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bits", "8"], "--bits is of reference codes"),
+        (["--bits", "8"], "--bits is only for --reference"),
         (["--reference", "true_labels", "--bits", "8"], "has one bit for each class"),
-        (["--rerank-by", "features"], "give --rerank N, too"),
+        (["--rerank-by", "features"], "--rerank-by needs --rerank N"),
         (["--reference", "random", "--rerank", "3"], "reference codes have no activations"),
-        (["--rerank", "3", "--query-classes", "bits"], "--query-classes is of --rerank-by classes"),
+        (["--rerank", "3", "--query-classes", "bits"], "--query-classes needs --rerank-by classes"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(tool, files, capsys, options, message):

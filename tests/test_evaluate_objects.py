@@ -14,7 +14,7 @@ from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import load_trained_model
 from regiondh_d2.evaluation.object_queries import evaluate_object_queries
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
-from regiondh_d2.retrieval.extract import ImageLoader
+from regiondh_d2.retrieval.images import ImageLoader
 from regiondh_d2.structures.packed import pack_codes
 
 DATABASE = "evaluate_objects_regiondh_scenes_database"

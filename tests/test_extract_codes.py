@@ -225,7 +225,8 @@ def test_image_codes_alone_and_other_settings(
 ):
     output = tmp_path / "codes.h5"
     images = [random_network.scenes]
-    assert tool.main(arguments(images, output, "--no-instances", "--batch-size", "2")) == 0
+    options = ("--no-instances", "--no-activations", "--batch-size", "2")
+    assert tool.main(arguments(images, output, *options)) == 0
     codes = read_codes(output)
     assert codes.instances is None
     assert codes.activations is None
@@ -329,12 +330,12 @@ def test_a_dataset_of_other_classes(tool, random_network, dataset, arguments, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--input", "a", "--prune"], "--prune is of a code file that exists: give --resume, too"),
-        (["--input", "a", "--verify"], "--verify is of a code file that exists"),
-        (["--input", "a", "--root", "a=b"], "--root is of a code file that exists"),
-        (["--dataset", "a", "--resume", "--prune"], "--prune is of folders of photos, not of a"),
-        (["--dataset", "a", "--resume", "--root", "a=b"], "--root is of folders of photos"),
-        (["--dataset", "a", "--exclude", "b"], "--exclude is of folders of photos"),
+        (["--input", "a", "--prune"], "--prune works on an existing code file: give --resume, too"),
+        (["--input", "a", "--verify"], "--verify works on an existing code file"),
+        (["--input", "a", "--root", "a=b"], "--root works on an existing code file"),
+        (["--dataset", "a", "--resume", "--prune"], "--prune is for --input, not for --dataset"),
+        (["--dataset", "a", "--resume", "--root", "a=b"], "--root is for --input"),
+        (["--dataset", "a", "--exclude", "b"], "--exclude is for --input"),
     ],
 )
 def test_options_without_an_effect(tool, capsys, options, message):

@@ -1,4 +1,8 @@
-"""One suite for all engines: each answers as a sort of (distance, row) pairs in Python does."""
+"""One suite for all engines: each answers as a sort of (distance, row) pairs in Python does.
+
+The tests of Milvus run where pymilvus is installed, see ``make test-milvus``: in Milvus Lite, or in
+the server that REGIONDH_TEST_MILVUS names.
+"""
 
 import os
 import threading
@@ -6,18 +10,29 @@ import threading
 import numpy as np
 import pytest
 
-from index_oracle import assert_answers, make_codes, sort_pairs
-from regiondh_d2.retrieval import index_file
-from regiondh_d2.retrieval.engines import ENGINES, create_index, self_recall
+from index_oracle import MEMORY_ENGINES, STORED_ENGINES, assert_answers, make_codes, sort_pairs
+from regiondh_d2.retrieval import engines, index_file
+from regiondh_d2.retrieval.engines import self_recall
 from regiondh_d2.retrieval.index_file import IndexFileError
 from regiondh_d2.structures.packed import unpack_codes
 
-EXACT = list(ENGINES)
+create_in_memory = engines.create_index
 
 
-@pytest.fixture(params=EXACT)
+@pytest.fixture(params=[*MEMORY_ENGINES, *STORED_ENGINES])
 def engine(request):
     return request.param
+
+
+@pytest.fixture(params=MEMORY_ENGINES)
+def memory_engine(request):
+    return request.param
+
+
+@pytest.fixture
+def create_index(new_index):
+    """As the library's, with a new place for an engine that stores its codes."""
+    return new_index
 
 
 @pytest.mark.parametrize("bits", [20, 32, 48, 64])
@@ -30,8 +45,8 @@ def test_100_000_codes_before_and_after_remove_save_and_load(tmp_path, bits):
     # The k-th place divides equally far codes, so the choice among them is tested.
     distances = np.count_nonzero(unpack_codes(codes, bits) != unpack_codes(queries, bits)[0], 1)
     assert np.sum(distances == before[0][0, -1]) > np.sum(before[0][0] == before[0][0, -1]) > 1
-    for engine in EXACT:
-        index = create_index(bits, engine)
+    for engine in MEMORY_ENGINES:
+        index = create_in_memory(bits, engine)
         index.add(codes[:1])
         index.add(codes[1:])
         assert_answers(index, queries, k, before)
@@ -39,14 +54,14 @@ def test_100_000_codes_before_and_after_remove_save_and_load(tmp_path, bits):
         assert len(index) == 70_000
         assert_answers(index, queries, k, after)
         index.save(tmp_path / f"{engine}.npz")
-    for engine in EXACT:
-        for writer in EXACT:
-            loaded = create_index(bits, engine)
+    for engine in MEMORY_ENGINES:
+        for writer in MEMORY_ENGINES:
+            loaded = create_in_memory(bits, engine)
             loaded.load(tmp_path / f"{writer}.npz")
             assert_answers(loaded, queries, k, after)
 
 
-def test_an_empty_index_and_no_queries(engine, tmp_path):
+def test_an_empty_index_and_no_queries(create_index, engine, tmp_path):
     index = create_index(20, engine)
     index.save(tmp_path / "empty.npz")
     index.load(tmp_path / "empty.npz")
@@ -60,14 +75,14 @@ def test_an_empty_index_and_no_queries(engine, tmp_path):
     assert index.search(make_codes(0, 20), 3)[1].shape == (0, 3)
 
 
-def test_k_above_the_size_gives_all(engine):
+def test_k_above_the_size_gives_all(create_index, engine):
     index = create_index(48, engine)
     codes = make_codes(6, 48)
     index.add(codes)
     assert_answers(index, codes[:2], 1000, sort_pairs(codes[:2], codes, 48, 6))
 
 
-def test_rows_are_never_given_again(engine, tmp_path):
+def test_rows_are_never_given_again(create_index, engine, tmp_path):
     index = create_index(20, engine)
     codes = make_codes(8, 20)
     assert index.add(codes[:5]).tolist() == [0, 1, 2, 3, 4]
@@ -87,9 +102,34 @@ def test_rows_are_never_given_again(engine, tmp_path):
     assert loaded.search(codes, 2)[1].shape == (8, 0)
 
 
+def test_before_and_after_remove_reload_save_and_load(create_index, engine, tmp_path):
+    bits, k = 20, 150
+    codes, queries = make_codes(900, bits), make_codes(3, bits, seed=1)
+    removed = np.random.default_rng(2).permutation(900)[:300]
+    rows = np.setdiff1d(np.arange(900), removed)
+    after = sort_pairs(queries, codes[rows], bits, k, rows.tolist())
+    index = create_index(bits, engine)
+    index.add(codes[:1])
+    index.add(codes[1:])
+    assert_answers(index, queries, k, sort_pairs(queries, codes, bits, k))
+    index.remove(removed)
+    assert_answers(index, queries, k, after)
+    if engine in STORED_ENGINES:
+        again = create_index(bits, engine, like=index)
+        assert (len(again), again.next_row) == (600, 900)
+        np.testing.assert_array_equal(again.codes, codes[rows])
+        assert_answers(again, queries, k, after)
+    index.save(tmp_path / "index.npz")
+    loaded = create_index(bits, engine)
+    loaded.load(tmp_path / "index.npz")
+    assert_answers(loaded, queries, k, after)
+    if engine in STORED_ENGINES:
+        assert_answers(create_index(bits, engine, like=loaded), queries, k, after)
+
+
 @pytest.mark.parametrize("rows", [[1, 5], [-1], [3, 2], [0.0], [True]])
-def test_removing_what_is_not_there_changes_nothing(engine, rows):
-    index = create_index(20, engine)
+def test_removing_what_is_not_there_changes_nothing(memory_engine, rows):
+    index = create_in_memory(20, memory_engine)
     codes = make_codes(5, 20)
     index.add(codes)
     index.remove([3])
@@ -108,8 +148,8 @@ def test_removing_what_is_not_there_changes_nothing(engine, rows):
         (np.full((2, 3), 1, np.uint8), "beyond the declared 20"),
     ],
 )
-def test_codes_that_do_not_fit_are_refused(engine, codes, message):
-    index = create_index(20, engine)
+def test_codes_that_do_not_fit_are_refused(memory_engine, codes, message):
+    index = create_in_memory(20, memory_engine)
     index.add(make_codes(5, 20))
     with pytest.raises(ValueError, match=message):
         index.search(codes, 2)
@@ -119,16 +159,16 @@ def test_codes_that_do_not_fit_are_refused(engine, codes, message):
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, True])
-def test_k_must_be_a_positive_integer(engine, k):
+def test_k_must_be_a_positive_integer(memory_engine, k):
     with pytest.raises(ValueError, match="k must be a positive integer"):
-        create_index(8, engine).search(make_codes(1, 8), k)
+        create_in_memory(8, memory_engine).search(make_codes(1, 8), k)
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         ((0,), {}, "bits must be"),
-        ((8, "annoy"), {}, "use faiss or numpy"),
+        ((8, "annoy"), {}, "use faiss or numpy or milvus"),
         ((8, "numpy"), {"nlist": 4}, "'numpy' does not take nlist"),
         ((8,), {"nprobe": 4}, "'faiss' does not take nprobe"),
         ((8,), {"nlist": 4, "M": 4}, "does not take M"),
@@ -138,7 +178,7 @@ def test_k_must_be_a_positive_integer(engine, k):
 )
 def test_wrong_options(arguments, options, message):
     with pytest.raises(ValueError, match=message):
-        create_index(*arguments, **options)
+        create_in_memory(*arguments, **options)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -154,7 +194,7 @@ def write_arrays(path, **changes):
     np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
 
 
-def test_the_file_is_the_documented_one(engine, tmp_path):
+def test_the_file_is_the_documented_one(create_index, engine, tmp_path):
     index = create_index(20, engine)
     codes = make_codes(6, 20)
     index.add(codes)
@@ -191,10 +231,10 @@ def test_the_file_is_the_documented_one(engine, tmp_path):
         ({"codes": np.array([None])}, "not a readable index file"),
     ],
 )
-def test_inconsistent_files_are_refused(engine, tmp_path, changes, message):
+def test_inconsistent_files_are_refused(memory_engine, tmp_path, changes, message):
     path = tmp_path / "index.npz"
     write_arrays(path, **changes)
-    index = create_index(20, engine)
+    index = create_in_memory(20, memory_engine)
     index.add(make_codes(3, 20))
     with pytest.raises(IndexFileError, match=message) as error:
         index.load(path)
@@ -209,14 +249,14 @@ def test_other_files_are_refused(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(IndexFileError, match="index.npz: "):
-        create_index(20, "numpy").load(path)
+        create_in_memory(20, "numpy").load(path)
 
 
 def test_damage_is_found(tmp_path):
     """Whatever byte is wrong, and wherever the file ends: an error of ours, or the same index."""
     path = tmp_path / "index.npz"
     codes = make_codes(50, 20)
-    index = create_index(20, "numpy")
+    index = create_in_memory(20, "numpy")
     index.add(codes)
     index.save(path)
     whole = path.read_bytes()
@@ -236,9 +276,9 @@ def test_damage_is_found(tmp_path):
     assert refused > 300
 
 
-def test_an_interrupted_save_leaves_the_old_file(engine, tmp_path, monkeypatch):
+def test_an_interrupted_save_leaves_the_old_file(memory_engine, tmp_path, monkeypatch):
     path = tmp_path / "index.npz"
-    index = create_index(20, engine)
+    index = create_in_memory(20, memory_engine)
     index.save(path)
     index.add(make_codes(3, 20))
 
@@ -257,10 +297,10 @@ def test_an_interrupted_save_leaves_the_old_file(engine, tmp_path, monkeypatch):
 # Threads, and memory
 
 
-def test_threads_that_search_at_once_find_what_they_find_alone(engine):
+def test_threads_that_search_at_once_find_what_they_find_alone(memory_engine):
     """With different k, which FAISS selects in different ways, and different numbers of queries."""
     codes = make_codes(20_000, 48)
-    index = create_index(48, engine)
+    index = create_in_memory(48, memory_engine)
     index.add(codes)
     asked = [(make_codes(count, 48, seed=count), k) for count in (1, 9, 40) for k in (1, 3, 500)]
     alone = [index.search(queries, k) for queries, k in asked]
@@ -283,10 +323,10 @@ def test_threads_that_search_at_once_find_what_they_find_alone(engine):
 
 
 @pytest.mark.parametrize("bits", [20, 32, 48, 64, 128])
-def test_codes_are_held_once(engine, bits):
+def test_codes_are_held_once(memory_engine, bits):
     """Those that fit are the array that was given, and others are held as the engine wants them."""
     codes = make_codes(100, bits)
-    index = create_index(bits, engine)
+    index = create_in_memory(bits, memory_engine)
     index.add(codes)
     assert np.shares_memory(index.codes, codes) == (bits in (32, 64, 128))
     assert np.shares_memory(index.codes, index.codes)
@@ -299,7 +339,7 @@ def test_codes_are_held_once(engine, bits):
     np.testing.assert_array_equal(index.codes, np.concatenate([codes[1:], codes[:1]]))
 
 
-def test_self_recall_of_exact_and_tiny_indexes(engine):
+def test_self_recall_of_exact_and_tiny_indexes(create_index, engine):
     index = create_index(20, engine)
     for rows in (0, 1, 1, 30):
         index.add(make_codes(rows, 20))

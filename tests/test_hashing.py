@@ -378,3 +378,19 @@ def test_one_image_updates_the_statistics_and_is_standardized_by_them():
     (first.scores.sum() + head(torch.zeros(1, 2)).scores.sum()).backward()
     assert x.grad.isfinite().all()
     assert x.grad.abs().sum() > 0.0
+
+
+def test_dropout_drops_the_first_dimensions_alone_in_training_alone():
+    head = ImageHashHead(6, 4, 3, dropout=0.75, dropout_dim=4, init_std=1.0)
+    seen = []
+    head.latent.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    x = torch.ones(500, 6)
+    torch.manual_seed(0)
+    head.train()(x)
+    head.eval()(x)
+    trained, tested = seen
+    assert torch.equal(tested, x)
+    assert torch.equal(trained[:, 4:], x[:, 4:])
+    dropped = trained[:, :4]
+    assert set(dropped.unique().tolist()) == {0.0, 4.0}  # the expectation stays
+    assert (dropped == 0.0).float().mean().item() == pytest.approx(0.75, abs=0.04)

@@ -1,325 +1,29 @@
-"""Objectives for image codes against loops over label sets, other formulations and hand-worked
-cases; and each of them as a teacher of free activations."""
-
-import itertools
-import math
+"""What holds for every objective for image codes, and each as a teacher of free activations."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from label_sets import LABEL_SETS, multi_hot, rand
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
+from regiondh_d2.modeling.center_losses import csq_loss, orthohash_loss
+from regiondh_d2.modeling.hash_centers import hash_centers
 from regiondh_d2.modeling.hashing import binarize, label_similarity_loss
-from regiondh_d2.modeling.losses import (
-    HASH_LOSS_REGISTRY,
-    build_loss,
-    csq_loss,
+from regiondh_d2.modeling.losses import HASH_LOSS_REGISTRY, build_loss
+from regiondh_d2.modeling.pairwise_losses import (
     dmssph_loss,
     dpsh_loss,
-    hadamard_matrix,
-    hash_centers,
-    isdh_loss,
-    majority_centers,
-    orthohash_loss,
+    idhn_loss,
+    isdh_soft_loss,
     triplet_loss,
 )
 
-NAMES = ["cosine", "isdh", "dmssph", "dpsh", "triplet", "csq", "orthohash"]
+NAMES = ["cosine", "idhn", "isdh_soft", "dmssph", "dpsh", "triplet", "csq", "orthohash"]
+
 CENTRAL = ["csq", "orthohash"]
-PAIRWISE = ["cosine", "isdh", "dmssph", "dpsh"]
-# Label sets of 6 images and 4 classes: equal, overlapping, nested and disjoint ones, and none.
-LABEL_SETS = [{0}, {0, 1}, {0, 1}, {1, 2, 3}, {3}, set()]
 
-
-def multi_hot(sets, num_classes=4):
-    labels = torch.zeros(len(sets), num_classes)
-    for row, classes in zip(labels, sets, strict=True):
-        row[list(classes)] = 1.0
-    return labels
-
-
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def pairs_of(activations):
-    """Index pairs of different images, and their codes in +-1 as lists of float."""
-    codes = [[2.0 * v - 1.0 for v in row] for row in activations.tolist()]
-    images = range(len(codes))
-    return codes, [(i, j) for i in images for j in images if i != j]
-
-
-def dot(u, v):
-    return sum(x * y for x, y in zip(u, v, strict=True))
-
-
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
-
-
-# --------------------------------------------------------------------------------------------------
-# Formulas
-
-
-def test_isdh_equals_a_loop_over_pairs_of_label_sets():
-    a, bits = rand(6, 7), 7
-    codes, pairs = pairs_of(a)
-    terms, hard = [], 0
-    for i, j in pairs:
-        one, other = LABEL_SETS[i], LABEL_SETS[j]
-        shared = len(one & other)
-        s = shared / math.sqrt(len(one) * len(other)) if shared else 0.0
-        product = dot(codes[i], codes[j]) / bits
-        if one == other or not shared:
-            hard += 1
-            likelihood = 1.0 / (1.0 + math.exp(-5.0 * product))
-            terms.append(-math.log(likelihood if shared else 1.0 - likelihood))
-        else:
-            terms.append(0.1 * bits * ((product + 1) / 2 - s) ** 2)
-    assert 0 < hard < len(pairs)
-    quantization = mean(abs(abs(v) - 1.0) for code in codes for v in code)
-    expected = mean(terms) + 0.1 * quantization
-    assert isdh_loss(a, multi_hot(LABEL_SETS)).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_isdh_of_a_soft_pair_is_0_where_the_agreeing_bits_are_its_cosine():
-    """{0} and {0, 1, 2, 3}: cosine 1/2, so half of the bits agree."""
-    labels = multi_hot([{0}, {0, 1, 2, 3}])
-    a = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
-    assert isdh_loss(a, labels).item() == pytest.approx(0.0, abs=1e-6)
-    # Equal codes agree in all bits: 4 bits of weight 0.1, squared error 1/4.
-    assert isdh_loss(a[[0, 0]], labels).item() == pytest.approx(0.1, rel=1e-5)
-
-
-def test_dmssph_equals_a_loop_over_pairs_of_label_sets():
-    a = rand(6, 7)
-    codes, pairs = pairs_of(a)
-    terms = []
-    for i, j in pairs:
-        one, other = LABEL_SETS[i], LABEL_SETS[j]
-        level = len(one & other) / len(one | other) if one | other else 0.0
-        distance = sum((x - y) ** 2 for x, y in zip(codes[i], codes[j], strict=True)) / (4 * 7)
-        wanted = 0.5 * (1.0 - level)
-        terms.append(abs(distance - wanted) if level else max(wanted - distance, 0.0))
-    quantization = mean(abs(abs(v) - 1.0) for code in codes for v in code)
-    expected = mean(terms) + 0.01 * quantization
-    assert dmssph_loss(a, multi_hot(LABEL_SETS)).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_dmssph_of_single_labels_is_the_contrastive_loss_of_dsh():
-    a, classes, bits = rand(5, 6), [0, 0, 1, 2, 1], 6
-    codes, pairs = pairs_of(a)
-    total = 0.0
-    for i, j in pairs:
-        squared = sum((x - y) ** 2 for x, y in zip(codes[i], codes[j], strict=True))
-        similar = classes[i] == classes[j]
-        total += 0.5 * squared if similar else 0.5 * max(2 * bits - squared, 0.0)
-        total += 0.01 * sum(abs(abs(v) - 1.0) for v in codes[i] + codes[j])
-    loss = dmssph_loss(a, multi_hot([{c} for c in classes]))
-    assert loss.item() == pytest.approx(total / len(pairs) / (2 * bits), rel=1e-5)
-
-
-def test_dmssph_gives_each_level_its_distance():
-    """8 bits, margin one half: 0, 2 and 4 bits for all, half and none of the labels in common."""
-    labels = multi_hot([{0, 1}, {0, 1}, {0}, {3}])
-    a = torch.zeros(4, 8)
-    a[2, :2] = 1.0
-    a[3, 2:6] = 1.0  # 4 bits from the first two, 6 from the third: beyond the margin costs nothing
-    assert dmssph_loss(a, labels).item() == pytest.approx(0.0, abs=1e-7)
-    a[2, 2] = 1.0  # 3 bits from the first two, one too many for each of 4 of the 12 pairs
-    assert dmssph_loss(a, labels).item() == pytest.approx(4 / 12 / 8, rel=1e-5)
-
-
-def test_dpsh_is_the_negative_log_likelihood_of_the_pairs():
-    a = rand(6, 7)
-    codes, pairs = pairs_of(a)
-    likelihoods = []
-    for i, j in pairs:
-        similar = 1.0 / (1.0 + math.exp(-dot(codes[i], codes[j]) / 2.0))
-        likelihoods.append(similar if LABEL_SETS[i] & LABEL_SETS[j] else 1.0 - similar)
-    signs = [[1.0 if v >= 0 else -1.0 for v in code] for code in codes]
-    quantization = mean(
-        (v - b) ** 2 for u, s in zip(codes, signs, strict=True) for v, b in zip(u, s, strict=True)
-    )
-    expected = -mean(map(math.log, likelihoods)) + 0.1 * quantization
-    assert dpsh_loss(a, multi_hot(LABEL_SETS)).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_dpsh_of_two_images():
-    """Equal codes of 4 bits have the logit 2; opposite ones -2."""
-    similar, dissimilar = multi_hot([{0}, {0, 1}]), multi_hot([{0}, {1}])
-    equal, opposite = torch.ones(2, 4), torch.stack([torch.ones(4), torch.zeros(4)])
-    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
-    for a, labels, expected in (
-        (equal, similar, right),
-        (equal, dissimilar, wrong),
-        (opposite, similar, wrong),
-        (opposite, dissimilar, right),
-    ):
-        assert dpsh_loss(a, labels).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_triplet_equals_a_loop_over_triplets():
-    a, bits = rand(6, 7).tolist(), 7
-    terms = []
-    for i, j, k in itertools.permutations(range(6), 3):
-        nearer, farther = (len(LABEL_SETS[i] & LABEL_SETS[other]) for other in (j, k))
-        if nearer > farther:
-            to_j, to_k = (
-                sum((x - y) ** 2 for x, y in zip(a[i], a[other], strict=True)) / bits
-                for other in (j, k)
-            )
-            terms.append(max(0.0, 0.25 + to_j - to_k))
-    assert len(terms) > 10
-    loss = triplet_loss(torch.tensor(a), multi_hot(LABEL_SETS))
-    assert loss.item() == pytest.approx(mean(terms), rel=1e-5)
-
-
-def test_triplet_of_three_images():
-    """8 bits, margin 2 of them: the third image shares nothing with the first."""
-    labels = multi_hot([{0}, {0, 1}, {1}])
-    a = torch.zeros(3, 8)
-    a[1, :1] = 1.0  # 1 bit from the first
-    a[2, :3] = 1.0  # 3 bits from the first, 2 from the second
-    # The first image's triplet is right by 2 bits, the third's (2 against 3) by one bit only.
-    assert triplet_loss(a, labels).item() == pytest.approx((0 + 1 / 8) / 2, rel=1e-5)
-    assert triplet_loss(a[:2], labels[:2]).item() == 0.0
-
-
-def test_majority_centers_equal_a_count_of_votes():
-    centers = hash_centers(4, 8)
-    tie_code = torch.tensor([1.0, -1.0] * 4)
-    targets = majority_centers(multi_hot(LABEL_SETS), centers, tie_code)
-    ties = 0
-    for classes, row in zip(LABEL_SETS, targets.tolist(), strict=True):
-        for bit, target in enumerate(row):
-            ones = sum(1 for c in classes if centers[c, bit] > 0)
-            zeros = len(classes) - ones
-            ties += ones == zeros
-            majority = tie_code[bit].item() if ones == zeros else (1.0 if ones > zeros else -1.0)
-            assert target == majority
-    assert ties > 8  # more than those of the image without labels
-
-
-def test_csq_equals_a_loop_over_bits():
-    a, centers, tie_code = rand(6, 8), hash_centers(4, 8), torch.tensor([1.0, -1.0] * 4)
-    entropies, quantization = [], []
-    for n, classes in enumerate(LABEL_SETS[:5]):
-        for bit in range(8):
-            votes = sum(centers[c, bit].item() for c in classes) or tie_code[bit].item()
-            p = a[n, bit].item()
-            entropies.append(-math.log(p if votes > 0 else 1.0 - p))
-            quantization.append((abs(2 * p - 1) - 1) ** 2)
-    expected = mean(entropies) + 0.05 * mean(quantization)
-    loss = csq_loss(a, multi_hot(LABEL_SETS), centers, tie_code)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_csq_is_0_at_the_centers_of_single_labels():
-    centers = hash_centers(4, 8)
-    a = (centers[[2, 0]] > 0).float()
-    assert csq_loss(a, multi_hot([{2}, {0}]), centers, centers[0]).item() == pytest.approx(
-        0.0, abs=1e-5
-    )
-    # In the place of each other half of the bits are wrong.
-    assert csq_loss(a.flip(0), multi_hot([{2}, {0}]), centers, centers[0]).item() > 5.0
-
-
-def test_orthohash_equals_a_loop_over_classes():
-    a, centers = rand(6, 8), hash_centers(4, 8)
-    codes, _ = pairs_of(a)
-    terms = []
-    for code, classes in zip(codes[:5], LABEL_SETS[:5], strict=True):
-        logits = []
-        for c in range(4):
-            word = centers[c].tolist()
-            cosine = dot(code, word) / math.sqrt(dot(code, code) * dot(word, word))
-            logits.append(8.0 * (cosine - 0.2 * (c in classes)))
-        log_sum = math.log(sum(math.exp(v) for v in logits))
-        terms.append(mean(log_sum - logits[c] for c in classes))
-    loss = orthohash_loss(a, multi_hot(LABEL_SETS), centers)
-    assert loss.item() == pytest.approx(mean(terms), rel=1e-5)
-
-
-def test_orthohash_of_a_code_on_its_codeword():
-    """Orthogonal codewords: cosine 1 to its own and 0 to the 3 others."""
-    centers = hash_centers(4, 8)
-    a = (centers[[1]] > 0).float()
-    expected = math.log(1 + 3 * math.exp(-8.0 * 0.8))
-    assert orthohash_loss(a, multi_hot([{1}]), centers).item() == pytest.approx(expected, rel=1e-4)
-    # Only the direction of a code counts.
-    nearer = 0.5 + 0.1 * (a - 0.5)
-    assert orthohash_loss(nearer, multi_hot([{1}]), centers).item() == pytest.approx(
-        expected, rel=1e-4
-    )
-
-
-# --------------------------------------------------------------------------------------------------
-# Centers
-
-
-@pytest.mark.parametrize("order", [1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128])
-def test_hadamard_matrices_have_orthogonal_rows_of_signs(order):
-    matrix = hadamard_matrix(order).numpy()
-    assert set(np.unique(matrix)) <= {-1.0, 1.0}
-    np.testing.assert_array_equal(matrix @ matrix.T, order * np.eye(order))
-
-
-@pytest.mark.parametrize("order", [-4, 0, 3, 6, 28, 56])
-def test_an_order_out_of_reach_is_refused(order):
-    with pytest.raises(ValueError, match=f"order {order} "):
-        hadamard_matrix(order)
-
-
-def hamming(centers):
-    """Distances between different rows of +-1, by comparison."""
-    rows = centers.tolist()
-    return [
-        sum(x != y for x, y in zip(one, other, strict=True))
-        for i, one in enumerate(rows)
-        for other in rows[:i]
-    ]
-
-
-@pytest.mark.parametrize("bits", [12, 32, 48, 64])
-def test_centers_differ_in_half_of_the_bits(bits):
-    centers = hash_centers(10, bits)
-    assert centers.shape == (10, bits)
-    assert set(hamming(centers)) == {bits // 2}
-    # Seeds choose other rows and signs.
-    assert not torch.equal(centers, hash_centers(10, bits, seed=1))
-
-
-def test_more_classes_than_bits_take_negatives():
-    assert set(hamming(hash_centers(16, 8))) == {4, 8}
-
-
-@pytest.mark.parametrize("bits", [32, 48])
-def test_no_center_and_no_bit_is_nearly_constant(bits):
-    """As the first row and the first column of the matrix itself are."""
-    matrix, centers = hadamard_matrix(bits), hash_centers(bits, bits)
-    for dim in (0, 1):
-        assert matrix.sum(dim=dim).abs().max() >= bits - 2
-        assert centers.sum(dim=dim).abs().max() < 0.75 * bits
-
-
-@pytest.mark.parametrize(("num_classes", "bits"), [(80, 32), (80, 48), (20, 36), (20, 30)])
-def test_centers_of_other_lengths_are_far_apart(num_classes, bits):
-    centers = hash_centers(num_classes, bits)
-    assert centers.shape == (num_classes, bits)
-    assert set(centers.unique().tolist()) == {-1.0, 1.0}
-    assert min(hamming(centers)) >= bits // 3
-
-
-def test_a_code_too_short_for_its_classes_is_refused():
-    with pytest.raises(ValueError, match=r"4 bits .* 20 classes .*MODEL\.REGION_DH\.BITS"):
-        hash_centers(20, 4)
-
-
-# --------------------------------------------------------------------------------------------------
-# Modules
+PAIRWISE = ["cosine", "idhn", "isdh_soft", "dmssph", "dpsh"]
 
 
 def build(name, **options):
@@ -331,15 +35,22 @@ def test_the_registry_holds_the_methods():
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match=r"OBJECTIVE: 'hinge' isn't one of cosine, isdh, "):
+    with pytest.raises(ValueError, match=r"OBJECTIVE: 'hinge' isn't one of cosine, idhn, "):
         build("hinge")
+
+
+def test_the_former_name_of_idhn_is_taken_with_a_warning(caplog):
+    a, labels = rand(6, 8), multi_hot(LABEL_SETS)
+    assert build("isdh")(a, labels) == idhn_loss(a, labels)
+    assert "OBJECTIVE isdh is called idhn now" in caplog.text
 
 
 def test_the_modules_are_the_functions():
     a, labels, centers = rand(6, 8), multi_hot(LABEL_SETS), hash_centers(4, 8)
     expected = {
         "cosine": label_similarity_loss(a, labels),
-        "isdh": isdh_loss(a, labels),
+        "idhn": idhn_loss(a, labels),
+        "isdh_soft": isdh_soft_loss(a, labels),
         "dmssph": dmssph_loss(a, labels),
         "dpsh": dpsh_loss(a, labels),
         "triplet": triplet_loss(a, labels),
@@ -387,7 +98,7 @@ def test_no_image_and_one_image(name, num_images):
     if num_images == 0:
         assert loss.item() == 0.0
     elif name not in CENTRAL:  # no pair; |u| = 1/2, so what is left is the quantization
-        left = {"isdh": 0.1 / 2, "dmssph": 0.01 / 2, "dpsh": 0.1 / 4}
+        left = {"idhn": 0.1 / 2, "isdh_soft": 0.1 / 2, "dmssph": 0.01 / 2, "dpsh": 0.1 / 4}
         assert loss.item() == pytest.approx(left.get(name, 0.0), rel=1e-6)
 
 

@@ -207,7 +207,7 @@ def test_a_few_steps_lower_the_loss(make_model, make_inputs):
 def test_training_and_test_fuse_the_same_regions(make_model, make_inputs, monkeypatch):
     model = make_model()
     seen, fuse = [], model.roi_heads._fuse
-    monkeypatch.setattr(model.roi_heads, "_fuse", lambda r: seen.append(r) or fuse(r))
+    monkeypatch.setattr(model.roi_heads, "_fuse", lambda r, *e: seen.append(r) or fuse(r, *e))
     inputs = make_inputs((96, 128), (96, 128))
     with torch.no_grad():
         train(model, inputs)

@@ -132,7 +132,7 @@ def test_brands_tell_avif_from_heic():
     assert image_formats.format_by_content(head(b"avif", b"mif1")) == "AVIF"
     assert image_formats.format_by_content(head(b"mif1", b"avif")) == "AVIF"
     assert image_formats.format_by_content(head(b"mif1", b"heic")) == "HEIF"
-    assert image_formats.is_heif(head(b"msf1", b"hevc"))
+    assert image_formats.format_by_content(head(b"msf1", b"hevc")) == "HEIF"
     assert image_formats.format_by_content(head(b"isom", b"mp42")) is None
 
 

@@ -36,13 +36,13 @@ def windows(monkeypatch):
 )
 def test_code_files_hold_slashes_and_give_backslashes(windows, root, relative_path, file_name):
     assert codes.join_path(root, relative_path) == file_name
-    assert codes._below(root, file_name) == relative_path
+    assert codes.path_below(root, file_name) == relative_path
     assert photo_files._below(file_name, root) == relative_path
 
 
 def test_a_photo_of_another_drive_is_not_below(windows):
     with pytest.raises(RegionDHError, match="is not below"):
-        codes._below(r"D:\photos", r"E:\photos\a.jpg")
+        codes.path_below(r"D:\photos", r"E:\photos\a.jpg")
     assert not photo_files.is_below(r"E:\photos\a.jpg", r"D:\photos")
     assert not photo_files.is_below(r"D:\photos of mine\a.jpg", r"D:\photos")
     assert photo_files.is_below(r"D:\photos\a.jpg", r"D:\photos")

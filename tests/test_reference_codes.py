@@ -10,6 +10,7 @@ import pytest
 from builders import code_set, object_codes
 from regiondh_d2.evaluation.reference_codes import (
     REFERENCES,
+    class_simhash_codes,
     feature_codes,
     image_class_codes,
     label_codes,
@@ -112,6 +113,33 @@ def assert_same_up_to_complement(bits, expected):
         assert (bit == wanted).all() or (bit != wanted).all()
 
 
+def test_simhash_of_classes_differs_as_often_as_its_angle_says(sets):
+    """Of many hyperplanes, the share that separates two vectors is their angle over pi."""
+    rng = np.random.default_rng(2)
+    weight, bias = rng.standard_normal((5, 8)), rng.standard_normal(5)
+    with pytest.raises(CodeFileError, match="no activations"):
+        class_simhash_codes(*sets, weight, bias, 8)
+    sets = [
+        dataclasses.replace(s, activations=rng.random((len(s), 8)).astype(np.float16)) for s in sets
+    ]
+    query, database = class_simhash_codes(*sets, weight, bias, 4000, seed=3)
+    vectors = [
+        [
+            [1 / (1 + math.exp(-float(a @ w) - b)) for w, b in zip(weight, bias, strict=True)]
+            for a in s.activations[:3].astype(float)
+        ]
+        for s in sets
+    ]
+    for i, u in enumerate(vectors[0]):
+        for j, v in enumerate(vectors[1]):
+            cosine = sum(x * y for x, y in zip(u, v, strict=True)) / math.hypot(*u) / math.hypot(*v)
+            share = (bits_of(query)[i] != bits_of(database)[j]).mean()
+            assert share == pytest.approx(math.acos(cosine) / math.pi, abs=0.025)
+    again = class_simhash_codes(*sets, weight, bias, 4000, seed=3)[0]
+    assert (again.codes == query.codes).all()
+    assert (class_simhash_codes(*sets, weight, bias, 4000)[0].codes != query.codes).any()
+
+
 def test_spectral_bits_halve_and_quarter_an_interval(sets):
     """Images at 0, 1, ..., 15: cos(j pi x / 15) changes sign at odd multiples of 7.5 / j."""
     line = with_features(sets[1], np.arange(16)[:, None])
@@ -142,12 +170,12 @@ def test_a_long_direction_gets_more_spectral_bits(sets):
 
 @pytest.mark.parametrize("bits", [7, 12, 40])
 def test_spectral_codes_are_the_lowest_eigenfunctions(sets, bits):
-    """Against the sorted list of all eigenvalues, 1 - exp(-(epsilon j pi / range)^2 / 2)."""
+    """Against the sorted eigenvalues, 1 - exp(-(epsilon j pi / range)^2 / 2), of K directions."""
     epsilon = 0.01
     query, database = spectral_codes(*sets, bits)
     features = sets[1].features.astype(float)
     mean = features.mean(axis=0)
-    axes = np.linalg.svd(features - mean, full_matrices=False)[2]
+    axes = np.linalg.svd(features - mean, full_matrices=False)[2][:bits]
     values = [
         [[float((row - mean) @ axis) for axis in axes] for row in s.features.astype(float)]
         for s in sets

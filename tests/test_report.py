@@ -17,7 +17,7 @@ from regiondh_d2.evaluation import retrieval_analysis
 from regiondh_d2.evaluation.ranking_metrics import METRICS, evaluate_ranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
-from regiondh_d2.structures.codes import take_rows
+from regiondh_d2.structures.code_rows import take_rows
 from regiondh_d2.structures.packed import pack_codes
 from regiondh_d2.utils.marks import mark_of
 from regiondh_d2.visualization import report

@@ -12,7 +12,8 @@ from regiondh_d2.evaluation.reranking import evaluate_reranking, query_values, r
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query
 from regiondh_d2.retrieval.second_stage import RERANKINGS
-from regiondh_d2.structures.codes import CodeFileError, take_rows
+from regiondh_d2.structures.code_rows import take_rows
+from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.structures.packed import pack_codes
 from searching import search_index
 

@@ -15,7 +15,8 @@ from detectron2.utils import comm
 from regiondh_d2.config import code_settings
 from regiondh_d2.evaluation import RetrievalEvaluator, evaluate_ranking
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
-from regiondh_d2.structures.codes import CodeFileError, check_comparable
+from regiondh_d2.structures.code_checks import check_comparable
+from regiondh_d2.structures.codes import CodeFileError
 from regiondh_d2.structures.packed import pack_codes, unpack_codes
 
 CLASSES = ["cat", "dog", "horse"]

@@ -148,6 +148,19 @@ def test_features_can_be_fused_instead_of_codes(make_heads, norm, whole):
     torch.testing.assert_close(codes.activations[0], activations, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_fusion_is_scaled_and_the_whole_image_is_not(make_heads):
+    heads = make_heads("WHOLE_IMAGE", "row", "FUSION_SCALE", 0.25)
+    features, proposals = make_features(1), make_proposals(20)
+    whole_box = torch.tensor([[0.0, 0.0, SIZE[1], SIZE[0]]])
+    boxes = torch.cat([proposals[0].proposal_boxes.tensor[:8], whole_box])
+    _, a, scores = by_hand(heads, features, boxes, 0)
+    fused = 0.25 * cross_proposal_fusion(scores.softmax(1)[:-1, :3], a[:-1])
+    activations, _ = image_code_by_hand(heads, torch.cat([fused, a[-1]]))
+    _, codes = heads.forward_hash(features, proposals)
+    torch.testing.assert_close(codes.activations[0], activations, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
 @pytest.mark.parametrize("num", [0, 5, 20])
 @torch.no_grad()
@@ -483,7 +496,7 @@ def test_which_regions_are_fused_in_training(make_heads, monkeypatch, rois):
     """topk: the proposals as at test, without ground truth; sampled: the sampled rows."""
     heads = make_heads("FUSION_ROIS", rois)
     seen, fuse = [], heads._fuse
-    monkeypatch.setattr(heads, "_fuse", lambda images: seen.append(images) or fuse(images))
+    monkeypatch.setattr(heads, "_fuse", lambda r, *e: seen.append(r) or fuse(r, *e))
     features, proposals, targets = make_features(2), make_proposals(20, 6), make_targets(2, 0)
     heads.forward_hash(features, proposals)
     heads.train()
@@ -528,7 +541,9 @@ def test_image_loss_option(make_heads):
     assert logistic["loss_cls"] == softmax["loss_cls"]
 
 
-@pytest.mark.parametrize("name", ["cosine", "isdh", "dmssph", "dpsh", "csq", "orthohash"])
+@pytest.mark.parametrize(
+    "name", ["cosine", "idhn", "isdh_soft", "dmssph", "dpsh", "csq", "orthohash"]
+)
 def test_the_objective_is_a_choice(make_heads, name):
     heads = make_heads("OBJECTIVE", name, training=True)
     losses = train(heads, make_features(2), make_proposals(20, 6), make_targets(2, 1))[1]
@@ -590,10 +605,4 @@ def test_a_negative_number_of_fused_regions_is_refused(make_heads):
 def test_other_heads_are_refused(tiny_cfg, key):
     tiny_cfg.merge_from_list([f"MODEL.{key}", True])
     with pytest.raises(ValueError, match=key.split(".")[-1]):
-        build_roi_heads(tiny_cfg, {"stage4": ShapeSpec(channels=8, stride=16)})
-
-
-def test_sigmoid_classifiers_are_refused(tiny_cfg):
-    tiny_cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
-    with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
         build_roi_heads(tiny_cfg, {"stage4": ShapeSpec(channels=8, stride=16)})

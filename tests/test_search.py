@@ -310,7 +310,7 @@ def test_failures_are_one_line(tool, arguments, tmp_path, monkeypatch, capsys, o
         (["--instance", "0"], "--instance: 0"),
         (["--topk", "0"], "--topk: 0"),
         (["--rerank", "5", "--rerank-by", "color"], "invalid choice: 'color'"),
-        (["--rerank-by", "activations"], "give --rerank N, too"),
+        (["--rerank-by", "activations"], "--rerank-by needs --rerank N"),
         (["--group-by-class", "--instance", "1"], "--group-by-class is for whole images"),
         (["--group-by-class", "--box", "1,2,3,4"], "--group-by-class is for whole images"),
         (["--group-by-class", "--class", "cat"], "--group-by-class is for whole images"),

@@ -116,8 +116,11 @@ def test_the_commands_that_are_printed_do_the_same(tool, steps, place, monkeypat
         ["search", *network, "--index", index, "--within", "mine"]
         + ["--query", "chosen 'one'.jpg", "--save", picture],
     ]
-    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("$ regiondh ")]
+    printed = capsys.readouterr().out.splitlines()
+    lines = [line for line in printed if line.startswith("$ regiondh ")]
     assert len(lines) == 3
+    (page,) = (x for x in printed if x.startswith("click through the photos: "))
+    assert page.endswith("regiondh serve --index 'out put/index'")
     for line, step in zip(lines, steps, strict=True):
         words = subprocess.run(
             ["sh", "-c", f'for word in {line[len("$ regiondh ") :]}; do echo "$word"; done'],

@@ -12,7 +12,7 @@ from regiondh_d2.retrieval.index_folder import IndexFolder, write_index_folder
 from regiondh_d2.retrieval.queries import Query, SearchOptions
 from regiondh_d2.retrieval.service import SearchService, SnapshotHolder
 from regiondh_d2.retrieval.thresholds import calibrate_index
-from regiondh_d2.structures.codes import take_rows
+from regiondh_d2.structures.code_rows import take_rows
 from regiondh_d2.utils.errors import RegionDHError
 from searching import BITS, BOX, INSTANCE_BITS, make_items, queries, search_index
 

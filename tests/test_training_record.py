@@ -1,5 +1,6 @@
 """What checkpoints say about their training, and what a resumed one is told."""
 
+import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -7,10 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
 from builders import registered_scenes
-from regiondh_d2.config import training_settings
+from regiondh_d2.config import (
+    RENAMED_KEYS,
+    add_regiondh_config,
+    changed_settings,
+    training_settings,
+)
 from regiondh_d2.engine import training_record
 from regiondh_d2.engine.checkpoints import FiniteCheckpointer
 from regiondh_d2.engine.training_record import (
@@ -132,6 +139,23 @@ def test_a_key_newer_than_a_record_leaves_it_valid(cfg):
     assert old.settings_sha256 == now.settings_sha256
     (change,) = old.changes(training(cfg, "MODEL.REGION_DH.FUSION_GRADIENT", False))
     assert change == "MODEL.REGION_DH.FUSION_GRADIENT True, which is now False"
+
+
+def test_a_value_that_was_renamed_leaves_a_record_valid(cfg):
+    """The digest, too: results of the study keep that of the old name."""
+    now = training(cfg, "MODEL.REGION_DH.OBJECTIVE", "idhn")
+    text = now.settings.replace("'idhn'", "'isdh'")
+    old = Training(text, now.weights, now.weights_sha256, now.data_sha256)
+    assert old.settings != now.settings
+    assert old.changes(now) == []
+    assert old.settings_sha256 == now.settings_sha256
+    default = get_cfg()
+    add_regiondh_config(default)
+    chosen = changed_settings(training_settings(default), now.settings, training_settings)
+    old_names = {new: old for old, new in RENAMED_KEYS.items()}
+    lines = sorted(f"{old_names.get(key, key)} {value}" for key, (_, value) in chosen.items())
+    digest = hashlib.sha256("\n".join(lines).replace("'idhn'", "'isdh'").encode()).hexdigest()
+    assert old.settings_sha256 == digest
 
 
 def save(cfg, resumed=None, name="model_final"):

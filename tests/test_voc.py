@@ -344,13 +344,13 @@ def test_a_folder_of_windows_in_a_list(tmp_path):
 
 def test_two_ids_of_one_image_are_refused(tmp_path):
     root = write_tree(tmp_path, {"a": named("a.jpg"), "b": named("a.jpg")})
-    message = r"b\.xml: its image .*a\.jpg is that of id a, too: correct <filename> or drop"
+    message = r"b\.xml: its image .*a\.jpg is also that of id a: correct <filename> or drop"
     with pytest.raises(VOCFormatError, match=message):
         load_voc(root, "train", CLASSES)
     # Where large and small letters are the same to the file system, one file answers to both ids.
     for name in ("B.xml", "b.xml"):
         (root / "Annotations" / name).write_text(image_xml())
-    with pytest.raises(VOCFormatError, match=r"B\.xml: its image .*b\.jpg is that of id b, too"):
+    with pytest.raises(VOCFormatError, match=r"B\.xml: its image .*b\.jpg is also that of id b"):
         load_voc(root, ["b", "B"], CLASSES)
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from detectron2.utils.file_io import PathManager
 
-from regiondh_d2.checkpoint import WeightsError, convert_weights, model_fingerprint, zoo
+from regiondh_d2.checkpoint import (
+    WeightsError,
+    convert_weights,
+    model_fingerprint,
+    read_weights,
+    zoo,
+)
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.command import load_trained_model
 from regiondh_d2.engine.defaults import build_cfg
@@ -40,7 +46,7 @@ def test_a_shipped_network_is_small_and_as_recorded(name):
         content = file.read()
     assert len(content) <= 20 * MEGABYTE
     weights = torch.load(path, weights_only=True)["model"]
-    assert {t.dtype for t in weights.values() if t.dim() > 1} == {torch.float16}
+    assert {t.dtype for t in weights.values() if t.dim() > 1} <= {torch.float16, torch.int8}
     assert all(t.isfinite().all() for t in weights.values())
 
 
@@ -112,6 +118,22 @@ def test_halved_matrices_and_whole_vectors(tmp_path):
     torch.testing.assert_close(
         half["model"]["matrix"].float(), weights["matrix"], atol=1e-3, rtol=1e-3
     )
+
+
+def test_image_encoders_are_stored_in_bytes(tmp_path):
+    wide = torch.randn(5, 4, 1, 1) * torch.tensor([1e-3, 1.0, 50.0, 0.0, 1.0]).view(5, 1, 1, 1)
+    depthwise = torch.randn(5, 1, 3, 3)
+    weights = {"image_encoders.0.model.a": wide, "image_encoders.0.model.b": depthwise}
+    torch.save({"model": {**weights, "c": wide}}, tmp_path / "whole.pth")
+    zoo.halve(str(tmp_path / "whole.pth"), str(tmp_path / "half.pth"))
+    stored = torch.load(tmp_path / "half.pth", weights_only=True)["model"]
+    assert [t.dtype for t in stored.values()] == [torch.int8, torch.float16, torch.float16]
+    read = read_weights(tmp_path / "half.pth")
+    assert list(read) == ["model"]
+    found = read["model"]["image_encoders.0.model.a"]
+    step = wide.abs().amax(dim=1, keepdim=True) / 127
+    assert found.dtype == torch.float32
+    assert ((found - wide).abs() <= step / 2 * 1.001).all()
 
 
 def test_a_shipped_network_is_known_by_its_fingerprint():

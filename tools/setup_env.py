@@ -35,7 +35,7 @@ from regiondh_cli.detectron2_setup import (  # noqa: E402
 
 MIN_PYTHON = (3, 11)
 
-PACKAGE_EXTRAS = "detectron2-needs,search,demo,weights,heic,dev"
+PACKAGE_EXTRAS = "detectron2-needs,search,demo,web,weights,heic,dev"
 STAMP_NAME = "regiondh-setup.json"
 # A change of these files changes the environment.
 STAMPED = (

@@ -17,15 +17,15 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--image",
         metavar="FILE",
-        help="measure on this photo with the weights of the config (default: noise of the test's "
-        "size, and random weights)",
+        help="measure on this photo with the weights of the config (default: noise of the size of "
+        "test images, and random weights)",
     )
     parser.add_argument(
         "--repeat",
         type=positive_int,
         default=10,
         metavar="N",
-        help="runs to time, of which the fastest counts (default: %(default)s)",
+        help="number of timed runs; the fastest counts (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
     add_import_option(parser)

@@ -1,4 +1,4 @@
-"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
+"""Time metrics against a sort in Python, search against FAISS, a network, and the page."""
 
 from ..arguments import CommandParser
 from ..legal_values import VOC_DATABASE, VOC_QUERIES
@@ -13,7 +13,7 @@ def _add_numbers(parser: CommandParser, items: int) -> None:
         ("--items", items, "number of codes in the database"),
         ("--bits", 64, "code length"),
         ("--topk", 1000, "cut-off"),
-        ("--repeat", 5, "runs, of which the fastest counts"),
+        ("--repeat", 5, "number of runs; the fastest counts"),
     ):
         parser.add_argument(
             name, type=positive_int, default=default, help=f"{text} (default: {default})"
@@ -36,7 +36,7 @@ def add_arguments(parser: CommandParser) -> None:
         "--baseline-queries",
         type=positive_int,
         default=500,
-        help="queries to measure the baseline on; it is scaled to all (default: 500)",
+        help="queries to time the baseline on; its time is scaled to all queries (default: 500)",
     )
     search = benchmarks.add_parser("search", help="the Hamming index against FAISS alone")
     _add_numbers(search, items=1_000_000)
@@ -47,6 +47,13 @@ def add_arguments(parser: CommandParser) -> None:
         default=BATCHES,
         help=f"numbers of queries at once (default: {' '.join(map(str, BATCHES))})",
     )
+    search.add_argument(
+        "--shard-rows",
+        type=positive_int,
+        metavar="N",
+        help="also search files of N codes each, in the folder for temporary files",
+    )
+    search.add_argument("--uri", help="also search in this Milvus server")
     training = benchmarks.add_parser("training", help="steps of a network on the CPU")
     add_config_option(training)
     training.add_argument(
@@ -54,21 +61,23 @@ def add_arguments(parser: CommandParser) -> None:
         action="store_true",
         help="let the C library return freed memory to the kernel; by default all commands keep it",
     )
-    training.add_argument("--images", type=positive_int, default=8, help="(default: 8)")
+    training.add_argument(
+        "--images", type=positive_int, default=8, help="images in a step (default: 8)"
+    )
     training.add_argument(
         "--repeat",
         type=positive_int,
         default=8,
-        help="steps, of which the mean counts, after a first one (default: 8)",
+        help="number of timed steps after a warm-up; their mean counts (default: 8)",
     )
     add_import_option(training)
     training.add_overrides()
     network = benchmarks.add_parser(
-        "network", help="a Region-DH network against Faster R-CNN, and images at once, on the CPU"
+        "network", help="a Region-DH network against Faster R-CNN, and batch sizes, on the CPU"
     )
     add_config_option(network)
     network.add_argument(
-        "--images", type=positive_int, default=8, help="of a step in the comparison (default: 8)"
+        "--images", type=positive_int, default=8, help="images in a compared step (default: 8)"
     )
     network.add_argument(
         "--dataset", metavar="NAME", default="", help="take its images (default: noise)"
@@ -84,10 +93,19 @@ def add_arguments(parser: CommandParser) -> None:
         "--repeat",
         type=positive_int,
         default=5,
-        help="turns, of which the fastest counts, after a first one (default: 5)",
+        help="number of timed runs after a warm-up; the fastest counts (default: 5)",
     )
     add_import_option(network)
     network.add_overrides()
+    page = benchmarks.add_parser("page", help="clicks on the page, on an index of random codes")
+    for name, default, text in (
+        ("--photos", 100_000, "number of photos in the index"),
+        ("--queries", 200, "number of clicks"),
+        ("--bits", 64, "code length"),
+    ):
+        page.add_argument(
+            name, type=positive_int, default=default, help=f"{text} (default: {default})"
+        )
     for subparser in benchmarks.choices.values():
         subparser.add_argument("--json", metavar="OUT.json", help="also write the numbers")
         add_overwrite_option(subparser)

@@ -7,6 +7,7 @@ deleted photos or after a folder of photos was moved.
 """
 
 import argparse
+import re
 
 from ..arguments import CommandParser
 from ..legal_values import ENGINES, GRANULARITIES
@@ -29,13 +30,24 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        help="faiss is faster, numpy needs no further package; both are exact (default: faiss "
-        "where it is installed, else numpy)",
+        help="faiss is faster, numpy needs no further package, milvus is a server; all are exact "
+        "(default: faiss where it is installed, else numpy)",
+    )
+    parser.add_argument(
+        "--uri",
+        help="with --engine milvus: the server, such as http://localhost:19530, or a file for "
+        "Milvus Lite",
+    )
+    parser.add_argument(
+        "--collection",
+        metavar="NAME",
+        help="with --engine milvus: start of the collections' names (default: the name of the "
+        "index folder)",
     )
     parser.add_argument(
         "--nlist",
         type=positive_int,
-        help="search approximately, in so many lists (FAISS IVF); prints the measured recall",
+        help="search approximately, in so many lists (IVF); prints the measured recall",
     )
     parser.add_argument(
         "--nprobe",
@@ -54,5 +66,12 @@ def add_arguments(parser: CommandParser) -> None:
 def check(parser: CommandParser, args: argparse.Namespace) -> None:
     if args.nprobe and not args.nlist:
         parser.error("--nprobe needs --nlist")
-    if args.nlist and (args.engine or "faiss") != "faiss":
-        parser.error(f"--nlist needs --engine faiss, not {args.engine}")
+    if args.nlist and args.engine not in (None, "faiss", "milvus"):
+        parser.error(f"--nlist needs --engine faiss or milvus, not {args.engine}")
+    if args.engine == "milvus" and not args.uri:
+        parser.error("--engine milvus needs --uri, the server")
+    for option in ("uri", "collection"):
+        if getattr(args, option) and args.engine != "milvus":
+            parser.error(f"--{option} needs --engine milvus")
+    if args.collection and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,199}", args.collection):
+        parser.error(f"--collection {args.collection}: use letters, digits and _ only")

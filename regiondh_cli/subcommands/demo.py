@@ -1,7 +1,7 @@
 """Train Region-DH on generated scenes, compare it with two references, and draw its answers."""
 
 from ..arguments import CommandParser
-from ..options import whole_number
+from ..options import positive_int, whole_number
 
 CONFIG = "quick_schedules/regiondh_effnetlite0_scenes"
 
@@ -12,15 +12,18 @@ def add_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--images",
-        type=whole_number(1),
+        type=positive_int,
         default=400,
-        help="to train on and to search in (default: %(default)s)",
+        help="images to train on and to search in (default: %(default)s)",
     )
     parser.add_argument(
-        "--queries", type=whole_number(1), default=100, help="to search with (default: %(default)s)"
+        "--queries",
+        type=positive_int,
+        default=100,
+        help="images to search with (default: %(default)s)",
     )
     parser.add_argument(
-        "--iterations", type=whole_number(1), help="of training (default: the config's number)"
+        "--iterations", type=positive_int, help="of the training (default: as in the config)"
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
     parser.add_argument("--config-file", default=CONFIG, metavar="C", help="default: %(default)s")

@@ -37,14 +37,14 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="W.pth",
-        help="of the network, whose classifier gives image classes; also with --rerank-by classes, "
-        "for files that were written without class_weights",
+        help="weights of the network; its classifier gives the image classes. Also with "
+        "--rerank-by classes, for files that were written without class_weights",
     )
     parser.add_argument(
         "--bits",
         type=positive_int,
         metavar="K",
-        help="of random codes and codes of features (default: the bits of the files)",
+        help="length of random codes and of codes made from features (default: that of the files)",
     )
     add_exclude_self_option(parser)
     add_rerank_options(parser)
@@ -65,7 +65,7 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
     if not by_classes and (args.reference == IMAGE_CLASSES) != bool(args.weights):
         parser.error(f"--weights and --reference {IMAGE_CLASSES} belong together")
     if args.bits and not args.reference:
-        parser.error("--bits is of reference codes: the files' codes have their own")
+        parser.error("--bits is only for --reference: the files' codes have their own length")
     if args.bits and args.reference in ONE_BIT_A_CLASS:
         parser.error(f"{args.reference} has one bit for each class: leave out --bits")
     if args.reference and args.rerank and args.rerank_by != "features":
@@ -74,4 +74,4 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
             "--rerank-by features"
         )
     if args.query_classes and args.rerank_by != "classes":
-        parser.error("--query-classes is of --rerank-by classes: give that, too")
+        parser.error("--query-classes needs --rerank-by classes")

@@ -32,14 +32,14 @@ def add_arguments(parser: CommandParser) -> None:
         type=positive_int,
         default=500,
         metavar="N",
-        help="how many photos are searched for (default: %(default)s, or all if there are fewer)",
+        help="number of photos to search for (default: %(default)s, or all if there are fewer)",
     )
     parser.add_argument(
         "--seed",
         type=whole_number(0),
         default=0,
         metavar="N",
-        help="of the choice of the sample (default: %(default)s)",
+        help="chooses the sample (default: %(default)s)",
     )
     parser.add_argument(
         "--topk",
@@ -47,7 +47,7 @@ def add_arguments(parser: CommandParser) -> None:
         nargs="+",
         default=[1, 10],
         metavar="K",
-        help="how many answers count (default: 1 10)",
+        help="numbers of answers that count (default: 1 10)",
     )
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     add_import_option(parser)

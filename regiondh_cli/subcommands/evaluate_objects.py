@@ -7,7 +7,13 @@ answer's box is on an object of the class.
 """
 
 from ..arguments import CommandParser
-from ..options import add_blend_option, add_config_option, add_import_option, add_overwrite_option
+from ..options import (
+    add_blend_option,
+    add_config_option,
+    add_exclude_self_option,
+    add_import_option,
+    add_overwrite_option,
+)
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -34,11 +40,7 @@ def add_arguments(parser: CommandParser) -> None:
         help="the registered dataset of the database's images: count an answer, too, only if the "
         "box of its object overlaps an annotated object of the class (IoU of 0.5)",
     )
-    parser.add_argument(
-        "--exclude-self",
-        action="store_true",
-        help="leave an object's own image out of its ranking",
-    )
+    add_exclude_self_option(parser, "leave an object's own image out of its ranking")
     parser.add_argument("--json", metavar="OUT.json", help="also write the numbers, flat names")
     add_import_option(parser)
     add_overwrite_option(parser)

@@ -3,7 +3,14 @@
 import argparse
 
 from ..arguments import CommandParser
-from ..options import add_config_option, add_import_option, positive_int, seconds
+from ..options import (
+    add_config_option,
+    add_import_option,
+    add_root_option,
+    positive_int,
+    seconds,
+    shard,
+)
 
 INTERRUPTED = "interrupted: continue with the same command and --resume ({output})"
 
@@ -43,12 +50,13 @@ def add_arguments(parser: CommandParser) -> None:
         action="store_true",
         help="with --resume: remove the codes of photos that were deleted from the given folders",
     )
+    add_root_option(parser, "with --resume: ")
     parser.add_argument(
-        "--root",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="with --resume: the folder OLD of photos was moved to NEW; repeatable",
+        "--shard",
+        type=shard,
+        metavar="i/N",
+        help="encode only the i-th of N shards of the images (i from 1), on any machine that sees "
+        "them; `regiondh merge-codes` joins the N outputs",
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that can't be read"
@@ -92,7 +100,7 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
     """Exit with status 2 if an option would have no effect."""
     for option in ("verify", "prune", "root"):
         if getattr(args, option) and not args.resume:
-            parser.error(f"--{option} is of a code file that exists: give --resume, too")
+            parser.error(f"--{option} works on an existing code file: give --resume, too")
     for option in ("exclude", "prune", "root"):
         if getattr(args, option) and args.dataset:
-            parser.error(f"--{option} is of folders of photos, not of a dataset: leave it out")
+            parser.error(f"--{option} is for --input, not for --dataset: leave it out")

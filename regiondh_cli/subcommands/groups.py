@@ -1,7 +1,7 @@
 """Group the photos of an index that show the same, and list near duplicates.
 
-Photos of a group are no further apart than --max-distance, each from each other (complete linkage).
-Copies of a photo are listed apart: the first one alone takes part in a group. Needs no network.
+Any two photos of a group are at most --max-distance apart (complete linkage). Copies of a photo are
+listed separately, and only the first one takes part in a group. Needs no network.
 """
 
 from ..arguments import CommandParser

@@ -1,19 +1,11 @@
 """Draw a multi-label dataset in VOC layout; the same arguments give the same files."""
 
-import argparse
 import os
 from pathlib import Path
 
 from ..arguments import CommandParser
 from ..legal_values import DATASETS_VARIABLE
 from ..options import positive_int, whole_number
-
-
-def _side(text: str) -> int:
-    """An argument type: a side of an image in pixels."""
-    if not 64 <= int(text) <= 4096:
-        raise argparse.ArgumentTypeError(f"{text} is not from 64 to 4096 pixels")
-    return int(text)
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -37,11 +29,11 @@ def add_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--image-size",
-        type=_side,
+        type=whole_number(64, 4096),
         nargs=2,
         default=(192, 144),
         metavar=("WIDTH", "HEIGHT"),
-        help="pixels (default: 192 144)",
+        help="pixels, each from 64 to 4096 (default: 192 144)",
     )
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, help="chooses the scenes (default: %(default)s)"

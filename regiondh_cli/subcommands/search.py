@@ -3,7 +3,7 @@
 import argparse
 
 from ..arguments import CommandParser
-from ..legal_values import ENGINES
+from ..legal_values import MEMORY_ENGINES
 from ..options import (
     add_blend_option,
     add_config_option,
@@ -86,7 +86,9 @@ def add_arguments(parser: CommandParser) -> None:
     )
     add_rerank_options(parser)
     parser.add_argument(
-        "--engine", choices=ENGINES, help="search with this engine (default: that of the index)"
+        "--engine",
+        choices=MEMORY_ENGINES,
+        help="search with this engine (default: that of the index)",
     )
     parser.add_argument(
         "--within",

@@ -1,6 +1,6 @@
 """Checkpoints, weight sources and the networks that come with the package.
 
-Importing it teaches Detectron2 the names ``regiondh://...``.
+Importing it lets Detectron2 load the names ``regiondh://...``.
 """
 
 from .checkpointer import (

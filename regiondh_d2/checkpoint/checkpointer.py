@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -14,7 +14,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from .conversion import Tensors, WeightsError
-from .sources import require_weights
+from .sources import encoder_weights, require_weights
 from .weight_files import is_numeric, read_weights, read_zoo_pickle, save_whole
 
 __all__ = [
@@ -33,8 +33,8 @@ FPN_LAYERS = ("backbone.fpn_lateral", "backbone.fpn_output", "backbone.top_block
 class RegionDHCheckpointer(DetectionCheckpointer):
     """A :class:`DetectionCheckpointer` that raises an error if the backbone isn't loaded whole.
 
-    Detectron2 only warns, and a detector on a partly random backbone trains to poor numbers that
-    look like a method's fault. Zoo pickles are read without running their code. Checkpoints are
+    Detectron2 only warns, and a detector on a partly random backbone reaches poor numbers that look
+    like a fault of the method. Zoo pickles are read without running their code. Checkpoints are
     written whole or not at all; fvcore may leave half of one.
 
     Attributes:
@@ -43,7 +43,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
 
     whole = False
     _loading = ""
-    _states: tuple[str, ...] = ()  # keys that a file must hold beside the model
+    _states: tuple[str, ...] = ()  # what a file must hold besides the model
 
     def save(self, name: str, **kwargs) -> None:
         """As :meth:`fvcore.common.checkpoint.Checkpointer.save`, into a local folder.
@@ -74,9 +74,12 @@ class RegionDHCheckpointer(DetectionCheckpointer):
         try:
             if path:
                 require_weights(path)
-            return super().load(path, *args, **kwargs)
+            loaded = super().load(path, *args, **kwargs)
+            if not path:
+                self._complete_encoders(self.model.state_dict())
+            return loaded
         finally:
-            self._parsed_url_during_load = None  # left over after a failure
+            self._parsed_url_during_load = None  # Detectron2 leaves it set after a failure
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As in the base class; a resumed checkpoint must fit the whole model and hold all states.
@@ -124,7 +127,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
             raise WeightsError(f"{filename} holds no weights: {wrong[0]!r} is no tensor")
         missing = [state for state in self._states if state not in data]
         if missing:
-            raise WeightsError(f"{filename} holds weights alone, and no training to go on with")
+            raise WeightsError(f"{filename} holds only weights, and no training to resume")
         return self._with_heuristics(data)
 
     def _with_heuristics(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +156,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
                 f"{self._loading} lacks {len(wrong)} tensors of the model or has them in another "
                 f"shape (first: {first}): it must be a checkpoint of this config's trained network"
             )
+        self._complete_encoders(wrong)
         backbone = [
             k
             for k in wrong
@@ -172,9 +176,18 @@ class RegionDHCheckpointer(DetectionCheckpointer):
             )
         return incompatible
 
+    def _complete_encoders(self, missing: Iterable[str]) -> None:
+        """Load ImageNet weights into the image encoders that the loaded weights lack. Encoders are
+        never trained."""
+        missing = tuple(missing)
+        for i, encoder in enumerate(getattr(self.model, "image_encoders", None) or ()):
+            if any(name.startswith(f"image_encoders.{i}.") for name in missing):
+                self.logger.info(f"{encoder.name}, an image encoder, gets its ImageNet weights")
+                encoder.model.load_state_dict(encoder_weights(encoder.name))
+
 
 def has_last_checkpoint(folder: str | os.PathLike) -> bool:
-    """Whether a folder of a training has a checkpoint to go on from."""
+    """Whether the folder of a training has a checkpoint to resume from."""
     return os.path.isfile(os.path.join(folder, _LAST))
 
 
@@ -183,7 +196,7 @@ def _shape(sides: Sequence[int]) -> str:
 
 
 def tensors_not_loaded(incompatible) -> list[str]:
-    """Names of the model's tensors that are missing in the weights or have another shape there.
+    """Names of the model's tensors that the weights lack or have in another shape.
 
     Args:
         incompatible: the result of fvcore's ``Checkpointer._load_model``, which may list a tensor
@@ -200,7 +213,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 
 def state_fingerprint(state: Tensors) -> str:
-    """:func:`model_fingerprint` of the model whose state dict this is, as checkpoints hold it."""
+    """The :func:`model_fingerprint` of the model with this state dict."""
     digest = hashlib.sha256()
     for key, tensor in sorted(state.items()):
         tensor = tensor.detach().cpu().contiguous()

@@ -24,14 +24,14 @@ __all__ = [
     "Tensors",
     "WeightsError",
     "detectron2_zoo_to_ours",
-    "efficientnet_lite0_to_ours",
+    "efficientnet_lite_to_ours",
     "efficientnet_lite_to_timm",
     "refuse_layout",
     "timm_to_ours",
     "torchvision_to_detectron2",
 ]
 
-# Where the stages of a ResNet go: those of the backbone, and res5.
+# The prefixes of a ResNet's stages in our models: of those up to res4, and of res5.
 LAYOUTS = {
     "c4": ("backbone.", "roi_heads.box_head."),
     "fpn": ("backbone.bottom_up.", "backbone.bottom_up."),
@@ -72,8 +72,8 @@ def torchvision_to_detectron2(weights: Tensors, layout: str = "") -> ConvertedWe
 
     Args:
         weights: state dict of the classifier.
-        layout: for a ResNet "c4" (res5 in ``Res5BoxHead``) or "fpn" (all below an FPN). A VGG16 has
-            a single layout, with fc6 and fc7 in ``VGGBoxHead``.
+        layout: "c4" (res5 in ``Res5BoxHead``) or "fpn" (all below an FPN) for a ResNet; "" for a
+            VGG16, whose fc6 and fc7 are always in ``VGGBoxHead``.
 
     Returns:
         The renamed tensors; the ImageNet classifier and batch counters are left out.
@@ -84,7 +84,7 @@ def torchvision_to_detectron2(weights: Tensors, layout: str = "") -> ConvertedWe
     """
     network = _torchvision_network(weights)
     if network == VGG16:
-        refuse_layout(layout, "a VGG16 has one place alone")
+        refuse_layout(layout, "a VGG16 has only one layout")
         return _rename(weights, _vgg16_name)
     backbone, res5 = _layout(layout)
     return _rename(weights, lambda key: _placed(_resnet_name(key), backbone, res5))
@@ -170,7 +170,7 @@ def detectron2_zoo_to_ours(checkpoint: Mapping[str, Any], layout: str = "") -> C
     Args:
         checkpoint: what :func:`~regiondh_d2.checkpoint.read_zoo_pickle` returns: an ImageNet
             ResNet or ResNeXt, or a Faster or Mask R-CNN, C4 or FPN.
-        layout: for an ImageNet network "c4" or "fpn"; for a detector its file decides.
+        layout: "c4" or "fpn" for an ImageNet network; "" for a detector, whose file shows it.
 
     Returns:
         The renamed tensors, without layers that depend on the classes, other heads, and buffers
@@ -230,7 +230,7 @@ def timm_to_ours(weights: Tensors, layout: str = "") -> ConvertedWeights:
 
     Args:
         weights: state dict of ``timm.create_model(..., features_only=True)``.
-        layout: "fpn" below an FPN, "" alone.
+        layout: "fpn" if the backbone is below an FPN, else "".
     """
     prefix = LAYOUTS["fpn"][0] if layout == "fpn" else "backbone."
     return _rename(
@@ -239,14 +239,16 @@ def timm_to_ours(weights: Tensors, layout: str = "") -> ConvertedWeights:
     )
 
 
-def efficientnet_lite_to_timm(
-    weights: Mapping[str, torch.Tensor], stage_depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)
-) -> dict[str, torch.Tensor]:
+# Blocks of each stage of EfficientNet-Lite0 and of Lite2.
+_LITE_DEPTHS = ((1, 2, 2, 3, 3, 4, 1), (1, 3, 3, 4, 4, 5, 1))
+
+
+def efficientnet_lite_to_timm(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the tensors of an EfficientNet-Lite checkpoint to timm's names, one to one.
 
     Args:
-        weights: state dict whose blocks are numbered through (``_blocks.<n>.``).
-        stage_depths: blocks per stage; the default is Lite0's.
+        weights: state dict of Lite0 or Lite2, whose blocks are numbered through
+            (``_blocks.<n>.``).
 
     Returns:
         The same tensors under timm's names (``blocks.<stage>.<block>.``), classifier included.
@@ -254,7 +256,9 @@ def efficientnet_lite_to_timm(
     Raises:
         WeightsError: a name is of no such network.
     """
-    places = [(s, b) for s, depth in enumerate(stage_depths) for b in range(depth)]
+    blocks = {found[1] for key in weights if (found := re.match(r"_blocks\.(\d+)\.", key))}
+    depths = next((d for d in _LITE_DEPTHS if sum(d) == len(blocks)), _LITE_DEPTHS[0])
+    places = [(s, b) for s, depth in enumerate(depths) for b in range(depth)]
     top = {
         "_conv_stem": "conv_stem",
         "_bn0": "bn1",
@@ -289,8 +293,8 @@ def efficientnet_lite_to_timm(
     return renamed
 
 
-def efficientnet_lite0_to_ours(weights: Tensors) -> ConvertedWeights:
-    """The backbone and, in ``LightBoxHead``, the last convolution of an EfficientNet-Lite0."""
+def efficientnet_lite_to_ours(weights: Tensors) -> ConvertedWeights:
+    """The backbone and, in ``LightBoxHead``, the last convolution of an EfficientNet-Lite."""
 
     def name(key: str) -> str | None:
         layer, leaf = key.split(".", 1)

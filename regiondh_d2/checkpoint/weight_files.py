@@ -13,11 +13,14 @@ from ..utils.file_io import replace_when_complete
 from ..utils.marks import WEIGHTS_FORMAT
 from .conversion import ConvertedWeights, Tensors, WeightsError
 
-__all__ = ["read_weights", "read_zoo_pickle", "write_weights"]
+__all__ = ["SCALES", "in_bytes", "read_weights", "read_zoo_pickle", "write_weights"]
+
+# The key of a file, besides ``model``, with the scales by name of the tensors stored in 8 bits.
+SCALES = "scales_of_bytes"
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays, and refuses all else."""
+    """Reads dicts, lists, strings, numbers and numpy arrays, and refuses anything else."""
 
     # numpy's helpers, from their modules in this version; files may name modules of other versions.
     _RECONSTRUCT = np.zeros(0).__reduce__()[0]
@@ -38,7 +41,7 @@ class _NumpyUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which weights have no need of")
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which no weights need")
         return self.KNOWN[module, name]
 
 
@@ -82,12 +85,19 @@ def is_numeric(value: Any) -> bool:
 def read_weights(path: str | os.PathLike) -> Any:
     """The content of a file of ``torch.save``, on the CPU and without running its code.
 
+    Tensors of ``model`` that are stored in 8 bits (see :func:`in_bytes`) are expanded to float32.
+
     Raises:
         OSError: the file can't be opened.
         WeightsError: it is damaged, or not a file of ``torch.save``.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict) and SCALES in content:
+            scales = content.pop(SCALES)
+            model = content["model"]
+            content["model"] = model | {k: model[k].float() * scale for k, scale in scales.items()}
+        return content
     except OSError:
         raise
     except Exception as error:  # damaged files raise nearly everything
@@ -97,6 +107,23 @@ def read_weights(path: str | os.PathLike) -> Any:
         raise WeightsError(
             f"{path} can't be read as weights: {what}; get it again, or name another file"
         ) from error
+
+
+def in_bytes(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix or convolution with 8 bits for each number, and a scale for each output.
+
+    Args:
+        tensor: float (D, ...).
+
+    Returns:
+        ``(numbers, scale)``, int8 of the same shape and float32 (D, 1, ...). Their product differs
+        from the tensor by half of the scale at most. The scale is the output's largest magnitude
+        divided by 127.
+    """
+    tensor = tensor.float()
+    largest = tensor.abs().amax(dim=tuple(range(1, tensor.dim())), keepdim=True)
+    scale = torch.where(largest > 0, largest / 127.0, 1.0)
+    return (tensor / scale).round().to(torch.int8), scale
 
 
 def read_state_dict(path: str) -> Tensors:

@@ -10,7 +10,7 @@ import torch
 from ..utils.errors import RegionDHError
 from ..utils.file_io import file_sha256
 from .conversion import WeightsError
-from .weight_files import read_weights, save_whole
+from .weight_files import SCALES, in_bytes, read_weights, save_whole
 
 __all__ = ["CONFIGS", "FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
 
@@ -57,7 +57,9 @@ def network_name(fingerprint: str) -> str:
 def halve(checkpoint: str, output: str) -> tuple[int, str]:
     """Write a network's weights for shipping: matrices in half precision, no optimizer.
 
-    Vectors stay in float32, since variances of batch norms may be too small for float16.
+    Vectors stay in float32, since variances of batch norms may be too small for float16. Image
+    encoders, the largest part, have 8 bits for each weight, except their small depthwise
+    convolutions, which have half precision.
 
     Args:
         checkpoint: a checkpoint of a training.
@@ -82,5 +84,9 @@ def halve(checkpoint: str, output: str) -> tuple[int, str]:
                 f"{checkpoint}: {name} holds a number that isn't finite in half precision, so it "
                 "can't be halved"
             )
-    save_whole(output, {"model": halved})
+    scales = {}
+    for name, tensor in model.items():
+        if name.startswith("image_encoders.") and tensor.dim() > 1 and tensor.shape[1] > 1:
+            halved[name], scales[name] = in_bytes(tensor)
+    save_whole(output, {"model": halved, **({SCALES: scales} if scales else {})})
     return len(halved), file_sha256(output).hex()

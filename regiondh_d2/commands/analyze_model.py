@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from ..config import square_sizes
+from ..data.squares import squashed
 from ..engine import build_cfg
 from ..engine.analysis import PARTS, count_flops, count_parameters, time_parts
 from ..engine.command import load_trained_model
@@ -17,7 +19,7 @@ from ..engine.config_names import find_config
 from ..engine.defaults import config_inputs
 from ..engine.network import build_network
 from ..engine.user_code import import_user_code
-from ..retrieval.extract import ImageLoader
+from ..retrieval.images import ImageLoader
 from ..utils.display import print_line
 from ..utils.file_io import check_output_file, write_json
 
@@ -39,7 +41,10 @@ def load(cfg, image: str | None) -> tuple[torch.nn.Module, dict]:
     height = cfg.INPUT.MIN_SIZE_TEST or UNSCALED
     width = min(round(height * ASPECT), cfg.INPUT.MAX_SIZE_TEST or height * 2)
     noise = torch.randint(256, (3, height, width), dtype=torch.uint8)
-    return build_network(cfg).eval(), {"image": noise, "height": height, "width": width}
+    inputs = {"image": noise, "height": height, "width": width}
+    if sizes := square_sizes(cfg):
+        inputs["squares"] = squashed(noise.permute(1, 2, 0).numpy(), sizes)
+    return build_network(cfg).eval(), inputs
 
 
 def format_table(numbers: Mapping[str, Mapping[str, float]]) -> str:

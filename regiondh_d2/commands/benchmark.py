@@ -1,10 +1,13 @@
-"""Time metrics against a sort in Python, search against FAISS, and a network on the CPU."""
+"""Time metrics against a sort in Python, search against FAISS, a network, and the page."""
 
 import argparse
+import contextlib
 import math
 import os
 import platform
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,16 +19,21 @@ from ..engine.defaults import build_cfg, config_inputs
 from ..engine.step_times import compare_fusions, time_numbers_at_once, time_steps
 from ..engine.user_code import import_user_code
 from ..evaluation.ranking_metrics import evaluate_ranking
-from ..retrieval.engines import create_index
+from ..retrieval.engines import MilvusIndex, create_index
 from ..structures.packed import pack_codes, unpack_codes
 from ..utils.errors import RegionDHError
 from ..utils.file_io import check_output_file, write_json
+from .serve import check_web_packages
 
 # PASCAL VOC 2007, about 1.5 of them an image.
 VOC_CLASSES = 20
 
 # A search of one query takes a millisecond, so a few runs are too noisy.
 LEAST_QUERIES = 300
+MANY_ITEMS = 1_000_000
+
+# Timed beside the engine in memory where asked for.
+EXTRA_ENGINES = ("shards", "milvus")
 
 # Packed queries and k in, distances and rows out.
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -174,6 +182,8 @@ def benchmark_search(args: argparse.Namespace) -> dict:
     rng = np.random.default_rng(0)
 
     def random_codes(rows: int) -> np.ndarray:
+        if args.bits % 8 == 0:  # needs an eighth of the memory
+            return rng.integers(256, size=(rows, args.bits // 8), dtype=np.uint8)
         return pack_codes(rng.integers(2, size=(rows, args.bits), dtype=np.uint8))
 
     database = random_codes(args.items)
@@ -187,12 +197,41 @@ def benchmark_search(args: argparse.Namespace) -> dict:
         raw.use_heap = use_heap
         ways[name] = raw.search
     k = min(args.topk, args.items)
-    return {
-        "database": args.items,
-        "bits": args.bits,
-        "topk": k,
-        "batches": [compare_search(ways, random_codes(n), k, args.repeat) for n in args.batches],
-    }
+    numbers: dict[str, Any] = {"database": args.items, "bits": args.bits, "topk": k}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        for name, options in other_engines(args, folder).items():
+            before, start = anonymous_bytes(), time.perf_counter()
+            other = create_index(args.bits, name, **options)
+            if isinstance(other, MilvusIndex):
+                stack.callback(other.drop)
+            other.add(database)
+            ways[f"{name}_seconds"] = other.search
+            numbers[f"{name}_build_seconds"] = time.perf_counter() - start
+            numbers[f"{name}_memory_bytes"] = anonymous_bytes() - before
+        numbers["batches"] = [
+            compare_search(ways, random_codes(n), k, args.repeat, args.items) for n in args.batches
+        ]
+    return numbers
+
+
+def other_engines(args: argparse.Namespace, folder: str) -> dict[str, dict[str, Any]]:
+    """The engines to time beside ours in memory, and their options."""
+    engines: dict[str, dict[str, Any]] = {}
+    if args.shard_rows:
+        path = os.path.join(folder, "shards")
+        engines["shards"] = {"path": path, "shard_rows": args.shard_rows}
+    if args.uri:
+        engines["milvus"] = {"uri": args.uri, "collection": f"benchmark_{uuid.uuid4().hex}"}
+    return engines
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is no mapped file; 0 where unknown."""
+    if not os.path.exists("/proc/self/status"):
+        return 0
+    with open("/proc/self/status") as file:
+        found = [line.split()[1] for line in file if line.startswith("RssAnon:")]
+    return int(found[0]) << 10 if found else 0
 
 
 def compare_search(
@@ -200,6 +239,7 @@ def compare_search(
     query: np.ndarray,
     k: int,
     repeat: int,
+    items: int = 0,
 ) -> dict[str, float]:
     """The fastest of some runs of every way to search, in turns; small batches run more often.
 
@@ -208,13 +248,15 @@ def compare_search(
         query: uint8 (Q, B), packed.
         k: how many answers.
         repeat: the least number of runs.
+        items: codes of the database; in a large one a search takes longer, so fewer are enough.
 
     Raises:
         ValueError: two ways find other distances.
     """
     best = dict.fromkeys(ways, math.inf)
     answers = {}
-    for _ in range(max(repeat, LEAST_QUERIES // len(query))):
+    least = LEAST_QUERIES // max(1, items // MANY_ITEMS)
+    for _ in range(max(repeat, least // len(query))):
         for name, search in ways.items():
             start = time.perf_counter()
             answers[name] = search(query, k)
@@ -222,8 +264,13 @@ def compare_search(
     for name, (distances, _) in answers.items():
         if not np.array_equal(distances, answers["seconds"][0]):
             raise RegionDHError(f"{name}: FAISS alone found other distances than the index")
-    baseline = min(seconds for name, seconds in best.items() if name != "seconds")
-    return {"queries": len(query), **best, "ratio": baseline / best["seconds"]}
+    others = ["seconds", *(f"{name}_seconds" for name in EXTRA_ENGINES)]
+    baseline = min(seconds for name, seconds in best.items() if name not in others)
+    numbers = {"queries": len(query), **best, "ratio": baseline / best["seconds"]}
+    for name in EXTRA_ENGINES:
+        if f"{name}_seconds" in best:
+            numbers[f"{name}_ratio"] = baseline / best[f"{name}_seconds"]
+    return numbers
 
 
 def print_search(numbers: dict) -> None:
@@ -240,6 +287,18 @@ def print_search(numbers: dict) -> None:
         ]
         cells = zip(heads, [str(queries), *speeds, f"{batch['ratio']:.3f}"], strict=True)
         print("  ".join(cell.rjust(len(head)) for head, cell in cells))
+    for name in EXTRA_ENGINES:
+        for batch in numbers["batches"] if f"{name}_build_seconds" in numbers else ():
+            print(
+                f"{name}, batch {batch['queries']}: "
+                f"{batch['queries'] / batch[f'{name}_seconds']:.0f} queries/s, "
+                f"{batch[f'{name}_ratio']:.3f} of the faster FAISS"
+            )
+        if f"{name}_build_seconds" in numbers:
+            print(
+                f"{name}: built in {numbers[f'{name}_build_seconds']:.1f} s, "
+                f"{numbers[f'{name}_memory_bytes'] / 1e6:.0f} MB of memory beside mapped files"
+            )
 
 
 def benchmark_training(args: argparse.Namespace) -> dict:
@@ -295,12 +354,39 @@ def print_network(numbers: dict) -> None:
         print(f"{row['images']:>22}  {row['training']:8.3f}  {row['codes']:7.3f}")
 
 
+def benchmark_page(args: argparse.Namespace) -> dict:
+    """Clicks on the page, see :func:`time_page`."""
+    check_web_packages()
+    from ..web.page_times import time_page
+
+    if args.queries >= args.photos:
+        raise RegionDHError("--queries: fewer than --photos, since each is on another photo")
+    return time_page(args.photos, args.queries, args.bits)
+
+
+def print_page(numbers: dict) -> None:
+    print(
+        f"{numbers['photos']} photos, {numbers['objects']} objects, {numbers['engine']}: from a "
+        f"click to answers {numbers['median_ms']:.1f} ms, 95th percentile "
+        f"{numbers['p95_ms']:.1f} ms"
+    )
+    print(
+        f"first load: {numbers['page_bytes']} bytes of the page, {numbers['first_bytes']} with the "
+        "first list, without pictures"
+    )
+    print(
+        f"memory: {numbers['memory_bytes'] / 1e6:.0f} MB of the server, "
+        f"{numbers['reader_bytes'] / 1e6:.0f} MB of the processes that read files"
+    )
+
+
 # By the name of the benchmark, the functions that measure and print.
 BENCHMARKS = {
     "evaluation": (benchmark_evaluation, print_evaluation),
     "search": (benchmark_search, print_search),
     "training": (benchmark_training, print_training),
     "network": (benchmark_network, print_network),
+    "page": (benchmark_page, print_page),
 }
 
 

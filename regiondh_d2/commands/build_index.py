@@ -9,6 +9,7 @@ deleted photos or after a folder of photos was moved.
 import argparse
 import importlib.util
 import os
+import re
 import sys
 import time
 
@@ -70,9 +71,17 @@ def without_gone(items: CodeSet, source: str) -> CodeSet:
     return found.items
 
 
+def collection_name(output: str) -> str:
+    """A name that a server takes, from the last part of a folder's path."""
+    name = os.path.basename(os.path.realpath(output))
+    return "regiondh_" + re.sub(r"[^A-Za-z0-9_]", "_", name)[:190]
+
+
 def run(args: argparse.Namespace) -> None:
-    options = {"nlist": args.nlist, "nprobe": args.nprobe}
+    options = {"nlist": args.nlist, "nprobe": args.nprobe, "uri": args.uri}
     options = {name: value for name, value in options.items() if value is not None}
+    if args.engine == "milvus":
+        options["collection"] = args.collection or collection_name(args.output)
     start = time.perf_counter()
     has_faiss = importlib.util.find_spec("faiss") is not None
     engine = args.engine or ("faiss" if has_faiss or args.nlist else "numpy")

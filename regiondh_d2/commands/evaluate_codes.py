@@ -22,7 +22,8 @@ from ..evaluation.reranking import evaluate_reranking
 from ..evaluation.retrieval_evaluator import rank_code_sets
 from ..evaluation.same_images import find_same_images
 from ..retrieval.code_store import read_codes
-from ..structures.codes import CodeSet, check_comparable, check_holds
+from ..structures.code_checks import check_comparable
+from ..structures.codes import CodeSet, check_holds
 from ..utils.display import print_line
 from ..utils.file_io import check_output_file, refuse_inputs, write_json
 from ..utils.progress import Progress

@@ -22,7 +22,9 @@ from ..engine.user_code import import_user_code
 from ..evaluation.copy_recall import ORDERS, Place, place_of_original, recall
 from ..retrieval.code_store import read_codes
 from ..retrieval.images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
-from ..structures.codes import CodeSet, check_comparable, check_holds, codes_from_outputs
+from ..structures.code_checks import check_comparable
+from ..structures.codes import CodeSet, check_holds
+from ..structures.model_outputs import codes_from_outputs
 from ..structures.packed import pack_codes
 from ..utils.display import print_line
 from ..utils.errors import RegionDHError

@@ -33,7 +33,8 @@ from ..evaluation.object_queries import (
 from ..evaluation.same_images import find_same_images
 from ..retrieval.code_store import read_codes
 from ..retrieval.images import ImageLoader, dataset_images
-from ..structures.codes import CodeSet, InstanceCodes, codes_from_outputs
+from ..structures.codes import CodeSet, InstanceCodes
+from ..structures.model_outputs import codes_from_outputs
 from ..utils.display import print_line
 from ..utils.errors import RegionDHError
 from ..utils.file_io import check_output_file, refuse_inputs, write_json

@@ -16,13 +16,10 @@ from ..engine.config_names import find_config
 from ..engine.defaults import config_inputs, dataset_inputs
 from ..engine.extraction import classes_of_model, code_extractor
 from ..engine.user_code import import_user_code
-from ..retrieval.extract import (
-    ExtractionResult,
-    check_output,
-    images_to_code,
-    keeps_activations,
-    known_files,
-)
+from ..retrieval.earlier_codes import keeps_activations, known_files
+from ..retrieval.extract import ExtractionResult
+from ..retrieval.extraction_parts import check_output
+from ..retrieval.extraction_plan import images_to_code
 from ..retrieval.images import ImageEntry, dataset_images
 from ..utils.display import print_line
 from ..utils.errors import RegionDHError
@@ -77,6 +74,7 @@ def encode(
         moves=args.root,
         verify=args.verify,
         prune=args.prune,
+        shard=args.shard,
     )
     if result is not None:  # the main process
         print_summary(result, args.output)

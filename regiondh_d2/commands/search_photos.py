@@ -117,3 +117,5 @@ def run_steps(args: argparse.Namespace) -> None:
         *["--save", picture],
     )
     print(f"\npicture: {display_name(picture)}")
+    serve = shlex.join(["regiondh", "serve", "--index", str(index)])
+    print(f"click through the photos: {display_name(serve)}")

@@ -1,4 +1,4 @@
-"""Shared by the readers of annotations: text in any encoding, images by name, boxes, notes."""
+"""For the readers of annotations: text in any encoding, images by their names, boxes, notes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 IMAGE_ENDINGS = (".jpg", *sorted((image_formats.IMAGE_ENDINGS | HEIF_ENDINGS) - {".jpg"}))
 """Endings of image files, VOC's own first."""
 
-_MARKS = (  # the four bytes of UTF-32's begin with the two of UTF-16's
+_MARKS = (  # UTF-32 before UTF-16, since its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -41,8 +41,7 @@ _MARKS = (  # the four bytes of UTF-32's begin with the two of UTF-16's
 )
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
-# Pixels by which a box may reach beyond its image just because its numbers have two decimals, as
-# COCO's.
+# A box may reach this many pixels beyond its image without a note, since COCO writes two decimals.
 _ROUNDING = 0.1
 
 
@@ -98,9 +97,9 @@ class Folder:
     def find_tail(self, name: str) -> str | None:
         r"""The file that a path from another machine names.
 
-        ``D:\set\day1\1.jpg`` is ``day1/1.jpg`` here, or else ``1.jpg``. So is an address that a
-        tool in the browser wrote, where no file has its letters: ``my%20photo.jpg`` is
-        ``my photo.jpg``, and ``/data/local-files/?d=day1/1.jpg`` the same as above.
+        ``D:\set\day1\1.jpg`` means ``day1/1.jpg`` if that file exists, else ``1.jpg``. If no file
+        matches, the name is read as a URL that a tool in the browser wrote: ``my%20photo.jpg``
+        means ``my photo.jpg``, and ``/data/local-files/?d=day1/1.jpg`` means ``day1/1.jpg``.
         """
         address = name.rpartition("?d=")[2] if "?d=" in name else name.partition("?")[0]
         for form in dict.fromkeys((name, urllib.parse.unquote(address))):
@@ -159,7 +158,7 @@ def fit_box(
         The part inside the image, and whether more than a rounding error was outside.
 
     Raises:
-        RegionDHError: an edge isn't finite, or nothing of the box is inside.
+        RegionDHError: an edge isn't finite, or no part of the box is inside.
     """
     left, upper, right, lower = map(float, box)
     if not all(map(math.isfinite, (left, upper, right, lower))):
@@ -174,7 +173,7 @@ def fit_box(
 
 
 class ClippedBoxes:
-    """Counts the boxes of a dataset that reached beyond their images."""
+    """Counts the boxes of a dataset that reach beyond their images."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -1,7 +1,7 @@
-"""Registration that can be repeated, and loading that can collect every problem.
+"""Registers and loads datasets. Registering twice is harmless; loading can collect all problems.
 
 A *source* is a frozen dataclass that describes a dataset completely and loads it. Two equal sources
-are the same dataset, which is what makes registering twice harmless.
+are the same dataset.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def require_dataset(name: str, told: str = "dataset") -> None:
         told: text before the name in the message, such as the option.
 
     Raises:
-        RegionDHError: it isn't; the message lists the names that were registered here.
+        RegionDHError: it isn't registered; the message lists the names that were registered here.
     """
     known = DatasetCatalog.list()
     if name in known:
@@ -139,6 +139,6 @@ def require_dataset(name: str, told: str = "dataset") -> None:
     near = difflib.get_close_matches(name, known, n=1)
     raise RegionDHError(
         f"{told} {name!r}, which isn't registered; known: {', '.join(registered_names())}, and "
-        "Detectron2's own; what registers your own is imported by --import MODULE_OR_FILE"
+        "Detectron2's own; --import MODULE_OR_FILE imports the code that registers yours"
         f"{f'; did you mean {near[0]}?' if near else ''}"
     )

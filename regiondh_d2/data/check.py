@@ -27,7 +27,8 @@ class DatasetReport:
     Attributes:
         name: the dataset.
         images: number of images that could be read.
-        objects: number of their annotated objects, of which `difficult` are marked difficult.
+        objects: number of their annotated objects.
+        difficult: number of the objects that are marked difficult.
         roles: number of images of each role; empty for a detection dataset. An image of both roles
             counts for both.
         class_images: number of images that show a class, for every class in its order.
@@ -100,7 +101,7 @@ def check_dataset(
                 problems.append(problem)
             progress.step()
         turned = (_turn_note(record["file_name"]) for record in dicts if record.get("annotations"))
-        notes += _first_lines([note for note in turned if note])
+        notes += _first_notes([note for note in turned if note])
 
     annotations = [a for record in dicts for a in record.get("annotations", ())]
     roles = Counter(record["role"] for record in dicts if "role" in record)
@@ -119,14 +120,14 @@ def check_dataset(
     )
 
 
-def _first_lines(lines: list[str], most: int = 10) -> list[str]:
-    """The first lines, and the number of the others if there are more."""
-    more = len(lines) - most
-    return lines if more <= 0 else [*lines[:most], f"and {more} more images that are turned"]
+def _first_notes(notes: list[str]) -> list[str]:
+    """The first ten notes on turned images, and the number of the others if there are more."""
+    more = len(notes) - 10
+    return notes if more <= 0 else [*notes[:10], f"and {more} more images that are turned"]
 
 
 def _sound(dicts: list[dict], problems: list[str]) -> list[dict]:
-    """The sound dicts of a dataset that other code registered."""
+    """The valid dicts of a dataset that other code registered; the others go to the problems."""
     kept = []
     for record in dicts:
         try:

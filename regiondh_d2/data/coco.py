@@ -55,11 +55,11 @@ class COCOFormatError(RegionDHError):
 
 @dataclass(frozen=True)
 class COCOSource:
-    """A dataset in COCO format; the first three fields are `catalog.register_coco`'s.
+    """A dataset in COCO format; the first three fields are those of `catalog.register_coco`.
 
     Attributes:
-        published: whether this is a published file that users don't edit: defective objects are
-            left out and counted in a note.
+        published: whether this is one of COCO's own files, which users don't edit. Its defective
+            objects are left out and counted in a note.
     """
 
     name: str
@@ -172,7 +172,7 @@ class _Reader:
         class_names: the names of the categories by ascending id.
         position_of: category ids to positions among the classes.
         clipped: boxes that reach beyond their images.
-        notes: what else is worth knowing.
+        notes: further lines for the user.
     """
 
     def __init__(
@@ -243,13 +243,13 @@ class _Reader:
                     raise Defect(f"id must be a whole number, got {show(category['id'])}")
                 if number in names:
                     other, number = display_name(names[number]), None
-                    raise Defect(f"id {category['id']} is that of {other}, too: renumber them")
+                    raise Defect(f"id {category['id']} is also the id of {other}: renumber them")
                 if not isinstance(name, str) or not name.strip():
                     raise Defect(f"name must be text, got {show(name)}")
                 if not is_unicode(name):
                     raise Defect(f"name {show(name)} has half a letter: write it again")
                 if name in names.values():
-                    raise Defect("name is that of another category, too: rename or join them")
+                    raise Defect("another category has the same name: rename or join them")
                 names[number] = name
             except Defect as defect:
                 if number is not None:
@@ -275,7 +275,7 @@ class _Reader:
                     raise Defect(f"id must be a number or text, got {show(image['id'])}")
                 if number in records:
                     other = display_name(records[number]["file_name"])
-                    raise Defect(f"id {show(number)} is that of {other}, too: renumber them")
+                    raise Defect(f"id {show(number)} is also the id of {other}: renumber them")
                 if not isinstance(field(image, "file_name"), str) or not name.strip():
                     raise Defect(f"file_name must be text, got {show(name)}")
                 width, height = (read_side(image, key) for key in ("width", "height"))
@@ -288,8 +288,7 @@ class _Reader:
                 first = id_of.setdefault(os.path.normpath(path), number)
                 if first != number:
                     raise Defect(
-                        f"file_name: the same file is that of image id {show(first)}, too: drop"
-                        " one of them"
+                        f"file_name: image id {show(first)} has the same file: drop one of them"
                     )
             except Defect as defect:
                 if number is not None:
@@ -325,17 +324,15 @@ class _Reader:
                 if number is None:
                     raise Defect(f"id must be a number or text, got {show(annotation['id'])}")
                 if number in seen:
-                    raise Defect("id is that of another annotation, too: renumber them")
+                    raise Defect("another annotation has the same id: renumber them")
                 seen.add(number)
                 field(annotation, "image_id")
                 if record is None:
                     if image_id in spoiled:
                         continue  # the image's defect is listed already
-                    raise Defect(
-                        f"image_id {show(annotation['image_id'])} is that of no image in images"
-                    )
+                    raise Defect(f"image_id {show(annotation['image_id'])} is not in images")
                 if read_id(annotation.get("category_id")) in self._spoiled_categories:
-                    continue  # likewise
+                    continue  # the category's defect is listed already
                 read, clipped = self._read_object(annotation, record)
             except Defect as defect:
                 if self._published:
@@ -359,7 +356,7 @@ class _Reader:
         position = self._position(category)
         if position is None:
             known = ", ".join(map(str, self.position_of))
-            raise Defect(f"category_id {show(category)} is that of no category; known: {known}")
+            raise Defect(f"category_id {show(category)} is not in categories; known: {known}")
         box, clipped = read_box(field(annotation, "bbox"), record["width"], record["height"])
         crowd = annotation.get("iscrowd") or 0
         if crowd not in (0, 1) or isinstance(crowd, str):
@@ -390,15 +387,15 @@ class _Reader:
         return read, clipped
 
     def _position(self, category_id: Any) -> int | None:
-        """The position of a category among the classes; None if the id is of none."""
+        """The position of a category among the classes; None if no category has the id."""
         number = read_id(category_id)
         return self.position_of.get(number) if isinstance(number, int) else None
 
     def _note_unused(self, categories: list, used: set[int]) -> None:
-        """A note on the heading of all categories, which some tools write as category 0."""
+        """Note an unused category that some tools write as a heading of all others."""
         for category in categories:
             position = self._position(get(category, "id"))
-            # As Roboflow and LabelMe's converter write it.
+            # Roboflow and LabelMe's converter write it like this.
             heading = (
                 get(category, "supercategory") == "none" or get(category, "name") == "_background_"
             )

@@ -1,4 +1,4 @@
-"""The fields of a COCO file, read strictly: a value, or a line on what is wrong with it."""
+"""Reads the fields of a COCO file strictly: returns a value or raises a :class:`Defect`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def is_number(value: Any) -> bool:
 
 
 class Defect(RegionDHError):
-    """What is wrong with a field."""
+    """A field is wrong. The message is one line without the file's name."""
 
 
 def get(value: Any, key: str) -> Any:

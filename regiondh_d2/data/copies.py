@@ -20,7 +20,7 @@ SCALE = 0.5
 JPEG_QUALITY = 30
 """The quality, of 1 to 95, of "jpeg"."""
 LIGHT = 1.4
-"""The factor of all values of "bright"; what exceeds 255 is 255."""
+"""The factor of all values of "bright"; results above 255 become 255."""
 
 
 def _crop(photo: Image.Image) -> Image.Image:

@@ -14,7 +14,6 @@ __all__ = [
     "SIGNATURE_BYTES",
     "can_read_heif",
     "format_by_content",
-    "is_heif",
 ]
 
 # The only formats that Pillow may try. All are decoded in this process: an EPS file would start
@@ -43,7 +42,7 @@ _RAW_ENDINGS = frozenset(
     }
 )
 
-SIGNATURE_BYTES = 64  # `format_by_content` needs so many
+SIGNATURE_BYTES = 64  # what `format_by_content` needs
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -61,7 +60,7 @@ _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _PNM = re.compile(rb"P[1-6]\s+(#|\d+\s)")
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_NEUTRAL_BRANDS = {b"mif1", b"msf1", b"mif2", b"miaf"}  # of AVIF and of HEIC files alike
+_NEUTRAL_BRANDS = {b"mif1", b"msf1", b"mif2", b"miaf"}  # in both AVIF and HEIC files
 
 
 def can_read_heif() -> bool:
@@ -69,20 +68,15 @@ def can_read_heif() -> bool:
     return importlib.util.find_spec("pi_heif") is not None
 
 
-def is_heif(head: bytes) -> bool:
-    """Whether a file begins as HEIC or HEIF files do (AVIF files, of the same family, do not)."""
-    return format_by_content(head) == "HEIF"
-
-
 def format_by_content(head: bytes, name: str = "") -> str | None:
     """The format of an image, from its first bytes.
 
     Args:
         head: the first :data:`SIGNATURE_BYTES` bytes of the file, or all of a smaller file.
-        name: of the file, to tell cameras' raw files from TIFFs.
+        name: file name, which tells cameras' raw files from TIFFs.
 
     Returns:
-        A name as in :data:`PILLOW_FORMATS`, or "HEIF"; None for all else.
+        A name as in :data:`PILLOW_FORMATS`, or "HEIF" (HEIC files, too); None for anything else.
     """
     if os.path.splitext(name)[1].lower() in _RAW_ENDINGS:
         return None

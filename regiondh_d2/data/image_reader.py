@@ -1,19 +1,21 @@
 """The only reader of image files: for training, evaluation, extraction, search and drawing.
 
-These are its rules. Their version is ``IMAGE_READER`` in the settings of a code file:
+It follows these rules, whose version is ``IMAGE_READER`` in the settings of a code file:
 
-* It reads the first frame, upright: turned once as the EXIF orientation (or the container of AVIF
+* It reads the first frame and turns it upright, as the EXIF orientation (or the container of AVIF
     and HEIC files) says.
-* Transparency is put on white: an alpha channel, a transparent color, a palette's.
-* Grays of 16 and 12 bits are scaled to 8; all else is converted to RGB by Pillow. 32-bit pixels are
-  refused, since their range isn't known.
+* A transparent image is drawn on white, whether it has an alpha channel, a transparent color or a
+  palette with transparent colors.
+* Grays of 16 and 12 bits are scaled to 8 bits; Pillow converts everything else to RGB. 32-bit
+  pixels are refused, since their range isn't known.
 * A JPEG of more pixels than ``MODEL.REGION_DH.MAX_PIXELS`` is decoded at a half, a quarter or an
   eighth of its size, the first that is small enough. Other formats are refused.
 * Defects outside the pixels are ignored, such as broken EXIF data or too much text.
 
-The content decides about the format. Only :data:`~.image_formats.PILLOW_FORMATS`, and HEIF if
-pi-heif is installed, are tried, so that no file starts another program. Pillow's global settings
-stay unchanged, and several threads may read at a time.
+The format is known from the content, not from the name. Only the formats
+:data:`~.image_formats.PILLOW_FORMATS`, and HEIF if pi-heif is installed, are tried, so that no file
+starts another program. Pillow's global settings stay unchanged, and several threads may read at a
+time.
 
 The rules depend on each other, so they are in one file, although it is a long one.
 """
@@ -37,7 +39,13 @@ from ..config import DEFAULT_MAX_PIXELS
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.quiet import without_warnings
-from .image_formats import HEIF_HINT, PILLOW_FORMATS, SIGNATURE_BYTES, can_read_heif, is_heif
+from .image_formats import (
+    HEIF_HINT,
+    PILLOW_FORMATS,
+    SIGNATURE_BYTES,
+    can_read_heif,
+    format_by_content,
+)
 from .image_metadata import without_metadata
 
 __all__ = [
@@ -75,8 +83,8 @@ class UnreadableImage(RegionDHError):
     """An image that cannot be read.
 
     Attributes:
-        file_name: which.
-        reason: why, as half a line.
+        file_name: the image's file.
+        reason: why it can't be read; one line without the file's name.
     """
 
     def __init__(self, file_name: str, reason: str):
@@ -89,7 +97,7 @@ class UnreadableImage(RegionDHError):
 
 
 class _Reason(RegionDHError):
-    """Why an image is unreadable, in our words."""
+    """The reason why an image can't be read, written for users."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,10 @@ class ImageSize:
     """Sizes of an upright image in pixels.
 
     Attributes:
-        height, width: of the image in the file.
-        read_height, read_width: of the pixels that are read: smaller for a JPEG above the limit.
-        orientation: what EXIF data says, 1 to 8; 1 where it says nothing.
+        height, width: size of the image in the file.
+        read_height, read_width: size of the pixels that are read, smaller for a JPEG above the
+            limit.
+        orientation: the EXIF orientation, 1 to 8; 1 if there is none.
     """
 
     height: int
@@ -114,8 +123,8 @@ class ImagePixels:
     """An upright image.
 
     Attributes:
-        pixels: (H, W, C) as the format asked for; uint8 but for YUV.
-        size: its sizes.
+        pixels: (H, W, C) in the requested format; uint8, except for YUV.
+        size: sizes of the image.
     """
 
     pixels: np.ndarray
@@ -140,15 +149,15 @@ def read_image(
 
 
 def read_rgb(source: Source, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Image.Image, ImageSize]:
-    """As :func:`read_image`, an RGB image of Pillow's and its sizes."""
+    """As :func:`read_image`, but returns a Pillow RGB image and its sizes."""
     return _read(source, max_pixels, _decode)
 
 
 def read_image_size(source: Source, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageSize:
     """Sizes of an image, from its header.
 
-    The pixels may rarely turn out to have other sizes, for example if a PNG has its orientation
-    behind the pixels.
+    In rare cases the pixels have another size, for example if a PNG has its orientation behind the
+    pixels.
 
     Raises:
         UnreadableImage: the header can't be read, or announces too many pixels.
@@ -157,16 +166,16 @@ def read_image_size(source: Source, max_pixels: int = DEFAULT_MAX_PIXELS) -> Ima
 
 
 def read_picture(image: Image.Image | np.ndarray, image_format: str = "RGB") -> ImagePixels:
-    """The pixels of an image in memory, as :func:`read_image` gives those of a file.
+    """As :func:`read_image`, for an image in memory.
 
     Args:
-        image: one of Pillow's, which is turned as its EXIF orientation says and put on white; or
-            an array, RGB, uint8 (H, W, 3), which is taken as it is.
-        image_format: as there.
+        image: a Pillow image, which is turned as its EXIF orientation says and drawn on white; or
+            an RGB array, uint8 (H, W, 3), which is taken as it is.
+        image_format: as of :func:`read_image`.
 
     Raises:
-        UnreadableImage: Pillow can't read the image, or knows no range of its pixels.
-        RegionDHError: it is neither, or an array of another type or shape.
+        UnreadableImage: Pillow can't read the image, or the range of its pixels isn't known.
+        RegionDHError: it isn't a Pillow image or an array of this type and shape.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -195,7 +204,7 @@ def read_picture(image: Image.Image | np.ndarray, image_format: str = "RGB") -> 
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Convert a Pillow image as the reader does: 8-bit RGB, transparency on white."""
+    """Convert a Pillow image as the reader does: to 8-bit RGB, drawn on white."""
     return _to_rgb(image, None)
 
 
@@ -270,7 +279,7 @@ def _open(file: BinaryIO) -> Image.Image:
     head = file.read(SIGNATURE_BYTES)
     if not head:
         raise _Reason("the file is empty")
-    if is_heif(head):
+    if format_by_content(head) == "HEIF":
         return _open_heif(file)
     for factory, accept in _factories():
         if accept is None or accept(head[:16]) is True:
@@ -355,7 +364,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, file: BinaryIO | None) -> Image.Image:
-    """Loads an image; 8-bit RGB on white."""
+    """Load an image as 8-bit RGB, drawn on white."""
     rawmode = _rawmode(image)
     image.load()
     key = image.info.get("transparency")

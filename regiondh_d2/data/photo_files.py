@@ -26,7 +26,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import carries_mark
 from ..utils.marks import FOLDER_MARK
-from ..utils.paths import folder_start
+from ..utils.paths import is_below
 from .image_formats import (
     HEIF_ENDINGS,
     HEIF_HINT,
@@ -160,13 +160,8 @@ def is_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
-def is_below(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies in it. Compares the texts of two absolute paths."""
-    return path == folder or path.startswith(folder_start(folder))
-
-
 def lies_in_any(path: str, folders: Collection[str]) -> bool:
-    """As :func:`is_below`, for any of a set of folders, which may be large."""
+    """As :func:`~regiondh_d2.utils.paths.is_below`, for any of many folders."""
     while path not in folders:
         path, last = os.path.dirname(path), path
         if path == last:
@@ -203,8 +198,8 @@ def find_photos(
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """A folder to search: its real path, its name, and the position of its photos in the order."""
+class _Place:
+    """A folder or file to look at: its path, the root of its photos, and its place in the order."""
 
     path: str
     root: str
@@ -222,7 +217,7 @@ class _Scanner:
         self._found: list[tuple[tuple, Photo]] = []
         self._files: dict[tuple[int, int], str] = {}  # by device and inode, with the name kept
         self._folders: set[tuple[int, int]] = set()
-        self._links: list[_Folder] = []  # links to folders and files, for later
+        self._links: list[_Place] = []  # links to folders and files, for later
 
     def scan(self, inputs: Sequence[str | os.PathLike]) -> PhotoScan:
         result = self._result
@@ -245,9 +240,9 @@ class _Scanner:
             place = path if is_folder else os.path.dirname(path)
             root = next((root for root in result.roots if is_below(place, root)), place)
             if is_folder:
-                self._walk(_Folder(path, root, (position,)))
+                self._walk(_Place(path, root, (position,)))
             elif not self._is_excluded(path, root):
-                self._take_named_file(_Folder(path, root, (position,)))
+                self._take_named_file(_Place(path, root, (position,)))
         # Links last, so that a name without links is preferred.
         while self._links:
             links, self._links = sorted(self._links, key=lambda link: link.order), []
@@ -256,7 +251,7 @@ class _Scanner:
         result.images = [photo for _, photo in sorted(self._found, key=lambda item: item[0])]
         return result
 
-    def _walk(self, start: _Folder) -> None:
+    def _walk(self, start: _Place) -> None:
         """Search a folder without following links."""
         stack = [start]
         while stack:
@@ -277,7 +272,7 @@ class _Scanner:
             self._folders.add(key)
             stack += reversed(list(self._look_through(folder, entries)))
 
-    def _look_through(self, folder: _Folder, entries: list[os.DirEntry]) -> Iterator[_Folder]:
+    def _look_through(self, folder: _Place, entries: list[os.DirEntry]) -> Iterator[_Place]:
         """Collect the photos among a folder's entries, and yield its subfolders."""
         for entry in entries:
             name = entry.name
@@ -287,13 +282,13 @@ class _Scanner:
             if self._is_excluded(entry.path, folder.root):
                 continue
             if entry.is_symlink():
-                self._links.append(_Folder(entry.path, folder.root, (*folder.order, (1, name))))
+                self._links.append(_Place(entry.path, folder.root, (*folder.order, (1, name))))
             elif entry.is_dir(follow_symlinks=False):
-                yield _Folder(entry.path, folder.root, (*folder.order, (1, name)))
+                yield _Place(entry.path, folder.root, (*folder.order, (1, name)))
             else:
-                self._take_found_file(_Folder(entry.path, folder.root, (*folder.order, (0, name))))
+                self._take_found_file(_Place(entry.path, folder.root, (*folder.order, (0, name))))
 
-    def _follow(self, link: _Folder) -> None:
+    def _follow(self, link: _Place) -> None:
         try:
             status = os.stat(link.path)
         except OSError:
@@ -301,7 +296,7 @@ class _Scanner:
             return
         if not stat.S_ISDIR(status.st_mode):
             *order, (_, name) = link.order
-            self._take_found_file(_Folder(link.path, link.root, (*order, (0, name))))
+            self._take_found_file(_Place(link.path, link.root, (*order, (0, name))))
             return
         target = os.path.realpath(link.path)
         if is_below(os.path.realpath(os.path.dirname(link.path)), target):
@@ -318,14 +313,14 @@ class _Scanner:
             self._result.excluded.append(path)
         return excluded
 
-    def _take_named_file(self, file: _Folder) -> None:
+    def _take_named_file(self, file: _Place) -> None:
         status = os.stat(file.path)
         if stat.S_ISREG(status.st_mode):
             self._take(file, status)
         else:
             self._result.passed_over["special"] += 1
 
-    def _take_found_file(self, file: _Folder) -> None:
+    def _take_found_file(self, file: _Place) -> None:
         try:
             status = os.stat(file.path)
         except OSError:  # deleted since the folder was listed
@@ -346,7 +341,7 @@ class _Scanner:
         kind = format_by_content(_head(path), os.path.basename(path))
         return self._heif if kind == "HEIF" else kind is not None
 
-    def _take(self, file: _Folder, status: os.stat_result) -> None:
+    def _take(self, file: _Place, status: os.stat_result) -> None:
         key = (status.st_dev, status.st_ino)
         first = self._files.get(key)
         if first is not None:

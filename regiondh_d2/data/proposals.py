@@ -13,12 +13,12 @@ __all__ = ["dicts_with_proposals"]
 
 
 def dicts_with_proposals(name: str, file: str) -> list[dict[str, Any]]:
-    """The dicts of a dataset with the proposals that a file has for each image.
+    """The dicts of a dataset, with each image's proposals from a file.
 
     Args:
-        name: of a registered dataset.
-        file: a pickle as Detectron2 reads it: a dict of ``ids`` of images, their ``boxes``, arrays
-            (N, 4), and ``objectness_logits``, arrays (N,).
+        name: name of a registered dataset.
+        file: a pickle as Detectron2 reads it: a dict with the ``ids`` of images and, for each
+            image, ``boxes`` (N, 4) and ``objectness_logits`` (N,).
 
     Raises:
         OSError: the file can't be opened.

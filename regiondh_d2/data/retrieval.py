@@ -18,7 +18,7 @@ from .catalog import load_dataset, register_source
 
 @dataclass(frozen=True)
 class RetrievalSource:
-    """A retrieval dataset; the fields are `register_retrieval_dataset`'s."""
+    """A retrieval dataset; the fields are those of `register_retrieval_dataset`."""
 
     name: str
     database: tuple[str, ...]
@@ -56,7 +56,7 @@ class RetrievalSource:
         # Some datasets, such as COCO's, know their classes only after loading.
         classes = common_classes(self.parts, on_defect)
         if classes is None:
-            if not problems:  # otherwise these are the reason
+            if not problems:  # otherwise they are the reason
                 on_defect(f"none of {', '.join(self.parts)} has thing_classes in its metadata")
             return []
         MetadataCatalog.get(self.name).thing_classes = classes

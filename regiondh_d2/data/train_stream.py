@@ -1,8 +1,8 @@
-"""The order of training images and their random changes, so that a resumed training goes on.
+"""Loaders of training images that continue where a training was interrupted.
 
-Detectron2's loaders start anew when a training is resumed: it sees the first images again, changed
-otherwise than they would have been. Here both follow from the seed and the place in the order
-alone, so that a loader can begin at any batch.
+Detectron2's loaders start from the beginning when a training is resumed: it sees the first images
+again, with other random changes. Here the order and the random changes depend only on the seed and
+on an image's place in the order, so a loader can begin at any batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,28 +22,28 @@ __all__ = ["ResumableLoader", "grouped_loader", "ImageStream", "number_from", "p
 
 
 def number_from(*numbers: int) -> int:
-    """A seed below 2**32 that follows from these numbers and looks random."""
+    """A random-looking seed below 2**32, computed from these numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class ResumableLoader:
-    """An endless loader that may leave out the batches of a training before it was resumed."""
+    """An endless loader that can skip the batches before a resume."""
 
     def __init__(self, build: Callable[[int], Iterable[list[dict]]]):
         """
         Args:
-            build: from a number of batches to a loader that begins after them.
+            build: makes a loader that begins after a given number of batches.
         """
         self._build = build
         self._first = 0
 
     def skip(self, batches: int) -> None:
-        """Begin after so many batches; of no effect on iterators that there are already."""
+        """Begin after so many batches. Iterators that exist already are not affected."""
         self._first = batches
 
     def __iter__(self) -> Iterator[list[dict]]:
-        # PyTorch draws a seed when a loader begins: not from the numbers of the training, which
-        # begins its loader elsewhere when it is resumed.
+        # PyTorch draws a seed when a loader begins. It must not change the training's random
+        # numbers, since a resumed training begins its loader at another step.
         with torch.random.fork_rng(devices=()):
             batches = iter(self._build(self._first))
             first = next(batches)
@@ -52,18 +52,18 @@ class ResumableLoader:
 
 
 class ImageStream(Sampler[tuple[int, int]]):
-    """The images of one process in the order of training, without those that were seen before.
+    """The images of one process in the order of training, without those that were already seen.
 
-    Yields (place in the order, index of the image), endlessly.
+    Yields pairs (place in the order, index of the image), endlessly.
     """
 
     def __init__(self, size: int, seed: int, seen: int = 0, waiting: Sequence[tuple] = ()):
         """
         Args:
             size: number of images.
-            seed: of Detectron2's endless shuffle, whose order this is.
-            seen: how many of the process's places to leave out.
-            waiting: places among them that come first nevertheless.
+            seed: seed of Detectron2's endless shuffle, which gives the order.
+            seen: how many places of this process to skip.
+            waiting: skipped pairs that come first nevertheless, since no batch has had them.
         """
         self._sampler = TrainingSampler(size, seed=seed)
         self._seen, self._waiting = seen, tuple(waiting)
@@ -74,7 +74,7 @@ class ImageStream(Sampler[tuple[int, int]]):
 
 
 class _SeededImages(Dataset):
-    """Mapped records, whose random changes follow from the seed and the place in the order."""
+    """Mapped records, with random changes that depend on the seed and the place in the order."""
 
     def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int):
         self._records = DatasetFromList(records, copy=False)
@@ -91,7 +91,7 @@ class _SeededImages(Dataset):
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """NumPy's global random numbers, which Detectron2's augmentations draw, of a seed meanwhile."""
+    """Seeds NumPy's global random numbers, which Detectron2's augmentations use, for a block."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -103,18 +103,18 @@ def _seeded(seed: int) -> Iterator[None]:
 def grouped_loader(
     records: list[dict], mapper: Callable[[dict], dict], *, seed: int, **options: Any
 ) -> ResumableLoader:
-    """Detectron2's loader of batches of alike shapes, which a training can resume.
+    """Detectron2's training loader, which groups images by aspect ratio, made resumable.
 
-    With ``num_workers`` above 1 the images of a batch may differ after a resume, since workers hand
-    their images over in turn; their order on the whole, and what is done to each, don't.
+    With ``num_workers`` above 1 the batches after a resume may hold other images, since the workers
+    take turns. The order as a whole and the random changes of each image stay the same.
 
     Args:
-        records: dataset dicts. Where one has no ``width`` and ``height``, it isn't known before the
-            image is read which batch it joins, and some images are left out after a resume.
-        mapper: makes the input of the network of a record.
-        seed: of the order and of the random changes.
-        options: of ``build_batch_data_loader``: ``total_batch_size``, ``aspect_ratio_grouping`` and
-            ``num_workers``.
+        records: dataset dicts. If one has no ``width`` and ``height``, its group isn't known before
+            the image is read, and some images are left out after a resume.
+        mapper: makes an input of the network from a record.
+        seed: seed of the order and of the random changes.
+        options: ``total_batch_size``, ``aspect_ratio_grouping`` and ``num_workers``, as of
+            ``build_batch_data_loader``.
     """
     dataset = _SeededImages(records, mapper, seed)
     size = options["total_batch_size"] // comm.get_world_size()
@@ -129,12 +129,12 @@ def grouped_loader(
 
 
 def plain_loader(dataset: Dataset, *, seed: int, total_batch_size: int) -> ResumableLoader:
-    """An endless loader over a dataset without random changes, which a training can resume.
+    """An endless, resumable loader over a dataset without random changes.
 
     Args:
-        dataset: what it loads, a dict an element.
-        seed: of the order.
-        total_batch_size: of all processes together.
+        dataset: its elements are dicts.
+        seed: seed of the order.
+        total_batch_size: batch size of all processes together.
     """
     size: int = len(dataset)  # type: ignore[arg-type]  # a dataset by index
 
@@ -151,7 +151,8 @@ class _Indices(ImageStream):
 
 
 def _wide(records: list[dict]) -> list[bool] | None:
-    """Which of Detectron2's two groups of shapes each image is in; None if one lacks its size."""
+    """Which of Detectron2's two groups of aspect ratios each image is in; None if a size is
+    missing."""
     sizes = [(record.get("width"), record.get("height")) for record in records]
     if not all(width and height for width, height in sizes):
         return None
@@ -161,7 +162,7 @@ def _wide(records: list[dict]) -> list[bool] | None:
 def _after(
     batches: int, size: int, seed: int, groups: list[bool] | None
 ) -> tuple[int, list[tuple[int, int]]]:
-    """How many places have been seen after so many batches, and which still wait for a batch."""
+    """The number of places that were read for so many batches, and those that no batch has had."""
     if groups is None or not batches:
         return batches * size, []
     waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,14 +20,16 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.build import print_instances_class_histogram
 from detectron2.structures import BoxMode
+from fvcore.transforms.transform import HFlipTransform
 
-from ..config import DEFAULT_MAX_PIXELS, max_pixels
+from ..config import DEFAULT_MAX_PIXELS, max_pixels, square_sizes
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from .catalog import adopt
 from .image_reader import ImagePixels, UnreadableImage, read_image
 from .proposals import dicts_with_proposals
 from .retrieval import common_classes
+from .squares import squashed
 from .train_stream import grouped_loader
 
 logger = logging.getLogger(__name__)
@@ -51,23 +53,33 @@ class StrictMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, max_pixels: int = DEFAULT_MAX_PIXELS, **options):
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        squares: Sequence[int] = (),
+        **options,
+    ):
         """
         Args:
             is_train: whether annotations are wanted.
             max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
+            squares: sides of the squares that image encoders read.
             options: as of the base class.
         """
         super().__init__(is_train, **options)
         self.max_pixels = max_pixels
+        self.squares = tuple(squares)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         options = super().from_config(cfg, is_train)
-        return {**options, "max_pixels": max_pixels(cfg)}
+        return {**options, "max_pixels": max_pixels(cfg), "squares": square_sizes(cfg)}
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """As in the base class.
+        """As in the base class, with ``squares`` for image encoders. They show the photo as it was
+        read, mirrored if the image is, without any other augmentation.
 
         Raises:
             UnreadableImageError: the image is missing, damaged, or not of the annotated size.
@@ -76,6 +88,9 @@ class StrictMapper(DatasetMapper):
         read, mask = self._read(record)
         inputs = T.AugInput(read.pixels, sem_seg=mask)
         transforms = self.augmentations(inputs)
+        if self.squares:
+            flips = [t for t in transforms.transforms if isinstance(t, HFlipTransform)]
+            record["squares"] = squashed(read.pixels, self.squares, mirrored=len(flips) % 2 == 1)
         size = read.size
         if (size.read_height, size.read_width) != (size.height, size.width):
             shrink = T.ScaleTransform(size.height, size.width, size.read_height, size.read_width)
@@ -97,7 +112,7 @@ class StrictMapper(DatasetMapper):
         name, mask_name = record["file_name"], record.pop("sem_seg_file_name", None)
         try:
             read = read_image(name, self.image_format, self.max_pixels)
-            # It needs only the shape, and adds the size if the record has none.
+            # This check needs only the shape. It adds the size to a record that has none.
             utils.check_image_size(record, np.empty((read.size.height, read.size.width, 0)))
             if mask_name is None:
                 return read, None
@@ -234,7 +249,7 @@ def labels_to_learn(record: dict) -> set[int]:
 def _with_something_to_learn(
     names: list[str], records: list[dict], fail: Callable[[str], None]
 ) -> list[dict]:
-    """The images with a label or an object that is not a crowd."""
+    """The records that have a label, or an object that is not a crowd."""
 
     def has_some(record: dict) -> bool:
         if has_labels_alone(record):

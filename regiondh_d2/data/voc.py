@@ -80,8 +80,8 @@ def load_voc(
         (int, pixels, as the XML says), `image_labels` (sorted class ids of all objects),
         `difficult_labels` (sorted class ids that occur as difficult objects only) and
         `annotations`, each with `bbox` (4 floats, pixels, XYXY_ABS: VOC's 1-based inclusive
-        corners as edges, clipped to the image, as tools that count from 0 need it), `bbox_mode`,
-        `category_id` and `difficult` (bool; False without a tag).
+        corners converted to edges and clipped to the image, since some tools count from 0),
+        `bbox_mode`, `category_id` and `difficult` (bool; False without a tag).
 
     Raises:
         VOCNotFoundError: the folder or the list does not exist.
@@ -121,7 +121,7 @@ def load_voc(
 
 @dataclass(frozen=True)
 class VOCSource:
-    """A dataset in VOC layout; the fields are `register_voc`'s."""
+    """A dataset in VOC layout; the fields are those of `register_voc`."""
 
     dirname: str
     split: str
@@ -309,7 +309,7 @@ class _Reader:
         if other != image_id:
             self._fail(
                 xml_path,
-                f"its image {display_name(image_path)} is that of id {display_name(other)}, too:"
+                f"its image {display_name(image_path)} is also that of id {display_name(other)}:"
                 " correct <filename> or drop one of the ids",
             )
             return None
@@ -347,9 +347,9 @@ class _Reader:
     def _find_image(self, image_id: str, named: str) -> str | None:
         r"""The file that ``<filename>`` names, or else the id with any ending of an image.
 
-        Tools write the name alone, with folders, as a path of their machine (``C:\\set\\1.jpg``),
-        and without ending. The folder of the id comes first, since several folders may have the
-        name.
+        Tools write only the name, or a name with folders, a path of their machine
+        (``C:\\set\\1.jpg``), or a name without ending. The folder of the id comes first, since
+        several folders may have a file of that name.
         """
         if named:
             base = re.split(r"[/\\]", named)[-1]
@@ -365,7 +365,7 @@ class _Reader:
 
 
 def _parse_xml(path: str) -> ET.Element:
-    """The root of an XML file in any encoding; RegionDHError if it isn't XML."""
+    """The root element of an XML file in any encoding; RegionDHError if it isn't XML."""
     try:
         text = decode_text(Path(path).read_bytes())
         # Parsed as text, so that the declared encoding is ignored.

@@ -7,7 +7,7 @@ backbone   the feature maps
 RPN        the proposals
 RoI head   pooling, box head, classes and boxes, NMS, the fusion of regions
 hash heads H1 and H2 with its classifier
-other      the rest: normalizing and padding images, scaling boxes back
+other      the rest: image encoders, normalizing and padding images, scaling boxes back
 ========== =========================================================================
 """
 

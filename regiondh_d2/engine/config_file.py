@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import yaml
 from detectron2.config import CfgNode
 
-from ..config import RENAMED_KEYS, flat_items
+from ..config import RENAMED_KEYS, RENAMED_VALUES, current_value, flat_items
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
 from .config_rules import legal_values
@@ -54,6 +54,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
     try:
         with _taking_renamed_keys(cfg, sources):
             cfg.merge_from_file(path)
+        _take_renamed_values(cfg)
     except OSError:
         raise
     except Exception as error:  # raised by Detectron2, fvcore, yacs or yaml
@@ -86,6 +87,7 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
             raise RegionDHError(_wrong(cfg, key, value))
         try:
             cfg.merge_from_list([key, value])
+            _take_renamed_values(cfg)
         except Exception as error:  # of yacs' checks
             raise RegionDHError(_wrong(cfg, key, value)) from error
 
@@ -110,6 +112,16 @@ def _taking_renamed_keys(cfg: CfgNode, sources: Sequence[_Source]) -> Iterator[N
         if new not in source.values:
             _node(cfg, new)[_last(new)] = value
         _warn_of_renamed(old)
+
+
+def _take_renamed_values(cfg: CfgNode) -> None:
+    """Put the present names of values (:data:`..config.RENAMED_VALUES`) into a config."""
+    for key in RENAMED_VALUES:
+        node, last = _node(cfg, key), _last(key)
+        new = current_value(key, node[last])
+        if new != node[last]:
+            logger.warning(f"{key} {node[last]} is called {new} now; rename it")
+            node[last] = new
 
 
 def _node(cfg: CfgNode, key: str) -> CfgNode:

@@ -18,8 +18,8 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import add_regiondh_config, flat_items
 from ..modeling.hashing import FUSION_NORMS
 from ..modeling.losses import HASH_LOSS_REGISTRY
+from ..modeling.region_outputs import CLASSIFIER_INPUTS
 from ..modeling.roi_heads import (
-    CLASSIFIER_INPUTS,
     FUSION_INPUTS,
     FUSION_ROIS,
     IMAGE_LOSSES,
@@ -140,8 +140,14 @@ RULES: dict[str, Rule] = {
     _HASH + "MAX_PIXELS": whole(1),
     _HASH + "FUSION_INPUT": one_of(*FUSION_INPUTS),
     _HASH + "FUSION_NORM": one_of(*FUSION_NORMS),
+    _HASH + "FUSION_SCALE": number(above=0.0),
     _HASH + "WHOLE_IMAGE": one_of(*WHOLE_IMAGE),
     _HASH + "IMAGE_LOSS": one_of(*IMAGE_LOSSES),
+    _HASH + "IMAGE_ENCODERS": _NAMES,
+    _HASH + "IMAGE_ENCODER_SIZES": several(whole(32)),
+    _HASH + "FUSED_DROPOUT": Rule(
+        "a number of at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1
+    ),
     _HASH + "LOSS_WEIGHTS.ALPHA": several(_WEIGHT, 2),
     _HASH + "LOSS_WEIGHTS.BETA": several(_WEIGHT, 3),
     _HASH + "LOSS_WEIGHTS.GAMMA_H1": several(_WEIGHT, 2),

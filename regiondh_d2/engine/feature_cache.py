@@ -21,9 +21,7 @@ import hashlib
 import logging
 import os
 import shutil
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +42,14 @@ from ..data.catalog import load_dataset
 from ..data.train_stream import plain_loader
 from ..data.training import StrictMapper, has_labels_alone
 from ..modeling.box_heads import PooledBoxHead
+from ..modeling.image_encoders import ENCODED
 from ..modeling.indexed_boxes import IndexedBoxes
 from ..modeling.roi_heads import whole_image_box
-from ..retrieval.extract import padded_size
+from ..retrieval.extraction_plan import padded_size
 from ..utils.errors import RegionDHError
-from ..utils.file_io import replace_when_complete
 from ..utils.progress import Progress
+from .cache_files import array_names, read_arrays, write_arrays
+from .encoder_cache import EncoderCache
 
 __all__ = ["CachedRegions", "FeatureCache"]
 
@@ -66,21 +66,31 @@ class CachedRegions(Dataset):
 
     Each item is the image's dataset dict without its annotations, with ``region_features`` (R, D)
     float16, ``proposals`` and ``instances``, whose boxes are :class:`IndexedBoxes`. After
-    :meth:`precompute` there is ``region_outputs`` (R, F) float16, too.
+    :meth:`precompute` there is ``region_outputs`` (R, F) float16, too; and where there are image
+    encoders, ``encoded`` (E,) float32.
     """
 
-    def __init__(self, path: str | os.PathLike, records: list[dict], mirrored: bool):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        records: list[dict],
+        mirrored: bool,
+        encoded: Sequence[np.ndarray] = (),
+    ):
         """
         Args:
             path: a file of :class:`FeatureCache`.
             records: the dicts of its dataset, in order.
             mirrored: whether to yield mirrored views too.
+            encoded: what image encoders make of the plain images, (N, E), and, for mirrored views,
+                of the mirrored ones.
 
         Raises:
             ValueError: the file is damaged.
         """
-        self._tables = _read(path)
+        self._tables = read_arrays(path)
         self._records = records
+        self._encoded = encoded
         views = np.arange(len(self._tables["record"]))
         self._views = views if mirrored else views[~self._tables["mirrored"]]
 
@@ -125,6 +135,9 @@ class CachedRegions(Dataset):
         }
         if not has_labels_alone(self._records[t["record"][view]]):
             inputs["instances"] = instances
+        if self._encoded:
+            vectors = self._encoded[int(t["mirrored"][view])]
+            inputs[ENCODED] = torch.from_numpy(vectors[t["record"][view]])
         if "outputs" in t:
             inputs["region_outputs"] = torch.from_numpy(t["outputs"][first:last])
         return inputs
@@ -144,6 +157,7 @@ class FeatureCache:
     def __init__(self, cfg):
         self.folder = Path(cfg.MODEL.REGION_DH.FEATURE_CACHE)
         self.mirrored = cfg.INPUT.RANDOM_FLIP != "none"
+        self._encoders = EncoderCache(cfg)
         self._cfg = cfg
         frozen = cfg.MODEL.REGION_DH.LR_FACTORS
         for part in ("BACKBONE", "PROPOSAL_GENERATOR"):
@@ -163,7 +177,8 @@ class FeatureCache:
         return self.folder / f"{dataset}.npz"
 
     def dataset(self, name: str, mirrored: bool) -> CachedRegions:
-        return CachedRegions(self._path(name), load_dataset(name), mirrored)
+        encoded = self._encoders.read(name, mirrored)
+        return CachedRegions(self._path(name), load_dataset(name), mirrored, encoded)
 
     def train_loader(self, model: Any):
         """An endless loader over the views of ``DATASETS.TRAIN``.
@@ -220,6 +235,8 @@ class FeatureCache:
                 is full.
         """
         records = load_dataset(name)
+        if model.image_encoders is not None:
+            self._encoders.ensure(model.image_encoders, name, mirrored)
         network = _Network(model_fingerprint(_cached_part(model)), feature_settings(self._cfg))
         images = np.array([_image_digest(record) for record in records])
         # One process decides for all: where the folder is a network's, they may see it differently.
@@ -243,12 +260,12 @@ class FeatureCache:
         known = self._known_views(network) if missing else {}
         progress = Progress(logger.info, f"views of {name} cached", count, every=30.0)
         for path, part in missing:
-            _write(path, self._compute(model, records, images, part, known, progress))
+            write_arrays(path, self._compute(model, records, images, part, known, progress))
         model.train(training)
         comm.synchronize()
         if comm.is_main_process():
             facts = {"version": VERSION, "images": images, "has_mirrored": mirrored}
-            _write(self._path(name), {**_join(paths), **asdict(network), **facts})
+            write_arrays(self._path(name), {**_join(paths), **asdict(network), **facts})
             shutil.rmtree(parts)
         comm.synchronize()
 
@@ -268,7 +285,7 @@ class FeatureCache:
             raise RegionDHError(f"{path} was made with {key} {old}, which is now {new}: {fix}")
         if found.weights != network.weights:
             raise RegionDHError(f"{path} was made by other weights: {fix}")
-        facts = _read(path, ("images", "has_mirrored"))
+        facts = read_arrays(path, ("images", "has_mirrored"))
         if not np.array_equal(facts["images"], images):
             changed = len(set(images.tolist()) - set(facts["images"].tolist()))
             logger.warning(
@@ -289,7 +306,7 @@ class FeatureCache:
                 and found.weights == network.weights
                 and not changed_settings(found.settings, network.settings, feature_settings)
             ):
-                tables = _read(path)
+                tables = read_arrays(path)
                 views = zip(tables["images"][tables["record"]], tables["mirrored"], strict=True)
                 known |= {(str(i), bool(m)): (tables, view) for view, (i, m) in enumerate(views)}
         return known
@@ -391,45 +408,18 @@ def _image_digest(record: dict) -> str:
 
 def _network_of(path: Path) -> _Network | None:
     """What made the features of a file; None if it is of version 1."""
-    if "version" not in _names(path):
+    if "version" not in array_names(path):
         return None
-    found = _read(path, ("weights", "settings"))
+    found = read_arrays(path, ("weights", "settings"))
     return _Network(str(found["weights"]), str(found["settings"]))
 
 
 def _join(paths: Sequence[Path]) -> dict[str, np.ndarray]:
     """The tables of all parts, one after the other, and where each view's rows begin."""
-    parts = [_read(path) for path in paths]
+    parts = [read_arrays(path) for path in paths]
     tables = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     tables["first_row"] = np.cumsum([0, *tables.pop("num_rows")])
     return tables
-
-
-def _write(path: Path, arrays: dict) -> None:
-    with replace_when_complete(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
-
-
-def _read(path: str | os.PathLike, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """The named arrays of a file, or all of them."""
-    with _opened(path) as file:
-        return {name: file[name] for name in names or file.files}
-
-
-def _names(path: str | os.PathLike) -> list[str]:
-    with _opened(path) as file:
-        return file.files
-
-
-@contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[np.lib.npyio.NpzFile]:
-    try:
-        with np.load(path) as file:
-            yield file
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise RegionDHError(
-            f"{path} is damaged, or no feature cache ({error}); delete it"
-        ) from error
 
 
 def _copy(tables: dict[str, np.ndarray], view: int) -> dict[str, np.ndarray]:

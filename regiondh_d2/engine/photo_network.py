@@ -14,7 +14,8 @@ from torch import nn
 from ..checkpoint.zoo import CONFIGS, network_name
 from ..data.photo_files import find_photos
 from ..retrieval.code_store import read_codes
-from ..retrieval.extract import images_to_code, keeps_activations, known_files
+from ..retrieval.earlier_codes import keeps_activations, known_files
+from ..retrieval.extraction_plan import images_to_code
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_folder import write_index_folder
 from ..retrieval.index_record import check_index_output

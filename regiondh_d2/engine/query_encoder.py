@@ -90,15 +90,7 @@ class QueryEncoder:
         numbers = [] if instance is None else np.atleast_1d(instance).tolist()
         if not boxes and not numbers:
             (output,) = self.model.encode_images([inputs])
-            return Query(
-                file_name,
-                _pack(output["image_code"][None]),
-                activation=_to_numpy(output["image_activation"]),
-                feature=_to_numpy(output.get("image_feature")),
-                classes=self._seen_classes(output["image_probabilities"].float().cpu().numpy()),
-                content_sha256=content,
-                class_scores=_to_numpy(output.get("image_scores")),
-            )
+            return self._image_query(output, file_name, content)
         codes: list[np.ndarray] = []
         objects: list[QueryObject] = []
         if boxes:
@@ -147,6 +139,61 @@ class QueryEncoder:
         inputs, _ = self._read(image)
         found = self._query_objects(self._all_detections(inputs))
         return [one for one in found if one.score is not None and one.score >= min_score]
+
+    @torch.no_grad()
+    def encode_inputs(
+        self, inputs: dict, file_name: str, content_sha256: bytes | None = None
+    ) -> tuple[Query, Query]:
+        """The codes of an image, and of all objects that the network detects in it, at once.
+
+        Args:
+            inputs: the image as an :class:`ImageLoader` reads it.
+            file_name, content_sha256: of the image, for both queries.
+
+        Returns:
+            The query of the image, as :meth:`encode` gives it; and one of its objects, by
+            descending score, whose codes have no row if there is none.
+        """
+        (output,) = self.model.inference([inputs])
+        instances = output["instances"].to("cpu")
+        instances = instances[instances.scores.argsort(descending=True, stable=True)]
+        whole = self._image_query(output, file_name, content_sha256)
+        objects = tuple(self._query_objects(instances))
+        codes = _pack(instances.pred_codes)
+        return whole, Query(file_name, codes, objects, content_sha256=content_sha256)
+
+    @torch.no_grad()
+    def encode_boxes(
+        self,
+        inputs: dict,
+        box: Sequence[float] | Sequence[Sequence[float]],
+        file_name: str,
+        content_sha256: bytes | None = None,
+    ) -> Query:
+        """The codes of boxes in an image that is read already.
+
+        Args:
+            inputs, file_name, content_sha256: as of :meth:`encode_inputs`.
+            box: as of :meth:`encode`.
+
+        Raises:
+            RegionDHError: a box is empty or outside the image.
+        """
+        boxes = _check_boxes(box, file_name, inputs)
+        codes = _pack(encode_boxes(self.model, inputs, Boxes(torch.tensor(boxes))))
+        objects = tuple(map(QueryObject, boxes))
+        return Query(file_name, codes, objects, content_sha256=content_sha256)
+
+    def _image_query(self, output: dict, file_name: str, content: bytes | None) -> Query:
+        return Query(
+            file_name,
+            _pack(output["image_code"][None]),
+            activation=_to_numpy(output["image_activation"]),
+            feature=_to_numpy(output.get("image_feature")),
+            classes=self._seen_classes(output["image_probabilities"].float().cpu().numpy()),
+            content_sha256=content,
+            class_scores=_to_numpy(output.get("image_scores")),
+        )
 
     def _read(self, image: QueryImage) -> tuple[dict, bytes | None]:
         """The network's inputs, and the sha256 of the file where there is one."""

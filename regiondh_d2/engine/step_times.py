@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..checkpoint import RegionDHCheckpointer
+from ..config import square_sizes
 from ..data.catalog import load_dataset
+from ..data.squares import squashed
 from ..data.training import StrictMapper
 from ..modeling.meta_arch import RegionDH
 from ..utils.errors import RegionDHError
@@ -32,7 +34,11 @@ FIXED_SIZE = (288, 384)
 
 
 def make_images(
-    generator: torch.Generator, number: int, classes: int, size: tuple[int, int] | None = None
+    generator: torch.Generator,
+    number: int,
+    classes: int,
+    size: tuple[int, int] | None = None,
+    squares: Sequence[int] = (),
 ) -> list[dict]:
     """A batch for training: noise, with three boxes an image.
 
@@ -41,6 +47,7 @@ def make_images(
         number: how many images.
         classes: number of classes.
         size: (height, width) of all images; otherwise sizes vary as in the light configs.
+        squares: sides of the squares that image encoders read.
     """
     batch = []
     for _ in range(number):
@@ -56,6 +63,8 @@ def make_images(
         instances.gt_classes = torch.randint(classes, (3,), generator=generator)
         image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
         batch.append({"image": image, "instances": instances, "height": height, "width": width})
+        if squares:
+            batch[-1]["squares"] = squashed(image.permute(1, 2, 0).numpy(), squares)
     return batch
 
 
@@ -77,7 +86,9 @@ def time_steps(cfg: CfgNode, images: int, repeat: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     steps = []
     for _ in range(1 + repeat):
-        batch = make_images(generator, images, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        batch = make_images(
+            generator, images, cfg.MODEL.ROI_HEADS.NUM_CLASSES, squares=square_sizes(cfg)
+        )
         faults, start = _page_faults(), time.process_time()
         _train(model, batch)
         steps.append((time.process_time() - start, _page_faults() - faults))
@@ -174,7 +185,8 @@ def _batch(cfg: CfgNode, images: int, dataset: str) -> list[dict]:
     """Images of :data:`FIXED_SIZE`, the first wide ones of a dataset, or noise."""
     if not dataset:
         generator = torch.Generator().manual_seed(0)
-        return make_images(generator, images, cfg.MODEL.ROI_HEADS.NUM_CLASSES, FIXED_SIZE)
+        classes, squares = cfg.MODEL.ROI_HEADS.NUM_CLASSES, square_sizes(cfg)
+        return make_images(generator, images, classes, FIXED_SIZE, squares)
     wide = [record for record in load_dataset(dataset) if record["width"] > record["height"]]
     if len(wide) < images:
         raise RegionDHError(f"{dataset} has {len(wide)} wide images, but {images} are asked for")
@@ -183,6 +195,7 @@ def _batch(cfg: CfgNode, images: int, dataset: str) -> list[dict]:
         augmentations=[T.Resize(FIXED_SIZE)],
         image_format=cfg.INPUT.FORMAT,
         max_pixels=cfg.MODEL.REGION_DH.MAX_PIXELS,
+        squares=square_sizes(cfg),
     )
     return [mapper(record) for record in wide[:images]]
 

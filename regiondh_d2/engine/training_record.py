@@ -18,7 +18,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ..checkpoint import read_weights
-from ..config import RENAMED_KEYS, add_regiondh_config, changed_settings, training_settings
+from ..config import (
+    RENAMED_KEYS,
+    RENAMED_VALUES,
+    add_regiondh_config,
+    changed_settings,
+    training_settings,
+)
 from ..data.catalog import load_dataset
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
@@ -82,9 +88,17 @@ class Training:
         cfg = get_cfg()
         add_regiondh_config(cfg)
         chosen = changed_settings(training_settings(cfg), self.settings, training_settings)
-        # Renaming a key doesn't change it either.
+        # Renaming a key or a value doesn't change it either.
         names = {new: old for old, new in RENAMED_KEYS.items()}
-        lines = sorted(f"{names.get(key, key)} {value}" for key, (_, value) in chosen.items())
+        values = {
+            (key, repr(new)): repr(old)
+            for key, renamed in RENAMED_VALUES.items()
+            for old, new in renamed.items()
+        }
+        lines = sorted(
+            f"{names.get(key, key)} {values.get((key, value), value)}"
+            for key, (_, value) in chosen.items()
+        )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property

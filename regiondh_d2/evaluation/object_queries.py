@@ -28,7 +28,8 @@ import torch
 from detectron2.structures import Boxes, pairwise_iou
 
 from ..retrieval.blend import blend_keys, check_blend, hamming_distances, nearest_objects
-from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, check_comparable, check_holds
+from ..structures.code_checks import check_comparable
+from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, check_holds
 from ..utils.errors import RegionDHError
 from .object_places import TrueObjects, overlapped_classes, placed_precisions
 from .ranking_metrics import TIE_ORDERS, RankingResult, evaluate_distances, evaluate_ranking
@@ -191,7 +192,7 @@ def check_object_queries(query: CodeSet, objects: InstanceCodes, database: CodeS
     """Check that :func:`evaluate_object_queries` can use these codes.
 
     Returns:
-        Warnings, as :func:`~regiondh_d2.structures.codes.check_comparable` returns them.
+        Warnings, as :func:`~regiondh_d2.structures.code_checks.check_comparable` returns them.
 
     Raises:
         CodeFileError: labels or detections are missing, or the codes don't fit together.

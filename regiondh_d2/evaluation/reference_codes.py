@@ -17,6 +17,8 @@ from ..utils.errors import MissingPackageError
 
 __all__ = [
     "REFERENCES",
+    "class_probabilities",
+    "class_simhash_codes",
     "feature_codes",
     "image_class_codes",
     "label_codes",
@@ -84,6 +86,55 @@ def image_class_codes(
     return _pair(query, database, bits)
 
 
+def class_probabilities(codes: CodeSet, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Float (N, C): each class's probability, by the image classifier on the stored activations.
+
+    Args:
+        codes: with ``activations``.
+        weight, bias: see :func:`image_class_codes`.
+
+    Raises:
+        CodeFileError: there are no activations.
+    """
+    check_holds(codes, "the codes", "activations")
+    scores = codes.column("activations").astype(np.float64) @ weight.T + bias
+    return 1.0 / (1.0 + np.exp(-scores))
+
+
+def class_simhash_codes(
+    query: CodeSet,
+    database: CodeSet,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    bits: int,
+    seed: int = 0,
+) -> Pair:
+    """SimHash of class probabilities: what a classifier gives without any hash layer.
+
+    A bit says on which side of a random hyperplane through the origin the C probabilities lie. Two
+    images differ in a bit with a probability that grows with the angle between theirs (Charikar,
+    "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002). Groups of C hyperplanes
+    are orthogonal, so that few bits say the same (Ji et al., "Super-Bit Locality-Sensitive
+    Hashing", NIPS 2012).
+
+    Args:
+        query, database, weight, bias: see :func:`image_class_codes`.
+        bits: code length.
+        seed: of the hyperplanes.
+
+    Raises:
+        CodeFileError: a set has no activations.
+    """
+    classes, rng = len(weight), np.random.default_rng(seed)
+    groups = rng.standard_normal((-(-bits // classes), classes, classes))
+    # The signs make the rotations uniform, as those of plain normal draws are.
+    rotations = [q * np.sign(np.diag(r)) for q, r in map(np.linalg.qr, groups)]
+    planes = np.concatenate(rotations, axis=1)[:, :bits]
+    return _pair(
+        query, database, lambda codes: class_probabilities(codes, weight, bias) @ planes >= 0
+    )
+
+
 def random_codes(query: CodeSet, database: CodeSet, bits: int, seed: int = 0) -> Pair:
     """Random bits, balanced and independent: the level of chance."""
     rng = np.random.default_rng(seed)
@@ -133,8 +184,9 @@ def spectral_codes(query: CodeSet, database: CodeSet, bits: int) -> Pair:
 
     Along a principal direction with range [a, b] in the database, a bit is the sign of sin(pi/2 + j
     pi (x - a) / (b - a)), an eigenfunction for uniform data. Its eigenvalue grows with j / (b - a).
-    The code takes the lowest eigenvalues over all directions and all j >= 1, so that a long
-    direction gets several bits. For queries outside [a, b] the wave continues.
+    The code takes the lowest eigenvalues over the first K directions, those of the largest
+    variance, and all j >= 1, so that a long direction gets several bits. For queries outside [a, b]
+    the wave continues.
 
     Args:
         query, database: with ``features`` (N, D).
@@ -149,7 +201,7 @@ def spectral_codes(query: CodeSet, database: CodeSet, bits: int) -> Pair:
         raise CodeFileError("spectral codes need a database of images whose features differ")
     mean = train.mean(axis=0)
     train -= mean
-    axes = np.linalg.eigh(train.T @ train)[1][:, ::-1]  # the greatest variance first
+    axes = np.linalg.eigh(train.T @ train)[1][:, ::-1][:, :bits]  # the greatest variance first
     projected = train @ axes
     low, extent = projected.min(axis=0), np.ptp(projected, axis=0)
     # A direction without extent has no wave.

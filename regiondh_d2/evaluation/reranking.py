@@ -9,7 +9,8 @@ import numpy as np
 
 from ..retrieval.class_decoder import class_probabilities, decode_class_scores
 from ..retrieval.second_stage import default_reranking, fine_distances
-from ..structures.codes import CodeSet, check_comparable, check_holds
+from ..structures.code_checks import check_comparable
+from ..structures.codes import CodeSet, check_holds
 from .ranking_metrics import RankingResult, evaluate_distances
 from .same_images import find_same_images
 

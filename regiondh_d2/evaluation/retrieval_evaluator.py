@@ -18,15 +18,10 @@ from detectron2.utils import comm
 from ..config import changes_of_image_codes
 from ..data.catalog import load_dataset
 from ..retrieval.code_store import read_codes, write_codes
-from ..structures.codes import (
-    CodeFileError,
-    CodeSet,
-    check_comparable,
-    check_holds,
-    check_one_file,
-    codes_from_outputs,
-    join_code_sets,
-)
+from ..structures.code_checks import check_comparable, check_one_file
+from ..structures.code_rows import join_code_sets
+from ..structures.codes import CodeFileError, CodeSet, check_holds
+from ..structures.model_outputs import codes_from_outputs
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import refuse_inputs, write_json

@@ -36,8 +36,9 @@ from .hashing import (
     cross_proposal_fusion,
     forcing_binary_loss,
 )
-from .losses import build_loss, triplet_loss
+from .losses import build_loss
 from .meta_arch import RegionDH, per_image
+from .pairwise_losses import triplet_loss
 from .roi_heads import (
     IMAGE_LOSSES,
     RegionDHROIHeads,
@@ -182,6 +183,15 @@ class ImageHash(RegionDH):
     needs_of_heads = ("losses", "WholeImageHeads")
     learns_from_boxes = False
 
+    @classmethod
+    def from_config(cls, cfg):
+        if cfg.MODEL.REGION_DH.IMAGE_ENCODERS:
+            raise RegionDHError(
+                "MODEL.REGION_DH.IMAGE_ENCODERS: ImageHash reads none. RegionDH with "
+                "MODEL.REGION_DH.FUSION_NUM_ROIS 0 encodes whole images with them"
+            )
+        return super().from_config(cfg)
+
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`RegionDH.forward`; the losses are those of the image."""
         if not self.training:
@@ -244,9 +254,9 @@ class IAHROIHeads(RegionDHROIHeads):
             )
         return super().from_config(cfg, input_shape)
 
-    def _image_losses(self, fused, labels) -> dict[str, torch.Tensor]:
+    def _image_losses(self, fused, labels, encoded) -> dict[str, torch.Tensor]:
         """The triplet loss on the category codes of the batch joins that on image codes."""
-        losses = super()._image_losses(fused, labels)
+        losses = super()._image_losses(fused, labels, encoded)
         images, classes = labels.nonzero(as_tuple=True)
         activations = torch.stack([self._category_activations(r) for r in fused])[images, classes]
         one_class = torch.nn.functional.one_hot(classes, self.num_classes)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from .box_heads import RegionReader
+from .image_encoders import ENCODED
 from .indexed_boxes import rows_of
 from .meta_arch import RegionDH
 
@@ -69,9 +71,9 @@ class CachedNetwork(nn.Module):
         """As ``model.forward``; the losses of the frozen RPN are 0.
 
         Args:
-            batched_inputs: a dict an image, with ``region_features`` (R, P), where they are known
-                ``region_outputs`` (R, D), and ``proposals`` and ``instances`` whose boxes are
-                :class:`IndexedBoxes`.
+            batched_inputs: a dict an image, with ``region_features`` (R, P), and ``proposals`` and
+                ``instances`` whose boxes are :class:`IndexedBoxes`; where they are known,
+                ``region_outputs`` (R, D); and ``encoded`` (E,) where there are image encoders.
         """
         with self._reading_tables():
             return self._forward(batched_inputs)
@@ -106,13 +108,17 @@ class CachedNetwork(nn.Module):
         finally:
             heads.region_reader = reader
 
-    def _features(self, batched_inputs: list[dict]) -> dict[str, list[torch.Tensor]]:
-        """What a :class:`TableReader` reads."""
-        return {
+    def _features(self, batched_inputs: list[dict]) -> dict[str, Any]:
+        """What a :class:`TableReader` reads, and what image encoders have made of the images."""
+        features: dict[str, Any] = {
             name: [x[key].to(self.model.device) for x in batched_inputs]
             for name, key in _KEYS.items()
             if key in batched_inputs[0]
         }
+        if ENCODED in batched_inputs[0]:
+            encoded = torch.stack([x[ENCODED] for x in batched_inputs])
+            features[ENCODED] = encoded.to(self.model.device)
+        return features
 
     def _forward(self, batched_inputs: list[dict]):
         features = self._features(batched_inputs)

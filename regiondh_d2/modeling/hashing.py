@@ -237,7 +237,15 @@ class ImageHashHead(nn.Module):
     """H2 and the multi-label classifier on top of it."""
 
     def __init__(
-        self, input_dim: int, bits: int, num_classes: int, *, normalize: bool = False, **latent
+        self,
+        input_dim: int,
+        bits: int,
+        num_classes: int,
+        *,
+        normalize: bool = False,
+        dropout: float = 0.0,
+        dropout_dim: int = 0,
+        **latent,
     ):
         """
         Args:
@@ -247,11 +255,14 @@ class ImageHashHead(nn.Module):
             normalize: standardize each input dimension by running statistics first. The fused
                 values differ in scale by orders of magnitude, between classes and between the
                 fusion matrix and a whole-image feature, and a plain gradient step hardly moves H2.
+            dropout, dropout_dim: in training, the share of the first ``dropout_dim`` input
+                dimensions that is dropped, after ``normalize``.
             latent: further arguments of :class:`LatentLayer`.
         """
         super().__init__()
         self.norm = nn.BatchNorm1d(input_dim, affine=False) if normalize else None
         self.latent = LatentLayer(input_dim, bits, **latent)
+        self.dropout, self.dropout_dim = dropout, dropout_dim
         self.classifier = nn.Linear(bits, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
@@ -260,6 +271,9 @@ class ImageHashHead(nn.Module):
         """Map (B, input_dim) to :class:`ImageCodes`."""
         if self.norm is not None:
             x = standardize(self.norm, x.float())
+        if self.training and self.dropout:
+            first, others = x.tensor_split([self.dropout_dim], dim=1)
+            x = torch.cat([F.dropout(first, self.dropout), others], dim=1)
         activations = self.latent(x)
         with torch.autocast(x.device.type, enabled=False):
             return ImageCodes(activations, self.classifier(activations))

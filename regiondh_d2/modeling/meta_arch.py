@@ -11,6 +11,7 @@ from detectron2.utils.events import get_event_storage
 from ..utils.errors import RegionDHError
 from .cpu_layers import use_cpu_layers
 from .hashing import ImageCodes, binarize
+from .image_encoders import ENCODED, ImageEncoders
 
 __all__ = ["LossWeights", "RegionDH", "per_image"]
 
@@ -108,15 +109,19 @@ class RegionDH(GeneralizedRCNN):
     learns_from_boxes = True
 
     @configurable
-    def __init__(self, *, loss_weights: LossWeights, **kwargs):
+    def __init__(
+        self, *, loss_weights: LossWeights, image_encoders: ImageEncoders | None = None, **kwargs
+    ):
         """
         Args:
             loss_weights: weights of the loss terms.
+            image_encoders: what H2 reads beside the heads' features; None for nothing.
             kwargs: see :class:`detectron2.modeling.GeneralizedRCNN`; ``roi_heads`` must have
                 ``forward_hash``, as :class:`RegionDHROIHeads` has.
         """
         super().__init__(**kwargs)
         self.loss_weights = loss_weights
+        self.image_encoders = image_encoders
         _refuse_other_parts(self)
         use_cpu_layers(self)
 
@@ -133,7 +138,12 @@ class RegionDH(GeneralizedRCNN):
             similarity_warmup=node.SIMILARITY_WARMUP,
             object_code=tuple(node.OBJECT_CODE),
         )
-        return {**super().from_config(cfg), "loss_weights": weights}
+        encoders = ImageEncoders(cfg)
+        return {
+            **super().from_config(cfg),
+            "loss_weights": weights,
+            "image_encoders": encoders if len(encoders) else None,
+        }
 
     def forward(self, batched_inputs: list[dict]):
         """As :class:`GeneralizedRCNN`; losses are weighted, outputs at test are the class's."""
@@ -145,6 +155,13 @@ class RegionDH(GeneralizedRCNN):
                 "RPN: take RPN"
             )
         return self.weigh(super().forward(batched_inputs))
+
+    def preprocess_image(self, batched_inputs: list[dict]):
+        """As in the base class; in training the images carry what the encoders make of them."""
+        images = super().preprocess_image(batched_inputs)
+        if self.training and self.image_encoders is not None:
+            setattr(images, ENCODED, self.image_encoders(batched_inputs))  # for the heads
+        return images
 
     def head_losses(self, features, proposals, sizes, batched_inputs) -> dict[str, torch.Tensor]:
         """The unweighted losses of the heads alone, of what :meth:`propose` gives and of the ground
@@ -182,9 +199,12 @@ class RegionDH(GeneralizedRCNN):
         return per_image(self.roi_heads.forward_hash(features, proposals, detect=False)[1])
 
     def propose(self, batched_inputs):
-        """Feature maps by name, proposals of each image and image sizes (height, width)."""
+        """Feature maps by name, with ``encoded``, (B, D), where there are image encoders;
+        proposals of each image; and image sizes (height, width)."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
+        if self.image_encoders is not None:
+            features = {**features, ENCODED: self.image_encoders(batched_inputs)}
         if self.proposal_generator is not None:
             proposals, _ = self.proposal_generator(images, features, None)
         else:  # as in GeneralizedRCNN, precomputed ones come with the inputs, if any are needed

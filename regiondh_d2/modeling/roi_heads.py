@@ -1,12 +1,9 @@
 """ROI heads of Region-DH: detection, a code per region (H1), fusion, and a code per image (H2)."""
 
-from dataclasses import dataclass, fields
-
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -28,17 +25,19 @@ from .hashing import (
     multi_label_logistic_loss,
     multi_label_softmax_loss,
 )
+from .image_encoders import ENCODED, encoder_width
 from .indexed_boxes import join_regions, number_regions
 from .losses import build_loss
 from .object_hash import ObjectHashHead
+from .region_outputs import RegionDHOutputLayers, RegionOutputs
 
-__all__ = ["RegionDHOutputLayers", "RegionDHROIHeads"]
+__all__ = ["RegionDHROIHeads"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
 # What of the whole image stands beside the fusion, as the name in RegionOutputs.
 BESIDE = {"row": "activations", "feature": "features", "pooled": "pooled"}
-CLASSIFIER_INPUTS = FUSION_INPUTS = ("h1", "box_features")
+FUSION_INPUTS = ("h1", "box_features")
 # The losses of the heads without an OBJECT_CODE.
 LOSSES = (
     *("loss_cls", "loss_box_reg", "loss_hash_instance_binary", "loss_hash_instance_balance"),
@@ -46,100 +45,6 @@ LOSSES = (
     "loss_similarity_image",
 )
 IMAGE_LOSSES = {"logistic": multi_label_logistic_loss, "softmax": multi_label_softmax_loss}
-
-
-class RegionDHOutputLayers(FastRCNNOutputLayers):
-    """Fast R-CNN outputs whose class scores may read the H1 activations instead of fc7.
-
-    Boxes always read fc7 (the paper's FC8 "from FC7"); losses are Detectron2's.
-    """
-
-    @configurable
-    def __init__(self, input_shape, *, classifier_input: str, bits: int, **kwargs):
-        """
-        Args:
-            input_shape: shape of the region features.
-            classifier_input: one of :data:`CLASSIFIER_INPUTS`.
-            bits: K1, the width of the H1 activations.
-            kwargs: see :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`.
-        """
-        super().__init__(input_shape, **kwargs)
-        if classifier_input not in CLASSIFIER_INPUTS:
-            raise RegionDHError(
-                unknown_value_message(
-                    "MODEL.REGION_DH.CLASSIFIER_INPUT", classifier_input, CLASSIFIER_INPUTS
-                )
-            )
-        if self.use_sigmoid_ce:
-            raise RegionDHError(
-                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE has no background column, which the fusion "
-                "needs to tell objects from background; set it to False"
-            )
-        self.classifier_input = classifier_input
-        if classifier_input == "h1":
-            self.cls_score = nn.Linear(bits, self.num_classes + 1)
-            nn.init.normal_(self.cls_score.weight, std=0.01)
-            nn.init.zeros_(self.cls_score.bias)
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        node = cfg.MODEL.REGION_DH
-        return {
-            **super().from_config(cfg, input_shape),
-            "classifier_input": node.CLASSIFIER_INPUT,
-            "bits": node.BITS_INSTANCE or node.BITS,
-        }
-
-    def class_scores(self, features: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
-        """Class logits (R, C + 1), background last, of features (R, D) and activations (R, K1)."""
-        return self.cls_score(activations if self.classifier_input == "h1" else features)
-
-    def inference(self, predictions, proposals: list[Instances]):
-        """As in the base class, but the kept indices count all proposals of an image.
-
-        Detectron2 drops those whose boxes or scores aren't finite before it numbers what it keeps.
-        """
-        boxes = self.predict_boxes(predictions, proposals)
-        scores = self.predict_probs(predictions, proposals)
-        instances, kept = fast_rcnn_inference(
-            boxes,
-            scores,
-            [p.image_size for p in proposals],
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
-        )
-        finite = [
-            (b.isfinite().all(dim=1) & s.isfinite().all(dim=1)).nonzero()[:, 0]
-            for b, s in zip(boxes, scores, strict=True)
-        ]
-        return instances, [rows[index] for rows, index in zip(finite, kept, strict=True)]
-
-
-@dataclass
-class RegionOutputs:
-    """What the heads say of regions, one image after the other."""
-
-    pooled: torch.Tensor  # (R, ...), what the box head or its fully connected layers read
-    features: torch.Tensor  # (R, D), fc7
-    activations: torch.Tensor  # (R, K1) float32, H1
-    scores: torch.Tensor  # (R, C + 1) logits
-
-    @property
-    def probabilities(self) -> torch.Tensor:
-        """(R, C) float32, without the background, Detectron2's last column."""
-        return self.scores.float().softmax(dim=1)[:, :-1]
-
-    def split(self, counts: list[int]) -> list["RegionOutputs"]:
-        parts = (getattr(self, f.name).split(counts) for f in fields(self))
-        return [RegionOutputs(*part) for part in zip(*parts, strict=True)]
-
-    def select(self, index: slice | list[int]) -> "RegionOutputs":
-        return RegionOutputs(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def take(self, rows: torch.Tensor) -> "RegionOutputs":
-        """As :meth:`select`, of rows in an int64 tensor, with a faster gradient."""
-        return RegionOutputs(*(getattr(self, f.name).index_select(0, rows) for f in fields(self)))
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -161,8 +66,10 @@ class RegionDHROIHeads(StandardROIHeads):
         fusion_num_rois: int = 100,
         fusion_input: str = "h1",
         fusion_norm: str = "sum",
+        fusion_scale: float = 1.0,
         whole_image: str = "none",
         fusion_gradient: bool = True,
+        image_encoders: bool = False,
         image_loss: str = "logistic",
         image_gradient_scale: float = 1.0,
         code_queue: CodeQueue | None = None,
@@ -176,8 +83,11 @@ class RegionDHROIHeads(StandardROIHeads):
             image_hash: H2 and its classifier.
             image_objective: a loss of image activations (B, K2) and labels (B, C); see
                 :func:`.losses.build_loss`.
-            fusion_rois, fusion_num_rois, fusion_input, fusion_norm, whole_image, fusion_gradient,
-                image_loss: see the keys of the same names in :mod:`regiondh_d2.config`.
+            fusion_rois, fusion_num_rois, fusion_input, fusion_norm, fusion_scale, whole_image,
+                fusion_gradient, image_loss: see the keys of the same names in
+                :mod:`regiondh_d2.config`.
+            image_encoders: whether H2 reads what image encoders make of the image, too: the
+                features ``encoded``, (B, D).
             image_gradient_scale: as the key of the same name.
             code_queue: what gives ``image_objective`` codes of earlier batches; None for none.
             object_hash: what codes detections and boxes in place of H1, if anything.
@@ -208,8 +118,10 @@ class RegionDHROIHeads(StandardROIHeads):
         self.fusion_num_rois = fusion_num_rois
         self.fusion_input = fusion_input
         self.fusion_norm = fusion_norm
+        self.fusion_scale = fusion_scale
         self.whole_image = whole_image
         self.fusion_gradient = fusion_gradient
+        self.image_encoders = image_encoders
         self.image_loss = IMAGE_LOSSES[image_loss]
         self.image_gradient_scale = image_gradient_scale
         self.code_queue = code_queue or CodeQueue(0, image_hash.latent.bits, self.num_classes)
@@ -238,14 +150,20 @@ class RegionDHROIHeads(StandardROIHeads):
                 f"{cfg.MODEL.ROI_BOX_HEAD.NAME}"
             )
         beside = {"row": bits_instance, "feature": features, "pooled": pooled}
-        fused += beside.get(node.WHOLE_IMAGE, 0)
+        whole = beside.get(node.WHOLE_IMAGE, 0) + sum(map(encoder_width, node.IMAGE_ENCODERS))
         trained = [part for part, factor in node.LR_FACTORS.items() if factor]
         return {
             **ret,
             "box_predictor": RegionDHOutputLayers(cfg, shape),
             "instance_hash": LatentLayer(features, bits_instance, **latent),
             "image_hash": ImageHashHead(
-                fused, bits_image, num_classes, normalize=node.NORMALIZE_FUSED, **latent
+                fused + whole,
+                bits_image,
+                num_classes,
+                normalize=node.NORMALIZE_FUSED,
+                dropout=node.FUSED_DROPOUT,
+                dropout_dim=fused,
+                **latent,
             ),
             "image_objective": build_loss(
                 node.OBJECTIVE, bits=bits_image, num_classes=num_classes, seed=max(cfg.SEED, 0)
@@ -254,8 +172,10 @@ class RegionDHROIHeads(StandardROIHeads):
             "fusion_num_rois": node.FUSION_NUM_ROIS,
             "fusion_input": node.FUSION_INPUT,
             "fusion_norm": node.FUSION_NORM,
+            "fusion_scale": node.FUSION_SCALE,
             "whole_image": node.WHOLE_IMAGE,
             "fusion_gradient": node.FUSION_GRADIENT,
+            "image_encoders": bool(node.IMAGE_ENCODERS),
             "image_loss": node.IMAGE_LOSS,
             "image_gradient_scale": node.IMAGE_GRADIENT_SCALE,
             "code_queue": CodeQueue(node.CODE_QUEUE, bits_image, num_classes),
@@ -275,10 +195,11 @@ class RegionDHROIHeads(StandardROIHeads):
             ``loss_hash_<layer>_balance`` (E2); with an ``object_hash`` its losses, too. At test the
             detections, with ``pred_codes``, and an empty dict.
         """
-        del images
         if not self.training:
             instances, _ = self.forward_hash(features, proposals, detect=True)
             return instances, {}
+        if hasattr(images, ENCODED):  # by RegionDH
+            features = {**features, ENCODED: getattr(images, ENCODED)}
         if targets is None:
             raise RegionDHError("training needs ground truth: the inputs have no 'instances'")
         labels = multi_hot_labels(targets, self.num_classes)
@@ -304,7 +225,7 @@ class RegionDHROIHeads(StandardROIHeads):
         losses["loss_hash_instance_binary"] = forcing_binary_loss(detection.activations)
         losses["loss_hash_instance_balance"] = bit_balance_loss(detection.activations)
         losses |= self._object_losses(detection.features, sampled)
-        return losses | self._image_losses(fused, labels)
+        return losses | self._image_losses(fused, labels, self._encoded(features))
 
     def _image_branch(self, regions: RegionOutputs) -> RegionOutputs:
         """Regions for the fusion, whose gradient on the way to the box head and the backbone is
@@ -319,8 +240,8 @@ class RegionDHROIHeads(StandardROIHeads):
             return {}
         return self.object_hash.losses(features, torch.cat([p.gt_classes for p in sampled]))
 
-    def _image_losses(self, fused: list[RegionOutputs], labels) -> dict[str, torch.Tensor]:
-        codes = self._fuse(fused)
+    def _image_losses(self, fused: list[RegionOutputs], labels, encoded) -> dict[str, torch.Tensor]:
+        codes = self._fuse(fused, encoded)
         return {
             "loss_hash_image_binary": forcing_binary_loss(codes.activations),
             "loss_hash_image_balance": bit_balance_loss(codes.activations),
@@ -349,13 +270,14 @@ class RegionDHROIHeads(StandardROIHeads):
         """
         boxes = [self._fusable_boxes(p) for p in proposals]
         fused_index = [self._fused_index(len(p)) for p in proposals]
+        encoded = self._encoded(features)
         if not detect:
             boxes = [b[index] for b, index in zip(boxes, fused_index, strict=True)]
             regions = self._regions(features, boxes)
-            return None, self._fuse(regions.split([len(b) for b in boxes]))
+            return None, self._fuse(regions.split([len(b) for b in boxes]), encoded)
         images = self._regions(features, boxes).split([len(b) for b in boxes])
         fused = [r.select(index) for r, index in zip(images, fused_index, strict=True)]
-        codes = self._fuse(fused)
+        codes = self._fuse(fused, encoded)
 
         images = [r.select(slice(len(p))) for r, p in zip(images, proposals, strict=True)]
         scores = torch.cat([r.scores for r in images])
@@ -409,8 +331,18 @@ class RegionDHROIHeads(StandardROIHeads):
         scores = self.box_predictor.class_scores(x, activations)
         return RegionOutputs(pooled, x, activations, scores)
 
-    def _fuse(self, images: list[RegionOutputs]) -> ImageCodes:
-        """Fuse the regions of each image and hash the result."""
+    def _encoded(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """What the image encoders make of the images, (B, D), if there are any."""
+        if not self.image_encoders:
+            return []
+        if ENCODED not in features:
+            raise RegionDHError(
+                "MODEL.REGION_DH.IMAGE_ENCODERS need MODEL.META_ARCHITECTURE RegionDH"
+            )
+        return [features[ENCODED].float()]
+
+    def _fuse(self, images: list[RegionOutputs], encoded: list[torch.Tensor]) -> ImageCodes:
+        """Fuse the regions of each image, join what is beside them, and hash the result."""
         beside: list[torch.Tensor] = []
         if self.whole_image in BESIDE:  # the last region of each image isn't fused, but joined
             whole = [getattr(r, BESIDE[self.whole_image])[-1].float() for r in images]
@@ -424,7 +356,7 @@ class RegionDHROIHeads(StandardROIHeads):
             self.fusion_norm,
             counts=torch.tensor([len(rows) for rows in p], device=p[0].device),
         )
-        fused = torch.cat([fused, *beside], dim=1)
+        fused = torch.cat([self.fusion_scale * fused, *beside, *encoded], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
 
 

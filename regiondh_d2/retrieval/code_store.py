@@ -17,6 +17,8 @@ root attributes                                  ``format`` "regiondh-codes", ``
 ``activations``           float16 (N, K)         optional
 ``features``              float16 (N, D)         optional
 ``class_weights``         float32 (K + 1, C)     optional; a classifier on the bits, bias last
+``positions``             int64 (N,)             in a shard: the image's place in the list of all;
+                                                 such a file has the attribute ``shard``, too
 ``instances``             group                  optional; attribute ``bits`` K1
 ``instances/codes``       uint8 (M, ceil(K1/8))  one row a detection
 ``instances/image_index`` int64 (M,)             row of ``codes``
@@ -45,27 +47,23 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..structures.codes import (
-    CodeFileError,
-    CodeSet,
-    InstanceCodes,
-    check_code_set,
-    join_path,
-)
+from ..structures.code_checks import check_code_set
+from ..structures.codes import CodeFileError, CodeSet, InstanceCodes, join_path
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.locks import FileInUseError, refuse_if_busy
 
-__all__ = ["read_codes", "write_codes"]
+__all__ = ["ARRAYS", "INSTANCE_ARRAYS", "TEXT_ATTRIBUTES", "read_codes", "write_codes"]
 
 FORMAT = "regiondh-codes"
 VERSION = 2
 
 _MAX_COMPRESSION = 1040  # deflate cannot shrink data further than about 1,032 to 1
-_TEXT_ATTRIBUTES = ("dataset", "config", "model_fingerprint", "settings")
+TEXT_ATTRIBUTES = ("dataset", "config", "model_fingerprint", "settings", "shard")
+_NOT_IN_ALL = ("settings", "shard")  # texts that a file may lack
 # Columns of numbers: the kinds of types that are read, the type that is written, whether optional.
-_COLUMNS = {
+ARRAYS = {
     "codes": ("u", "u1", False),
     "root_index": ("iu", "u2", False),
     "size": ("iu", "i8", False),
@@ -75,8 +73,9 @@ _COLUMNS = {
     "activations": ("f", "f2", True),
     "features": ("f", "f2", True),
     "class_weights": ("f", "f4", True),
+    "positions": ("i", "i8", True),
 }
-_INSTANCE_COLUMNS = {
+INSTANCE_ARRAYS = {
     "codes": ("u", "u1"),
     "image_index": ("iu", "i8"),
     "boxes": ("f", "f4"),
@@ -117,10 +116,13 @@ def _file_image(code_set: CodeSet) -> bytes:
     ) as file:
         for name, value in {
             "format": FORMAT,
-            **{name: getattr(code_set, name) for name in _TEXT_ATTRIBUTES},
+            **{name: getattr(code_set, name) for name in TEXT_ATTRIBUTES if name != "shard"},
         }.items():
             text = fixed_length([value])
             file.attrs.create(name, text[0], dtype=text.dtype)
+        if code_set.shard:
+            text = fixed_length([code_set.shard])
+            file.attrs.create("shard", text[0], dtype=text.dtype)
         for name in ("class_names", "roots"):
             text = fixed_length(getattr(code_set, name))
             file.attrs.create(name, text, dtype=text.dtype)
@@ -129,7 +131,7 @@ def _file_image(code_set: CodeSet) -> bytes:
         file.attrs["count_difficult"] = bool(code_set.count_difficult)
         for name in ("image_ids", "relative_paths"):
             _write_text_column(file.create_group(name), getattr(code_set, name))
-        for name, (_, dtype, _) in _COLUMNS.items():
+        for name, (_, dtype, _) in ARRAYS.items():
             values = getattr(code_set, name)
             if values is not None:
                 file[name] = np.asarray(values, dtype)
@@ -137,7 +139,7 @@ def _file_image(code_set: CodeSet) -> bytes:
         if found is not None:
             group = file.create_group("instances")
             group.attrs["bits"] = int(found.bits)
-            for name, (_, dtype) in _INSTANCE_COLUMNS.items():
+            for name, (_, dtype) in INSTANCE_ARRAYS.items():
                 group[name] = np.asarray(getattr(found, name), dtype)
         file.flush()
         return file.id.get_file_image()
@@ -225,7 +227,7 @@ class _Reader:
             raise CodeFileError(f"there is no format version {version}")
         columns: dict[str, Any] = {
             name: self._array(name, kinds)
-            for name, (kinds, _, optional) in _COLUMNS.items()
+            for name, (kinds, _, optional) in ARRAYS.items()
             if not (optional or (version == 1 and name in _NEW_IN_2)) or name in file
         }
         if version == 1:
@@ -237,14 +239,14 @@ class _Reader:
         if "instances" in file:
             found = {
                 name: self._array(f"instances/{name}", kinds)
-                for name, (kinds, _) in _INSTANCE_COLUMNS.items()
+                for name, (kinds, _) in INSTANCE_ARRAYS.items()
             }
             bits = self._attribute(file["instances"], "bits", int)
             instances = InstanceCodes(bits=bits, **found)
         texts = {
             name: self._attribute(file, name, str)
-            for name in _TEXT_ATTRIBUTES
-            if name != "settings" or name in file.attrs
+            for name in TEXT_ATTRIBUTES
+            if name not in _NOT_IN_ALL or name in file.attrs
         }
         if np.ndim(columns["codes"]) != 2:
             raise CodeFileError(f"codes are of shape {columns['codes'].shape}")

@@ -14,13 +14,10 @@ number of processes.
 
 from __future__ import annotations
 
-import filecmp
 import os
-import shutil
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,45 +26,27 @@ import numpy as np
 import torch
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from ..config import parse_settings
 from ..data.image_reader import pixels_changed_since_v1
-from ..data.photo_files import PhotoScan, is_below
-from ..structures.codes import (
-    UNKNOWN,
-    CodeFileError,
-    CodeSet,
-    check_one_file,
-    check_root_count,
-    codes_from_outputs,
-    join_code_sets,
-    join_path,
-)
+from ..data.photo_files import PhotoScan
+from ..structures.code_roots import check_root_count
+from ..structures.code_rows import join_code_sets
+from ..structures.codes import UNKNOWN, CodeFileError, CodeSet, join_path
+from ..structures.model_outputs import codes_from_outputs
 from ..utils.display import display_name
-from ..utils.errors import InputNotFoundError, OutputExistsError, RegionDHError
-from ..utils.file_io import file_sha256, replace_when_complete
-from ..utils.locks import hold_lock
 from ..utils.progress import Progress
-from .code_store import read_codes, write_codes
-from .images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
+from .code_store import read_codes
+from .earlier_codes import check_source, reader_version
+from .extraction_parts import Parts, check_output, parts_folder
+from .extraction_plan import padded_size, plan_batches, unique_images
+from .image_inputs import ImageInputs, LoadedImage
+from .images import ImageEntry, ImageLoader, UnreadableImage
 from .known_rows import Folders, KnownRows, Source
 from .moved_folders import move_roots_once
-from .photo_state import root_problem
+from .shards import Shard, take_shard
 
-__all__ = [
-    "CodeExtractor",
-    "ExtractionResult",
-    "check_output",
-    "images_to_code",
-    "keeps_activations",
-    "known_files",
-    "padded_size",
-    "plan_batches",
-]
-
-
-_READER = "IMAGE_READER"  # the line of the settings with the version of the image reader
+__all__ = ["CodeExtractor", "ExtractionResult"]
 
 
 @dataclass(frozen=True)
@@ -93,153 +72,6 @@ class ExtractionResult:
     gone: int = 0
     pruned: int = 0
     vanished: tuple[str, ...] = ()
-
-
-def plan_batches(
-    sizes: Sequence[tuple[int, int] | None], batch_size: int, size_divisibility: int
-) -> list[list[int]]:
-    """Batches of images of equal padded size, in the order in which they become full.
-
-    Args:
-        sizes: height and width of each image, or None for images to leave out.
-        batch_size: the most images of a batch.
-        size_divisibility: sides are padded to a multiple of this; 0 and 1 don't pad.
-
-    Returns:
-        Lists of positions in ``sizes``.
-    """
-    batches = []
-    waiting: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        if size is None:
-            continue
-        key = padded_size(size, size_divisibility)
-        waiting.setdefault(key, []).append(index)
-        if len(waiting[key]) == batch_size:
-            batches.append(waiting.pop(key))
-    return batches + list(waiting.values())
-
-
-def padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
-    """(height, width) to which a model pads an image of some size."""
-    step = max(1, divisibility)
-    height, width = (-(-side // step) * step for side in size)
-    return height, width
-
-
-def check_output(output: str | os.PathLike, resume: bool) -> None:
-    """Check that no earlier run wrote the output or a part of it.
-
-    Raises:
-        OutputExistsError: the output, or an unfinished one, is there; or it is a folder.
-    """
-    output = Path(output)
-    name, parts = display_name(output), _parts_folder(output)
-    if output.is_dir():
-        raise OutputExistsError(f"{name} is a folder: name a file to write")
-    if resume:
-        return
-    if output.exists():
-        raise OutputExistsError(f"{name} exists: add to it with --resume, or delete it")
-    if any(parts.glob("part-*.h5")):
-        raise OutputExistsError(
-            f"{display_name(parts)} holds an unfinished extraction: go on with --resume, or delete "
-            "it"
-        )
-
-
-def _parts_folder(output: Path) -> Path:
-    """The folder of parts; for a link, beside the file to which it leads."""
-    real = Path(os.path.realpath(output))
-    return real.with_name(f"{real.name}.parts")
-
-
-def _reader(settings: str) -> int:
-    """The version of the image reader in the settings."""
-    number = parse_settings(settings).get(_READER, "")
-    return int(number) if number.isdecimal() else 0
-
-
-def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
-    """Size and time of modification of each file in a code file, by its name.
-
-    Args:
-        output: the code file; if it is missing, the result is empty.
-        moves: texts OLD=NEW, folders of photos that were moved.
-
-    Raises:
-        CodeFileError: the output can't be read, or has no photo in a folder that was moved.
-    """
-    if not os.path.exists(output):
-        return {}
-    codes = move_roots_once(read_codes(output), moves)
-    known = zip(codes.size.tolist(), codes.mtime_ns.tolist(), strict=True)
-    return dict(zip(codes.file_names, known, strict=True))
-
-
-def keeps_activations(output: str | os.PathLike) -> bool:
-    """Whether a run stores activations where nobody says: as an output does with which it goes on,
-    or an unfinished one; and always in a new one.
-
-    Raises:
-        CodeFileError: the output can't be read.
-    """
-    output = Path(output)
-    if output.exists():
-        return _has_activations(read_codes(output))
-    for part in sorted(_parts_folder(output).glob("part-*.h5")):
-        with suppress(CodeFileError):  # of a damaged part the extraction tells
-            return _has_activations(read_codes(part))
-    return True
-
-
-def _has_activations(codes: CodeSet) -> bool:
-    """Whether activations were asked for; a model may have had none to store."""
-    asked = parse_settings(codes.settings).get("activations")
-    return codes.activations is not None if asked is None else asked == "True"
-
-
-def images_to_code(
-    scan: PhotoScan, inputs: Sequence[str | os.PathLike], known: Iterable[str]
-) -> tuple[list[ImageEntry], list[str]]:
-    """The photos of a scan, if there is nothing else to do first.
-
-    If a folder that the output knows is missing or empty, such as that of an unplugged disk, a line
-    says so and the run goes on with the other folders.
-
-    Args:
-        scan: of ``inputs``.
-        inputs: files and folders, as they were given.
-        known: the names of the files that have rows in the output.
-
-    Returns:
-        The photos, and lines about what is missing.
-
-    Raises:
-        InputNotFoundError: an input is missing, and the output has no rows of it.
-        RegionDHError: there is no photo.
-    """
-    known = list(known)
-    folders = Folders(scan)
-    problems = []
-    for given, path in zip(scan.missing, folders.missing, strict=True):
-        rows = sum(is_below(name, path) for name in known)
-        if not rows:
-            raise InputNotFoundError(f"{display_name(given)}: no such file or folder")
-        problems.append((given, "is not there", rows))
-    for root in folders.empty:
-        rows = sum(is_below(name, root) for name in known)
-        if rows or scan.images:
-            problems.append((root, root_problem(root) or "holds no photos", rows))
-    lines = [
-        f"{display_name(place)} {problem}: nothing is changed of its {rows} rows"
-        if rows
-        else f"no images in {display_name(place)}"
-        for place, problem, rows in problems
-    ]
-    if not scan.images and lines:
-        raise RegionDHError(f"{'; '.join(lines)} (a disk that isn't plugged in?)")
-    return entries_of_scan(replace(scan, missing=[]), inputs), lines
 
 
 class CodeExtractor:
@@ -299,6 +131,7 @@ class CodeExtractor:
         moves: Sequence[str] = (),
         verify: bool = False,
         prune: bool = False,
+        shard: tuple[int, int] | None = None,
     ) -> ExtractionResult | None:
         """Encode images and write their code file; call it on all ranks.
 
@@ -319,6 +152,7 @@ class CodeExtractor:
                 modification has changed.
             prune: whether to remove the rows of deleted photos. Rows stay if their folder is not in
                 the scan, is missing or empty, or can't be read.
+            shard: encode only the shard i of N, as (i, N) from (1, N); see :mod:`.shards`.
 
         Returns:
             An :class:`ExtractionResult` on the main process, None elsewhere.
@@ -331,9 +165,16 @@ class CodeExtractor:
         """
         output = Path(output)
         check_output(output, resume)
-        images = _unique(images)
+        images = unique_images(images)
         check_root_count(len({image.root for image in images}))
-        parts = _Parts(_parts_folder(output))
+        part: Shard | None = None
+        positions: dict[str, int] = {}
+        if shard is not None:
+            everything = images
+            part, taken = _on_main_process(lambda: self._take_shard(everything, *shard))
+            images = [everything[i] for i in taken]
+            positions = {everything[i].image_id: i for i in taken}
+        parts = Parts(parts_folder(output))
         is_main = comm.is_main_process()
         with parts.lock(output) if is_main else nullcontext():
             earlier: _Earlier | None = None
@@ -371,11 +212,15 @@ class CodeExtractor:
             if not (earlier.rows or new) or (unreadable and not skip_bad):
                 return result
             merged = earlier.rows.merge(join_code_sets(new) if new else None, bad, prune=prune)
-            if merged.changed or earlier.is_outdated:
-                codes, weights = merged.code_set, self._attributes.get("class_weights")
+            code_set = merged.code_set
+            if part is not None:
+                places = [positions.get(image_id, -1) for image_id in code_set.image_ids]
+                code_set = replace(code_set, positions=np.array(places, np.int64), shard=str(part))
+            if merged.changed or earlier.is_outdated or earlier.shard != code_set.shard:
+                weights = self._attributes.get("class_weights")
                 if weights is not None:  # an older output has none
-                    codes = replace(codes, class_weights=weights)
-                parts.finalize(output, codes)
+                    code_set = replace(code_set, class_weights=weights)
+                parts.finalize(output, code_set)
             parts.remove()
             return replace(
                 result,
@@ -385,17 +230,35 @@ class CodeExtractor:
                 pruned=merged.pruned,
             )
 
+    def _take_shard(
+        self, images: Sequence[ImageEntry], number: int, count: int
+    ) -> tuple[Shard, list[int]]:
+        """As :func:`.shards.take_shard`, for the batches of this extractor."""
+        sizes: list[tuple[int, int] | None] = []
+        progress = Progress(self._log, "image headers of all shards read", len(images))
+        for image in images:
+            try:
+                sizes.append(self._load.read_size(image.file_name))
+            except UnreadableImage:
+                sizes.append(None)
+            progress.step()
+
+        def plan(sizes: Sequence[tuple[int, int] | None]) -> list[list[int]]:
+            return plan_batches(sizes, self._batch_size, self._size_divisibility)
+
+        return take_shard(images, number, count, sizes, plan)
+
     def _earlier(
         self,
         images: Sequence[ImageEntry],
         output: Path,
-        parts: _Parts,
+        parts: Parts,
         scan: PhotoScan | None,
         moves: Sequence[str],
         verify: bool,
     ) -> _Earlier:
         """The files of earlier runs: the output and its parts."""
-        sources, paths, is_outdated = [], set(), False
+        sources, paths, is_outdated, shard = [], set(), False, ""
         ours = self._attributes["settings"]
         for path in ([output] if output.exists() else []) + parts.paths():
             is_part = path != output
@@ -407,23 +270,25 @@ class CodeExtractor:
                 self._log(f"{display_name(path)} is damaged: its images are encoded again")
                 path.unlink()
                 continue
-            self._check_source(path, code_set)
+            check_source(path, code_set, self._attributes)
             log = None if is_part else self._log
             moved = move_roots_once(code_set, moves, strict=not is_part, log=log)
             if is_part:
                 paths.add(path)
-            elif code_set.settings != ours or moved is not code_set:
-                is_outdated = True
-            elif code_set.class_weights is None:  # from before they were stored
-                is_outdated |= self._attributes.get("class_weights") is not None
+            else:
+                shard = code_set.shard
+                if code_set.settings != ours or moved is not code_set:
+                    is_outdated = True
+                elif code_set.class_weights is None:  # from before they were stored
+                    is_outdated |= self._attributes.get("class_weights") is not None
             if not is_part and np.any(code_set.size == UNKNOWN):  # version 0.1's
                 parts.keep_old(output)
             sources.append(
                 Source(
-                    replace(moved, settings=ours),
+                    replace(moved, settings=ours, positions=None, shard=""),
                     path.stat().st_mtime_ns,
                     is_part=is_part,
-                    other_pixels=_reader(code_set.settings) < _reader(ours),
+                    other_pixels=reader_version(code_set.settings) < reader_version(ours),
                 )
             )
         rows = KnownRows(
@@ -434,7 +299,7 @@ class CodeExtractor:
             pixels_changed=pixels_changed_since_v1,
             log=self._log,
         )
-        return _Earlier(rows, paths, is_outdated)
+        return _Earlier(rows, paths, is_outdated, shard)
 
     def _plan(self, images: list[ImageEntry], known: KnownRows) -> _Plan:
         """The images still to encode.
@@ -459,45 +324,13 @@ class CodeExtractor:
         left = [[i for i in batch if not known.is_known(i)] for batch in batches]
         return _Plan([batch for batch in left if batch], unreadable)
 
-    def _check_source(self, path: Path, code_set: CodeSet) -> None:
-        """Check that earlier codes may share a file with ours."""
-        shown = display_name(path)
-        fix = "name another output, or delete this one to start again"
-        ours = self._attributes["model_fingerprint"]
-        if code_set.model_fingerprint != ours:
-            raise CodeFileError(
-                f"{shown} was encoded by model {code_set.model_fingerprint[:12] or '(unknown)'}, "
-                f"not by this one ({ours[:12]}): {fix}"
-            )
-        weights = self._attributes.get("class_weights")
-        if not (
-            weights is None
-            or code_set.class_weights is None
-            or np.array_equal(weights, code_set.class_weights)
-        ):
-            raise CodeFileError(f"{shown} has other class_weights than this model: {fix}")
-        old = parse_settings(code_set.settings)
-        new = parse_settings(self._attributes["settings"])
-        for name in ("dataset", "count_difficult", "class_names"):
-            old[name], new[name] = getattr(code_set, name), self._attributes[name]
-        for key in sorted(old.keys() | new.keys()):
-            if key == _READER and _reader(code_set.settings) < _reader(
-                self._attributes["settings"]
-            ):
-                continue  # rows whose pixels changed are encoded again
-            if old.get(key) != new.get(key):
-                raise CodeFileError(
-                    f"{shown} was encoded with {key} {old.get(key, '(unknown)')}, which is now "
-                    f"{new.get(key, '(unknown)')}: {fix}"
-                )
-
     @torch.no_grad()
     def _code_batches(
-        self, images: list[ImageEntry], batches: list[list[int]], parts: _Parts
+        self, images: list[ImageEntry], batches: list[list[int]], parts: Parts
     ) -> dict[int, UnreadableImage]:
         """Encode batches into parts; return the unreadable images by position in ``images``."""
         loader = DataLoader(
-            _Inputs(images, self._load),
+            ImageInputs(images, self._load),
             batch_sampler=batches,
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
@@ -509,7 +342,7 @@ class CodeExtractor:
         progress = Progress(log, _share("images encoded"), sum(map(len, batches)))
         try:
             for batch in loader:
-                loaded: dict[int, _Loaded] = {}
+                loaded: dict[int, LoadedImage] = {}
                 for index, given in batch:
                     if isinstance(given, UnreadableImage):
                         unreadable[index] = given
@@ -526,7 +359,9 @@ class CodeExtractor:
                 parts.add(join_code_sets(pending))
         return unreadable
 
-    def _code_batch(self, images: list[ImageEntry], loaded: dict[int, _Loaded]) -> list[CodeSet]:
+    def _code_batch(
+        self, images: list[ImageEntry], loaded: dict[int, LoadedImage]
+    ) -> list[CodeSet]:
         """A code set for each padded size; several if a header announced a wrong size."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, given in loaded.items():
@@ -560,11 +395,13 @@ class CodeExtractor:
 
 @dataclass(frozen=True)
 class _Earlier:
-    """The merged rows, the parts in use, and whether the output must be written."""
+    """What earlier runs left: the merged rows, the parts that were read, whether the output must
+    be written again, and its shard."""
 
     rows: KnownRows
     parts: set[Path]
     is_outdated: bool
+    shard: str
 
 
 @dataclass(frozen=True)
@@ -579,128 +416,9 @@ def _file_name(image: ImageEntry) -> str:
     return join_path(image.root, image.relative_path) if image.root else image.file_name
 
 
-class _Parts:
-    """The folder of an unfinished output. Every file in it is complete."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    @contextmanager
-    def lock(self, output: Path) -> Iterator[None]:
-        """Locks the folder against a second run, and deletes it at the end if it holds no part.
-
-        If the process is killed, the system releases the lock.
-        """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with hold_lock(self._folder / "lock", output):
-            try:
-                yield
-            finally:
-                if not self.paths():
-                    self._leave()
-
-    def paths(self) -> list[Path]:
-        return sorted(self._folder.glob("part-*.h5"))
-
-    def add(self, code_set: CodeSet) -> None:
-        write_codes(self._folder / f"part-{uuid.uuid4().hex}.h5", code_set)
-
-    def keep_old(self, output: Path) -> None:
-        """Keeps an output of an older version as ``.bak`` until :meth:`become`.
-
-        An existing file of that name stays.
-        """
-        backup = _backup(output)
-        if not os.path.lexists(backup):
-            with replace_when_complete(backup) as temporary:
-                shutil.copy2(output, temporary)
-
-    def finalize(self, output: Path, code_set: CodeSet) -> None:
-        """Write the output; after this the parts are not needed any more."""
-        backup = _backup(output)
-        is_ours = output.exists() and backup.is_file() and filecmp.cmp(backup, output, False)
-        merged = self._folder / "merged.h5"  # here: a killed run leaves nothing elsewhere
-        write_codes(merged, code_set)
-        os.replace(merged, os.path.realpath(output))
-        if is_ours:
-            backup.unlink()
-
-    def remove(self) -> None:
-        for path in self.paths():
-            path.unlink()
-
-    def _leave(self) -> None:
-        """Remove the folder with its parts; it stays if it holds anything else."""
-        with suppress(OSError):
-            for path in self._folder.iterdir():
-                if path.name == "lock" or path.name.lstrip(".").startswith(("part-", "merged.h5")):
-                    path.unlink()
-            self._folder.rmdir()
-
-
-def _backup(output: Path) -> Path:
-    return output.with_name(f"{output.name}.bak")
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A network's input and its file."""
-
-    input: dict
-    size: int
-    mtime_ns: int
-    sha256: bytes
-
-
-class _Inputs(Dataset):
-    """Positions of images, each with the network's input or the reason why there is none."""
-
-    def __init__(self, images: list[ImageEntry], load: ImageLoader):
-        self._images = images
-        self._load = load
-
-    def __getitem__(self, index: int) -> tuple[int, _Loaded | UnreadableImage]:
-        try:
-            return index, self._read(self._images[index].file_name)
-        except UnreadableImage as error:
-            return index, error.with_traceback(None)
-
-    def _read(self, file_name: str) -> _Loaded:
-        """The input with the size, time and hash of its file, all of the same state of the file."""
-        for _ in range(3):
-            before = _size_and_time(file_name)
-            given = self._load(file_name)
-            try:
-                sha256 = file_sha256(file_name)
-            except OSError as error:
-                raise UnreadableImage(file_name, error.strerror or str(error)) from error
-            if before is not None and before == _size_and_time(file_name):
-                return _Loaded(given, *before, sha256)
-        raise UnreadableImage(file_name, "another program is writing it")
-
-
-def _size_and_time(file_name: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(file_name)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
 def _share(what: str) -> str:
     world = comm.get_world_size()
     return what if world == 1 else f"{what} by process 1 of {world}"
-
-
-def _unique(images: Sequence[ImageEntry]) -> list[ImageEntry]:
-    """The images without repetitions."""
-    if not images:
-        raise RegionDHError("there are no images to encode")
-    first: dict[str, ImageEntry] = {}
-    for image in images:
-        other = first.setdefault(image.image_id, image)
-        check_one_file(image.image_id, other.file_name, image.file_name)
-    return list(first.values())
 
 
 def _on_main_process(function: Callable[[], Any]) -> Any:

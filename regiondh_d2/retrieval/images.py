@@ -12,7 +12,7 @@ from detectron2.config import configurable
 from detectron2.data import transforms as T
 from PIL import Image
 
-from ..config import DEFAULT_MAX_PIXELS, max_pixels
+from ..config import DEFAULT_MAX_PIXELS, max_pixels, square_sizes
 from ..data.image_reader import (
     ImagePixels,
     UnreadableImage,
@@ -21,6 +21,7 @@ from ..data.image_reader import (
     read_picture,
 )
 from ..data.photo_files import PhotoScan, find_photos
+from ..data.squares import squashed
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
 
@@ -145,6 +146,7 @@ class ImageLoader:
         max_size: int,
         image_format: str,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        squares: Sequence[int] = (),
     ):
         """
         Args:
@@ -152,7 +154,9 @@ class ImageLoader:
                 side would exceed ``max_size``; a ``min_size`` of 0 doesn't scale.
             image_format: as in :func:`detectron2.data.detection_utils.read_image`.
             max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
+            squares: sides of the squares that image encoders read.
         """
+        self.squares = tuple(squares)
         self.min_size = min_size
         self.max_size = max_size
         self.image_format = image_format
@@ -165,6 +169,7 @@ class ImageLoader:
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
             "image_format": cfg.INPUT.FORMAT,
             "max_pixels": max_pixels(cfg),
+            "squares": square_sizes(cfg),
         }
 
     def __call__(self, source: str | bytes) -> dict:
@@ -174,8 +179,9 @@ class ImageLoader:
             source: a path, or the content of a file.
 
         Returns:
-            ``image``, a tensor (C, H, W) as the network takes it, and ``height`` and ``width`` of
-            the upright image in the file.
+            ``image``, a tensor (C, H, W) as the network takes it, ``height`` and ``width`` of the
+            upright image in the file, and, where image encoders want them, ``squares``, see
+            :func:`~regiondh_d2.data.squares.squashed`.
 
         Raises:
             UnreadableImage: it can't be read, whatever the reason.
@@ -195,7 +201,10 @@ class ImageLoader:
             resize = T.ResizeTransform(height, width, new_height, new_width)
             pixels = resize.apply_image(pixels)
         image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
-        return {"image": image, "height": read.size.height, "width": read.size.width}
+        inputs = {"image": image, "height": read.size.height, "width": read.size.width}
+        if self.squares:
+            inputs["squares"] = squashed(read.pixels, self.squares)
+        return inputs
 
     def read_size(self, file_name: str) -> tuple[int, int]:
         """Height and width of the network's input, from the header of an image file.

@@ -6,7 +6,8 @@
                       the network, ``network`` (its short name, "" where unknown), ``source`` (the
                       code file), ``dataset``; ``levels``: for "image" and "instance", as far as
                       they are indexed, ``bits``, ``count`` and, if the search is approximate, its
-                      ``recall@100``; ``files``: the names of the files below
+                      ``recall@100``; ``files``: the names of the files below;
+                      in a server, ``collection`` for each level, and ``previous_collections``
 ``codes-G.h5``        the code file itself: codes, ids, file names, labels, objects
 ``image-G.npz``       what an approximate search of image codes (H2) needs beside them: its lists
 ``instance-G.npz``    the same for the codes of detected objects (H1)
@@ -37,7 +38,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError, unknown_value_message
 from ..utils.file_io import write_json
 from .code_store import read_codes, write_codes
-from .engines import CodeArrayIndex, create_index, self_recall
+from .engines import CodeArrayIndex, MilvusError, MilvusIndex, create_index, self_recall
 from .hamming_index import HammingIndex
 from .index_file import IndexFileError
 from .index_record import (
@@ -48,6 +49,13 @@ from .index_record import (
     check_index_output,
     new_generation,
     read_record,
+)
+from .milvus_collections import (
+    attach_collection,
+    build_collection,
+    drop_collections,
+    earlier_collections,
+    is_in_server,
 )
 from .moved_folders import move_roots
 
@@ -146,22 +154,20 @@ def write_index_folder(
     check_index_output(path)
     if granularities is None:
         granularities = [name for name in GRANULARITIES if _codes_of(items, name) is not None]
-    indexes: dict[str, HammingIndex] = {}
-    described: dict[str, dict[str, float]] = {}
-    for granularity in granularities:
-        found = _codes_of(items, granularity)
-        if found is None:
+    in_server = is_in_server(engine)
+    found = {granularity: _codes_of(items, granularity) for granularity in granularities}
+    for granularity, value in found.items():
+        if value is None:
             raise IndexFileError(
                 f"{display_name(source) or 'the code set'}: has no {granularity} codes; extract "
                 "the codes again with detected objects, or index the images alone"
             )
-        codes, bits = found
-        index = create_index(bits, engine, **options)
-        index.add(codes)
-        indexes[granularity] = index
-        described[granularity] = {"bits": index.bits, "count": len(index)}
-        if not index.exact:
-            described[granularity][f"recall@{_RECALL_K}"] = self_recall(index, _RECALL_K)
+    coded = {granularity: value for granularity, value in found.items() if value is not None}
+    indexes: dict[str, HammingIndex] = {}
+    if not in_server:
+        for granularity, (codes, bits) in coded.items():
+            indexes[granularity] = create_index(bits, engine, **options)
+            indexes[granularity].add(codes)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -173,9 +179,14 @@ def write_index_folder(
         "network": network,
         "source": os.fspath(source),
         "dataset": items.dataset,
-        "levels": described,
     }
     with new_generation(path) as generation:
+        for granularity, (codes, bits) in coded.items() if in_server else ():
+            indexes[granularity] = build_collection(
+                items, granularity, codes, bits, options, generation
+            )
+        record["levels"] = {name: _describe(index) for name, index in indexes.items()}
+        unused = _name_collections(path, record, indexes) if in_server else []
         files = {"codes": f"codes-{generation}.h5"}
         write_codes(path / files["codes"], items)
         for granularity, index in indexes.items():
@@ -184,7 +195,33 @@ def write_index_folder(
                 index.save_training(path / files[granularity])
         record["files"] = files
         write_json(path / RECORD, record)
+    for index in indexes.values():
+        if isinstance(index, MilvusIndex):
+            drop_collections(index, unused)
+            break
     return IndexFolder(path, record, _share_arrays(items, indexes), indexes)
+
+
+def _describe(index: HammingIndex) -> dict[str, Any]:
+    """The record of a level."""
+    described: dict[str, Any] = {"bits": index.bits, "count": len(index)}
+    if isinstance(index, MilvusIndex):
+        described["collection"] = index.collection
+    if not index.exact:
+        described[f"recall@{_RECALL_K}"] = self_recall(index, _RECALL_K)
+    return described
+
+
+def _name_collections(
+    path: Path, record: dict[str, Any], indexes: Mapping[str, HammingIndex]
+) -> list[str]:
+    """Complete the record of an index in a server; return the collections that nobody uses then."""
+    earlier = read_record(path) if (path / RECORD).is_file() else None
+    uris = [index.uri for index in indexes.values() if isinstance(index, MilvusIndex)]
+    own, unused = earlier_collections(earlier, uris[0])
+    record["options"] = {**record["options"], "uri": uris[0]}
+    record["previous_collections"] = own
+    return unused
 
 
 def read_index_folder(
@@ -231,7 +268,7 @@ def _open(
     name = display_name(path)
     if record["fingerprint"] != items.model_fingerprint:
         raise IndexFileError(f"{name}: {RECORD} and {codes_file} are of two models; build it again")
-    indexes = {}
+    indexes: dict[str, HammingIndex] = {}
     for granularity, numbers in record["levels"].items():
         found = _codes_of(items, granularity)
         if found is None:
@@ -239,7 +276,10 @@ def _open(
                 f"{name}: {codes_file} has no {granularity} codes; build the index again"
             )
         codes, bits = found
-        index = _create_as_recorded(path, record, bits, engine)
+        index = _create_as_recorded(path, record, granularity, found, engine)
+        if isinstance(index, MilvusIndex):
+            indexes[granularity] = index
+            continue
         if record["version"] == 1:
             _load_version_1(index, path, granularity, codes, codes_file)
         else:
@@ -265,15 +305,24 @@ def _open(
 
 
 def _create_as_recorded(
-    path: Path, record: Mapping[str, Any], bits: int, engine: str | None
+    path: Path,
+    record: Mapping[str, Any],
+    granularity: str,
+    found: tuple[np.ndarray, int],
+    engine: str | None,
 ) -> HammingIndex:
-    """An empty index of the recorded engine and options, or of ``engine``."""
+    """An empty index of the recorded engine and options, or of ``engine``; one in a server has its
+    codes."""
+    codes, bits = found
     try:
+        if engine is None and is_in_server(record["engine"]):
+            collection = record["levels"][granularity].get("collection")
+            return attach_collection(codes, bits, record["options"], str(collection))
         if engine is not None:
             return create_index(bits, engine)
         return create_index(bits, record["engine"], **record["options"])
     except (ValueError, TypeError) as error:
-        if isinstance(error, ImportError):
+        if isinstance(error, (ImportError, MilvusError, IndexFileError)):
             raise
         raise IndexFileError(
             f"{display_name(path / RECORD)}: {error}; build the index again"

@@ -20,20 +20,14 @@ from functools import cache
 import numpy as np
 
 from ..data.photo_files import PhotoScan, is_below, lies_in_any
-from ..structures.codes import (
-    UNKNOWN,
-    CodeFileError,
-    CodeSet,
-    join_code_sets,
-    join_path,
-    take_rows,
-)
+from ..structures.code_rows import join_code_sets, take_rows
+from ..structures.codes import UNKNOWN, CodeFileError, CodeSet, join_path
 from ..utils.file_io import file_sha256
 from ..utils.progress import Progress
 from .images import ImageEntry
 from .photo_state import root_problem
 
-__all__ = ["Folders", "KnownRows", "MergedRows", "Source"]
+__all__ = ["Folders", "KnownRows", "MergedRows", "Source", "with_roots"]
 
 SHA256_BYTES = 32
 # Version 0.1 read these formats as we do, since they have neither transparency nor 16 bits.
@@ -371,7 +365,7 @@ class KnownRows:
                     size[position], mtime_ns[position] = found.st_size, found.st_mtime_ns
                 else:
                     mtime_ns[position] = self._written[row]
-        return replace(_with_roots(merged, roots), size=size, mtime_ns=mtime_ns)
+        return replace(with_roots(merged, roots), size=size, mtime_ns=mtime_ns)
 
     def _may_be_read_otherwise(self, name: str) -> bool:
         if name.lower().endswith(_ALWAYS_READ_ALIKE):
@@ -407,7 +401,7 @@ class KnownRows:
                 labels[position] = 0
                 labels[position, list(image.labels)] = 1
         return replace(
-            _with_roots(replace(merged, image_ids=ids, file_names=names), roots),
+            with_roots(replace(merged, image_ids=ids, file_names=names), roots),
             size=size,
             mtime_ns=mtime_ns,
             content_sha256=contents if contents.any() else None,
@@ -422,7 +416,7 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
-def _with_roots(code_set: CodeSet, roots: Sequence[str]) -> CodeSet:
+def with_roots(code_set: CodeSet, roots: Sequence[str]) -> CodeSet:
     """The code set with a root for each row, in ascending order of their first rows."""
     distinct = list(dict.fromkeys(roots)) or [""]
     position = {root: i for i, root in enumerate(distinct)}

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 
 from ..data.photo_files import is_below
-from ..structures.codes import CodeFileError, CodeSet, move_root
+from ..structures.code_roots import move_root
+from ..structures.codes import CodeFileError, CodeSet
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
 from ..utils.paths import folder_start

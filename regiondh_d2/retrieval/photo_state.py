@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..data.photo_files import is_system_file
-from ..structures.codes import UNKNOWN, CodeSet, take_rows
+from ..structures.code_rows import take_rows
+from ..structures.codes import UNKNOWN, CodeSet
 from ..utils.display import display_name
 from ..utils.file_io import carries_mark, file_sha256
 from ..utils.marks import FOLDER_MARK

@@ -92,13 +92,16 @@ def calibrate_distance(
     return Threshold(distance, rate, len(distances))
 
 
-def calibrate_index(items: CodeSet, granularity: str = "image") -> Threshold:
+def calibrate_index(
+    items: CodeSet, granularity: str = "image", *, max_rate: float = MAX_RATE
+) -> Threshold:
     """:func:`calibrate_distance` on what is indexed.
 
     Args:
         items: with detected objects, which tell the classes of a photo.
         granularity: "image"; or "instance", the codes of detected objects of different photos and
             classes.
+        max_rate: as of :func:`calibrate_distance`.
 
     Raises:
         RegionDHError: nothing is known of the objects in the photos, or there are too few pairs.
@@ -113,10 +116,10 @@ def calibrate_index(items: CodeSet, granularity: str = "image") -> Threshold:
     if granularity == "instance":
         classes = np.zeros((len(found.codes), count), bool)
         classes[np.arange(len(found.codes)), found.classes] = True
-        return calibrate_distance(found.codes, classes, found.image_index)
+        return calibrate_distance(found.codes, classes, found.image_index, max_rate=max_rate)
     classes = np.zeros((len(items), count), bool)
     classes[found.image_index, found.classes] = True
-    return calibrate_distance(items.codes, classes)
+    return calibrate_distance(items.codes, classes, max_rate=max_rate)
 
 
 def _pair_distances(

@@ -1,4 +1,5 @@
-"""Packed binary codes: uint8 (N, ceil(bits / 8)), the first bit highest, spare bits 0."""
+"""Packed binary codes: uint8 (N, ceil(bits / 8)). The first bit is the highest of its byte, and
+unused bits are 0."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ def check_packed(name: str, codes: np.ndarray, bits: int) -> np.ndarray:
         bits: code length.
 
     Raises:
-        ValueError: the length isn't positive, or the codes are of another type or width, or have
-            spare bits set.
+        RegionDHError: the length isn't positive, the codes have another type or width, or an unused
+            bit is set.
     """
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits < 1:
         raise RegionDHError(f"bits of {name} must be a positive integer, not {bits!r}")
@@ -51,7 +52,7 @@ def check_packed(name: str, codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def pad_columns(codes: np.ndarray, width: int) -> np.ndarray:
-    """uint8 (N, B) to uint8 (N, width), zeros behind, contiguous."""
+    """Pads uint8 (N, B) with zero bytes to a contiguous uint8 (N, width)."""
     if codes.shape[1] == width:
         return np.ascontiguousarray(codes)
     padded = np.zeros((len(codes), width), np.uint8)
@@ -60,5 +61,5 @@ def pad_columns(codes: np.ndarray, width: int) -> np.ndarray:
 
 
 def to_words(codes: np.ndarray) -> np.ndarray:
-    """uint8 (N, B) to uint64 (N, ceil(B / 8)), zero padded: popcounts run on 8 bytes at once."""
+    """uint8 (N, B) to uint64 (N, ceil(B / 8)), zero padded, to count bits 8 bytes at a time."""
     return pad_columns(codes, -(-codes.shape[1] // 8) * 8).view(np.uint64)

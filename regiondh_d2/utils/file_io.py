@@ -46,7 +46,7 @@ _checked: dict[str, tuple[int, ...] | None] = {}
 
 
 def carries_mark(path: str | os.PathLike) -> bool:
-    """Whether this package wrote a file or folder, see :mod:`.marks`; reads little of it."""
+    """Whether this package wrote a file or folder (see :mod:`.marks`). Reads only a part of it."""
     return mark_of(path) is not None
 
 
@@ -161,21 +161,21 @@ def refuse_inputs(
     inputs: Iterable[str | os.PathLike | None] = (),
     photos: Iterable[str | os.PathLike] = (),
 ) -> None:
-    """Check that an output is no input or photo, and lies in no input folder.
+    """Check that an output isn't an input or a photo, and doesn't lie in an input folder.
 
-    :func:`check_output_file` does the same; this is for inputs that are known only later.
+    :func:`check_output_file` does the same. Call this for inputs that are known only later.
 
     Args:
         path: the file or folder to write.
         inputs, photos: as of :func:`check_output_file`.
 
     Raises:
-        OutputExistsError: it is or does.
+        OutputExistsError: the output is one of them, or lies in an input folder.
     """
     status = status_of(os.path.realpath(path))  # resolved, since "a.jpg/" would replace a.jpg, too
     own = None if status is None else (status.st_dev, status.st_ino)
     is_file = status is not None and stat.S_ISREG(status.st_mode)
-    # One of the names of a hard-linked file may be in an input folder.
+    # A file with several hard links may have one of its names in an input folder.
     several = own if status is not None and is_file and status.st_nlink > 1 else None
     above = {(s.st_dev, s.st_ino) for s in map(status_of, folders_above(path)) if s is not None}
     for given in inputs:
@@ -203,7 +203,7 @@ def refuse_inputs(
 
 
 def _holds(folder: str | os.PathLike, identity: tuple[int, int]) -> bool:
-    """Whether a folder, or one in it, has a file of this device and inode."""
+    """Whether a folder or one of its subfolders has the file with this device and inode."""
     for parent, _, names in os.walk(os.fsdecode(folder)):
         for name in names:
             found = status_of(os.path.join(parent, name))
@@ -282,10 +282,10 @@ def _is_stream(path: str | os.PathLike) -> bool:
 
 
 def _descriptor(path: str | os.PathLike) -> int | None:
-    """The file descriptor of this process to which ``/dev/stdout`` and the like lead."""
+    """The file descriptor of this process behind ``/dev/stdout`` and the like; None for others."""
     path = os.path.abspath(os.fsdecode(path))
     own = os.path.realpath("/proc/self/fd")
-    for _ in range(40):  # no more links than the system follows
+    for _ in range(40):  # the system follows no more links either
         folder = os.path.realpath(os.path.dirname(path))
         path = os.path.join(folder, os.path.basename(path))
         if folder in (own, "/dev/fd") and os.path.basename(path).isdecimal():
@@ -316,7 +316,7 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
             return
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # No longer than the longest name that a file can have.
+        # Cut, since file names have a maximum length.
         temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
         with _errors_named(path, temporary):
             try:
@@ -366,7 +366,8 @@ def _write_to_stream(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         number = _descriptor(path)
         sys.stdout.flush()
-        # Write to the open file itself if there is one: opened again, it would begin at its start.
+        # Write to the open descriptor if there is one: a file that is opened again by its name is
+        # overwritten from its start.
         target = os.fsencode(path) if number is None else os.dup(number)
         with open(temporary, "rb") as source, open(target, "wb") as sink:
             shutil.copyfileobj(source, sink)

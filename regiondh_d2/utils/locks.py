@@ -30,7 +30,7 @@ def is_busy(error: BaseException) -> bool:
 
 
 def refuse_if_busy(path: str | os.PathLike, error: BaseException) -> None:
-    """Raise :class:`FileInUseError` if that is what an error means; otherwise do nothing.
+    """Raise :class:`FileInUseError` if the error means that; otherwise do nothing.
 
     Raises:
         FileInUseError: the file is in use.

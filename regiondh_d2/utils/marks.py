@@ -14,9 +14,9 @@ HTML                         ``<meta name="generator">``
 folder                       a file ``.regiondh``
 ============================ ===================================================================
 
-Metrics have no place for a mark: we recognize them by their form, an object of numbers under the
-names of metrics. Files and folders of version 0.1 are recognized by their form, too, where it
-leaves no doubt.
+A file of metrics has no place for a mark: we recognize it as an object of numbers under the names
+of metrics. Files and folders of version 0.1 have no mark either, and are recognized by their form
+if it is unambiguous.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +224,13 @@ def _file_mark(path: Path) -> str | None:
 def _hdf5_mark(path: Path) -> str | None:
     import h5py
 
-    # Try without a lock if another program holds one. A file that is open in this process can't be
-    # opened with another setting. Any program may have written the file, so HDF5 may raise
-    # anything.
+    # First with the default setting, since a file that is open in this process can't be opened with
+    # another; then without a lock, since another program may hold one. Any program may have written
+    # the file, so HDF5 may raise anything.
     for locking in (None, False):
         with suppress(Exception), h5py.File(path, "r", locking=locking) as file:
-            # Only text of fixed length: with other text HDF5 follows damaged references and
-            # crashes.
+            # Read only text of fixed length: other text is behind references, and HDF5 crashes on
+            # damaged ones.
             if file.attrs.get_id("format").dtype.kind != "S":
                 return None
             value = file.attrs["format"]
@@ -270,9 +268,8 @@ def _is_old_json(path: Path) -> bool:
 
 def _is_old_grid(head: bytes) -> bool:
     """Whether a PNG is a grid of tiles of version 0.1: RGB, of a grid's size, and nothing else."""
-    file = BytesIO(head)
-    chunks = _png_chunks(file)
-    if next(chunks, None) != b"IHDR" or next(chunks, None) != b"IDAT":
+    # The chunk IHDR has 13 bytes of content. IDAT, the pixels, comes right after it.
+    if head[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" or head[37:41] != b"IDAT":
         return False
     width, height = (int.from_bytes(head[i : i + 4], "big") for i in (16, 20))
     return (
@@ -281,11 +278,3 @@ def _is_old_grid(head: bytes) -> bool:
         and height >= 316
         and height % 226 == 90
     )
-
-
-def _png_chunks(file: BytesIO) -> Iterator[bytes]:
-    if file.read(8) != b"\x89PNG\r\n\x1a\n":
-        return
-    while len(start := file.read(8)) == 8:
-        yield start[4:]
-        file.seek(int.from_bytes(start[:4], "big") + 4, os.SEEK_CUR)

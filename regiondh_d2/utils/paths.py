@@ -1,4 +1,4 @@
-"""Paths: what they begin with, what they lie in, and which lead to the same file."""
+"""Compares paths: which folder a file lies in, and which paths lead to the same file."""
 
 from __future__ import annotations
 
@@ -6,23 +6,36 @@ import os
 import unicodedata
 from pathlib import Path
 
-__all__ = ["folder_start", "folders_above", "is_there", "lies_in", "same_file", "status_of"]
+__all__ = [
+    "folder_start",
+    "folders_above",
+    "is_below",
+    "is_there",
+    "lies_in",
+    "same_file",
+    "status_of",
+]
 
 
 def folder_start(folder: str) -> str:
-    r"""What the paths of all files below a folder begin with: its path, with a separator behind.
+    r"""The common start of the paths of all files below a folder: its path and a separator.
 
-    ``os.path.join(folder, "")`` adds none to a share of Windows, such as ``\\server\share``.
+    ``os.path.join(folder, "")`` adds no separator to a Windows share such as ``\\server\share``.
     """
     start = os.path.join(folder, "")
     return start if start.endswith((os.sep, os.altsep or os.sep)) else start + os.sep
 
 
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it. Compares the texts of two absolute paths."""
+    return path == folder or path.startswith(folder_start(folder))
+
+
 def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
     """Whether two paths lead to one file or folder, through any links.
 
-    The file need not exist: then the links of the folders above it are followed, and paths that
-    differ in case alone are the same.
+    If neither exists, the links of the folders above are followed, and paths that differ only in
+    case count as the same.
     """
     try:
         return os.path.samestat(os.stat(a), os.stat(b))
@@ -33,7 +46,7 @@ def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
 
 
 def is_there(path: str | os.PathLike) -> bool:
-    """As ``os.path.lexists``, but an impossible name, such as one too long, is an error."""
+    """As ``os.path.lexists``, but an impossible name, such as one too long, raises an OSError."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -42,7 +55,7 @@ def is_there(path: str | os.PathLike) -> bool:
 
 
 def status_of(path: str | os.PathLike) -> os.stat_result | None:
-    """As ``os.stat``; None where nothing is known."""
+    """As ``os.stat``, but None if the file is missing or can't be looked up."""
     try:
         return os.stat(path)
     except (OSError, ValueError):
@@ -50,7 +63,7 @@ def status_of(path: str | os.PathLike) -> os.stat_result | None:
 
 
 def folders_above(path: str | os.PathLike) -> tuple[Path, ...]:
-    """The folders that a file lies in, from the nearest on, all links followed."""
+    """The folders that a file lies in, the nearest first, with all links resolved."""
     return tuple(Path(os.path.realpath(path)).parents)
 
 

@@ -1,4 +1,4 @@
-"""Warnings turned off, in any number of threads."""
+"""Turns warnings off, in any number of threads at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["without_warnings"]
 class Quiet:
     """Turns warnings off while at least one thread is in it.
 
-    ``warnings.catch_warnings`` alone would leave them off for good where two threads overlap.
+    ``warnings.catch_warnings`` alone may leave them off for good if two threads use it at once.
     """
 
     def __init__(self):

@@ -1,10 +1,10 @@
 r"""Text in pictures, in any script, since names of files and classes may have any letters.
 
-A letter is drawn in the first font that has it: Pillow's own, DejaVu Sans (which comes with
-matplotlib: Latin, Greek, Cyrillic, Arabic, Hebrew, symbols), then the fonts of this machine, those
-for Chinese, Japanese, Korean and emoji first. A letter that no font has is shown by its number,
-such as ``\u4e16``, never as an empty box. To have such letters drawn, install a font, such as
-Debian's ``fonts-noto-cjk`` and ``fonts-noto-color-emoji``, or put its file into ``~/.fonts``.
+A letter is drawn in the first font that has it: Pillow's own font; DejaVu Sans, which comes with
+matplotlib and has Latin, Greek, Cyrillic, Arabic, Hebrew and symbols; then the fonts of this
+machine, first those for Chinese, Japanese, Korean and emoji. A letter that no font has is replaced
+by its number, such as ``\u4e16``. To draw such letters, install a font, such as Debian's
+``fonts-noto-cjk`` or ``fonts-noto-color-emoji``, or put its file into ``~/.fonts``.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _WIDE = re.compile(
     re.IGNORECASE,
 )
 _FILES = (".ttf", ".otf", ".ttc", ".otc")
-# Fonts of colored bitmaps, as for emoji, have one size or a few, and are scaled to another.
+# Fonts of colored bitmaps, such as those for emoji, exist only in one or a few of these sizes.
 _BITMAP_SIZES = (109, 136, 128, 160, 96, 64)
 _UNSEEN = "\u200d\ufe0f"  # kept by display_name, but without a shape
-_MISSING = "\U0010ffff"  # in no font, so it looks as missing letters do
+_MISSING = "\U0010ffff"  # in no font, so it is drawn like any missing letter
 
 
 @dataclass(frozen=True)
 class _Font:
-    """A font of a size: as it is, or one of another size with ``scale``."""
+    """A font at one size. ``scale`` is not 1 for a font that exists only in another size."""
 
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont
     scale: float = 1.0
@@ -68,7 +68,7 @@ class _Font:
 
 
 def _usable_font(source: str, size: int) -> _Font:
-    """A font file in a size; "" is Pillow's own font.
+    """A font file at a size; "" is Pillow's own font.
 
     Raises:
         OSError: the file can't be used.
@@ -93,7 +93,7 @@ def _font(source: str, size: int) -> _Font | None:
 
 @lru_cache(maxsize=1)
 def _fonts() -> Sequence[str]:
-    """Font files of this machine, after Pillow's own; those that have the most letters first."""
+    """Pillow's own font and the font files of this machine, those with the most letters first."""
     from matplotlib import font_manager, get_data_path  # imported here, since it takes a second
 
     own = os.path.join(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
@@ -128,15 +128,18 @@ def _shape(source: str, letter: str) -> tuple:
     found = _usable_font(source, 16)
     font = found.font
     if isinstance(font, ImageFont.FreeTypeFont):
-        # Without rules that put a circle under a single accent.
+        # Raqm, the other layout engine, puts a dotted circle under a single accent.
         font = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
     mask = font.getmask(letter, "L" if found.scale == 1 else "RGBA")
     return mask.size, hash(tuple(mask))
 
 
 def drawable(text: str) -> str:
-    r"""Text as it can be drawn on this machine, in a line: :func:`.display.display_name`, and
-    letters that no font has by their number (``\u4e16``)."""
+    r"""One line of text that can be drawn on this machine.
+
+    As :func:`.display.display_name`, with a letter that no font has replaced by its number, such as
+    ``\u4e16``.
+    """
     text = unicodedata.normalize("NFC", display_name(text))
     return "".join(
         letter
@@ -147,31 +150,31 @@ def drawable(text: str) -> str:
 
 
 def _runs(text: str, size: int) -> Iterator[tuple[str, _Font]]:
-    """A drawable text in parts of one font each."""
+    """Split a drawable text into parts, each with its font."""
     seen = "".join(letter for letter in text if letter not in _UNSEEN)
     for source, letters in groupby(seen, lambda letter: _source(letter) or ""):
         yield "".join(letters), _usable_font(source, size)
 
 
 def text_width(text: str, size: int) -> float:
-    """Pixels that a line of :func:`drawable` text takes."""
+    """The width in pixels of a line of :func:`drawable` text."""
     return sum(font.width(part) for part, font in _runs(text, size))
 
 
 def draw_text(
     picture: Image.Image, at: tuple[float, float], text: str, size: int, color: Sequence[int]
 ) -> float:
-    """Draws a line.
+    """Draws a line of text.
 
     Args:
-        picture: RGB, drawn on.
-        at: left and top of the line.
-        text: of any letters, see :func:`drawable`.
-        size: of the letters, in pixels.
+        picture: the RGB picture to draw on.
+        at: left and top of the line, in pixels.
+        text: any letters, see :func:`drawable`.
+        size: font size in pixels.
         color: RGB.
 
     Returns:
-        Where it ends, in pixels from the left of the picture.
+        The right end of the line, in pixels from the left of the picture.
     """
     x, baseline = at[0], at[1] + _ascent(size)
     for part, font in _runs(drawable(text), size):
@@ -186,13 +189,13 @@ def _ascent(size: int) -> int:
 
 
 def fit_text(text: str, size: int, width: float, keep_end: bool = False) -> str:
-    """Drawable text of at most ``width`` pixels, shortened by "..." where it is longer.
+    """Drawable text of at most ``width`` pixels; a longer text is shortened with "...".
 
     Args:
-        text: of any letters.
-        size: of the letters, in pixels.
+        text: any letters.
+        size: font size in pixels.
         width: in pixels.
-        keep_end: shorten in the middle: of a file name the end tells as much as the start.
+        keep_end: shorten in the middle, since the end of a file name tells as much as its start.
     """
     text = drawable(text)
     if text_width(text, size) <= width:

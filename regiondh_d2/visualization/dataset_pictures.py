@@ -21,8 +21,8 @@ from .draw import Label, draw_above, draw_box, draw_labels
 
 __all__ = ["draw_record", "draw_training_input"]
 
-# A small image is enlarged until its shorter or its longer side has so many pixels; otherwise text
-# would hide it.
+# A small image is enlarged until its shorter or its longer side has this size in pixels. Otherwise
+# text would hide it.
 _SHORT_SIDE, _LONG_SIDE = 480, 4000
 # In pixels, for a picture of up to a megapixel; more in a larger one, which viewers scale down.
 _CAPTION_SIZE, _LABEL_SIZE, _LINE_WIDTH = 18, 15, 3
@@ -62,7 +62,7 @@ def draw_record(
 def draw_training_input(inputs: dict, class_names: Sequence[str], image_format: str) -> Image.Image:
     """As :func:`draw_record`, for an augmented image as the network gets it in training.
 
-    The difficult flag of objects isn't known any more.
+    Difficult objects are not marked, since the training loader drops the flag.
 
     Args:
         inputs: from the training loader, with ``image``, and ``instances`` or ``image_labels``.
@@ -103,7 +103,7 @@ def _draw(
 
 
 def _marks(annotation: dict) -> list[str]:
-    """Further text about an object, beside its class."""
+    """Words to add to an object's class in its label."""
     words = {"difficult": "difficult", "iscrowd": "crowd"}
     return [word for key, word in words.items() if annotation.get(key)]
 

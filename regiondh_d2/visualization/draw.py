@@ -51,7 +51,7 @@ Color = tuple[int, int, int]
 GREEN, RED, GRAY, BLUE = (34, 150, 83), (214, 58, 58), (150, 155, 163), (56, 98, 190)
 # Colors of the first, second, ... object of a query and its answers, repeated from the start.
 BOX_COLORS = (BLUE, (230, 126, 18), (142, 68, 173), (14, 148, 136))
-INK, FAINT, PAPER = (33, 37, 41), (118, 124, 132), (255, 255, 255)  # of text; under it
+INK, FAINT, PAPER = (33, 37, 41), (118, 124, 132), (255, 255, 255)  # text, small text, paper
 _CAPTION_PAPER = (240, 241, 243)
 
 
@@ -95,10 +95,10 @@ def draw_box(
     """Draws the outline of a box.
 
     Args:
-        picture: RGB, drawn on.
+        picture: the RGB picture to draw on.
         box: XYXY in pixels of the picture; the outline lies inside.
-        color: of the outline.
-        width: of the outline, in pixels.
+        color: color of the outline.
+        width: width of the outline, in pixels.
         dashed: whether the outline has gaps.
     """
     draw = ImageDraw.Draw(picture)
@@ -137,7 +137,7 @@ def draw_boxes(
 
     Args:
         file_name: the image.
-        boxes: XYXY in pixels of the upright image; None takes a color and draws nothing.
+        boxes: XYXY in pixels of the upright image; None draws nothing and skips its color.
         max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
 
     Raises:
@@ -159,9 +159,9 @@ class Label:
     """The text of a box.
 
     Attributes:
-        text: of any letters.
+        text: any letters.
         box: XYXY in pixels of the picture.
-        color: of the box and of the text's background.
+        color: color of the box and of the text's background.
     """
 
     text: str
@@ -176,9 +176,9 @@ def draw_labels(picture: Image.Image, labels: Sequence[Label], size: int) -> Non
     so that no box crosses a text.
 
     Args:
-        picture: RGB, drawn on.
+        picture: the RGB picture to draw on.
         labels: earlier labels have priority.
-        size: of the letters, in pixels.
+        size: font size in pixels.
     """
     draw = ImageDraw.Draw(picture)
     margin = max(2, size // 5)
@@ -233,9 +233,9 @@ def draw_above(picture: Image.Image, parts: Sequence[str], size: int) -> Image.I
 
     Args:
         picture: RGB; a narrow one is put into a wider frame.
-        parts: of the caption. Lines break between parts; a part longer than a line is shortened in
-            the middle.
-        size: of the letters, in pixels.
+        parts: parts of the caption. Lines break between parts; a part longer than a line is
+            shortened in the middle.
+        size: font size in pixels.
     """
     margin, line_height = size // 2, round(1.4 * size)
     width = max(picture.width, 25 * size)
@@ -257,8 +257,8 @@ def break_lines(
     line.
 
     Args:
-        pieces: texts of any letters, each with its color.
-        size: of the letters, in pixels.
+        pieces: texts, each with its color.
+        size: font size in pixels.
         width: in pixels.
     """
     lines: list[list[tuple[str, Color]]] = [[]]
@@ -298,16 +298,16 @@ def draw_line(
     """Draw a line of text, shortened before ``right``.
 
     Args:
-        picture: RGB, drawn on.
+        picture: the RGB picture to draw on.
         at: left and top of the line, in pixels.
-        text: of any letters.
-        size: of the letters, in pixels.
-        color: of the letters.
-        right: in pixels from the left of the picture.
+        text: any letters.
+        size: font size in pixels.
+        color: color of the letters.
+        right: the line's largest right end, in pixels from the left of the picture.
         keep_end: as of :func:`~regiondh_d2.utils.text.fit_text`.
 
     Returns:
-        Where it ends, in pixels from the left of the picture.
+        The right end of the line, in pixels from the left of the picture.
     """
     return draw_text(picture, at, fit_text(text, size, right - at[0], keep_end), size, color)
 
@@ -336,8 +336,8 @@ def picture_format(path: str | os.PathLike) -> str:
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Writes an image file with our mark, complete or not at all.
 
-    The ending of its name decides about the format. Some formats have no place for the mark, see
-    :mod:`..utils.marks`.
+    The ending of the name gives the format. Some formats have no place for the mark, see
+    :mod:`~regiondh_d2.utils.marks`.
     """
     found = picture_format(path)
     with replace_when_complete(path) as temporary:

@@ -39,8 +39,8 @@ class AbsentPicture:
     """The placeholder for an image that can't be drawn.
 
     Attributes:
-        file_name: of the image.
-        reason: why, as half a line; see :func:`why_absent`.
+        file_name: the image's file.
+        reason: why it can't be drawn, see :func:`why_absent`.
     """
 
     file_name: str | os.PathLike
@@ -48,7 +48,7 @@ class AbsentPicture:
 
 
 def why_absent(error: Exception) -> str:
-    """Half a line about the exception when an image was read."""
+    """Why an image can't be read, from the exception: a line without the name of the file."""
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
     return display_name(str(reason)) or type(error).__name__
 
@@ -60,11 +60,12 @@ class Tile:
     Attributes:
         image: a file, an image, or a placeholder.
         caption: a short line under the image, such as the distance.
-        names: class names, each with whether the query shows it; small text, green for the query's.
+        names: class names in small text, each with whether the query shows it, which makes it
+            green.
         frame: color of the frame.
-        file_name: for an ``image`` that is no file. The last part of the name is shown under the
+        file_name: the name to show if ``image`` isn't a file. Its last part is shown under the
             caption.
-        max_pixels: of an ``image`` that is a file, as ``MODEL.REGION_DH.MAX_PIXELS``.
+        max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``, if ``image`` is a file.
     """
 
     image: str | os.PathLike | Image.Image | AbsentPicture
@@ -212,7 +213,7 @@ def _draw_tile(
 def _name_lines(
     names: Sequence[tuple[str, bool]], width: int, most: int
 ) -> list[list[tuple[str, Color]]]:
-    """The class names of a tile in at most so many lines."""
+    """The class names of a tile in at most ``most`` lines."""
     pieces = [
         (name if i == len(names) else f"{name}, ", GREEN if shared else FAINT)
         for i, (name, shared) in enumerate(names, 1)

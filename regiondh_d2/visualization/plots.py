@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 INK = "#21252b"
-"""Color of only text, ticks and axes, so that a page can replace it."""
+"""Color of text, ticks and axes, and of nothing else, so that a page can replace it."""
 
 # Okabe and Ito's colors, distinguishable for color-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -162,8 +162,10 @@ def plot_metric_against_bits(results: Mapping[str, Mapping[int, float]], metric:
 def plot_distances(counts: DistanceCounts) -> Figure:
     """Distances of relevant and other items from their queries: the less overlap, the better.
 
+    All pairs have equal weight.
+
     Args:
-        counts: see :func:`~regiondh_d2.evaluation.curves.count_distances`; all pairs count alike.
+        counts: see :func:`~regiondh_d2.evaluation.curves.count_distances`.
     """
     figure, axes = _axes("Distances of all pairs", "Hamming distance", "share of the pairs")
     relevant = counts.relevant.sum(axis=0)
@@ -199,7 +201,7 @@ def plot_bits(statistics: BitStatistics) -> Figure:
 
 
 def plot_correlation(statistics: BitStatistics) -> Figure:
-    """A heat map of the correlation of each two bits; gray where one is constant."""
+    """A heat map of the correlation of each pair of bits; gray if one of them is constant."""
     figure, axes = _axes("Correlation of the bits", "bit", "bit")
     from matplotlib import colormaps
 
@@ -214,19 +216,18 @@ def plot_correlation(statistics: BitStatistics) -> Figure:
     return figure
 
 
-def plot_code_map(codes: CodeSet, method: str = "pca") -> Figure:
+def plot_code_map(codes: CodeSet) -> Figure:
     """A 2-D map of the codes of images that show one class, colored by the class.
 
     Args:
         codes: with labels; images of no or several classes are left out.
-        method: see :func:`~regiondh_d2.evaluation.code_map.code_map`.
 
     Raises:
         CodeFileError: the codes have no labels.
-        ValueError, ImportError: of the map, likewise.
+        ValueError: as :func:`~regiondh_d2.evaluation.code_map.code_map`.
     """
     check_holds(codes, "the codes of the map", "labels")
-    places, meaning = code_map(codes, method)
+    places, meaning = code_map(codes)
     labels = np.asarray(codes.labels).astype(bool)
     single = labels.sum(axis=1) == 1
     classes = labels.argmax(axis=1)
@@ -297,7 +298,7 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure with our mark, complete or not at all; its name's ending tells the format.
+    """Writes a figure with our mark, complete or not at all; the name's ending gives the format.
 
     Raises:
         ValueError: matplotlib knows no such format.

@@ -28,7 +28,8 @@ from ..evaluation.retrieval_analysis import (
     analyze_retrieval,
 )
 from ..retrieval.code_store import read_codes
-from ..structures.codes import CodeSet, check_comparable, check_holds
+from ..structures.code_checks import check_comparable
+from ..structures.codes import CodeSet, check_holds
 from ..utils.display import display_name
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import file_sha256, read_json, refuse_inputs, replace_when_complete

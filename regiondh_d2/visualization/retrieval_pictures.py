@@ -15,7 +15,8 @@ from PIL import Image
 from ..config import DEFAULT_MAX_PIXELS, recorded_max_pixels
 from ..retrieval.queries import Answer, SearchResult
 from ..retrieval.ranking import top_by_distance_then_row
-from ..structures.codes import CodeFileError, CodeSet, check_comparable
+from ..structures.code_checks import check_comparable
+from ..structures.codes import CodeFileError, CodeSet
 from .draw import BLUE, GRAY, GREEN, RED, draw_boxes
 from .grid import AbsentPicture, Tile, draw_grid, why_absent
 
@@ -81,7 +82,7 @@ def _label_ids(codes: CodeSet, row: int) -> set[int] | None:
 def _names(
     codes: CodeSet, labels: set[int] | None, wanted: set[int] | None
 ) -> list[tuple[str, bool]]:
-    """Class names with whether the query has them, shared ones first."""
+    """Class names, each with whether the query has it; shared ones first."""
     if not labels or not codes.class_names:
         return []
     shared = labels & (wanted or set())
@@ -138,7 +139,7 @@ def _with_boxes(
 def compare_methods(
     methods: Mapping[str, tuple[CodeSet, CodeSet]], image_ids: Sequence[str], topk: int = 5
 ) -> Image.Image:
-    """The first answers of several methods to the same queries, a row for each.
+    """The first answers of several methods to the same queries, a row for each query and method.
 
     Args:
         methods: codes of queries and of the database by each method.

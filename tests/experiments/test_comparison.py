@@ -1,11 +1,12 @@
-"""Bootstraps over queries, and differences of rows."""
+"""Bootstraps over queries and seeds, and differences of rows."""
 
+import math
 import shutil
 
 import numpy as np
 import pytest
 
-from experiments.comparison import paired_bootstrap
+from experiments.comparison import Interval, bootstrap_difference, holm
 from experiments.result_files import ResultFolder
 from regiondh_d2.utils.errors import RegionDHError
 from study import TOPK, compare, entries, measure, rewrite
@@ -20,24 +21,65 @@ def drop(folder, run):
         results.write_per_query(run, kept)
 
 
-def test_bootstrap_is_that_of_drawn_queries():
+def loop_over_draws(a, b, draws):
+    """Mean differences of drawn queries and seeds, deviations of seeds stretched, one by one."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(draws):
+        queries = rng.integers(a.shape[1], size=a.shape[1])
+        means = []
+        for values in (a, b):
+            seeds = len(values)
+            center = values.mean(axis=0)
+            stretch = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
+            rows = [center + stretch * (values[rng.integers(seeds)] - center) for _ in values]
+            means.append(np.mean(rows, axis=0)[queries].mean())
+        found.append(means[0] - means[1])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("seeds", [(3, 2), (1, 2), (1, 1)])
+def test_bootstrap_is_that_of_drawn_queries_and_seeds(seeds):
     rng = np.random.default_rng(1)
-    a, b = rng.random(40), rng.random(40)
-    mean, low, high = paired_bootstrap(a, b)
-    drawn = rng.integers(40, size=(20_000, 40))
-    expected = np.percentile((a - b)[drawn].mean(axis=1), (2.5, 97.5))
-    assert mean == pytest.approx((a - b).mean())
-    assert (low, high) == pytest.approx(expected, abs=0.01)
+    a, b = (rng.random((n, 40)) + 0.1 * rng.random((n, 1)) for n in seeds)
+    found = bootstrap_difference(a, b, samples=4000)
+    assert found.difference == pytest.approx(a.mean() - b.mean())
+    expected = loop_over_draws(a, b, 1000)
+    assert (found.low, found.high) == pytest.approx(np.percentile(expected, (2.5, 97.5)), abs=0.015)
+    share = min((expected <= 0).mean(), (expected >= 0).mean())
+    assert found.p == pytest.approx(2 * share, abs=0.06)
+
+
+def test_an_interval_holds_the_variance_of_queries_and_of_seeds():
+    """Effects of queries and seeds that add up: their variances over their numbers do, too."""
+    rng = np.random.default_rng(2)
+    queries = rng.standard_normal(400)
+    a = queries + np.array([[0.3], [-0.3], [0.0]])  # variance 0.09
+    b = np.zeros((2, 400)) + np.array([[0.1], [-0.1]])  # variance 0.02
+    found = bootstrap_difference(a, b, samples=4000)
+    variance = queries.var() / 400 + 0.09 / 3 + 0.02 / 2
+    # Three and two seeds have few sums, so that the ends of the interval aren't a normal one's.
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.1)
+    alone = bootstrap_difference(a.mean(axis=0), b.mean(axis=0), samples=4000)
+    width = 2 * 1.96 * math.sqrt(queries.var() / 400)
+    assert alone.high - alone.low == pytest.approx(width, rel=0.06)
 
 
 def test_bootstrap_leaves_out_queries_without_relevant_images():
-    a, b = np.array([0.5, np.nan, 0.7]), np.array([0.25, np.nan, 0.45])
-    assert paired_bootstrap(a, b) == pytest.approx((0.25, 0.25, 0.25))
-    with pytest.raises(ValueError, match="same queries"):
-        paired_bootstrap(a, np.array([0.25, 0.3, 0.45]))
-    assert paired_bootstrap(a[:2], b[:2]) == (0.25, 0.25, 0.25)
+    a, b = np.array([[0.5, np.nan, 0.7]]), np.array([[0.25, np.nan, 0.45]])
+    found = bootstrap_difference(a, b)
+    assert (found.difference, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert found.p < 0.001
+    with pytest.raises(RegionDHError, match="same queries"):
+        bootstrap_difference(a, np.array([[0.25, 0.3, 0.45]]))
+    assert bootstrap_difference(a[:, :2], b[:, :2]) == Interval(0.25, 0.25, 0.25, 0.0)
     with pytest.raises(RegionDHError, match="no query has a relevant image"):
-        paired_bootstrap(a[1:2], b[1:2])
+        bootstrap_difference(a[:, 1:2], b[:, 1:2])
+
+
+def test_holm_multiplies_by_the_number_of_claims_that_are_left():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_differences_are_those_of_the_means_and_outlive_the_code_files(two_rows, tmp_path):

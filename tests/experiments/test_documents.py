@@ -1,5 +1,7 @@
 """Tables of results, and documents that they are put in."""
 
+import json
+
 import pytest
 
 from experiments.documents import fill_document, markdown_table
@@ -18,7 +20,7 @@ def results(tmp_path):
     return ResultFolder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["README", "objectives_and_ablations", "from_imagenet"])
+@pytest.mark.parametrize("name", ["README", "objectives_and_ablations", "from_imagenet", "claims"])
 def test_the_pages_of_the_study_show_what_was_measured(name):
     text = (STUDY / f"{name}.md").read_text(encoding="utf-8")
     assert fill_document(text, read_table(TABLE), ResultFolder(STUDY / "results")) == text
@@ -31,10 +33,12 @@ def test_markdown_shows_mean_spread_and_ties(tmp_path, results):
         metrics |= {"MAP_min@1000-pessimistic": value - 0.1, "MAP_min@1000-optimistic": value + 0.1}
         boxes = {"bbox/AP50": 40.0}
         results.write(run, {"metrics": {"set": metrics}, "box_ap": boxes, "minutes": 2.0})
+    milliseconds = {"milliseconds": {row.config: 31.4, "other.yaml": 5.0}}
+    results.milliseconds_file.write_text(json.dumps(milliseconds))
     line = markdown_table([row], results, "set").splitlines()[2]
     assert line == (
         "| A | `a` | 8 | 2 | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.500 ± 0.141 "
-        "| 0.400 to 0.600 | 40.0 ± 0.0 | 2.0 |"
+        "| 0.400 to 0.600 | 40.0 ± 0.0 | 2.0 | 31 |"
     )
     assert len(markdown_table([row], results, "another").splitlines()) == 2
 
@@ -71,6 +75,8 @@ def test_a_document_is_filled_where_it_says_so(tmp_path, results):
     ordered = fill_document(text.format("table: set b a 8"), rows, results)
     assert ordered.index("| B | `b` | 8 |") < ordered.index("| A | `a` | 8 |")
     assert "| B |" not in fill_document(text.format("table: set b 16"), rows, results)
+    with pytest.raises(ValueError, match="no such file; python -m experiments.tables writes it"):
+        fill_document(text.format("claims: all"), rows, results)
     with pytest.raises(ValueError, match="unknown rows: c"):
         fill_document(text.format("table: set c"), rows, results)
 

@@ -186,6 +186,18 @@ def test_a_result_of_other_options_is_refused(results, tmp_path):
     assert entry_of(tmp_path, run)["command"] == command
 
 
+def test_a_result_with_the_old_name_of_a_value_is_read(results, tmp_path):
+    key = "MODEL.REGION_DH.OBJECTIVE"
+    runs = {}
+    for name in ("isdh", "idhn", "isdh_soft"):
+        table = write_table(tmp_path, a={"title": "A", "opts": [key, name]})
+        (runs[name],) = read_table(table)[0].runs()
+    write_result(tmp_path, runs["isdh"], command=shlex.join(runs["isdh"].command(Path("output"))))
+    assert results.read(runs["idhn"])["command"] == results.read(runs["isdh"])["command"]
+    with pytest.raises(RegionDHError, match="OBJECTIVE idhn, and row a has isdh_soft now"):
+        results.read(runs["isdh_soft"])
+
+
 def test_a_damaged_file_of_differences_is_named(results):
     file = results.differences_file("set", "a")
     file.parent.mkdir()

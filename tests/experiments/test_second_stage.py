@@ -10,7 +10,7 @@ from builders import code_set, registered
 from experiments.second_stage import STAGES, main, split_by_roles
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.retrieval.code_store import write_codes
-from regiondh_d2.structures.codes import take_rows
+from regiondh_d2.structures.code_rows import take_rows
 from regiondh_d2.utils.errors import RegionDHError
 
 BITS = 8

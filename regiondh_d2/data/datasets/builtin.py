@@ -18,7 +18,7 @@ from .scenes import register_scenes
 class SplitByIdDigest:
     """True for the image ids in some of `parts` equal parts of all ids.
 
-    A hash of the id alone decides, so an image's part doesn't depend on the other images.
+    The part follows from a hash of the id, so it doesn't depend on the other images.
     """
 
     parts: int
@@ -60,22 +60,18 @@ VOC_RETRIEVAL: Sequence[tuple[str, str, str]] = (
     ("voc_2012_retrieval_train_val", "regiondh_voc_2012_train", "regiondh_voc_2012_val"),
 )
 
-# Of datasets that Detectron2 registers itself, in the folder of the same variable.
+# Their parts are datasets that Detectron2 registers itself, in the same folder.
 COCO_RETRIEVAL: Sequence[tuple[str, str, str]] = (
     ("coco_2017_retrieval_train_val", "coco_2017_train", "coco_2017_val"),
 )
 
 
-def register_builtin(root: str | os.PathLike | None = None) -> None:
+def register_builtin() -> None:
     """Register every shipped name; repeating it does nothing.
 
-    Args:
-        root: folder of the datasets; None takes `$DETECTRON2_DATASETS`, or `datasets` if that is
-            not set. COCO is always looked for there, since Detectron2 registers it.
+    The datasets are in `$DETECTRON2_DATASETS`, or in `datasets` if that is not set.
     """
-    if root is None:
-        root = os.getenv("DETECTRON2_DATASETS", "datasets")
-    root = os.path.expanduser(os.fspath(root))
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     for name, folder, split, year, subset in VOC_DETECTION:
         register_voc(name, os.path.join(root, folder), split, VOC_CLASSES, year, subset)
     for name, database, queries in (*VOC_RETRIEVAL, *COCO_RETRIEVAL):

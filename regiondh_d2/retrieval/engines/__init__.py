@@ -15,8 +15,11 @@ from ..hamming_index import HammingIndex
 from .code_array import CodeArrayIndex
 from .faiss_engine import FaissIndex
 from .faiss_ivf_engine import FaissIVFIndex
+from .milvus_client import MilvusError
+from .milvus_engine import MilvusIndex
 from .numpy_engine import NumpyIndex
 from .recall import self_recall
+from .shards_engine import ShardedIndex
 
 __all__ = [
     "ENGINES",
@@ -24,7 +27,10 @@ __all__ = [
     "Engine",
     "FaissIVFIndex",
     "FaissIndex",
+    "MilvusError",
+    "MilvusIndex",
     "NumpyIndex",
+    "ShardedIndex",
     "create_index",
     "self_recall",
 ]
@@ -35,11 +41,14 @@ class Engine(NamedTuple):
 
     Attributes:
         create: from the code length and the options to an empty index.
-        options: names of the options that ``create`` takes, all of them optional.
+        options: names of the options that ``create`` takes.
+        is_stored: whether the index keeps its codes itself, in a server or in files, under a name
+            that the options give; others hold the codes in memory, and need no option.
     """
 
     create: Callable[..., HammingIndex]
     options: tuple[str, ...] = ()
+    is_stored: bool = False
 
 
 def _create_faiss(
@@ -55,6 +64,15 @@ def _create_faiss(
 ENGINES: dict[str, Engine] = {
     "faiss": Engine(_create_faiss, ("nlist", "nprobe")),
     "numpy": Engine(NumpyIndex),
+    "milvus": Engine(
+        MilvusIndex,
+        (
+            *("uri", "collection", "nlist", "nprobe", "consistency", "patience"),
+            *("owner", "must_exist"),
+        ),
+        is_stored=True,
+    ),
+    "shards": Engine(ShardedIndex, ("path", "shard_rows", "threads"), is_stored=True),
 }
 
 
@@ -63,18 +81,19 @@ def create_index(bits: int, engine: str = "faiss", **options: Any) -> HammingInd
 
     Args:
         bits: code length.
-        engine: "faiss" (needs the package faiss-cpu) or "numpy", a key of :data:`ENGINES`. Both are
-            exact and give the same answers.
-        options: for "faiss", ``nlist`` and ``nprobe`` make a :class:`FaissIVFIndex`, which is
-            approximate.
+        engine: a key of :data:`ENGINES`: "faiss" (needs the package faiss-cpu), "numpy", "milvus"
+            (a server, needs pymilvus) or "shards" (files). All are exact and give the same answers.
+        options: for "faiss" and "milvus", ``nlist`` and ``nprobe`` search approximately, see
+            :class:`FaissIVFIndex`; :class:`MilvusIndex` and :class:`ShardedIndex` tell theirs. An
+            index of these two has the codes that are there already.
 
     Raises:
         ImportError: the engine's package isn't installed.
-        ValueError: wrong bits, engine or options.
+        ValueError: wrong bits, engine or options, or what is stored can't be used.
     """
     if engine not in ENGINES:
         raise RegionDHError(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}")
-    create, known = ENGINES[engine]
+    create, known, _ = ENGINES[engine]
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise RegionDHError(

@@ -39,6 +39,21 @@ class CodeArrayIndex(HammingIndex):
         codes.flags.writeable = False
         return codes
 
+    def hold(self, padded: np.ndarray) -> None:
+        """Replace the contents by an array that is as the index would hold it.
+
+        Args:
+            padded: uint8 (N, padded width), contiguous, perhaps mapped from a file. It is neither
+                read nor copied.
+        """
+        self._padded = padded
+        self._rows: np.ndarray | None = None
+        self._next_row, self._removed = len(padded), self._removed[:0]
+
+    def nearest_padded(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`_nearest_positions`."""
+        return self._nearest_positions(queries, k)
+
     def _add(self, codes: np.ndarray, rows: np.ndarray) -> None:
         padded = pad_columns(codes, self._padded_width)
         if len(self._padded):

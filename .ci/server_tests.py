@@ -1,0 +1,165 @@
+"""Run the tests that need a server: Milvus Lite, Milvus, and PostgreSQL with pgvector.
+
+Each has a virtual environment of its own, since some need old packages, and finds the others of
+.venv behind these. Milvus's server listens on all interfaces, so it runs in a network namespace
+without any. Where a server can't be installed or started, its tests are skipped, and the reason is
+printed.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+POSTGRES_TESTS = ["tests/test_exchange.py::test_postgresql_gives_the_answers_of_the_engines"]
+MILVUS_TESTS = [
+    "tests/test_hamming_index.py::test_before_and_after_remove_reload_save_and_load",
+    "tests/test_hamming_index.py::test_an_empty_index_and_no_queries",
+    "tests/test_hamming_index.py::test_k_above_the_size_gives_all",
+    "tests/test_hamming_index.py::test_rows_are_never_given_again",
+    "tests/test_milvus_engine.py",  # its last test kills the server
+]
+PORT = 19530
+INSIDE = "--in-namespace"
+
+
+class CannotRun(Exception):
+    """Why the tests of a server are skipped on this machine."""
+
+
+def make_environment(kind: str) -> Path:
+    """The Python of an environment, "milvus-lite", "milvus-server" or "postgres"."""
+    constraints = ROOT / f"constraints-{kind}.txt"
+    folder = ROOT / f".venv-{kind}"
+    python, stamp = folder / "bin" / "python", folder / "constraints.txt"
+    if not stamp.exists() or stamp.read_bytes() != constraints.read_bytes():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([ROOT / ".venv/bin/python", "-m", "venv", folder], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "-r", constraints]
+        if subprocess.run(install).returncode:
+            raise CannotRun(f"pip can't install {constraints.name}")
+        (library,) = ROOT.glob(".venv/lib/python3*/site-packages")
+        (own,) = folder.glob("lib/python3*/site-packages")
+        (own / "zz_regiondh.pth").write_text(f"{library}\n")
+        shutil.copyfile(constraints, stamp)
+    return python
+
+
+def run_tests(python: Path, tests: list[str], **environment: str) -> int:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **environment}
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "milvus or Milvus or Folder or postgresql",
+        *tests,
+    ]
+    return subprocess.run([*command, "-p", "no:cacheprovider"], cwd=ROOT, env=env).returncode
+
+
+def bring_up_loopback() -> None:
+    """As ``ip link set lo up``, without that program."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40))
+
+
+@contextlib.contextmanager
+def running_server(folder: Path, program: Path):
+    """A server on the loopback interface, started again when it is killed.
+
+    Yields the file with the number of its process group.
+    """
+    state, stop = folder / "process", threading.Event()
+    with open(folder / "log", "wb") as log:
+
+        def keep() -> None:
+            while not stop.is_set():
+                server = subprocess.Popen(
+                    # Otherwise it takes another port while connections to a killed one end.
+                    [program, "--data", folder / "data", "--proxy-port", str(PORT)],
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+                state.write_text(str(server.pid))
+                server.wait()
+                time.sleep(1)
+
+        keeper = threading.Thread(target=keep)
+        keeper.start()
+        try:
+            wait_for_port(folder / "log")
+            yield state
+        finally:
+            stop.set()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(state.read_text()), signal.SIGKILL)
+            keeper.join()
+
+
+def wait_for_port(log: Path, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT), 1):
+            return
+        time.sleep(0.5)
+    raise CannotRun(f"it did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def test_server() -> int:
+    bring_up_loopback()
+    python = make_environment("milvus-server")  # from the cache: there is no network here
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with running_server(folder, python.parent / "milvus-server") as state:
+            return run_tests(
+                python,
+                MILVUS_TESTS,
+                REGIONDH_TEST_MILVUS=f"http://127.0.0.1:{PORT}",
+                REGIONDH_TEST_MILVUS_SERVER=str(state),
+            )
+
+
+def in_namespace() -> int:
+    """Run this program's last part, the tests of Milvus's server, without a network."""
+    make_environment("milvus-server")
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        raise CannotRun("it needs a network namespace, and unshare is missing")
+    if subprocess.run([unshare, "-n", "true"], capture_output=True).returncode:
+        raise CannotRun("it needs a network namespace, and this user may not unshare -n")
+    return subprocess.run([unshare, "-n", sys.executable, __file__, INSIDE]).returncode
+
+
+def main() -> int:
+    parts = {
+        "PostgreSQL": lambda: run_tests(make_environment("postgres"), POSTGRES_TESTS),
+        "Milvus Lite": lambda: run_tests(make_environment("milvus-lite"), MILVUS_TESTS),
+        "Milvus server": in_namespace,
+    }
+    if sys.argv[1:] == [INSIDE]:
+        parts = {"Milvus server, without a network": test_server}
+    failed = 0
+    for name, run in parts.items():
+        print(name, flush=True)
+        try:
+            failed = run() or failed
+        except CannotRun as reason:
+            print(f"{name}: skipped: {reason}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Read a Parquet or NPZ file of `export` into a code file."""
+
+import argparse
+
+from ..retrieval.code_store import write_codes
+from ..retrieval.exchange import import_codes
+from ..utils.display import print_line
+from ..utils.file_io import check_output_file
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output_file(args.output, inputs=[args.file], overwrite=args.overwrite, kind="codes")
+    codes = import_codes(args.file)
+    write_codes(args.output, codes)
+    print_line(f"{args.output}: {len(codes)} rows")

@@ -1,0 +1,163 @@
+"""Frozen classifiers that read whole photos, beside the detector.
+
+A detector's backbone loses some of what ImageNet taught it, and reads photos at a size that suits
+its regions. An *image encoder* is a second network for the image as a whole: a classifier without
+its last layer, frozen, which reads the photo squashed to a square of a size of its own. The mapper
+and the loader of photos make the squares of the photo as it was read (``data/squares.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Self
+
+import timm
+import torch
+from detectron2.config import configurable
+from timm.layers import freeze_batch_norm_2d
+from torch import nn
+
+from ..utils.errors import RegionDHError
+
+__all__ = ["ENCODED", "SQUARES", "ImageEncoder", "ImageEncoders", "encoder_width"]
+
+# In an image's dict: its squares, uint8 (3, S, S), by their side S.
+SQUARES = "squares"
+# Among the features of a batch, and in the dict of a cached image: what the encoders make of it.
+ENCODED = "encoded"
+
+
+class ImageEncoder(nn.Module):
+    """A timm classifier without its last layer: from a square photo to one vector.
+
+    It is frozen: it has no gradient and stays in evaluation mode. The network keeps timm's own
+    parameter names below ``model.``.
+
+    Attributes:
+        name: of the network in timm.
+        size: the side of its squares in pixels.
+        width: D, of its vectors.
+    """
+
+    _mean: torch.Tensor
+    _std: torch.Tensor
+
+    def __init__(self, name: str, size: int, *, mirrored: bool = False, bgr: bool = False):
+        """
+        Args:
+            name: a timm model name.
+            size: the side of the squares in pixels.
+            mirrored: average the vectors of the photo and of its mirror image.
+            bgr: whether the squares' channels are blue, green, red.
+
+        Raises:
+            RegionDHError: timm doesn't know the network.
+        """
+        super().__init__()
+        model = _classifier(name)
+        # As in TimmBackbone: convolutions on a CPU are faster in this order.
+        self.model = freeze_batch_norm_2d(model.to(memory_format=torch.channels_last))
+        self.name, self.size, self.width = name, size, _width(model)
+        self._mirrored, self._bgr = mirrored, bgr
+        config: Any = model.default_cfg
+        mean, std = (torch.tensor(config[key]).view(3, 1, 1) * 255.0 for key in ("mean", "std"))
+        self.register_buffer("_mean", mean, persistent=False)
+        self.register_buffer("_std", std, persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, squares: torch.Tensor) -> torch.Tensor:
+        """Map squares (B, 3, S, S), pixel values 0 to 255, to vectors (B, D) float32."""
+        x = (squares.flip(1) if self._bgr else squares).float()
+        x = ((x - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        encoded = self.model(x).float()
+        if self._mirrored:
+            encoded = (encoded + self.model(x.flip(3)).float()) / 2.0
+        return encoded
+
+
+class ImageEncoders(nn.ModuleList):
+    """Image encoders whose vectors are joined."""
+
+    @configurable
+    def __init__(self, encoders: Sequence[ImageEncoder]):
+        """
+        Args:
+            encoders: in the order of their vectors.
+        """
+        super().__init__(encoders)
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.REGION_DH
+        names, sizes = node.IMAGE_ENCODERS, node.IMAGE_ENCODER_SIZES
+        if len(names) != len(sizes):
+            raise RegionDHError(
+                f"MODEL.REGION_DH.IMAGE_ENCODER_SIZES is {list(sizes)}: it takes a size for each "
+                f"of MODEL.REGION_DH.IMAGE_ENCODERS, {list(names)}"
+            )
+        if names and cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise RegionDHError(
+                f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: MODEL.REGION_DH.IMAGE_ENCODERS take RGB or "
+                "BGR"
+            )
+        options = {"mirrored": node.IMAGE_ENCODER_MIRRORED, "bgr": cfg.INPUT.FORMAT == "BGR"}
+        pairs = zip(names, sizes, strict=True)
+        return {"encoders": [ImageEncoder(name, size, **options) for name, size in pairs]}
+
+    def forward(self, batched_inputs: list[dict]) -> torch.Tensor:
+        """The joined vectors of images, float32 (B, sum of D).
+
+        Args:
+            batched_inputs: a dict an image, with ``squares`` (see :data:`SQUARES`).
+
+        Raises:
+            RegionDHError: an image has no square of a size that is needed.
+        """
+        return torch.cat([encoder(self._batch(encoder, batched_inputs)) for encoder in self], dim=1)
+
+    @staticmethod
+    def _batch(encoder: Any, batched_inputs: list[dict]) -> torch.Tensor:
+        try:
+            squares = [x[SQUARES][encoder.size] for x in batched_inputs]
+        except KeyError:
+            raise RegionDHError(
+                f"an input has no {SQUARES!r} of {encoder.size} pixels, which "
+                "MODEL.REGION_DH.IMAGE_ENCODERS read: make inputs with "
+                "regiondh_d2.retrieval.images.ImageLoader(cfg) or "
+                "regiondh_d2.data.StrictMapper(cfg)"
+            ) from None
+        return torch.stack(squares).to(encoder._mean.device)
+
+
+@cache
+def encoder_width(name: str) -> int:
+    """D, the width of the vectors of an :class:`ImageEncoder`.
+
+    Raises:
+        RegionDHError: timm doesn't know the network.
+    """
+    with torch.device("meta"):
+        return _width(_classifier(name))
+
+
+def _width(model: nn.Module) -> int:
+    # Networks with a layer between the pooling and the classifier have another width behind it.
+    network: Any = model
+    return int(getattr(network, "head_hidden_size", None) or network.num_features)
+
+
+def _classifier(name: str) -> nn.Module:
+    try:
+        return timm.create_model(name, num_classes=0)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RegionDHError(
+            f"MODEL.REGION_DH.IMAGE_ENCODERS: timm can't build {name!r} ({error}); "
+            "`timm.list_models()` lists names"
+        ) from error

@@ -1,0 +1,232 @@
+"""The engine in a server; see ``make test-milvus``. test_hamming_index.py has the common suite."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from index_oracle import HAS_MILVUS, MILVUS, assert_answers, make_codes, sort_pairs
+from indexing import make_items
+from regiondh_d2.retrieval.code_store import write_codes
+from regiondh_d2.retrieval.engines import create_index, milvus_engine
+from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
+from regiondh_d2.retrieval.queries import Query, QueryObject, SearchOptions
+from regiondh_d2.retrieval.service import SearchService
+from regiondh_d2.utils.errors import MissingPackageError, RegionDHError
+
+needs_milvus = pytest.mark.skipif(not HAS_MILVUS, reason="pymilvus isn't installed")
+
+
+@pytest.mark.skipif(HAS_MILVUS, reason="pymilvus is installed")
+def test_without_its_package():
+    with pytest.raises(MissingPackageError, match=r"pip install 'regiondh_d2\[milvus\]'"):
+        create_index(8, "milvus", uri="http://127.0.0.1:1", collection="a")
+
+
+def test_what_it_needs():
+    with pytest.raises(RegionDHError, match="needs the name of a collection"):
+        create_index(8, "milvus", uri="http://127.0.0.1:1")
+    with pytest.raises(RegionDHError, match="needs the server's uri"):
+        create_index(8, "milvus", collection="a")
+    with pytest.raises(RegionDHError, match="REGIONDH_MILVUS_TOKEN"):
+        create_index(8, "milvus", uri="http://me:secret@127.0.0.1:1", collection="a")
+    with pytest.raises(RegionDHError, match="nprobe without nlist"):
+        create_index(8, "milvus", uri="a.db", collection="a", nprobe=3)
+
+
+@needs_milvus
+class TestMilvus:
+    def test_ties_that_the_limit_cuts_are_searched_in_halves(self, new_index, monkeypatch):
+        """With a limit of 100 rows an answer, as a server has one of 16,384."""
+        codes, queries = make_codes(900, 20), make_codes(4, 20, seed=1)
+        index = new_index(20, "milvus")
+        index.add(codes)
+        monkeypatch.setattr(milvus_engine, "_LIMIT", 100)
+        for k in (60, 250):
+            assert_answers(index, queries, k, sort_pairs(queries, codes, 20, k))
+
+    def test_a_condition_on_the_server(self, new_index):
+        codes, queries = make_codes(300, 20), make_codes(2, 20, seed=1)
+        classes = np.arange(300) % 7
+        index = new_index(20, "milvus")
+        index.add(codes, {"class_id": classes, "class_name": [f"c{i}" for i in classes]})
+        rows = np.flatnonzero(classes == 3)
+        expected = sort_pairs(queries, codes[rows], 20, 50, rows.tolist())
+        for where in ("class_id == 3", 'class_name == "c3"'):
+            found = index.search(queries, 50, where)
+            np.testing.assert_array_equal(found, expected)
+
+    def test_a_load_that_was_cut_off_goes_on(self, new_index, monkeypatch):
+        monkeypatch.setattr(milvus_engine, "_BATCH", 50)
+        codes = make_codes(300, 20)
+        index = new_index(20, "milvus")
+        insert, sent = type(index._remote).insert, []
+
+        def fail(remote, columns, **options):
+            if len(sent) == 3:
+                raise KeyboardInterrupt
+            sent.append(columns[0][0])
+            return insert(remote, columns, **options)
+
+        monkeypatch.setattr(type(index._remote), "insert", fail)
+        with pytest.raises(KeyboardInterrupt):
+            index.add(codes)
+        again = new_index(20, "milvus", like=index)
+        assert len(again) == 0
+        assert again.search(codes[:2], 3)[1].shape == (2, 0)
+        sent.clear()
+        monkeypatch.setattr(
+            type(index._remote),
+            "insert",
+            lambda remote, columns, **o: sent.append(columns[0][0]) or insert(remote, columns, **o),
+        )
+        again.add(codes)
+        assert sent == [150, 200, 250]  # not the three batches that had arrived
+        assert_answers(again, codes[:3], 60, sort_pairs(codes[:3], codes, 20, 60))
+
+    def test_a_batch_that_arrived_though_the_call_failed_is_there_once(
+        self, new_index, monkeypatch
+    ):
+        import pymilvus
+
+        codes = make_codes(100, 20)
+        index = new_index(20, "milvus")
+        insert, calls = type(index._remote).insert, []
+
+        def late(remote, columns, **options):
+            result = insert(remote, columns, **options)
+            calls.append(len(columns[0]))
+            if len(calls) == 1:
+                raise pymilvus.MilvusException(message="connection lost")
+            return result
+
+        monkeypatch.setattr(type(index._remote), "insert", late)
+        index.add(codes)
+        assert len(calls) == 2
+        assert_answers(index, codes[:2], 200, sort_pairs(codes[:2], codes, 20, 100))
+
+    def test_another_code_length_or_owner_is_refused(self, new_index):
+        index = new_index(20, "milvus", owner="a")
+        for bits, owner in ((24, "a"), (20, "b")):
+            with pytest.raises(RegionDHError, match="name another collection"):
+                new_index(bits, "milvus", like=index, owner=owner)
+
+    def test_a_server_that_is_away(self):
+        start = time.monotonic()
+        with pytest.raises(RegionDHError, match=r"127\.0\.0\.1:9 does not answer .*: start it"):
+            create_index(8, "milvus", uri="http://127.0.0.1:9", collection="a", patience=1.0)
+        assert time.monotonic() - start < 15
+
+
+@needs_milvus
+@pytest.mark.skipif(not MILVUS, reason="Milvus Lite has no BIN_IVF_FLAT")
+def test_approximate_search_finds_near_codes(new_index):
+    codes = make_codes(3000, 64)
+    index = new_index(64, "milvus", nlist=16, nprobe=16)
+    index.add(codes)
+    assert not index.exact
+    distances, rows = index.search(codes[:5], 3)
+    assert (distances[:, 0] == 0).all()
+    assert (np.diff(distances) >= 0).all()
+    assert rows.shape == (5, 3)
+
+
+@needs_milvus
+class TestFolder:
+    @pytest.fixture
+    def options(self, milvus_uri):
+        return {"engine": "milvus", "uri": milvus_uri, "collection": f"f{os.urandom(8).hex()}"}
+
+    def test_answers_are_those_of_another_engine(self, tmp_path, options):
+        items = make_items(rows=120, found=300)
+        write_index_folder(tmp_path / "there", items, **options)
+        write_index_folder(tmp_path / "here", items, engine="numpy")
+        there, here = (SearchService.open(tmp_path / name) for name in ("there", "here"))
+        image = Query("q.jpg", items.codes[:1])
+        found = items.instances.codes[5:6]
+        one = Query("q.jpg", found, (QueryObject((0.0, 0.0, 9.0, 9.0)),))
+        for query in (image, one):
+            for search in (SearchOptions(topk=15), SearchOptions(topk=7, class_name="dog")):
+                answers = [service.search(query, search).answers for service in (there, here)]
+                assert answers[0] == answers[1]
+                assert answers[0]
+
+    def test_the_command(self, tmp_path, milvus_uri, load_tool, capsys):
+        """The name of the collections is that of the folder; other codes don't replace them."""
+        name = f"my index {os.urandom(4).hex()}"
+        for folder, seed in (("a", 0), ("b", 1)):
+            codes = make_items(rows=30, found=40)
+            codes.codes = np.roll(codes.codes, seed, axis=0)
+            (tmp_path / folder).mkdir()
+            write_codes(tmp_path / folder / "codes.h5", codes)
+            words = [str(tmp_path / folder / "codes.h5"), "--engine", "milvus", "--uri", milvus_uri]
+            status = load_tool("build_index").main(
+                [*words, "--output", str(tmp_path / folder / name)]
+            )
+            assert status == seed
+        assert "name another collection" in capsys.readouterr().err
+        assert not (tmp_path / "b" / name).exists()
+        folder = read_index_folder(tmp_path / "a" / name)
+        assert folder.index("image").collection == f"regiondh_{name.replace(' ', '_')}_image_1"
+        # A folder without its collections still gives its codes to other engines.
+        for granularity in ("image", "instance"):
+            folder.index(granularity).drop()
+        rebuild = [str(tmp_path / "a" / name), "--output", str(tmp_path / "c"), "--engine", "numpy"]
+        assert load_tool("build_index").main(rebuild) == 0
+
+    def test_generations(self, tmp_path, options):
+        import pymilvus
+
+        path = tmp_path / "index"
+        for rows in (40, 50, 60):
+            folder = write_index_folder(path, make_items(rows=rows, found=90), **options)
+        alias = folder.index("image")._connection.alias
+        mine = {
+            n for n in pymilvus.utility.list_collections(using=alias) if options["collection"] in n
+        }
+        # The one before stays for its readers.
+        assert {name.rpartition("_")[2] for name in mine} == {"2", "3"}
+        again = read_index_folder(path)
+        assert len(again.index("image")) == 60
+        folder.index("instance").drop()
+        with pytest.raises(RegionDHError, match="has no collection .*: build the index again"):
+            read_index_folder(path)
+        assert len(read_index_folder(path, engine="numpy").index("instance")) == 90
+
+
+LOAD = """
+import sys, numpy as np
+sys.path.insert(0, sys.argv[3])
+from index_oracle import make_codes
+from regiondh_d2.retrieval.code_store import write_codes
+from regiondh_d2.retrieval.engines import create_index, milvus_engine
+milvus_engine._BATCH = 200
+index = create_index(64, "milvus", uri=sys.argv[1], collection=sys.argv[2], patience=120.0)
+print("ready", flush=True)
+index.add(make_codes(20_000, 64))
+print("loaded", flush=True)
+"""
+
+
+@needs_milvus
+@pytest.mark.skipif("REGIONDH_TEST_MILVUS_SERVER" not in os.environ, reason="no server to kill")
+def test_a_kill_of_the_server_in_mid_load(new_index, milvus_uri, tmp_path):
+    """The server is killed and started again while a process loads; every row is there once."""
+    name = f"k{os.urandom(8).hex()}"
+    command = [sys.executable, "-c", LOAD, milvus_uri, name, os.path.dirname(__file__)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as loader:
+        assert loader.stdout.readline() == "ready\n"
+        time.sleep(1.0)
+        with open(os.environ["REGIONDH_TEST_MILVUS_SERVER"]) as file:
+            os.killpg(int(file.read()), signal.SIGKILL)  # .ci/server_tests.py starts it again
+        assert loader.stdout.readline() == "loaded\n"
+    index = create_index(64, "milvus", uri=milvus_uri, collection=name)
+    codes = make_codes(20_000, 64)
+    assert len(index) == 20_000
+    assert index._count("row >= 0") == 20_000
+    assert_answers(index, codes[:2], 300, sort_pairs(codes[:2], codes, 64, 300))
+    index.drop()

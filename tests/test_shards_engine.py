@@ -1,0 +1,111 @@
+"""The engine with files: its folder, and answers that are bit-identical to one index."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from index_oracle import assert_answers, make_codes
+from regiondh_d2.retrieval.engines import create_index
+from regiondh_d2.retrieval.index_file import IndexFileError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "index"
+
+
+def open_index(folder, bits=48, **options):
+    return create_index(bits, "shards", path=folder, **{"shard_rows": 1000, **options})
+
+
+@pytest.mark.parametrize("bits", [20, 48, 64])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bit_identical_to_one_index(folder, bits, threads):
+    codes, queries = make_codes(3500, bits), make_codes(130, bits, seed=1)
+    one, shards = create_index(bits, "numpy"), open_index(folder, bits, threads=threads)
+    removed = np.random.default_rng(3).permutation(3500)[:900]
+    removed = np.union1d(removed, np.arange(1000, 2000))  # a shard without any code left
+    for index in (one, shards):
+        index.add(codes[:2500])
+        index.add(codes[2500:])
+    for k in (1, 700, 3500):
+        assert_answers(shards, queries, k, one.search(queries, k))
+    for index in (one, shards):
+        index.remove(removed)
+    again = open_index(folder, bits)
+    for index in (shards, again):
+        assert len(index) == len(one)
+        for k in (1, 700, 3500):
+            assert_answers(index, queries, k, one.search(queries, k))
+        np.testing.assert_array_equal(index.codes, one.codes)
+
+
+def test_adding_does_not_touch_earlier_shards(folder):
+    index = open_index(folder)
+    index.add(make_codes(1500, 48))
+
+    def states():
+        return {path.name: path.stat().st_mtime_ns for path in folder.glob("codes-*.npy")}
+
+    before = states()
+    assert len(before) == 2
+    index.remove([3, 1400])
+    index.add(make_codes(10, 48))
+    assert before.items() < states().items()
+    assert len(states()) == 3
+    assert open_index(folder).holds([2, 3, 1400, 1509]).tolist() == [True, False, False, True]
+
+
+def test_codes_are_mapped(folder):
+    index = open_index(folder)
+    index.add(make_codes(1500, 48))
+    with open("/proc/self/maps") as maps:
+        mapped = [line.split()[-1] for line in maps if "codes-" in line]
+    assert {str(folder / f"codes-{i}.npy") for i in (1, 2)} <= set(mapped)
+
+
+def test_a_write_that_was_cut_off_leaves_the_index_as_it_was(folder, full_disk):
+    index = open_index(folder)
+    index.add(make_codes(500, 48))
+    with full_disk(2000), pytest.raises(OSError, match=str(folder)):
+        open_index(folder).add(make_codes(900, 48))
+    (folder / "codes-7.npy").write_bytes(b"of a killed process")
+    again = open_index(folder)
+    assert len(again) == 500
+    again.add(make_codes(5, 48))
+    assert len(open_index(folder)) == 505
+    assert sorted(os.listdir(folder)) == ["codes-1.npy", "codes-8.npy", "shards.json"]
+
+
+def test_other_folders_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="needs path"):
+        create_index(48, "shards")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(IndexFileError, match=r"holds files but no shards\.json"):
+        open_index(tmp_path)
+    open_index(folder).add(make_codes(5, 48))
+    with pytest.raises(IndexFileError, match="is of codes of 48 bits, this index of 20"):
+        open_index(folder, 20)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "not of format"),
+        ({"version": 2}, "version 2; update"),
+        ({"removed": "../secret.npy"}, "values are wrong"),
+        ({"shards": [{"file": "../codes-1.npy", "first_row": 0, "count": 5}]}, "values are wrong"),
+        ({"shards": [{"file": "codes-1.npy", "first_row": 1, "count": 5}]}, "values are wrong"),
+        ({"shards": [{"file": "codes-1.npy", "first_row": 0, "count": 6}]}, "values are wrong"),
+        ({"shards": [{"file": "codes-1.npy", "first_row": 0, "count": 4}]}, "holds uint8 of shape"),
+        ({"shards": [{"file": "codes-9.npy", "first_row": 0, "count": 5}]}, "missing or damaged"),
+    ],
+)
+def test_damage_is_told(folder, change, message):
+    open_index(folder).add(make_codes(5, 48))
+    record = json.loads((folder / "shards.json").read_text())
+    (folder / "shards.json").write_text(json.dumps(record | change))
+    with pytest.raises(IndexFileError, match=message):
+        open_index(folder)
