@@ -159,10 +159,8 @@ def measure_images(query: Half, database: Half, others: CodeSet | None) -> Resul
         missing = {*query.ids, *database.ids} - set(table)
         if missing:
             raise CodeFileError(f"the features lack image {min(missing)}: extract those of val")
-        pick = [[query.ids[row] for row in rows], database.ids]
-        features["the other"] = tuple(
-            np.stack([table[i] for i in ids], dtype=float) for ids in pick
-        )
+        q = np.stack([table[query.ids[row]] for row in rows], dtype=float)
+        features["the other"] = q, np.stack([table[i] for i in database.ids], dtype=float)
     for name, (q, d) in features.items():
         found[f"{name} features, cosine"] = ranks_by_cosine(q, d)
         for method in ("itq", "lsh"):
