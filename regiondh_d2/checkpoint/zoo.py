@@ -19,14 +19,19 @@ FOLDER = Path(__file__).parents[1] / "weights"
 # sha256 of FOLDER/<name>.pth. MODEL_ZOO.md says how each was trained and what it reaches.
 SHIPPED = {
     "effnetlite0_voc07_64": "2c640427df961a261f0929fb797ef83818083936fc1f01677326d0955196b163",
+    "effnetlite_voc07_64": "443ced9bb461ee2211be513232403a1a26f5748ef51aefe8d7da4b048585fb47",
 }
 
 # The short name of the config of each, which names its weights.
-CONFIGS = {"effnetlite0_voc07_64": "voc07/regiondh_effnetlite0_64"}
+CONFIGS = {
+    "effnetlite0_voc07_64": "voc07/regiondh_effnetlite0_64",
+    "effnetlite_voc07_64": "voc07/regiondh_effnetlite_64",
+}
 
 # Names of networks by their model fingerprints.
 FINGERPRINTS = {
     "f5d5003077f28418cd4e689ad5f3e5da2a955e89c2222f58f19e0bfb66e71149": "effnetlite0_voc07_64",
+    "a2aca5996b53802932221a235f6b47c848b0b9f8fe6c9cb2ac6555915f6598bb": "effnetlite_voc07_64",
 }
 
 
