@@ -129,7 +129,9 @@ def small_images(monkeypatch):
     """Networks are timed on images of 64 x 96 pixels."""
     make = step_times.make_images
     monkeypatch.setattr(step_times, "FIXED_SIZE", (64, 96))
-    monkeypatch.setattr(step_times, "make_images", lambda *args: make(*args[:3], (64, 96)))
+    monkeypatch.setattr(
+        step_times, "make_images", lambda *args, **more: make(*args[:3], (64, 96), **more)
+    )
 
 
 @pytest.mark.parametrize("options", [[], ["--return-memory"]])
