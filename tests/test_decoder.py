@@ -21,6 +21,9 @@ from regiondh_d2.web.limits import Limits
 from web_site import GPS, forked_decoder, photo_bytes
 
 
+OWN_CONTEXT = decoder_module._context  # before a fixture replaces it
+
+
 @pytest.fixture(scope="module")
 def decoder():
     with pytest.MonkeyPatch.context() as patch, forked_decoder(patch) as decoder:
@@ -110,10 +113,11 @@ def test_a_bomb_expands_no_further_than_its_header_says(decoder):
     assert decoder.image(bomb).picture.width == 100
 
 
-def test_memory_is_limited():
+def test_memory_is_limited(monkeypatch):
     """In a process as the server's: a fork of this one may have more free memory than the limit."""
     limits = Limits(decode_memory=60_000_000)
     load = ImageLoader(min_size=40, max_size=100, image_format="BGR")
+    monkeypatch.setattr(decoder_module, "_context", OWN_CONTEXT)
     decoder = decoder_module.Decoder(load, limits, 1)
     decoder.start()
     with contextlib.closing(decoder):
