@@ -20,7 +20,6 @@ from regiondh_d2.web import decoder as decoder_module
 from regiondh_d2.web.limits import Limits
 from web_site import GPS, forked_decoder, photo_bytes
 
-
 OWN_CONTEXT = decoder_module._context  # before a fixture replaces it
 
 
