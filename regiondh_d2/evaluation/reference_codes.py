@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..retrieval import class_decoder
 from ..structures.codes import CodeFileError, CodeSet, check_holds
 from ..structures.packed import pack_codes
 from ..utils.errors import MissingPackageError
@@ -98,7 +99,7 @@ def class_probabilities(codes: CodeSet, weight: np.ndarray, bias: np.ndarray) ->
     """
     check_holds(codes, "the codes", "activations")
     scores = codes.column("activations").astype(np.float64) @ weight.T + bias
-    return 1.0 / (1.0 + np.exp(-scores))
+    return class_decoder.class_probabilities(scores, codes.settings)
 
 
 def class_simhash_codes(

@@ -167,22 +167,11 @@ def answers_to_objects(
         least[i, found.image_index[rows]] = distances
         nearest[i, found.image_index[rows]] = rows
     total = least.sum(axis=0)
-    images = np.lexsort((photos.order, total))  # stable, so equal ones stay by row
-    if photos.inside is not None:
-        images = images[photos.inside[images]]
-    most = _number(options)
-    if most is not None:
-        images = images[total[images] <= most]
-    if allowed is not None:
-        images = images[(nearest[:, images] >= 0).any(axis=0)]
-    answers = []
-    for image in images[list(photos.take_present(images, options.topk))]:
-        objects = (
-            None if row < 0 else _found_object(items, row, distance)
-            for row, distance in zip(nearest[:, image], least[:, image], strict=True)
-        )
-        answers.append(_answer(items, image, total[image], tuple(objects)))
-    return answers
+    images = _images_in_order(total, total, nearest, options, photos, allowed is not None)
+    return [
+        _answer(items, image, total[image], _found_objects(items, image, nearest, least))
+        for image in images
+    ]
 
 
 def answers_by_blend(
@@ -211,24 +200,51 @@ def answers_by_blend(
     by_objects = least.sum(axis=0)
     by_image = hamming_distances(query.image_code[0], items.codes)
     keys = blend_keys(by_objects, by_image, options.blend)
-    images = np.lexsort((photos.order, keys))  # stable, so equal ones stay by row
-    may_answer = np.ones(len(items), bool) if photos.inside is None else photos.inside.copy()
-    most = _number(options)
-    if most is not None:
-        may_answer &= by_objects <= most
-    if allowed is not None:
-        may_answer &= (nearest >= 0).any(axis=0)
-    images = images[may_answer[images]]
     answers = []
-    for image in images[list(photos.take_present(images, options.topk))]:
-        objects = (
-            None if row < 0 else _found_object(items, row, distance)
-            for row, distance in zip(nearest[:, image], least[:, image], strict=True)
-        )
-        answer = _answer(items, image, by_objects[image], tuple(objects))
+    for image in _images_in_order(keys, by_objects, nearest, options, photos, allowed is not None):
+        objects = _found_objects(items, image, nearest, least)
+        answer = _answer(items, image, by_objects[image], objects)
         blended = float(by_objects[image] + options.blend * by_image[image])
         answers.append(replace(answer, image_distance=int(by_image[image]), blended=blended))
     return answers
+
+
+def _images_in_order(
+    keys: np.ndarray,
+    by_objects: np.ndarray,
+    nearest: np.ndarray,
+    options: SearchOptions,
+    photos: PhotoFilter,
+    needs_object: bool,
+) -> np.ndarray:
+    """The rows of the images that answer a query of several objects, int64, by ascending key.
+
+    Args:
+        keys: (N,), what the images are ordered by. Equal ones stay by row.
+        by_objects: (N,), the distances that ``max_distance`` limits.
+        nearest: (objects of the query, N), each image's nearest object, below 0 where it has none.
+        options, photos: as of :func:`answers_to_object`.
+        needs_object: whether an image without any of these objects is no answer.
+    """
+    images = np.lexsort((photos.order, keys))  # stable
+    if photos.inside is not None:
+        images = images[photos.inside[images]]
+    most = _number(options)
+    if most is not None:
+        images = images[by_objects[images] <= most]
+    if needs_object:
+        images = images[(nearest[:, images] >= 0).any(axis=0)]
+    return images[list(photos.take_present(images, options.topk))]
+
+
+def _found_objects(
+    items: CodeSet, image: int, nearest: np.ndarray, least: np.ndarray
+) -> tuple[FoundObject | None, ...]:
+    """An image's nearest object for each of the query's, None where it has none."""
+    return tuple(
+        None if row < 0 else _found_object(items, row, distance)
+        for row, distance in zip(nearest[:, image], least[:, image], strict=True)
+    )
 
 
 def known_labels(items: CodeSet, query: Query, same: np.ndarray) -> tuple[str, ...] | None:
