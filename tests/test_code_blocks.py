@@ -236,9 +236,21 @@ def run_shards(text, request):
     assert (folder / "shards" / "shards.json").is_file()
 
 
+def run_without_heads(text, request):
+    """In an empty folder, on the network that comes with the package."""
+    folder = request.getfixturevalue("tmp_path")
+    request.getfixturevalue("monkeypatch").chdir(folder)
+    (folder / "output").mkdir()
+    exec(text.replace('"regiondh_d2/', f'"{ROOT}/regiondh_d2/'), {})
+    names = torch.load(folder / "output" / "detector.pth")["model"]
+    assert any(name.startswith("roi_heads.box_head") for name in names)
+    assert not any("hash" in name or "cls_score" in name for name in names)
+
+
 PYTHON = {
     'engine="shards"': run_shards,
     "add_regiondh_config": run_config,
+    "output/detector.pth": run_without_heads,
     "RegionDHSearcher": run_searcher,
     "regiondh_d2.load": run_network,
 }
