@@ -249,7 +249,8 @@ def test_what_timm_cannot_give_is_one_clear_error(cache, monkeypatch):
 
 def test_pretrained_weights_fill_the_backbone_and_the_box_heads_convolution(cache, make_model):
     pytest.importorskip(LITE_PACKAGE)
-    model = make_model("MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM", 1280)
+    network = ["MODEL.TIMM.NAME", "tf_efficientnet_lite0"]
+    model = make_model(*network, "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM", 1280)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     RegionDHCheckpointer(model).load(SOURCE)
     loaded = torch.load(PathManager.get_local_path(SOURCE), weights_only=True)["model"]
