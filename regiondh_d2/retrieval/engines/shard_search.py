@@ -141,9 +141,7 @@ class ShardArrays(HammingIndex):
         return found
 
 
-def _blocks(
-    shards: Sequence[np.ndarray], begin: int, end: int
-) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(shards: Sequence[np.ndarray], begin: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
     """The first row of each block, and the block, of the rows from ``begin`` to ``end``."""
     first, size = 0, _FIRST_BLOCK
     for shard in shards:

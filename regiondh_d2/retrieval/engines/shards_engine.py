@@ -169,9 +169,7 @@ def write_array(path: Path, values: np.ndarray) -> None:
         np.lib.format.write_array(file, values, allow_pickle=False)
 
 
-def map_array(
-    path: Path, shape: tuple[int | None, ...], dtype: type, named_by: str
-) -> np.ndarray:
+def map_array(path: Path, shape: tuple[int | None, ...], dtype: type, named_by: str) -> np.ndarray:
     """The array of a file that :func:`write_array` wrote, mapped and not read.
 
     Args:
