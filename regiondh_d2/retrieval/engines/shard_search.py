@@ -24,7 +24,7 @@ __all__ = ["ShardArrays"]
 
 # Codes of a block. The first blocks are small, since nearly all of their codes are kept; the
 # largest is compared with the next query while it is in the cache.
-_FIRST_BLOCK, _LARGEST_BLOCK = 1 << 14, 1 << 19
+_FIRST_BLOCK, _LARGEST_BLOCK = 1 << 13, 1 << 19
 _FEWEST = 1 << 17  # codes that are worth a thread of their own
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -125,20 +125,27 @@ class ShardArrays(HammingIndex):
         empty = np.empty(0, dtype), np.empty(0, np.int64)
         found: list[Found] = [empty] * len(queries)
         for row, block in _blocks(self._shards, begin, end):
-            first, last = np.searchsorted(self._removed, (row, row + len(block)))
-            held = np.ones(len(block), bool)
-            held[self._removed[first:last] - row] = False
+            held = self._held(row, row + len(block))
             for i, best in enumerate(found):
                 radius = int(best[0][-1]) if len(best[0]) == k else self.bits + 1
                 if not radius:
                     continue  # nothing is nearer than distance 0
                 distances, positions = nearer(queries[i : i + 1], block, radius, dtype)
-                if first != last:
+                if held is not None:
                     kept = held[positions]
                     distances, positions = distances[kept], positions[kept]
                 if len(positions):
                     found[i] = _first(best, (distances, positions + row), k)
         return found
+
+    def _held(self, begin: int, end: int) -> np.ndarray | None:
+        """Which rows in ``begin <= row < end`` were not removed, bool; None for all of them."""
+        first, last = np.searchsorted(self._removed, (begin, end))
+        if first == last:
+            return None
+        held = np.ones(end - begin, bool)
+        held[self._removed[first:last] - begin] = False
+        return held
 
 
 def _blocks(shards: Sequence[np.ndarray], begin: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
