@@ -9,6 +9,8 @@ import pytest
 from builders import FINGERPRINT, code_set
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking, query_values, reranked_distances
+from regiondh_d2.retrieval import class_decoder
+from regiondh_d2.retrieval.class_decoder import decode_class_scores
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query
 from regiondh_d2.retrieval.second_stage import RERANKINGS
@@ -146,6 +148,18 @@ def test_what_is_reranked_by_where_nobody_says():
         evaluate_reranking(query, older, [3], 10, "classes")
     with pytest.raises(CodeFileError, match="no class_weights and the query has no activations"):
         evaluate_reranking(replace(query, activations=None), older, [3], 10)
+
+
+def test_the_database_is_decoded_once(monkeypatch):
+    decoded = []
+
+    def count(codes, weights):
+        decoded.append(len(codes))
+        return decode_class_scores(codes, weights)
+
+    monkeypatch.setattr(class_decoder, "decode_class_scores", count)
+    evaluate_reranking(make_codes(0, 5), make_codes(1, 40), [3], 30, "classes")
+    assert decoded == [40]
 
 
 def test_progress_is_told():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..retrieval.class_decoder import class_probabilities, decode_class_scores
+from ..retrieval.class_decoder import class_directions, class_probabilities, decode_class_scores
 from ..retrieval.second_stage import default_reranking, fine_distances
 from ..structures.code_checks import check_comparable
 from ..structures.codes import CodeSet, check_holds
@@ -67,6 +67,7 @@ def evaluate_reranking(
     if by == "features":
         check_holds(database, "the database codes", by)
     same = find_same_images(query, database)
+    directions = class_directions(database) if by == "classes" else None
 
     def distances(queries: slice) -> np.ndarray:
         found = np.zeros((len(query.codes[queries]), len(database)), np.int64)
@@ -75,7 +76,7 @@ def evaluate_reranking(
             if exclude_self:
                 others = np.delete(others, same.rows_of(row))
             found[place, others] = reranked_distances(
-                query.codes[row], fine[row], database, rerank, by, others
+                query.codes[row], fine[row], database, rerank, by, others, directions
             )
         return found
 
@@ -123,6 +124,7 @@ def reranked_distances(
     rerank: int,
     by: str,
     rows: np.ndarray | None = None,
+    directions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Distances that order a database as a search with a rerank does.
 
@@ -131,6 +133,7 @@ def reranked_distances(
         fine: its activations (K,), features (D,) or class probabilities (C,).
         database, rerank, by: as of :func:`evaluate_reranking`.
         rows: the database rows to order, int64 (R,); None takes all.
+        directions: of the database, see :func:`~regiondh_d2.retrieval.class_decoder.class_distances`.
 
     Returns:
         int64 (R,): for the ``rerank`` nearest images their rank by the fine distance, from 0; for
@@ -139,7 +142,8 @@ def reranked_distances(
     rows = np.arange(len(database)) if rows is None else rows
     distances = np.bitwise_count(database.codes[rows] ^ code).sum(axis=1, dtype=np.int64)
     nearest = np.argsort(distances, kind="stable")[:rerank]
-    _, ranks = np.unique(fine_distances(fine, database, rows[nearest], by), return_inverse=True)
+    finer = fine_distances(fine, database, rows[nearest], by, directions)
+    _, ranks = np.unique(finer, return_inverse=True)
     distances += len(nearest)
     distances[nearest] = ranks
     return distances

@@ -35,7 +35,13 @@ def default_reranking(items: CodeSet, *, has_activations: bool) -> str:
     )
 
 
-def fine_distances(query: np.ndarray, items: CodeSet, rows: np.ndarray, by: str) -> np.ndarray:
+def fine_distances(
+    query: np.ndarray,
+    items: CodeSet,
+    rows: np.ndarray,
+    by: str,
+    directions: np.ndarray | None = None,
+) -> np.ndarray:
     """Distances, float (R,), of a query to images, finer than Hamming distances.
 
     Those by classes are 1 minus a cosine, see :mod:`.class_decoder`, the others squared.
@@ -47,9 +53,10 @@ def fine_distances(query: np.ndarray, items: CodeSet, rows: np.ndarray, by: str)
             those that their codes give.
         rows: int (R,), which of them.
         by: one of :data:`RERANKINGS`.
+        directions: of the images, see :func:`.class_decoder.class_distances`.
     """
     if by == "classes":
-        return class_distances(query, items, rows)
+        return class_distances(query, items, rows, directions)
     if by == "features":
         values = items.column("features")[rows]
     else:
