@@ -175,9 +175,10 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
         choices=RERANKINGS,
         help="with --rerank: activations, the distance of the query's activations to the images' "
         "codes; features, the distance of features, which few models have (ImageHash), in codes "
-        "extracted with --features; or classes, the cosine of class probabilities, which are "
-        "decoded from the images' codes and help only for classes that the network knows (default: "
-        "classes if the codes come with class_weights, else activations)",
+        "extracted with --features; classes, the cosine of class probabilities, which are "
+        "decoded from the images' codes and help only for classes that the network knows; or both, "
+        "classes and activations (default: both if the codes come with class_weights, else "
+        "activations)",
     )
 
 

@@ -129,9 +129,9 @@ class RegionDHSearcher:
             all_objects: for a query of one object, whether every near object is an answer, even
                 several of one image.
             rerank: how many nearest images to rerank by a finer distance.
-            rerank_by: "classes", decoded from the stored bits, which knows the network's classes
-                alone; "activations"; or "features", which few models have. By default classes if
-                the index can decode them, and activations otherwise.
+            rerank_by: "activations"; "classes", decoded from the stored bits, which knows the
+                network's classes alone; "both"; or "features", which few models have. By default
+                both if the index can decode classes, and activations otherwise.
             within: folders; restricts the answers to photos in them.
             check_files: whether to look at the files of answers and leave out those that were
                 deleted or changed since they were encoded; the result counts them.

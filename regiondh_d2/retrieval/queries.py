@@ -76,8 +76,8 @@ class SearchOptions:
         class_name: restricts the answers to objects of this predicted class, or, for an image, to
             images in which one was detected.
         rerank: how many of the nearest images to rerank; at least ``topk``. None doesn't rerank.
-        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`; None for classes if
-            the index can decode them, and for activations otherwise.
+        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`; None for what
+            :func:`~.second_stage.default_reranking` says.
         all_objects: for a query of one object, whether every near object is an answer, even several
             of one image.
         within: folders; restricts the answers to photos in them.

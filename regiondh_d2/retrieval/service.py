@@ -74,6 +74,7 @@ _NO_OBJECTS = (
 # What a query may lack for a second stage.
 _LACKS = {
     "activations": "rerank by activations: the query has none",
+    "both": "rerank by both: the query has no activations; rerank by classes",
     "features": "rerank by features: the model gives none for the query; rerank by activations",
 }
 
@@ -344,9 +345,9 @@ class SearchService:
             raise RegionDHError(unknown_value_message("rerank_by", by, RERANKINGS))
         if num_objects:
             raise RegionDHError("rerank is for whole images: objects have codes alone")
-        if by == "classes" and self.folder.items.class_weights is None:
+        if by in ("classes", "both") and self.folder.items.class_weights is None:
             raise RegionDHError(
-                "rerank by classes: the index has no class_weights; extract its codes again with "
+                f"rerank by {by}: the index has no class_weights; extract its codes again with "
                 "--resume, which adds them, and build the index again, or rerank by activations"
             )
         if by == "features" and self.folder.items.features is None:
