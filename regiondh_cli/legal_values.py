@@ -3,7 +3,7 @@
 A test compares them with the library's.
 """
 
-ENGINES = ("faiss", "numpy", "milvus")
+ENGINES = ("faiss", "numpy", "milvus", "shards")
 MEMORY_ENGINES = ("faiss", "numpy")
 EXPORT_FORMATS = ("parquet", "npz", "pgvector")
 GRANULARITIES = ("image", "instance")

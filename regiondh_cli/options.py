@@ -68,7 +68,8 @@ def seconds(text: str) -> float:
 def shard(text: str) -> tuple[int, int]:
     """An argument type: i/N, the i-th of N shards, counted from 1."""
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    is_number = number.isdecimal() and count.isdecimal() and len(text) < 20
+    if not (is_number and 1 <= int(number) <= int(count) < 10**9):
         raise argparse.ArgumentTypeError(f"{text} is not i/N with i from 1 to N, such as 2/8")
     return int(number), int(count)
 

@@ -116,6 +116,10 @@ def test_what_of_a_box_is_outside_the_image_is_cut_off(searcher, photo):
         ((0, 0, float("inf"), 50), "box 0,0,inf,50 is empty"),
         ((0, 0, 50), r"box \(0, 0, 50\) is not x1, y1, x2, y2"),
         ([], r"box \[\] is not x1, y1, x2, y2"),
+        (5, "box 5 is not x1, y1, x2, y2"),
+        ("1,2,3,4", "box 1,2,3,4 is not"),
+        ([(1, 2, 3, 4), (1, 2)], "is not x1, y1, x2, y2"),
+        ({"a": 1}, "is not x1, y1, x2, y2"),
     ],
 )
 def test_wrong_boxes(searcher, photo, box, message):
@@ -125,8 +129,9 @@ def test_wrong_boxes(searcher, photo, box, message):
 
 def test_wrong_detections_and_images(searcher, photo, tmp_path):
     count = len(searcher.service.folder.items.instances.codes)
-    for number in (0, count + 1):
-        with pytest.raises(ValueError, match=f"no detection {number}, .* from 1 to {count}; give"):
+    for number in (0, count + 1, 1.5, True, "1"):
+        shown = f"no detection {number!r}, "
+        with pytest.raises(ValueError, match=f"{shown}.* from 1 to {count}; give"):
             searcher.search(photo, instance=number)
     with pytest.raises(UnreadableImage, match=r"absent\.png: No such file"):
         searcher.search(tmp_path / "absent.png")

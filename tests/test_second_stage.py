@@ -167,7 +167,9 @@ def test_what_a_rerank_lacks(folder, tmp_path):
     image, features = Query("q.jpg", queries(1, BITS)), np.zeros((60, 5), np.float16)
     rich = write_index_folder(tmp_path / "rich", make_items(features=features), engine="numpy")
     weights = make_weights()
-    known = write_index_folder(tmp_path / "known", make_items(class_weights=weights), engine="numpy")
+    known = write_index_folder(
+        tmp_path / "known", make_items(class_weights=weights), engine="numpy"
+    )
     for where, query, by, message in (
         (folder, Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,)), "activations", "whole images"),
         (folder, image, "activations", "rerank by activations: the query has none"),

@@ -137,7 +137,8 @@ def reranked_distances(
         fine: its row of :func:`query_values`.
         database, rerank, by: as of :func:`evaluate_reranking`.
         rows: the database rows to order, int64 (R,); None takes all.
-        directions: of the database, see :func:`~regiondh_d2.retrieval.class_decoder.class_distances`.
+        directions: of the database, see
+            :func:`~regiondh_d2.retrieval.class_decoder.class_distances`.
 
     Returns:
         int64 (R,): for the ``rerank`` nearest images their rank by the fine distance, from 0; for

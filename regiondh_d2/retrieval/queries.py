@@ -80,7 +80,7 @@ class SearchOptions:
             :func:`~.second_stage.default_reranking` says.
         all_objects: for a query of one object, whether every near object is an answer, even several
             of one image.
-        within: folders; restricts the answers to photos in them.
+        within: a folder or several; restricts the answers to photos in them.
         check_files: whether to look at the files of answers and leave out those that were deleted
             or changed since they were encoded.
         max_distance: the largest distance of an answer, in bits; "auto" for the one that
@@ -97,7 +97,7 @@ class SearchOptions:
     rerank: int | None = None
     rerank_by: str | None = None
     all_objects: bool = False
-    within: Sequence[str | os.PathLike] = ()
+    within: str | os.PathLike | Sequence[str | os.PathLike] = ()
     check_files: bool = True
     max_distance: int | str | None = None
     exclude_self: bool = False
