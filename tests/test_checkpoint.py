@@ -452,6 +452,15 @@ def test_a_checkpoint_that_is_cut_off(network, saved, tmp_path):
     RegionDHCheckpointer(network).load(whole)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["backbone.0.weight", "backbone.1.running_var", "head.bias"])
+def test_weights_that_are_not_finite(network, saved, name, value):
+    """They give every image the same code."""
+    path = saved(lambda state: state[name].view(-1)[1:2].fill_(value))
+    with pytest.raises(WeightsError, match=f"{path}: {name} holds values that are not finite: the"):
+        RegionDHCheckpointer(network).load(path)
+
+
 def test_weights_that_are_not_there(network, tmp_path):
     for path, what in (
         (tmp_path / "no.pth", "no such file"),

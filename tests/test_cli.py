@@ -307,7 +307,7 @@ class TestCompletion:
             *NAMES,
             "config-file",
             "rerank-by",
-            "activations features classes",
+            "activations features classes both",
             "evaluation",
         ):
             assert word in script
@@ -321,7 +321,7 @@ class TestCompletion:
         ("words", "expected"),
         [
             ("regiondh sea", {"search-photos", "search"}),
-            ("regiondh search --rerank-by ", {"activations", "features", "classes"}),
+            ("regiondh search --rerank-by ", {"activations", "features", "classes", "both"}),
             ("regiondh build-index codes.h5 --eng", {"--engine"}),
             ("regiondh build-index codes.h5 --engine n", {"numpy"}),
             ("regiondh benchmark ev", {"evaluation"}),
