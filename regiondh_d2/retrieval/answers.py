@@ -176,9 +176,7 @@ def answers_to_objects(
     least = np.full(shape, index.bits + 1, np.int64)
     nearest = np.full(shape, -1, np.int64)
     of_class = _search_of_class(items, index, options)
-    search = CandidateSearch(
-        index, of_class, found.codes, allowed, found.image_index, photos, True
-    )
+    search = CandidateSearch(index, of_class, found.codes, allowed, found.image_index, photos, True)
     for i in range(len(query.codes)):
         distances, rows = search.nearest(query.codes[i : i + 1], max(1, len(index)))
         least[i, found.image_index[rows]] = distances
