@@ -33,7 +33,7 @@ MILVUS_TESTS = [
 ]
 PORT = 19530
 INSIDE = "--in-namespace"
-QUICK = "--without-server"  # all but Milvus's: a killed server needs minutes
+QUICK = "--quick"  # without Ray, which takes minutes to install, unless it is there
 
 
 class CannotRun(Exception):
@@ -146,8 +146,10 @@ def test_machines() -> int:
     return run_tests(python, ["tests/test_two_machines.py"], REGIONDH_TEST_NAMESPACES="1")
 
 
-def in_namespace(kind: str) -> int:
+def in_namespace(kind: str, may_install: bool = True) -> int:
     """Run this program's part for an environment, without a network."""
+    if not may_install and not (ROOT / f".venv-{kind}").is_dir():
+        raise CannotRun("it is not installed: make test-milvus does that")
     make_environment(kind)  # from now on it is there: in the namespace there is no network
     unshare = shutil.which("unshare")
     if unshare is None:
@@ -161,12 +163,10 @@ def main() -> int:
     parts = {
         "PostgreSQL": lambda: run_tests(make_environment("postgres"), POSTGRES_TESTS),
         "Milvus Lite": lambda: run_tests(make_environment("milvus-lite"), MILVUS_TESTS),
-        "Ray": lambda: in_namespace("ray"),
+        "Ray": lambda: in_namespace("ray", may_install=sys.argv[1:] != [QUICK]),
         "two machines": test_machines,
         "Milvus server": lambda: in_namespace("milvus-server"),
     }
-    if sys.argv[1:] == [QUICK]:
-        del parts["Milvus server"]
     if sys.argv[1:2] == [INSIDE]:
         kind = sys.argv[2]
         inside = {"ray": test_ray, "milvus-server": test_server}
