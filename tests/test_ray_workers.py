@@ -30,6 +30,7 @@ def workers_find_these_modules():
         patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home folder
+        patch.setenv("RAY_worker_niceness", "0")  # or other programs keep workers from starting
         yield
 
 

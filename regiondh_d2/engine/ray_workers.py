@@ -8,6 +8,7 @@ the codes.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,7 +85,9 @@ def encode_with_ray(
     progress = Progress(log, "images encoded", sum(map(len, batches)))
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(log_to_driver=False, include_dashboard=False)
+        # A cluster of our own has room for all workers and Ray Data itself, whatever its cores.
+        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1}
+        ray.init(log_to_driver=False, include_dashboard=False, **own)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         # A block for each task: Ray repeats whole blocks.
@@ -100,10 +103,10 @@ def encode_with_ray(
             num_gpus=gpus,
         )
         for row in found.iter_rows():
+            if row["error"]:
+                raise RegionDHError(row["error"])
             unreadable.update(pickle.loads(row["unreadable"]))
             progress.step(int(row["images"]))
-    except ray.exceptions.RayError as error:
-        raise _reason(error) from error
     finally:
         if is_ours:
             ray.shutdown()
@@ -114,17 +117,30 @@ class _Worker:
     """Holds the network; called by Ray with a task, and again with the next one."""
 
     def __init__(self, make_extractor: Callable[[], CodeExtractor], folder: Path) -> None:
-        self._extractor, self._parts = make_extractor(), Parts(folder)
+        self._make_extractor, self._parts = make_extractor, Parts(folder)
+        self._extractor: CodeExtractor | None = None
 
     def __call__(self, given: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Encode the tasks of a block; returns the unreadable images and the number of images."""
-        unreadable, counts = [], []
+        """Encode the tasks of a block.
+
+        Returns:
+            For each its unreadable images, pickled, and its number of images; and the user's error,
+            or "". Ray would wrap an exception in text of its own.
+        """
+        unreadable, counts, errors = [], [], []
         for task in given["task"]:
             places, images, batches = pickle.loads(task)
-            found = self._extractor.encode_batches(images, batches, self._parts)
+            found, told = {}, ""
+            try:
+                if self._extractor is None:
+                    self._extractor = self._make_extractor()
+                found = self._extractor.encode_batches(images, batches, self._parts)
+            except RegionDHError as error:
+                told = str(error)
             unreadable.append(pickle.dumps({places[i]: error for i, error in found.items()}))
             counts.append(len(images))
-        return {"unreadable": unreadable, "images": counts}
+            errors.append(told)
+        return {"unreadable": unreadable, "images": counts, "error": errors}
 
 
 def _tasks(
@@ -142,12 +158,3 @@ def _tasks(
             tasks.append(pickle.dumps((places, [images[i] for i in places], moved)))
             group = []
     return tasks
-
-
-def _reason(error: BaseException) -> BaseException:
-    """The user's error behind one of Ray's, or that."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, RegionDHError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    # As Ray raises it, it has a worker's traceback as its message.
-    return error if cause is None else RegionDHError(str(cause.args[0] if cause.args else cause))

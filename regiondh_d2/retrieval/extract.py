@@ -341,7 +341,7 @@ class CodeExtractor:
             The unreadable images by position.
         """
         loader = DataLoader(
-            ImageInputs(images, self._load),
+            ImageInputs(list(images), self._load),
             batch_sampler=[list(batch) for batch in batches],
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
