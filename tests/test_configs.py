@@ -151,7 +151,7 @@ def test_a_config_of_voc12_is_that_of_voc07_on_other_images(name):
 
 @pytest.fixture
 def thin_networks(monkeypatch):
-    """VGG16 and ConvNeXt with an eighth of their channels: no key of the config sets their width."""
+    """VGG16 and ConvNeXt with an eighth of their channels, which no key of a config sets."""
     create = timm.create_model
 
     def create_thin(name, **options):
