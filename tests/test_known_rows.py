@@ -12,7 +12,7 @@ from extraction import BITS, extract_folder, fake_model, make_extractor
 from pictures import pixels_of, save
 from regiondh_d2.data import photo_files
 from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.retrieval.images import ImageEntry
+from regiondh_d2.retrieval.images import ImageEntry, ImageLoader
 from regiondh_d2.structures.packed import unpack_codes
 from regiondh_d2.utils.errors import InputNotFoundError, RegionDHError
 

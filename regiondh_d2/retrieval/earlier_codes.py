@@ -17,7 +17,13 @@ from .code_store import read_codes
 from .extraction_parts import parts_folder
 from .moved_folders import move_roots_once
 
-__all__ = ["check_source", "keeps_activations", "known_files", "reader_version"]
+__all__ = [
+    "check_source",
+    "keeps_activations",
+    "known_files",
+    "known_fingerprint",
+    "reader_version",
+]
 
 _READER = "IMAGE_READER"  # the line of the settings with the version of the image reader
 
@@ -39,6 +45,16 @@ def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[st
     return dict(zip(codes.file_names, known, strict=True))
 
 
+def known_fingerprint(output: str | os.PathLike) -> str:
+    """The fingerprint of the network that made an output, finished or not; "" if there is none.
+
+    Raises:
+        CodeFileError: the output can't be read.
+    """
+    earlier = _first_codes(output)
+    return "" if earlier is None else earlier.model_fingerprint
+
+
 def keeps_activations(output: str | os.PathLike) -> bool:
     """Whether an extraction stores activations if no option says so.
 
@@ -48,13 +64,19 @@ def keeps_activations(output: str | os.PathLike) -> bool:
     Raises:
         CodeFileError: the output can't be read.
     """
+    earlier = _first_codes(output)
+    return True if earlier is None else _has_activations(earlier)
+
+
+def _first_codes(output: str | os.PathLike) -> CodeSet | None:
+    """The codes of an output, or of a part of an unfinished one; None if there are none."""
     output = Path(output)
     if output.exists():
-        return _has_activations(read_codes(output))
+        return read_codes(output)
     for part in sorted(parts_folder(output).glob("part-*.h5")):
         with suppress(CodeFileError):  # the extraction will report a damaged part
-            return _has_activations(read_codes(part))
-    return True
+            return read_codes(part)
+    return None
 
 
 def _has_activations(codes: CodeSet) -> bool:
