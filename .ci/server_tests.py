@@ -110,12 +110,13 @@ def running_server(folder: Path, program: Path):
             keeper.join()
 
 
-def wait_for_port(log: Path, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
+def wait_for_port(log: Path, seconds: float = 300.0) -> None:
+    end, wait = time.monotonic() + seconds, 0.5
     while time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT), 1):
             return
-        time.sleep(0.5)
+        time.sleep(wait)
+        wait = min(5.0, 1.5 * wait)
     raise CannotRun(f"it did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 

@@ -31,8 +31,10 @@ STAGES = {
     "activations of the query": ("activations", "bits"),
     "classes, from the bits of both": ("classes", "bits"),
     "classes, the query's own": ("classes", "activations"),
+    "both, classes and activations": ("both", "activations"),
 }
-"""By what the database is reranked, and what the query's classes are read from."""
+"""By what the database is reranked, and what the query's classes are read from (by both always its
+activations)."""
 
 
 def measure(query: CodeSet, database: CodeSet, topk: int) -> dict[str, dict[str, float]]:

@@ -3,11 +3,11 @@
 A test compares them with the library's.
 """
 
-ENGINES = ("faiss", "numpy", "milvus")
+ENGINES = ("faiss", "numpy", "milvus", "shards")
 MEMORY_ENGINES = ("faiss", "numpy")
 EXPORT_FORMATS = ("parquet", "npz", "pgvector")
 GRANULARITIES = ("image", "instance")
-RERANKINGS = ("activations", "features", "classes")
+RERANKINGS = ("activations", "features", "classes", "both")
 QUERY_CLASSES = ("bits", "activations")
 AUTO = "auto"  # a calibrated --max-distance
 MOST_WEIGHT = 1000  # the largest --blend

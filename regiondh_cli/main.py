@@ -76,9 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
 
     def start() -> int:
-        parser = build_parser()
-        args = parser.parse_args(argv)
-        return _run(args.subcommand, subparsers_of(parser)[args.subcommand], args)
+        words = sys.argv[1:] if argv is None else argv
+        if words and words[0] in subcommands.NAMES:  # the parsers of all others aren't needed
+            parser = subcommand_parser(words[0])
+            return _run(words[0], parser, parser.parse_args(words[1:]))
+        every = build_parser()
+        args = every.parse_args(words)
+        return _run(args.subcommand, subparsers_of(every)[args.subcommand], args)
 
     return _print_missing(start)
 

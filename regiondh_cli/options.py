@@ -68,7 +68,8 @@ def seconds(text: str) -> float:
 def shard(text: str) -> tuple[int, int]:
     """An argument type: i/N, the i-th of N shards, counted from 1."""
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    is_number = number.isdecimal() and count.isdecimal() and len(text) < 20
+    if not (is_number and 1 <= int(number) <= int(count) < 10**9):
         raise argparse.ArgumentTypeError(f"{text} is not i/N with i from 1 to N, such as 2/8")
     return int(number), int(count)
 
@@ -181,9 +182,10 @@ def add_rerank_options(parser: argparse.ArgumentParser) -> None:
         choices=RERANKINGS,
         help="with --rerank: activations, the distance of the query's activations to the images' "
         "codes; features, the distance of features, which few models have (ImageHash), in codes "
-        "extracted with --features; or classes, the cosine of class probabilities, which are "
-        "decoded from the images' codes and help only for classes that the network knows (default: "
-        "classes if the codes come with class_weights, else activations)",
+        "extracted with --features; classes, the cosine of class probabilities, which are "
+        "decoded from the images' codes and help only for classes that the network knows; or both, "
+        "classes and activations (default: both if the codes come with class_weights, else "
+        "activations)",
     )
 
 

@@ -145,6 +145,22 @@ def photo_code_set(files, codes=None, *, roots, hashed=True, **columns):
     return code_set(codes, names=names, **(values | columns))
 
 
+def train_on_cached_features(cfg, folder, dataset):
+    """Set a config to train its heads on features that are cached in a folder.
+
+    Args:
+        cfg: of the small network; it is changed.
+        folder: of the cache.
+        dataset: scenes to train on, which are read with 64 pixels on their shorter side.
+    """
+    node = cfg.MODEL.REGION_DH
+    node.FEATURE_CACHE = str(folder)
+    node.LR_FACTORS.BACKBONE = node.LR_FACTORS.PROPOSAL_GENERATOR = 0.0
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 12
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    cfg.DATASETS.TRAIN = (dataset,)
+
+
 @contextlib.contextmanager
 def registered():
     """What is registered inside is forgotten at the end."""

@@ -22,9 +22,11 @@ from commands import load_command
 # threads of PyTorch that wait for work would keep the others from it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The backbone computes a seventh of what that of the config does.
 TINY = """
 MODEL.DEVICE cpu
 MODEL.WEIGHTS ""
+MODEL.TIMM.NAME tf_mobilenetv3_small_minimal_100
 MODEL.ROI_HEADS.NUM_CLASSES 3
 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
 MODEL.ROI_BOX_HEAD.FC_DIM 32
@@ -39,6 +41,11 @@ MODEL.REGION_DH.LATENT_INIT_STD 0.5
 MODEL.REGION_DH.FUSION_NUM_ROIS 8
 TEST.DETECTIONS_PER_IMAGE 10
 """
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests come first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
@@ -178,9 +185,8 @@ def random_network(shared_scenes, tmp_path_factory):
     return SimpleNamespace(scenes=shared_scenes, weights=weights, config=config, opts=opts)
 
 
-@pytest.fixture
-def tiny_cfg():
-    """The shipped light Region-DH config, shrunk: 3 classes, 12 bits, 20 proposals, 8 fused."""
+@pytest.fixture(scope="session")
+def _tiny_cfg():
     from detectron2.config import get_cfg
 
     from regiondh_d2 import add_regiondh_config
@@ -191,6 +197,12 @@ def tiny_cfg():
     cfg.merge_from_file(str(configs / "Base-RegionDH-EfficientNetLite0.yaml"))
     cfg.merge_from_list([s for line in TINY.split("\n") if line for s in line.split(" ")])
     return cfg
+
+
+@pytest.fixture
+def tiny_cfg(_tiny_cfg):
+    """The shipped light Region-DH config, shrunk: 3 classes, 12 bits, 20 proposals, 8 fused."""
+    return _tiny_cfg.clone()
 
 
 @pytest.fixture

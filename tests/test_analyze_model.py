@@ -15,6 +15,8 @@ from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, ti
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml")
 
+SMALL = ["MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100"]  # is counted sooner
+
 
 @pytest.fixture
 def image():
@@ -204,7 +206,7 @@ def test_all_tasks(tool, tmp_path, capsys):
 
 
 def test_random_weights_and_noise_are_always_the_same(tool, tmp_path, capsys):
-    arguments = ["--config-file", CONFIG, "--tasks", "parameter", "flop"]
+    arguments = ["--config-file", CONFIG, "--tasks", "parameter", "flop", *SMALL]
     shown = []
     for _ in range(2):
         torch.rand(7)
@@ -217,11 +219,11 @@ def test_random_weights_and_noise_are_always_the_same(tool, tmp_path, capsys):
 def test_a_photo_needs_trained_weights(tool, tmp_path, capsys):
     scenes = generate_scenes(tmp_path / "s", num_database=1, num_queries=1)
     photo = ["--image", str(scenes / "JPEGImages/database_000000.jpg")]
-    arguments = ["--config-file", CONFIG, "--tasks", "flop", *photo]
+    arguments = ["--config-file", CONFIG, "--tasks", "flop", *photo, *SMALL]
     weights = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     assert tool.main([*arguments, *weights]) == 1
     assert "model.pth: no such file; name a checkpoint" in capsys.readouterr().err
-    model = tool.build_network(build_cfg(CONFIG, ["MODEL.DEVICE", "cpu"]))
+    model = tool.build_network(build_cfg(CONFIG, ["MODEL.DEVICE", "cpu", *SMALL]))
     RegionDHCheckpointer(model, str(tmp_path)).save("model")
     assert tool.main([*arguments, *weights]) == 0
     assert "input 64 x " in capsys.readouterr().out

@@ -377,3 +377,27 @@ def test_folders_are_added_only_where_that_was_allowed(client, place, monkeypatc
     assert other.post("/api/folders", json={"root": "0"}).status_code == 422
     assert other.post("/api/folders", content=b"{}").status_code == 415  # no form of another site
     assert adder.started == [(0, "a")]
+
+
+# Texts that are no UTF-8
+
+
+def test_a_name_that_is_not_utf8(client, place, monkeypatch):
+    """One such file must not hide the list of all."""
+    name = "gr\udcf6\udcdfe.jpg"
+    monkeypatch.setattr("regiondh_d2.web.collection.Collection.name", lambda self, row: name)
+    for path in ("/api/photos", f"/api/photos/{place.ids[3]}", f"/api/search?photo={place.ids[0]}"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        found = answer.json()
+        first = (found.get("photos") or found.get("answers") or [found])[0]
+        assert first["file_name"] == name
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\udfff"])
+@pytest.mark.parametrize("path", ["/api/query", "/api/login"])
+def test_halves_of_characters(client, path, text):
+    for body in (f'{{"{text}": 1}}', f'{{"token": "{text}"}}', f'{{"photo": ["{text}"]}}'):
+        answer = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422
+        assert answer.json() == {"error": "the body is no JSON"}

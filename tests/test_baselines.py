@@ -160,7 +160,8 @@ def test_image_codes_of_iah_are_of_the_mean_outer_product(make_model, make_input
 
 @torch.no_grad()
 def test_a_detection_of_iah_carries_the_code_of_its_class(make_model, make_inputs):
-    model = make_model(*IAH, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0).eval()
+    opts = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.TIMM.NAME", "tf_efficientnet_lite0"]
+    model = make_model(*IAH, *opts).eval()
     inputs = make_inputs((64, 96), (80, 64))
     model.roi_heads.box_predictor.cls_score.weight *= 100.0  # so that regions differ in class
     instances, _ = model.roi_heads.forward_hash(*model.propose(inputs)[:2])

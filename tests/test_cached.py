@@ -58,38 +58,8 @@ def with_outputs(model, tables):
     return [{**x, "region_outputs": fc(x["region_features"])} for x in tables]
 
 
-@pytest.mark.parametrize("outputs", [False, True])
-@pytest.mark.parametrize("rois", ["topk", "sampled"])
-@pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
-def test_losses_codes_and_detections(make_model, make_inputs, whole, rois, outputs):
-    model = make_model("MODEL.REGION_DH.WHOLE_IMAGE", whole, "MODEL.REGION_DH.FUSION_ROIS", rois)
-    # The initial scores are all but equal, and so would be what a wrong row gives.
-    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=1.0)
-    inputs = make_inputs((96, 128), (96, 128), objects=2)
-    model.eval()
-    with torch.no_grad():
-        tables = tables_of(model, inputs)
-        if outputs:
-            tables = with_outputs(model, tables)
-        expected = [model([x])[0] for x in inputs]
-    cached = CachedNetwork(copy.deepcopy(model))
-    with torch.no_grad():
-        found = cached.eval()(tables)
-    for one, other in zip(found, expected, strict=True):
-        assert set(one) == set(other)
-        torch.testing.assert_close(one["image_activation"], other["image_activation"])
-        assert torch.equal(one["image_code"], other["image_code"])
-        instances, wanted = one["instances"], other["instances"]
-        torch.testing.assert_close(instances.pred_boxes.tensor, wanted.pred_boxes.tensor)
-        assert torch.equal(instances.pred_codes, wanted.pred_codes)
-    given = [Instances(x["image"].shape[1:], pred_boxes=x["instances"].gt_boxes) for x in inputs]
-    with torch.no_grad():
-        coded = [
-            model.inference([x], [g], do_postprocess=False)[0].pred_codes
-            for x, g in zip(inputs, given, strict=True)
-        ]
-    assert all(map(torch.equal, cached.object_codes(tables), coded))
-
+def assert_same_losses(cached, tables, model, inputs, frozen):
+    """Losses on the tables are those on images, and train all of the heads but frozen parts."""
     model.train()
     cached.train()
     with EventStorage():
@@ -108,15 +78,50 @@ def test_losses_codes_and_detections(make_model, make_inputs, whole, rois, outpu
     for key in LOSSES:
         torch.testing.assert_close(losses[key], wanted[key], rtol=1e-4, atol=1e-5)
     sum(losses.values()).backward()
-    frozen = ("conv_head", "fc") if outputs else ("conv_head",)
     for name, parameter in cached.model.roi_heads.named_parameters():
         if not any(part in name.split(".") for part in frozen):
             assert parameter.grad is not None, name
     assert all(p.grad is None for p in cached.model.backbone.parameters())
 
 
-@pytest.mark.parametrize("outputs", [False, True])
-def test_whole_images(tiny_cfg, make_inputs, outputs):
+@pytest.mark.parametrize("rois", ["topk", "sampled"])
+@pytest.mark.parametrize("whole", ["none", "region", "row", "feature", "pooled"])
+def test_losses_codes_and_detections(make_model, make_inputs, whole, rois):
+    """On pooled features of the regions, and on outputs of the layers above them."""
+    model = make_model("MODEL.REGION_DH.WHOLE_IMAGE", whole, "MODEL.REGION_DH.FUSION_ROIS", rois)
+    # The initial scores are all but equal, and so would be what a wrong row gives.
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=1.0)
+    inputs = make_inputs((96, 128), (96, 128), objects=2)
+    model.eval()
+    given = [Instances(x["image"].shape[1:], pred_boxes=x["instances"].gt_boxes) for x in inputs]
+    with torch.no_grad():
+        tables = tables_of(model, inputs)
+        outputs = with_outputs(model, tables)
+        expected = [model([x])[0] for x in inputs]
+        coded = [
+            model.inference([x], [g], do_postprocess=False)[0].pred_codes
+            for x, g in zip(inputs, given, strict=True)
+        ]
+    start = copy.deepcopy(model.state_dict())
+    cached = CachedNetwork(copy.deepcopy(model))
+    for rows, frozen in ((tables, ("conv_head",)), (outputs, ("conv_head", "fc"))):
+        for network in (model, cached.model):  # training has changed running statistics
+            network.load_state_dict(start)
+        cached.zero_grad()
+        with torch.no_grad():
+            found = cached.eval()(rows)
+            assert all(map(torch.equal, cached.object_codes(rows), coded))
+        for one, other in zip(found, expected, strict=True):
+            assert set(one) == set(other)
+            torch.testing.assert_close(one["image_activation"], other["image_activation"])
+            assert torch.equal(one["image_code"], other["image_code"])
+            instances, wanted = one["instances"], other["instances"]
+            torch.testing.assert_close(instances.pred_boxes.tensor, wanted.pred_boxes.tensor)
+            assert torch.equal(instances.pred_codes, wanted.pred_codes)
+        assert_same_losses(cached, rows, model, inputs, frozen)
+
+
+def test_whole_images(tiny_cfg, make_inputs):
     tiny_cfg.merge_from_list(
         ["MODEL.META_ARCHITECTURE", "ImageHash", "MODEL.ROI_HEADS.NAME", "WholeImageHeads"]
         + ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"]
@@ -126,17 +131,15 @@ def test_whole_images(tiny_cfg, make_inputs, outputs):
     inputs = make_inputs((64, 96), (80, 64))
     with torch.no_grad():
         tables = tables_of(model, inputs)
-        if outputs:
-            tables = with_outputs(model, tables)
         expected = [model([x])[0] for x in inputs]
-    cached = CachedNetwork(copy.deepcopy(model))
-    with torch.no_grad():
-        found = cached.eval()(tables)
-    for one, other in zip(found, expected, strict=True):
-        assert set(one) == set(other)
-        for key, value in one.items():
-            torch.testing.assert_close(value, other[key])
-    assert all(loss.isfinite() for loss in cached.train()(tables).values())
+        for rows in (tables, with_outputs(model, tables)):
+            cached = CachedNetwork(copy.deepcopy(model))
+            found = cached.eval()(rows)
+            for one, other in zip(found, expected, strict=True):
+                assert set(one) == set(other)
+                for key, value in one.items():
+                    torch.testing.assert_close(value, other[key])
+            assert all(loss.isfinite() for loss in cached.train()(rows).values())
 
 
 def test_weights_have_the_names_of_the_network(make_model):

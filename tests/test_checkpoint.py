@@ -249,7 +249,8 @@ def test_what_timm_cannot_give_is_one_clear_error(cache, monkeypatch):
 
 def test_pretrained_weights_fill_the_backbone_and_the_box_heads_convolution(cache, make_model):
     pytest.importorskip(LITE_PACKAGE)
-    model = make_model("MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM", 1280)
+    network = ["MODEL.TIMM.NAME", "tf_efficientnet_lite0"]
+    model = make_model(*network, "MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM", 1280)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     RegionDHCheckpointer(model).load(SOURCE)
     loaded = torch.load(PathManager.get_local_path(SOURCE), weights_only=True)["model"]
@@ -449,6 +450,15 @@ def test_a_checkpoint_that_is_cut_off(network, saved, tmp_path):
         with pytest.raises(WeightsError, match="can't be read as weights: damaged, cut off"):
             RegionDHCheckpointer(network).load(str(tmp_path / "cut.pth"))
     RegionDHCheckpointer(network).load(whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["backbone.0.weight", "backbone.1.running_var", "head.bias"])
+def test_weights_that_are_not_finite(network, saved, name, value):
+    """They give every image the same code."""
+    path = saved(lambda state: state[name].view(-1)[1:2].fill_(value))
+    with pytest.raises(WeightsError, match=f"{path}: {name} holds values that are not finite: the"):
+        RegionDHCheckpointer(network).load(path)
 
 
 def test_weights_that_are_not_there(network, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from builders import code_set
 from regiondh_d2.retrieval import class_decoder
 from regiondh_d2.retrieval.class_decoder import (
+    class_directions,
     class_distances,
     class_probabilities,
     decode_class_scores,
@@ -93,3 +94,16 @@ def test_codes_without_a_classifier():
     bits, _ = make_bits_and_weights()
     with pytest.raises(CodeFileError, match="no class_weights in the codes: extract the codes"):
         class_distances(np.ones(3), code_set(bits), np.arange(3))
+
+
+def test_images_decoded_once_have_the_same_distances(monkeypatch):
+    monkeypatch.setattr(class_decoder, "_ROWS", 16)
+    bits, weights = make_bits_and_weights()
+    items = code_set(bits, class_weights=weights)
+    directions = class_directions(items)
+    expected = np.reshape([sigmoid(x) for x in scores_by_loops(bits, weights)], (len(bits), -1))
+    expected /= [[math.sqrt(math.fsum(p * p for p in row))] for row in expected.tolist()]
+    np.testing.assert_allclose(directions, expected, rtol=1e-12)
+    for rows in (np.arange(40), np.array([7, 3, 3, 39]), np.arange(0)):
+        once = class_distances(np.array([0.9, 0.1, 0.4]), items, rows, directions)
+        np.testing.assert_array_equal(once, class_distances([0.9, 0.1, 0.4], items, rows))

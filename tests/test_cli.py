@@ -14,7 +14,7 @@ import pytest
 import regiondh_cli
 import regiondh_d2
 from programs import run_program
-from regiondh_cli import detectron2_setup, legal_values
+from regiondh_cli import environment, legal_values
 from regiondh_cli import main as cli
 from regiondh_cli.completion import SHELLS, completion_script
 from regiondh_cli.requirements import Requirement
@@ -121,7 +121,7 @@ class TestLegalValues:
     @pytest.mark.parametrize(
         ("name", "values"),
         [
-            ("ENGINES", [name for name in ENGINES if name != "shards"]),
+            ("ENGINES", list(ENGINES)),
             ("MEMORY_ENGINES", [name for name in ENGINES if not ENGINES[name].is_stored]),
             ("EXPORT_FORMATS", FORMATS),
             ("GRANULARITIES", GRANULARITIES),
@@ -233,8 +233,8 @@ class TestDoctor:
         known = [Requirement("numpy", ">=1"), Requirement("t-absent", ">=3", "search")]
         known.append(Requirement("t-quiet", "", "dev"))
         monkeypatch.setattr(doctor, "requirements", lambda: known)
-        folder = detectron2_setup.Environment(tmp_path, Path(sys.executable), tmp_path)
-        monkeypatch.setattr(detectron2_setup.Environment, "current", lambda: folder)
+        folder = environment.Environment(tmp_path, Path(sys.executable), tmp_path)
+        monkeypatch.setattr(environment.Environment, "current", lambda: folder)
         return found
 
     def test_all_is_well(self, found, capsys):
@@ -307,7 +307,7 @@ class TestCompletion:
             *NAMES,
             "config-file",
             "rerank-by",
-            "activations features classes",
+            "activations features classes both",
             "evaluation",
         ):
             assert word in script
@@ -321,7 +321,7 @@ class TestCompletion:
         ("words", "expected"),
         [
             ("regiondh sea", {"search-photos", "search"}),
-            ("regiondh search --rerank-by ", {"activations", "features", "classes"}),
+            ("regiondh search --rerank-by ", {"activations", "features", "classes", "both"}),
             ("regiondh build-index codes.h5 --eng", {"--engine"}),
             ("regiondh build-index codes.h5 --engine n", {"numpy"}),
             ("regiondh benchmark ev", {"evaluation"}),

@@ -1,6 +1,4 @@
-"""Maps of codes, each beside another way to make it."""
-
-import sys
+"""The map of codes, beside another way to make it."""
 
 import numpy as np
 import pytest
@@ -36,25 +34,6 @@ def test_maps_of_codes_without_variance(bits):
     assert "0%" in meaning
 
 
-def test_tsne_keeps_groups_together():
-    values = np.repeat(np.eye(2, 12, dtype=bool), 15, axis=0)
-    values[15:, 2:9] = True
-    values[::3, 11] = True
-    places, meaning = code_map(code_set(values), "tsne")
-    assert "t-SNE" in meaning
-    first, second = places[:15], places[15:]
-    gap = np.linalg.norm(first.mean(axis=0) - second.mean(axis=0))
-    assert gap > max(np.linalg.norm(g - g.mean(axis=0), axis=1).max() for g in (first, second))
-
-
-def test_tsne_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn, or use method 'pca'"):
-        code_map(code_set(np.eye(4)), "tsne")
-
-
-def test_maps_that_cannot_be_made():
-    with pytest.raises(ValueError, match="not 'umap'"):
-        code_map(code_set(np.eye(4)), "umap")
+def test_one_code_has_no_map():
     with pytest.raises(ValueError, match="at least two codes, not 1"):
         code_map(code_set(np.eye(1)))

@@ -180,9 +180,15 @@ def test_files_of_before_settings_are_read(tmp_path):
 
 def test_inconsistent_code_sets_are_not_written(tmp_path):
     path = tmp_path / "codes.h5"
-    with pytest.raises(CodeFileError, match="image_ids must be 5 strings"):
-        write_codes(path, make_code_set(image_ids=["a"]))
-    assert not path.exists()
+    for changes, message in (
+        ({"image_ids": ["a"]}, "image_ids must be 5 strings"),
+        ({"image_ids": ["a", "b\0", "c", "d", "e"]}, "cannot be stored .it holds a zero byte"),
+        ({"dataset": "a\0"}, "cannot be stored"),
+        ({"activations": np.full((5, 12), np.nan, np.float16)}, "activations hold values that"),
+    ):
+        with pytest.raises(CodeFileError, match=message):
+            write_codes(path, make_code_set(**changes))
+        assert not path.exists()
 
 
 def read_error(path):
@@ -321,6 +327,10 @@ def store_elsewhere(file):
         (replace("class_weights", np.zeros((12, 3), "f4")), "class_weights are of shape (12, 3)"),
         (replace("class_weights", np.zeros((13, 4), "f4")), "not (13, 3)"),
         (replace("class_weights", np.full((13, 3), np.nan, "f4")), "class_weights hold values"),
+        (replace("activations", np.full((5, 12), np.nan, "f2")), "activations hold values"),
+        (replace("features", np.full((5, 7), np.inf, "f2")), "features hold values that are not"),
+        (replace("instances/boxes", np.full((4, 4), np.nan, "f4")), "instances/boxes hold values"),
+        (replace("instances/scores", np.full(4, -np.inf, "f4")), "instances/scores hold values"),
     ],
 )
 def test_inconsistent_files(tmp_path, edit, message):

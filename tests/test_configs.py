@@ -1,5 +1,6 @@
 """Every config that a command can be given, shrunk: it trains, resumes and codes on a CPU."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from PIL import Image
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.checkpoint import checkpointer
 from regiondh_d2.engine import trainer_class
+from regiondh_d2.modeling.backbone import vgg
 from regiondh_d2.retrieval.images import ImageLoader
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
 # A base may be a part of a config only; each is a base of one of these.
 LEAVES = [name for name in FILES if not Path(name).name.startswith("Base-")]
+# Of those for VOC 2012 a test says that they are these but for what the test of training changes.
+TRAINED = [name for name in LEAVES if not name.startswith("voc12/")]
 SIZE = (96, 64)
 
 # Small inputs, few regions and thin layers; depth and structure stay those of the file.
@@ -70,10 +74,16 @@ def make_dataset(tmp_path):
         MetadataCatalog.remove(name)
 
 
-def load(name, *opts):
+@cache
+def _read(name):
     cfg = get_cfg()
     add_regiondh_config(cfg)
     cfg.merge_from_file(str(CONFIGS / name))
+    return cfg
+
+
+def load(name, *opts):
+    cfg = _read(name).clone()
     cfg.merge_from_list(list(opts))
     return cfg
 
@@ -115,7 +125,7 @@ def test_datasets_and_weights_exist(name):
     if cfg.MODEL.WEIGHTS.startswith("regiondh://"):
         assert PathManager.isfile(cfg.MODEL.WEIGHTS)
     else:
-        assert cfg.MODEL.WEIGHTS in [f"{load(n).OUTPUT_DIR}/model_final.pth" for n in LEAVES]
+        assert cfg.MODEL.WEIGHTS in [f"{_read(n).OUTPUT_DIR}/model_final.pth" for n in LEAVES]
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -128,8 +138,36 @@ def test_a_config_builds_in_full_size(name):
     assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_config_trains_resumes_and_codes(name, make_dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", sorted(set(LEAVES) - set(TRAINED)))
+def test_a_config_of_voc12_is_that_of_voc07_on_other_images(name):
+    cfg, other = load(name), load(name.replace("voc12/", "voc07/"))
+    for changed in (cfg, other):
+        for key in ("DATASETS", "OUTPUT_DIR"):
+            changed.pop(key)
+        for key in ("STEPS", "MAX_ITER", "CHECKPOINT_PERIOD"):
+            changed.SOLVER.pop(key)
+    assert cfg == other
+
+
+@pytest.fixture
+def thin_networks(monkeypatch):
+    """Networks whose width no key says have an eighth of it."""
+    create = timm.create_model
+
+    def create_thin(name, **options):
+        if name.startswith("convnext"):
+            options["dims"] = (12, 24, 48, 96)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_thin)
+    stages = [tuple(width // 8 for width in widths) for widths in vgg.STAGES]
+    monkeypatch.setattr(vgg, "STAGES", stages)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_config_trains_resumes_and_codes(
+    name, make_dataset, thin_networks, tmp_path, monkeypatch
+):
     cfg = load(name, *SMALL)
     monkeypatch.setattr(checkpointer, "encoder_weights", random_encoder)
     cfg.MODEL.REGION_DH.IMAGE_ENCODER_SIZES = [32 for _ in cfg.MODEL.REGION_DH.IMAGE_ENCODERS]

@@ -1,8 +1,6 @@
 """Detectron2: which one is chosen and how it is installed, and what errors say."""
 
-import json
 import re
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -10,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from regiondh_cli import detectron2_setup, requirements
-from regiondh_cli.detectron2_setup import REGISTRY, Environment, SetupError, Source
+from regiondh_cli.detectron2_setup import REGISTRY, Source
+from regiondh_cli.environment import Environment, SetupError
 from regiondh_cli.main import main
 from regiondh_cli.requirements import Requirement
 
@@ -163,24 +162,6 @@ class TestPythonFiles:
 
 class TestErrorLines:
     @pytest.mark.parametrize(
-        ("output", "words"),
-        [
-            ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM", "not the pinned file"),
-            ("ModuleNotFoundError: No module named 'torch'", "isolation"),
-            ("OSError: [Errno 28] No space left on device", "disk is full"),
-            ("NewConnectionError: Failed to establish a new connection", "registry"),
-            ("error: command 'g++' failed: No such file or directory", "DETECTRON2_BUILD=0"),
-            ("fine\nERROR: something new\nbye", "ERROR: something new"),
-            ("", "no output"),
-        ],
-    )
-    def test_one_line_with_a_fix(self, output, words):
-        line = detectron2_setup.explain_failure("Detectron2 from x", output, Path("setup.log"))
-        assert words in line
-        assert "setup.log" in line
-        assert "\n" not in line
-
-    @pytest.mark.parametrize(
         ("error", "words"),
         [
             ("AttributeError: module 'PIL.Image' has no attribute 'LINEAR'", "Pillow"),
@@ -198,35 +179,6 @@ class TestErrorLines:
         assert "0.6" in line
         assert "/somewhere/detectron2" in line
         assert "without compiled part" in line
-
-
-class TestEnvironment:
-    def test_failed_command_is_logged_and_told(self, tmp_path):
-        venv = environment(tmp_path)
-        command = [sys.executable, "-c", "import sys; print('ERROR: no luck'); sys.exit(3)"]
-        with pytest.raises(SetupError, match="a step failed: ERROR: no luck"):
-            venv.run("a step", command)
-        assert "no luck" in venv.log.read_text()
-
-    def test_torn_note_is_no_note(self, tmp_path):
-        note = tmp_path / "note.json"
-        note.write_text('{"key": ')
-        assert detectron2_setup.read_json(note) == {}
-        detectron2_setup.write_json(note, {"key": "x"})
-        assert detectron2_setup.read_json(note) == {"key": "x"}
-        assert [path.name for path in tmp_path.iterdir()] == ["note.json"]
-
-    def test_probe_answers_without_detectron2(self):
-        # -S hides every installed package, so the answer is the one of a bare environment.
-        command = [sys.executable, "-S", "-P", "-c", detectron2_setup.PROBE]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
-        assert json.loads(done.stdout) == ABSENT
-
-    def test_what_takes_long_tells_that_it_lives(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(detectron2_setup, "HEARTBEAT_S", 0.0)
-        command = [sys.executable, "-c", "print('building', flush=True); print('done')"]
-        assert environment(tmp_path).run("a step", command) == "building\ndone\n"
-        assert "[setup]     0 s: " in capsys.readouterr().out
 
 
 class Installed:

@@ -62,6 +62,7 @@ def make_cfg(kind, folder):
         str(CONFIG),
         [
             *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(folder / kind)),
+            *("MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100"),
             *("DATASETS.TRAIN", f"('{TRAIN}',)", "DATASETS.TEST", "()"),
             *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"),
             *OPTIONS[kind],

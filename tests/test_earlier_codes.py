@@ -2,13 +2,17 @@
 
 import functools
 import os
+from dataclasses import replace
 
 import pytest
 
+from code_sets import make_photo_set
 from extraction import ATTRIBUTES, WEIGHTS, extract_folder, fail_after, save_twelve
-from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.retrieval.earlier_codes import keeps_activations
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
+from regiondh_d2.retrieval.earlier_codes import check_nothing_lost, keeps_activations
+from regiondh_d2.structures.code_rows import take_rows
 from regiondh_d2.structures.codes import CodeFileError
+from regiondh_d2.utils.errors import OutputExistsError
 
 
 @pytest.fixture
@@ -85,3 +89,23 @@ def test_nothing_is_known_of_settings_that_are_not_told(folder, tmp_path):
     extract_folder(folder, output, settings="")
     with pytest.raises(CodeFileError, match=r"was encoded with INPUT\.FORMAT \(unknown\)"):
         extract_folder(folder, output, resume=True)
+
+
+def test_codes_that_would_get_lost(tmp_path):
+    codes, output = make_photo_set(), tmp_path / "codes.h5"
+    check_nothing_lost(output, codes)  # there is none
+    output.write_bytes(b"damaged")
+    check_nothing_lost(output, codes)
+    write_codes(output, codes)
+    check_nothing_lost(output, codes)
+    more = make_photo_set(6)
+    check_nothing_lost(output, replace(more, image_ids=[*codes.image_ids, "new"]))
+    for changes, message in (
+        ({"model_fingerprint": "e" * 64}, "holds codes of another network: name another file, or"),
+        ({"activations": None}, "holds activations, which the new file lacks"),
+        ({"instances": None}, "holds instances, which the new file lacks"),
+    ):
+        with pytest.raises(OutputExistsError, match=message):
+            check_nothing_lost(output, replace(codes, **changes))
+    with pytest.raises(OutputExistsError, match="holds codes of 2 images that the new file lacks"):
+        check_nothing_lost(output, take_rows(codes, [0, 2, 4]))

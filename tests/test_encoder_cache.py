@@ -6,7 +6,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
-from builders import registered_scenes
+from builders import registered_scenes, train_on_cached_features
 from regiondh_d2.data import StrictMapper
 from regiondh_d2.engine import encoder_cache
 from regiondh_d2.engine.encoder_cache import EncoderCache
@@ -31,13 +31,9 @@ def scenes(tmp_path_factory):
 def cfg(tiny_cfg, tmp_path, monkeypatch):
     """The small network frozen below its heads, with one encoder; three images a part."""
     monkeypatch.setattr(encoder_cache, "PART", 3)
+    train_on_cached_features(tiny_cfg, tmp_path / "cache", NAME)
     node = tiny_cfg.MODEL.REGION_DH
-    node.FEATURE_CACHE = str(tmp_path / "cache")
-    node.LR_FACTORS.BACKBONE = node.LR_FACTORS.PROPOSAL_GENERATOR = 0.0
     node.IMAGE_ENCODERS, node.IMAGE_ENCODER_SIZES = [TINY], [32]
-    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 12
-    tiny_cfg.INPUT.MIN_SIZE_TEST = 64
-    tiny_cfg.DATASETS.TRAIN = (NAME,)
     return tiny_cfg
 
 

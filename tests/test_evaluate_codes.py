@@ -339,6 +339,7 @@ def test_a_second_stage_by_classes(tool, tmp_path, capsys):
     out = tmp_path / "out.json"
     seen = []
     for options, by, source in (
+        (["--rerank-by", "classes"], "classes", "bits"),
         ([], None, "bits"),
         (["--rerank-by", "classes", "--query-classes", "activations"], "classes", "activations"),
     ):
@@ -346,7 +347,7 @@ def test_a_second_stage_by_classes(tool, tmp_path, capsys):
         expected = evaluate_reranking(*read, [6], 6, by, query_classes=source).metrics
         assert json.loads(out.read_text()) == expected
         seen.append(expected["MAP@6"])
-    assert seen[0] > seen[1]  # the activations say the opposite
+    assert seen[0] > max(seen[1:])  # the activations say the opposite
 
     # Files of before class_weights: those of the network's weights.
     name = "roi_heads.image_hash.classifier"

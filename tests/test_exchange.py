@@ -13,7 +13,7 @@ import pytest
 
 from builders import code_set, object_codes
 from indexing import make_items
-from regiondh_d2.retrieval.code_store import write_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.retrieval.exchange import export_codes
 from regiondh_d2.structures.packed import unpack_codes
 
@@ -130,6 +130,116 @@ def test_inconsistent_archives_are_refused(commands, tmp_path, capsys, change):
     np.savez(tmp_path / "codes.npz", **arrays)
     assert commands[1]([str(tmp_path / "codes.npz"), "--output", str(tmp_path / "c.h5")]) == 1
     assert "codes.npz: not an export of `regiondh export`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": True}, "version is True"),
+        ({"bits": 20.0}, "bits is 20.0"),
+        ({"count_difficult": "no"}, "count_difficult is 'no'"),
+        ({"class_names": "cat"}, "class_names is 'cat'"),
+        ({"class_names": ["cat", 3, "sofa"]}, "class_names are no texts"),
+        ({"roots": [None]}, "roots are no texts"),
+        ({"dataset": None}, "dataset is None"),
+        ({"settings": {}}, "settings is {}"),
+        ({"instance_bits": None}, "there are objects, and instance_bits is missing"),
+    ],
+)
+@pytest.mark.parametrize("to", FORMATS)
+def test_attributes_of_another_type_are_refused(commands, tmp_path, capsys, to, change, message):
+    path = tmp_path / "codes.out"
+    export_codes(make_items(), path, to)
+    if to == "npz":
+        arrays = dict(np.load(path))
+        attributes = json.loads(arrays["attributes"].tobytes())["regiondh"] | change
+        text = json.dumps({"regiondh": attributes}).encode()
+        with open(path, "wb") as file:
+            np.savez(file, **arrays | {"attributes": np.frombuffer(text, np.uint8)})
+    else:
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(path)
+        attributes = json.loads(table.schema.metadata[b"regiondh"]) | change
+        table = table.replace_schema_metadata({"regiondh": json.dumps(attributes)})
+        pyarrow.parquet.write_table(table, path)
+    assert commands[1]([str(path), "--output", str(tmp_path / "c.h5")]) == 1
+    error = capsys.readouterr().err
+    assert f"codes.out: not an export of `regiondh export` ({message}" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "c.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("codes", np.zeros((300, 3)), "codes holds float64, not uint8"),
+        ("root_index", np.full(300, -1), "root_index holds int64, not uint16"),
+        ("size", np.full(300, np.nan), "size holds float64, not int64"),
+        ("instances/boxes", np.full((900, 4), b"a"), "instances/boxes holds |S1, not float32"),
+        ("instances/boxes", np.full((900, 4), np.nan, np.float32), "not finite"),
+        ("instances/scores", np.full(900, "x"), "instances/scores holds <U1, not float32"),
+        ("image_ids/bytes", np.zeros(1800, np.uint8), "image_ids holds a zero byte"),
+        ("image_ids/offsets", np.zeros(301, np.int64), "image_ids/offsets decrease, or don't"),
+        ("image_ids/offsets", np.arange(301) * 6.0, "image_ids/offsets holds float64"),
+        ("relative_paths/bytes", np.empty(0, np.uint8), "don't span the 0 bytes"),
+        ("attributes", np.frombuffer(b"[" * 100_000, np.uint8), "recursion"),
+        ("attributes", np.frombuffer(b"[]", np.uint8), "not str"),
+    ],
+)
+def test_arrays_of_another_type_are_refused(commands, tmp_path, capsys, name, values, message):
+    export_codes(make_items(), tmp_path / "codes.npz", "npz")
+    arrays = dict(np.load(tmp_path / "codes.npz"))
+    np.savez(tmp_path / "codes.npz", **arrays | {name: values})
+    assert commands[1]([str(tmp_path / "codes.npz"), "--output", str(tmp_path / "c.h5")]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "c.h5").exists()
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("name", ["codes", "size", "image_ids", "objects", "labels"])
+def test_missing_values_of_a_table_are_refused(commands, tmp_path, capsys, name):
+    """They would be read as any number."""
+    import pyarrow.parquet
+
+    path = tmp_path / "codes.parquet"
+    export_codes(make_items(rows=4, found=6), path, "parquet")
+    table = pyarrow.parquet.read_table(path)
+    column = table.column_names.index(name)
+    values = [None, *table[name].to_pylist()[1:]]
+    array = pyarrow.array(values, table.schema.field(name).type)
+    pyarrow.parquet.write_table(table.set_column(column, table.schema.field(name), array), path)
+    assert commands[1]([str(path), "--output", str(tmp_path / "c.h5")]) == 1
+    error = capsys.readouterr().err
+    assert "codes.parquet: not an export of `regiondh export`" in error
+    assert error.count("\n") == 1
+
+
+def test_a_code_file_is_no_export(commands, tmp_path, capsys):
+    for name in "ab":
+        write_codes(tmp_path / f"{name}.h5", make_items(rows=5, found=4))
+    before = (tmp_path / "b.h5").read_bytes()
+    words = [str(tmp_path / "a.h5"), "--to", "npz", "--output", str(tmp_path / "b.h5")]
+    assert commands[0](words) == 1
+    assert "wrote something else into it (codes)" in capsys.readouterr().err
+    assert (tmp_path / "b.h5").read_bytes() == before
+
+
+def test_an_import_replaces_no_codes_that_would_get_lost(commands, tmp_path, capsys):
+    codes, out = tmp_path / "codes.h5", tmp_path / "out.npz"
+    export_codes(make_items(rows=5, found=4), out, "npz")
+    words = [str(out), "--output", str(codes)]
+    write_codes(codes, make_items(rows=6, found=4))
+    assert commands[1](words) == 1
+    assert "codes.h5: holds codes of 1 images that the new file lacks, such as 000005: name" in (
+        capsys.readouterr().err
+    )
+    assert len(read_codes(codes)) == 6
+    assert commands[1]([*words, "--overwrite"]) == 0
+    assert len(read_codes(codes)) == 5
+    assert commands[1](words) == 0  # the same codes again
 
 
 def test_an_export_replaces_nothing_of_others(commands, tmp_path, capsys):

@@ -10,9 +10,10 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
-from builders import registered_scenes
-from regiondh_d2.engine import feature_cache
-from regiondh_d2.engine.feature_cache import CachedRegions, FeatureCache
+from builders import registered_scenes, train_on_cached_features
+from regiondh_d2.engine import cached_regions, feature_cache
+from regiondh_d2.engine.cached_regions import CachedRegions
+from regiondh_d2.engine.feature_cache import FeatureCache
 from regiondh_d2.modeling.cached import CachedNetwork
 from regiondh_d2.utils.errors import RegionDHError
 
@@ -31,12 +32,7 @@ def scenes(tmp_path_factory):
 def cfg(tiny_cfg, tmp_path, monkeypatch):
     """The small network frozen below its heads; three views a part."""
     monkeypatch.setattr(feature_cache, "PART", 3)
-    node = tiny_cfg.MODEL.REGION_DH
-    node.FEATURE_CACHE = str(tmp_path / "cache")
-    node.LR_FACTORS.BACKBONE = node.LR_FACTORS.PROPOSAL_GENERATOR = 0.0
-    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 12
-    tiny_cfg.INPUT.MIN_SIZE_TEST = 64
-    tiny_cfg.DATASETS.TRAIN = (NAME,)
+    train_on_cached_features(tiny_cfg, tmp_path / "cache", NAME)
     return tiny_cfg
 
 
@@ -353,7 +349,7 @@ def first_batch(cfg, model):
 def test_a_frozen_box_head_runs_once_and_losses_stay(cfg, model, scenes, monkeypatch):
     cfg.MODEL.REGION_DH.LR_FACTORS.BOX_HEAD = 0.0
     FeatureCache(cfg).ensure(model, NAME, mirrored=False)
-    monkeypatch.setattr(feature_cache, "ROWS", 7)
+    monkeypatch.setattr(cached_regions, "ROWS", 7)
     batch = first_batch(cfg, model)
     fc = model.roi_heads.box_head.fc
     losses = []

@@ -20,7 +20,7 @@ from regiondh_d2.utils.errors import RegionDHError
 from regiondh_d2.utils.locks import FileInUseError
 
 
-@pytest.mark.parametrize("engine", ["faiss", "numpy"])
+@pytest.mark.parametrize("engine", ["faiss", "numpy", "shards"])
 @pytest.mark.parametrize(("bits", "instance_bits"), [(20, 48), (32, 64), (48, 20), (64, 32)])
 def test_both_indexes_answer_as_a_sort_does(tmp_path, engine, bits, instance_bits):
     items = make_items(20_000, 20_000, bits, instance_bits)

@@ -205,7 +205,7 @@ from index_oracle import make_codes
 from regiondh_d2.retrieval.code_store import write_codes
 from regiondh_d2.retrieval.engines import create_index, milvus_engine
 milvus_engine._BATCH = 200
-index = create_index(64, "milvus", uri=sys.argv[1], collection=sys.argv[2], patience=120.0)
+index = create_index(64, "milvus", uri=sys.argv[1], collection=sys.argv[2], patience=300.0)
 print("ready", flush=True)
 index.add(make_codes(20_000, 64))
 print("loaded", flush=True)
@@ -224,7 +224,7 @@ def test_a_kill_of_the_server_in_mid_load(new_index, milvus_uri, tmp_path):
         with open(os.environ["REGIONDH_TEST_MILVUS_SERVER"]) as file:
             os.killpg(int(file.read()), signal.SIGKILL)  # .ci/server_tests.py starts it again
         assert loader.stdout.readline() == "loaded\n"
-    index = create_index(64, "milvus", uri=milvus_uri, collection=name)
+    index = create_index(64, "milvus", uri=milvus_uri, collection=name, patience=300.0)
     codes = make_codes(20_000, 64)
     assert len(index) == 20_000
     assert index._count("row >= 0") == 20_000

@@ -16,6 +16,7 @@ from regiondh_d2.utils.errors import RegionDHError
 def test_layers_are_those_for_cpus(tiny_cfg, kind):
     """Of detectors that warm up a network, too."""
     tiny_cfg.MODEL.META_ARCHITECTURE = kind
+    tiny_cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # has all layers that there are
     if kind == "GeneralizedRCNN":
         tiny_cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     layers = {type(layer) for layer in build_network(tiny_cfg).modules()}

@@ -108,6 +108,7 @@ def test_an_image_of_pillow_is_turned_and_put_on_white(network, place):
         (7, "int is no image: give a path"),
         (b"no image", "the image: not an image of a known format"),
         (Image.new("F", (4, 4)), "the image: signed or 32-bit pixels"),
+        (Image.new("RGB", (0, 5)), "the image: it has 0 x 5 pixels"),
     ],
 )
 def test_what_is_no_image(network, image, message):
@@ -144,7 +145,10 @@ def test_folders_share_an_output_and_answer_for_themselves(network, place):
     assert len(read_codes("out/photos.h5")) == 5
     assert sorted(names(network.search("query.png"))) == ["yours/0.jpg", "yours/1.jpg"]
     assert len(network.search("query.png", "out/index").answers) == 5
-    assert len(network.search("query.png", within=["mine"]).answers) == 3
+    for within in (["mine"], "mine", place / "mine"):  # a text isn't its letters
+        assert len(network.search("query.png", within=within).answers) == 3
+    with pytest.raises(RegionDHError, match="mine holds no photos: nothing is changed"):
+        network.index("mine", "out", exclude="*.jpg")
 
 
 def test_several_queries_have_the_answers_of_each(network, place):
@@ -162,6 +166,8 @@ def test_what_is_refused(network, place):
         type(network)(network.model, network.cfg).search("query.png")
     with pytest.raises(InputNotFoundError, match="nowhere: no such folder of photos"):
         network.index("nowhere")
+    with pytest.raises(InputNotFoundError, match="no such folder of photos"):
+        network.index("")  # not the working directory
     with pytest.raises(OutputExistsError, match="the photos are in this folder"):
         network.index("mine", ".")
     (place / "bad").mkdir()
@@ -186,7 +192,7 @@ def test_an_old_index_is_searched_and_grown_with_its_own_network(network, place,
     loaded = []
     monkeypatch.setattr(photo_network, "load", lambda *a, **b: loaded.append((a, b)) or network)
     model = copy.deepcopy(network.model)
-    model.roi_heads.image_hash.latent.bias.data += 1
+    model.roi_heads.image_hash.latent.linear.bias.data += 1
     default = PhotoNetwork(model, network.cfg, follows_indexes=True)
     default.index("yours", "new", log=print)
     network.index("mine", "out", log=print)

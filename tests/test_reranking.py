@@ -9,6 +9,8 @@ import pytest
 from builders import FINGERPRINT, code_set
 from regiondh_d2.evaluation.ranking_metrics import evaluate_ranking
 from regiondh_d2.evaluation.reranking import evaluate_reranking, query_values, reranked_distances
+from regiondh_d2.retrieval import class_decoder
+from regiondh_d2.retrieval.class_decoder import decode_class_scores
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query
 from regiondh_d2.retrieval.second_stage import RERANKINGS
@@ -109,6 +111,7 @@ def test_names_are_those_of_a_ranking_by_codes():
         (0, "features", "features", "no features in the query codes"),
         (1, "features", "features", "no features in the database codes"),
         (0, "activations", "classes", "no activations in the query codes"),
+        (0, "activations", "both", "no activations in the query codes"),
     ],
 )
 def test_what_is_missing(role, name, by, message):
@@ -135,17 +138,32 @@ def test_classes_come_from_the_bits_or_from_the_activations_of_a_query():
 def test_what_is_reranked_by_where_nobody_says():
     query, database = make_codes(0, 5), make_codes(1, 40)
     named = {by: evaluate_reranking(query, database, [3], 10, by).metrics for by in RERANKINGS}
-    assert named["classes"] != named["activations"]
-    assert evaluate_reranking(query, database, [3], 10).metrics == named["classes"]
+    assert len({str(metrics) for metrics in named.values()}) == len(RERANKINGS)
+    assert evaluate_reranking(query, database, [3], 10).metrics == named["both"]
     # One file is enough to know the matrix.
     older = replace(database, class_weights=None)
-    assert evaluate_reranking(query, older, [3], 10).metrics == named["classes"]
+    assert evaluate_reranking(query, older, [3], 10).metrics == named["both"]
+    alone = replace(query, activations=None)
+    assert evaluate_reranking(alone, database, [3], 10).metrics == named["classes"]
     query = replace(query, class_weights=None)
     assert evaluate_reranking(query, older, [3], 10).metrics == named["activations"]
     with pytest.raises(CodeFileError, match="no class_weights in the database codes"):
         evaluate_reranking(query, older, [3], 10, "classes")
     with pytest.raises(CodeFileError, match="no class_weights and the query has no activations"):
         evaluate_reranking(replace(query, activations=None), older, [3], 10)
+
+
+def test_the_database_is_decoded_once(monkeypatch):
+    decoded = []
+
+    def count(codes, weights):
+        decoded.append(len(codes))
+        return decode_class_scores(codes, weights)
+
+    monkeypatch.setattr(class_decoder, "decode_class_scores", count)
+    for by in ("classes", "both"):
+        evaluate_reranking(make_codes(0, 5), make_codes(1, 40), [3], 30, by)
+    assert decoded == [40, 40]
 
 
 def test_progress_is_told():
@@ -185,7 +203,7 @@ def test_the_metrics_are_those_of_unary_codes(by, exclude_self):
 
 def test_activations_of_the_database_are_not_needed():
     query, database = make_codes(0, 5), make_codes(1, 40)
-    for by in ("activations", "classes"):
+    for by in ("activations", "classes", "both"):
         result = evaluate_reranking(query, replace(database, activations=None), [3], 10, by)
         assert result.metrics == evaluate_reranking(query, database, [3], 10, by).metrics
 

@@ -116,6 +116,10 @@ def test_what_of_a_box_is_outside_the_image_is_cut_off(searcher, photo):
         ((0, 0, float("inf"), 50), "box 0,0,inf,50 is empty"),
         ((0, 0, 50), r"box \(0, 0, 50\) is not x1, y1, x2, y2"),
         ([], r"box \[\] is not x1, y1, x2, y2"),
+        (5, "box 5 is not x1, y1, x2, y2"),
+        ("1,2,3,4", "box 1,2,3,4 is not"),
+        ([(1, 2, 3, 4), (1, 2)], "is not x1, y1, x2, y2"),
+        ({"a": 1}, "is not x1, y1, x2, y2"),
     ],
 )
 def test_wrong_boxes(searcher, photo, box, message):
@@ -125,8 +129,9 @@ def test_wrong_boxes(searcher, photo, box, message):
 
 def test_wrong_detections_and_images(searcher, photo, tmp_path):
     count = len(searcher.service.folder.items.instances.codes)
-    for number in (0, count + 1):
-        with pytest.raises(ValueError, match=f"no detection {number}, .* from 1 to {count}; give"):
+    for number in (0, count + 1, 1.5, True, "1"):
+        shown = f"no detection {number!r}, "
+        with pytest.raises(ValueError, match=f"{shown}.* from 1 to {count}; give"):
             searcher.search(photo, instance=number)
     with pytest.raises(UnreadableImage, match=r"absent\.png: No such file"):
         searcher.search(tmp_path / "absent.png")
@@ -168,21 +173,25 @@ def test_features_of_models_that_give_them(searcher, photo):
 
 
 def test_a_rerank_by_classes_takes_the_network_s_own_probabilities(searcher, photo):
-    """By the network's sigmoids of the query, and its classifier on the bits of the image."""
+    """By the network's sigmoids of the query, and its classifier on the bits of the image. By both,
+    which is meant where nothing is named, the cosine of activations and bits counts as much."""
     model = searcher.encoder.model
     with torch.no_grad():
         model.roi_heads.image_hash.classifier.weight.mul_(30)  # so that activations matter
     folder = searcher.service.folder
     items = replace(folder.items, class_weights=class_weights_of(model))
     searcher.service = SearchService(replace(folder, items=items))
-    (answer,) = searcher.search(photo, rerank=1).answers
+    (answer,) = searcher.search(photo, rerank=1, rerank_by="classes").answers
     with torch.no_grad():
         (output,) = model.encode_images([searcher.encoder._load(str(photo))])
         decoded = model.roi_heads.image_hash.classifier(output["image_code"].float()).sigmoid()
         cosine = torch.cosine_similarity(output["image_probabilities"], decoded, dim=0)
+        centered = (2 * output[name].float() - 1 for name in ("image_activation", "image_code"))
+        of_code = torch.cosine_similarity(*centered, dim=0)
     assert answer.fine_distance == pytest.approx(1 - cosine.item(), abs=1e-6)
     assert answer.fine_distance > 1e-6
-    assert searcher.search(photo, rerank=1, rerank_by="classes").answers == (answer,)
+    (both,) = searcher.search(photo, rerank=1).answers
+    assert both.fine_distance == pytest.approx(1 - (cosine + of_code).item() / 2, abs=1e-6)
 
 
 def test_a_model_that_codes_no_images(searcher):

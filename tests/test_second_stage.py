@@ -1,5 +1,6 @@
 """A shortlist that is ordered anew, against a sort of squared distances by loops."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -96,6 +97,63 @@ def test_a_shortlist_is_ordered_by_classes(tmp_path, rerank, own):
     assert [one.row for one in answers] != [one.row for one in plain[:8]]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_shortlist_is_ordered_by_both(tmp_path, own):
+    """Against a sort of the shortlist by the mean of two cosine distances, by loops; with the
+    network's own scores of the query, or with those that its activations give. No ``rerank_by``
+    means this."""
+    weights = make_weights()
+    items = make_items(class_weights=weights)
+    folder = write_index_folder(tmp_path / "index", items, engine="numpy")
+    activation = np.random.default_rng(2).random(BITS)
+    query = Query("q.jpg", pack_codes(activation[None] > 0.5), activation=activation)
+    wanted = [
+        sum(float(a * w) for a, w in zip(activation, column[:-1], strict=True)) + float(column[-1])
+        for column in weights.T
+    ]
+    if own:
+        wanted = [2.0, -1.0, 0.5]
+        query = replace(query, class_scores=np.array(wanted))
+
+    def cosine(a, b):
+        products = sum(x * y for x, y in zip(a, b, strict=True))
+        return products / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+    def probabilities(scores):
+        return [1 / (1 + math.exp(-float(score))) for score in scores]
+
+    far = []
+    for bits in unpack_codes(items.codes, BITS):
+        scores = [bits @ column[:-1] + column[-1] for column in weights.T.astype(float)]
+        by_classes = cosine(probabilities(wanted), probabilities(scores))
+        by_code = cosine(2 * activation - 1, 2.0 * bits - 1)
+        far.append(1 - (by_classes + by_code) / 2)
+    plain = search_index(folder, query, 25).answers
+    expected = sorted((round(far[one.row], 9), one.distance, one.row) for one in plain)[:8]
+    for by in ("both", None):
+        answers = search_index(folder, query, 8, None, 25, by).answers
+        assert [(one.distance, one.row) for one in answers] == [one[1:] for one in expected]
+        values = [one.fine_distance for one in answers]
+        assert values == pytest.approx([one[0] for one in expected], abs=1e-6)
+    assert [one.row for one in answers] != [one.row for one in plain[:8]]
+
+
+def test_activations_that_say_nothing_leave_the_classes(tmp_path):
+    items = make_items(class_weights=make_weights())
+    folder = write_index_folder(tmp_path / "index", items, engine="numpy")
+    query = Query(
+        "q.jpg",
+        queries(1, BITS),
+        activation=np.full(BITS, 0.5, np.float32),
+        class_scores=np.array([2.0, -1.0, 0.5]),
+    )
+    rows = [
+        [one.row for one in search_index(folder, query, 8, None, 25, by).answers]
+        for by in ("both", "classes")
+    ]
+    assert rows[0] == rows[1]
+
+
 def test_a_rerank_without_a_name_takes_what_there_is(folder, tmp_path):
     activation = np.random.default_rng(2).random(BITS).astype(np.float32)
     query = Query("q.jpg", pack_codes(activation[None] > 0.5), activation=activation)
@@ -108,12 +166,18 @@ def test_a_rerank_without_a_name_takes_what_there_is(folder, tmp_path):
 def test_what_a_rerank_lacks(folder, tmp_path):
     image, features = Query("q.jpg", queries(1, BITS)), np.zeros((60, 5), np.float16)
     rich = write_index_folder(tmp_path / "rich", make_items(features=features), engine="numpy")
+    weights = make_weights()
+    known = write_index_folder(
+        tmp_path / "known", make_items(class_weights=weights), engine="numpy"
+    )
     for where, query, by, message in (
         (folder, Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,)), "activations", "whole images"),
         (folder, image, "activations", "rerank by activations: the query has none"),
         (folder, replace(image, feature=features[0]), "features", "extract its codes with --feat"),
         (rich, image, "features", "the model gives none for the query"),
         (folder, image, "classes", "no class_weights; extract its codes again with --resume"),
+        (folder, image, "both", "rerank by both: the index has no class_weights"),
+        (known, image, "both", "the query has no activations; rerank by classes"),
         (folder, image, "color", "'color' isn't one of activations, features, classes"),
     ):
         with pytest.raises(ValueError, match=message):

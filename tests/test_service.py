@@ -30,9 +30,9 @@ def test_all_objects_answer_to_one_object_alone(folder):
 
 def test_numbers_below_one(folder):
     query = Query("q.jpg", queries(2, INSTANCE_BITS), (BOX, BOX))
-    with pytest.raises(ValueError, match="topk must be at least 1, not -3"):
+    with pytest.raises(ValueError, match="topk must be a positive integer, not -3"):
         search_index(folder, query, -3)
-    with pytest.raises(ValueError, match="rerank must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="rerank must be a positive integer, not 0"):
         search_index(folder, query, 3, rerank=0)
 
 
@@ -80,8 +80,12 @@ def test_rows_like_a_query_are_found_by_a_plain_comparison(tmp_path):
 @pytest.mark.parametrize(
     ("options", "objects", "message"),
     [
-        ({"topk": 0}, 0, "topk must be at least 1, not 0"),
-        ({"rerank": 0}, 0, "rerank must be at least 1, not 0"),
+        ({"topk": 0}, 0, "topk must be a positive integer, not 0"),
+        ({"rerank": 0}, 0, "rerank must be a positive integer, not 0"),
+        ({"topk": 2.5}, 0, "topk must be a positive integer, not 2.5"),
+        ({"topk": None}, 0, "topk must be a positive integer, not None"),
+        ({"rerank": "3"}, 0, "rerank must be a positive integer, not '3'"),
+        ({"class_name": ["cat"]}, 0, "'cat'. is no name of a class"),
         ({"rerank": 5}, 1, "rerank is for whole images"),
         ({"rerank": 5, "rerank_by": "features"}, 0, "rerank by features: the index has none"),
         ({"rerank": 5, "rerank_by": "color"}, 0, "'color' isn't one of activations, features"),
@@ -229,8 +233,10 @@ def test_answers_up_to_a_distance(folder, topk):
     assert {row for _, row in rows_of(found)} == {
         row for distance, row in rows_of(search_index(folder, image, 60)) if distance <= 5
     }
-    for most in (-1, 2.5, "near"):
-        with pytest.raises(RegionDHError, match="max_distance must be auto or at least 0, not"):
+    for most in (-1, 2.5, "near", "3", float("nan"), float("inf"), True, []):
+        with pytest.raises(
+            RegionDHError, match="max_distance must be auto or a whole number of at least 0, not"
+        ):
             search_index(folder, image, max_distance=most)
 
 

@@ -131,6 +131,37 @@ def test_what_cannot_be_merged_is_told(inputs, merge, tmp_path, capsys):
         assert not (tmp_path / "all.h5").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"model_fingerprint": "e" * 64}, "model_fingerprint"),
+        ({"settings": "INPUT.FORMAT 'BGR'"}, "settings"),
+        ({"activations": False}, "activations"),
+    ],
+)
+def test_the_shard_that_does_not_fit_is_named(inputs, merge, tmp_path, capsys, changes, what):
+    shards = extract_shards(inputs, tmp_path, 3)
+    os.remove(shards[1])
+    extract_folder(inputs, Path(shards[1]), shard=(2, 3), skip_bad=True, **OPTIONS | changes)
+    assert merge([*shards, "--output", str(tmp_path / "all.h5")]) == 1
+    error = capsys.readouterr().err
+    assert re.search(rf"codes-2\.h5: does not fit .*codes-1\.h5 .*{what}.*extract it again", error)
+    assert error.count("\n") == 1
+
+
+def test_a_merge_loses_no_codes(inputs, merge, tmp_path, capsys):
+    shards = extract_shards(inputs, tmp_path, 2)
+    other = save(tmp_path / "other" / "1.png").parent
+    extract_folder(other, tmp_path / "all.h5", **OPTIONS)
+    before = (tmp_path / "all.h5").read_bytes()
+    command = [*shards, "--output", str(tmp_path / "all.h5")]
+    assert merge(command) == 1
+    assert "holds codes of 1 images that the new file lacks" in capsys.readouterr().err
+    assert (tmp_path / "all.h5").read_bytes() == before
+    assert merge([*command, "--overwrite"]) == 0
+    assert merge(command) == 0
+
+
 def test_more_shards_than_batches(inputs, tmp_path):
     with pytest.raises(RegionDHError, match="shard 40/40 has no images: the 23 images make"):
         extract_folder(inputs, tmp_path / "codes.h5", shard=(40, 40), skip_bad=True, **OPTIONS)
@@ -143,7 +174,7 @@ def test_the_text_of_a_shard():
         Shard.parse("2 of 4")
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/", "a/b", "-1/4", "1/4/2"])
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/", "a/b", "-1/4", "1/4/2", "1/9999999999"])
 def test_wrong_words(text, load_tool, capsys):
     words = ["--config-file", "c", "--input", "x", "--output", "o", "--shard", text]
     with pytest.raises(SystemExit) as ended:

@@ -2,15 +2,19 @@
 
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from builders import registered_scenes
 from programs import run_program
+from regiondh_d2.data import build_train_loader
+from regiondh_d2.engine import RegionDHTrainer, build_cfg
 from regiondh_d2.engine.checkpoints import FiniteCheckpointer
 from regiondh_d2.engine.command import run_command
 from regiondh_d2.engine.user_code import VARIABLE
@@ -157,13 +161,31 @@ def test_two_processes_train_and_evaluate_as_a_program(shared_scenes, tmp_path):
     )
     result = run_program(
         [SCRIPT, "--config-file", CONFIG, "--import", "my_zoo", "--num-gpus", "2", *DATASETS]
-        + ["OUTPUT_DIR", "two", "DATALOADER.NUM_WORKERS", "1"],
+        + ["OUTPUT_DIR", "two", "DATALOADER.NUM_WORKERS", "0"],
         cwd=tmp_path,  # and not the checkout
     )
     assert result.returncode == 0, result.stderr
     assert 0.0 < metrics_of(tmp_path / "two")["retrieval/MAP_min@5"] <= 1.0
     assert len(read_codes(tmp_path / f"two/inference/{TEST}/database.h5")) == 8
     assert "FutureWarning" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("seed", ["0", "-1"])
+def test_what_loaders_hand_to_processes_can_be_pickled(monkeypatch, seed):
+    """Where a training has several processes, those of their loaders are no forks."""
+    handed, iterate = [], DataLoader._get_iterator
+
+    def iterate_pickled(loader):
+        for name in ("dataset", "collate_fn", "worker_init_fn"):
+            handed.append(pickle.loads(pickle.dumps(getattr(loader, name))))
+            object.__setattr__(loader, name, handed[-1])
+        return iterate(loader)
+
+    monkeypatch.setattr(DataLoader, "_get_iterator", iterate_pickled)
+    cfg = build_cfg(str(CONFIG), [*DATASETS, "SEED", seed, "MODEL.DEVICE", "cpu"])
+    for loader in (build_train_loader(cfg), RegionDHTrainer.build_test_loader(cfg, TEST)):
+        assert next(iter(loader))[0]["image"].shape[0] == 3
+    assert len(handed) == 6
 
 
 def test_two_processes_evaluate_and_train_nothing(train_net, random_network, tmp_path, forked):

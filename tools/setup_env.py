@@ -23,13 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # nothing is installed yet
 
 from regiondh_cli.detectron2_setup import (  # noqa: E402
+    detectron2_line,
+    parse_source,
+    settle_detectron2,
+)
+from regiondh_cli.environment import (  # noqa: E402
     Environment,
     SetupError,
-    detectron2_line,
     log,
-    parse_source,
     read_json,
-    settle_detectron2,
     write_json,
 )
 
@@ -44,6 +46,7 @@ STAMPED = (
     "tools/setup_env.py",
     "regiondh_cli/__init__.py",
     "regiondh_cli/detectron2_setup.py",
+    "regiondh_cli/environment.py",
 )
 
 

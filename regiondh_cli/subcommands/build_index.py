@@ -30,8 +30,8 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        help="faiss is faster, numpy needs no further package, milvus is a server; all are exact "
-        "(default: faiss where it is installed, else numpy)",
+        help="faiss is faster, numpy needs no further package, shards maps files, milvus is a "
+        "server; all are exact (default: faiss where it is installed, else numpy)",
     )
     parser.add_argument(
         "--uri",
@@ -43,6 +43,12 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="NAME",
         help="with --engine milvus: start of the collections' names (default: the name of the "
         "index folder)",
+    )
+    parser.add_argument(
+        "--shard-rows",
+        type=positive_int,
+        metavar="N",
+        help="with --engine shards: the most codes of a file (default: 16,000,000)",
     )
     parser.add_argument(
         "--nlist",
@@ -73,5 +79,7 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
     for option in ("uri", "collection"):
         if getattr(args, option) and args.engine != "milvus":
             parser.error(f"--{option} needs --engine milvus")
+    if args.shard_rows and args.engine != "shards":
+        parser.error("--shard-rows needs --engine shards")
     if args.collection and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,199}", args.collection):
         parser.error(f"--collection {args.collection}: use letters, digits and _ only")

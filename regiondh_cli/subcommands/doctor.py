@@ -14,13 +14,12 @@ from .. import __version__
 from ..arguments import CommandParser
 from ..detectron2_setup import (
     NEEDS,
-    PROBE,
-    Environment,
     detectron2_line,
     explain_import_error,
     recorded_source,
 )
 from ..display import print_line
+from ..environment import PROBE, Environment
 from ..requirements import Requirement, missing, requirements
 
 PARSER = {"epilog": "Exit status: 0 if nothing required is missing, else 1."}

@@ -38,7 +38,7 @@ def add_arguments(parser: CommandParser) -> None:
         "--weights",
         metavar="W.pth",
         help="weights of the network; its classifier gives the image classes. Also with "
-        "--rerank-by classes, for files that were written without class_weights",
+        "--rerank-by classes or both, for files that were written without class_weights",
     )
     parser.add_argument(
         "--bits",
@@ -61,7 +61,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def check(parser: CommandParser, args: argparse.Namespace) -> None:
     check_rerank_options(parser, args)
-    by_classes = args.rerank_by == "classes" and not args.reference
+    by_classes = args.rerank_by in ("classes", "both") and not args.reference
     if not by_classes and (args.reference == IMAGE_CLASSES) != bool(args.weights):
         parser.error(f"--weights and --reference {IMAGE_CLASSES} belong together")
     if args.bits and not args.reference:

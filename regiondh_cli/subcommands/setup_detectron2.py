@@ -8,15 +8,13 @@ import sys
 
 from ..arguments import CommandParser
 from ..detectron2_setup import (
-    Environment,
-    SetupError,
     detectron2_line,
     install_needs,
-    log,
     parse_source,
     settle_detectron2,
 )
 from ..display import display_name
+from ..environment import Environment, SetupError, log
 
 PARSER = {
     "epilog": """SOURCE may be:

@@ -68,7 +68,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
 
         Raises:
             WeightsError: there is no such file or source, it is damaged or holds no weights, or the
-                weights don't fit the model.
+                weights don't fit the model or aren't finite.
         """
         self._loading = path
         try:
@@ -157,6 +157,13 @@ class RegionDHCheckpointer(DetectionCheckpointer):
                 f"shape (first: {first}): it must be a checkpoint of this config's trained network"
             )
         self._complete_encoders(wrong)
+        for name, tensor in self.model.state_dict().items():
+            # Such a network gives every image the same code, without a word.
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise WeightsError(
+                    f"{self._loading}: {name} holds values that are not finite: the training "
+                    "diverged, or the file is damaged; name another checkpoint"
+                )
         backbone = [
             k
             for k in wrong

@@ -79,6 +79,7 @@ def collection_name(output: str) -> str:
 
 def run(args: argparse.Namespace) -> None:
     options = {"nlist": args.nlist, "nprobe": args.nprobe, "uri": args.uri}
+    options["shard_rows"] = args.shard_rows
     options = {name: value for name, value in options.items() if value is not None}
     if args.engine == "milvus":
         options["collection"] = args.collection or collection_name(args.output)

@@ -9,7 +9,8 @@ from ..utils.file_io import check_output_file
 
 
 def run(args: argparse.Namespace) -> None:
-    check_output_file(args.output, inputs=[args.codes], overwrite=args.overwrite)
+    # No file that this program wrote under another command is an export.
+    check_output_file(args.output, inputs=[args.codes], overwrite=args.overwrite, kind="export")
     codes = read_codes(args.codes)
     export_codes(codes, args.output, args.to, args.table)
     objects = 0 if codes.instances is None else len(codes.instances.codes)

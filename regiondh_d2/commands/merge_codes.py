@@ -3,6 +3,7 @@
 import argparse
 
 from ..retrieval.code_store import read_codes, write_codes
+from ..retrieval.earlier_codes import check_nothing_lost
 from ..retrieval.extraction_parts import parts_folder
 from ..retrieval.shards import merge_shards
 from ..structures.codes import CodeSet
@@ -28,5 +29,7 @@ def read_shard(path: str) -> CodeSet:
 def run(args: argparse.Namespace) -> None:
     check_output_file(args.output, inputs=args.codes, overwrite=args.overwrite, kind="codes")
     merged = merge_shards({path: read_shard(path) for path in args.codes})
+    if not args.overwrite:
+        check_nothing_lost(args.output, merged)
     write_codes(args.output, merged)
-    print_line(f"{args.output}: {len(merged)} rows from {len(args.codes)} shards")
+    print_line(f"{args.output}: {len(merged)} rows from {len(set(args.codes))} shards")

@@ -199,6 +199,8 @@ def read_picture(image: Image.Image | np.ndarray, image_format: str = "RGB") -> 
             "or an array"
         )
     width, height = rgb.size
+    if not width or not height:
+        raise UnreadableImage("the image", f"it has {width} x {height} pixels")
     size = ImageSize(height, width, height, width)
     return ImagePixels(convert_PIL_to_numpy(rgb, image_format), size)
 

@@ -26,7 +26,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import carries_mark
 from ..utils.marks import FOLDER_MARK
-from ..utils.paths import is_below
+from ..utils.paths import as_list, is_below
 from .image_formats import (
     HEIF_ENDINGS,
     HEIF_HINT,
@@ -208,7 +208,9 @@ class _Place:
 
 class _Scanner:
     def __init__(self, exclude: Sequence[str], is_known: Callable[[Photo], bool] | None):
-        self._patterns = [pattern.removeprefix("./").rstrip("/") for pattern in exclude]
+        self._patterns = [
+            pattern.removeprefix("./").rstrip("/") for pattern in map(str, as_list(exclude))
+        ]
         if not all(self._patterns):
             raise RegionDHError("--exclude: the pattern is empty: give a name such as 'raw*'")
         self._is_known = is_known or (lambda photo: False)
@@ -222,7 +224,7 @@ class _Scanner:
     def scan(self, inputs: Sequence[str | os.PathLike]) -> PhotoScan:
         result = self._result
         given = []
-        for name in [os.fspath(path) for path in inputs]:
+        for name in map(os.fspath, as_list(inputs)):
             if os.path.isdir(name):
                 given.append((os.path.realpath(name), True))
             elif os.path.exists(name):

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _BASE = "_BASE_"
 _GROUP = "a group of keys"  # in place of a value
 _URL = ("https://", "http://")
+# libyaml takes a tenth of the time.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,11 @@ def _read(path: str, what: str, below: tuple[str, ...]) -> list[_Source]:
         raise RegionDHError(f"{shown}: {_BASE} leads in a circle{_named_by(below)}")
     try:
         with open(path, encoding="utf-8") as file:
-            root = yaml.compose(file, yaml.SafeLoader)
+            text = file.read()
+        try:
+            root = yaml.compose(text, _LOADER)
+        except yaml.YAMLError:
+            root = yaml.compose(text, yaml.SafeLoader)  # whose messages say more
     except UnicodeDecodeError as error:
         raise RegionDHError(f"{shown}: no config, not UTF-8 text ({error.reason})") from error
     except yaml.YAMLError as error:

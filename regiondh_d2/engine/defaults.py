@@ -58,6 +58,9 @@ __all__ = [
 # Attribute of a config for data that is in none of its keys.
 _ASKED = "_regiondh_asked"
 
+# Reads all values as text, so that no YAML tag is executed.
+_TEXT_LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
 # Keys that name a component, its registry, and values that name none.
 COMPONENTS = (
     ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, ()),
@@ -126,8 +129,7 @@ def config_inputs(config_file: str = "", opts: Sequence[str] = ()) -> list[str]:
         seen.add(os.path.realpath(file))
         files.append(file)
         try:
-            # Read all values as text, so that no YAML tag is executed.
-            values = yaml.load(Path(file).read_bytes(), Loader=yaml.BaseLoader)
+            values = yaml.load(Path(file).read_bytes(), Loader=_TEXT_LOADER)
             weights.add(values.get("MODEL", {}).get("WEIGHTS", ""))
             bases = values.get("_BASE_", [])
             bases = [

@@ -182,8 +182,8 @@ class PhotoNetwork:
                 another network.
         """
         photos, place = Path(folder), Path(output)
-        if not photos.is_dir():
-            raise InputNotFoundError(f"{display_name(photos)}: no such folder of photos")
+        if not os.fspath(folder) or not photos.is_dir():  # "" would be the working directory
+            raise InputNotFoundError(f"{display_name(folder)}: no such folder of photos")
         check_photo_output(place, photos)
         codes, index = place / "photos.h5", place / "index"
         check_index_output(index)

@@ -216,9 +216,10 @@ class QueryEncoder:
         """The detections of these numbers, boxes in the file's image."""
         instances = self._all_detections(inputs)
         for number in numbers:
-            if not 1 <= number <= len(instances):
+            is_whole = isinstance(number, int) and not isinstance(number, bool)
+            if not is_whole or not 1 <= number <= len(instances):
                 raise RegionDHError(
-                    f"{file_name}: there is no detection {number}, they are numbered from 1 to "
+                    f"{file_name}: there is no detection {number!r}, they are numbered from 1 to "
                     f"{len(instances)}; give a box instead"
                 )
         return instances[[number - 1 for number in numbers]]
@@ -277,8 +278,11 @@ def _pack(codes: torch.Tensor) -> np.ndarray:
 
 def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
     """Boxes clipped to the image."""
-    boxes = np.array(box, dtype=np.float32)
-    if not boxes.size or boxes.shape[-1] != 4 or boxes.ndim > 2:
+    try:
+        boxes = np.array(box, dtype=np.float32)
+    except (TypeError, ValueError):
+        boxes = np.empty(0)
+    if not boxes.size or boxes.shape[-1:] != (4,) or boxes.ndim > 2:
         raise RegionDHError(f"box {box} is not x1, y1, x2, y2, or a list of such boxes")
     size = (inputs["width"], inputs["height"])
     checked = []

@@ -108,7 +108,7 @@ class RegionDHSearcher:
         all_objects: bool = False,
         rerank: int | None = None,
         rerank_by: str | None = None,
-        within: Sequence[str | os.PathLike] = (),
+        within: str | os.PathLike | Sequence[str | os.PathLike] = (),
         check_files: bool = True,
         max_distance: int | str | None = None,
         exclude_self: bool = False,
@@ -129,10 +129,10 @@ class RegionDHSearcher:
             all_objects: for a query of one object, whether every near object is an answer, even
                 several of one image.
             rerank: how many nearest images to rerank by a finer distance.
-            rerank_by: "classes", decoded from the stored bits, which knows the network's classes
-                alone; "activations"; or "features", which few models have. By default classes if
-                the index can decode them, and activations otherwise.
-            within: folders; restricts the answers to photos in them.
+            rerank_by: "activations"; "classes", decoded from the stored bits, which knows the
+                network's classes alone; "both"; or "features", which few models have. By default
+                both if the index can decode classes, and activations otherwise.
+            within: a folder or several; restricts the answers to photos in them.
             check_files: whether to look at the files of answers and leave out those that were
                 deleted or changed since they were encoded; the result counts them.
             max_distance: the largest distance of an answer, in bits, or "auto": calibrated as
@@ -181,7 +181,7 @@ class RegionDHSearcher:
         *,
         rerank: int | None = None,
         rerank_by: str | None = None,
-        within: Sequence[str | os.PathLike] = (),
+        within: str | os.PathLike | Sequence[str | os.PathLike] = (),
         check_files: bool = True,
     ) -> list[SearchResult]:
         """Search by an image, with answers for each class that the model sees in it.

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..retrieval.class_decoder import class_probabilities, decode_class_scores
-from ..retrieval.second_stage import default_reranking, fine_distances
+from ..retrieval.class_decoder import class_directions, class_probabilities, decode_class_scores
+from ..retrieval.second_stage import both_values, default_reranking, fine_distances
 from ..structures.code_checks import check_comparable
 from ..structures.codes import CodeSet, check_holds
 from .ranking_metrics import RankingResult, evaluate_distances
@@ -36,19 +36,20 @@ def evaluate_reranking(
     If a tie is cut, the images of its first rows are reranked. All other ties are random, as there.
 
     Args:
-        query: with labels and with what ``by`` compares: ``activations``, ``features``, or for
-            classes nothing more than codes, unless ``query_classes`` names activations.
+        query: with labels and with what ``by`` compares: ``activations`` (also for both),
+            ``features``, or for classes nothing more than codes, unless ``query_classes`` names
+            activations.
         database: with labels, and ``features`` if ``by`` names these.
         topk: cut-offs, at most the database's size.
         rerank: how many images of each ranking are reranked.
-        by: one of :data:`~regiondh_d2.retrieval.second_stage.RERANKINGS`. By classes, one of the
-            sets has ``class_weights``. None as of
+        by: one of :data:`~regiondh_d2.retrieval.second_stage.RERANKINGS`. By classes or both, one
+            of the sets has ``class_weights``. None as of
             :func:`~regiondh_d2.retrieval.second_stage.default_reranking`.
         progress: called as ``progress(queries done, queries)`` after each chunk of queries.
         exclude_self: whether a query's own image is left out of its ranking, before the rerank.
-        query_classes: what the classes of a query are read from, one of :data:`QUERY_CLASSES`: its
-            stored bits, or its activations, which give the probabilities that the network itself
-            has for an image, as in a search for one.
+        query_classes: by classes, what those of a query are read from, one of
+            :data:`QUERY_CLASSES`: its stored bits, or its activations, which give the probabilities
+            that the network itself has for an image, as in a search for one, and always by both.
 
     Returns:
         As there, with ``num_queries_in_database`` among the metrics.
@@ -67,6 +68,7 @@ def evaluate_reranking(
     if by == "features":
         check_holds(database, "the database codes", by)
     same = find_same_images(query, database)
+    directions = class_directions(database) if by in ("classes", "both") else None
 
     def distances(queries: slice) -> np.ndarray:
         found = np.zeros((len(query.codes[queries]), len(database)), np.int64)
@@ -75,7 +77,7 @@ def evaluate_reranking(
             if exclude_self:
                 others = np.delete(others, same.rows_of(row))
             found[place, others] = reranked_distances(
-                query.codes[row], fine[row], database, rerank, by, others
+                query.codes[row], fine[row], database, rerank, by, others, directions
             )
         return found
 
@@ -103,11 +105,14 @@ def query_values(
     Raises:
         CodeFileError: it isn't there.
     """
-    if by != "classes":
+    if by not in ("classes", "both"):
         check_holds(query, "the query codes", by)
         return query.column(by)
     check_holds(database, "the database codes", "class_weights")
     weights = database.column("class_weights")
+    if by == "both":
+        check_holds(query, "the query codes", "activations")
+        return both_values(query.column("activations"), None, weights, database.settings)
     if query_classes == "activations":
         check_holds(query, "the query codes", "activations")
         scores = query.column("activations").astype(np.float64) @ weights[:-1] + weights[-1]
@@ -123,14 +128,17 @@ def reranked_distances(
     rerank: int,
     by: str,
     rows: np.ndarray | None = None,
+    directions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Distances that order a database as a search with a rerank does.
 
     Args:
         code: uint8 (B,), packed, of the query.
-        fine: its activations (K,), features (D,) or class probabilities (C,).
+        fine: its row of :func:`query_values`.
         database, rerank, by: as of :func:`evaluate_reranking`.
         rows: the database rows to order, int64 (R,); None takes all.
+        directions: of the database, see
+            :func:`~regiondh_d2.retrieval.class_decoder.class_distances`.
 
     Returns:
         int64 (R,): for the ``rerank`` nearest images their rank by the fine distance, from 0; for
@@ -139,7 +147,8 @@ def reranked_distances(
     rows = np.arange(len(database)) if rows is None else rows
     distances = np.bitwise_count(database.codes[rows] ^ code).sum(axis=1, dtype=np.int64)
     nearest = np.argsort(distances, kind="stable")[:rerank]
-    _, ranks = np.unique(fine_distances(fine, database, rows[nearest], by), return_inverse=True)
+    finer = fine_distances(fine, database, rows[nearest], by, directions)
+    _, ranks = np.unique(finer, return_inverse=True)
     distances += len(nearest)
     distances[nearest] = ranks
     return distances

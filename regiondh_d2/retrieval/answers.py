@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from ..structures.codes import CodeSet
 from .blend import blend_keys, hamming_distances, nearest_objects
 from .candidates import CandidateSearch, PhotoFilter
+from .engines import MilvusIndex
 from .hamming_index import HammingIndex
 from .queries import Answer, FoundObject, Query, SearchOptions, name_of_class
 from .second_stage import fine_distances, fine_values
@@ -46,7 +49,7 @@ def answers_to_image(
     """
     topk = options.topk
     search = CandidateSearch(
-        index, items.codes, allowed, None, photos, max_distance=_number(options)
+        index, index.search, items.codes, allowed, None, photos, max_distance=_number(options)
     )
     if options.rerank is None:
         distances, rows = _nearest_images(search, items, query, topk)
@@ -129,6 +132,7 @@ def answers_to_object(
     found = items.objects()
     search = CandidateSearch(
         index,
+        _search_of_class(items, index, options),
         found.codes,
         allowed,
         found.image_index,
@@ -141,6 +145,16 @@ def answers_to_object(
         _answer(items, found.image_index[row], distance, (_found_object(items, row, distance),))
         for distance, row in zip(distances, rows, strict=True)
     ]
+
+
+def _search_of_class(
+    items: CodeSet, index: HammingIndex, options: SearchOptions
+) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+    """The search of an index of objects; a server that knows their classes leaves out others."""
+    if options.class_name is None or not isinstance(index, MilvusIndex) or not index.exact:
+        return index.search
+    class_id = list(items.class_names).index(options.class_name)
+    return partial(index.search, where=f"class_id == {class_id}")
 
 
 def answers_to_objects(
@@ -161,7 +175,8 @@ def answers_to_objects(
     shape = (len(query.codes), len(items))
     least = np.full(shape, index.bits + 1, np.int64)
     nearest = np.full(shape, -1, np.int64)
-    search = CandidateSearch(index, found.codes, allowed, found.image_index, photos, True)
+    of_class = _search_of_class(items, index, options)
+    search = CandidateSearch(index, of_class, found.codes, allowed, found.image_index, photos, True)
     for i in range(len(query.codes)):
         distances, rows = search.nearest(query.codes[i : i + 1], max(1, len(index)))
         least[i, found.image_index[rows]] = distances

@@ -67,6 +67,8 @@ class CandidateSearch:
 
     Attributes:
         index: what to search in.
+        search: finds the nearest codes of ``index``, as its method, or of those that ``allowed``
+            allows, where an engine can leave the others out by itself; fewer if there are no more.
         codes: uint8 (N, B), the codes of all its rows.
         allowed: bool (N,), rows that may answer; None for all.
         image_of: int (N,), the image of each row; None where rows are images.
@@ -76,6 +78,7 @@ class CandidateSearch:
     """
 
     index: HammingIndex
+    search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
     codes: np.ndarray
     allowed: np.ndarray | None
     image_of: np.ndarray | None
@@ -131,8 +134,8 @@ class CandidateSearch:
         The rows of the query itself are added even if a tie was cut before them, since they come
         first in our order. The last value is whether the index has no further codes.
         """
-        (distances,), (rows,) = self.index.search(code, asked)
-        complete = asked >= len(self.index)
+        (distances,), (rows,) = self.search(code, asked)
+        complete = asked >= len(self.index) or len(rows) < asked
         kept = rows >= 0  # an approximate index may find too few
         distances, rows = distances[kept], rows[kept]
         farthest = distances[-1] if len(distances) and not complete else None

@@ -16,7 +16,12 @@ import numpy as np
 from ..config import parse_settings
 from ..structures.codes import CodeSet
 
-__all__ = ["class_distances", "class_probabilities", "decode_class_scores"]
+__all__ = [
+    "class_directions",
+    "class_distances",
+    "class_probabilities",
+    "decode_class_scores",
+]
 
 _ROWS = 1 << 16  # decoded at once: about 10 MB for 20 classes
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # the bits of each byte
@@ -58,13 +63,32 @@ def class_probabilities(scores: np.ndarray, settings: str = "") -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -scores))  # the sigmoid, without an overflow
 
 
-def class_distances(query: np.ndarray, items: CodeSet, rows: np.ndarray) -> np.ndarray:
+def class_directions(items: CodeSet) -> np.ndarray:
+    """The class probabilities of all images as vectors of length 1, float64 (N, C).
+
+    Args:
+        items: the images, with ``class_weights``.
+
+    Raises:
+        CodeFileError: they have no ``class_weights``.
+    """
+    found = np.empty((len(items), items.column("class_weights").shape[1]))
+    for part in _slices(len(items)):
+        found[part] = _directions(items, part)
+    return found
+
+
+def class_distances(
+    query: np.ndarray, items: CodeSet, rows: np.ndarray, directions: np.ndarray | None = None
+) -> np.ndarray:
     """1 minus the cosine, in [0, 1], of a query's class probabilities and those of images.
 
     Args:
         query: the query's class probabilities (C,).
         items: the images, with ``class_weights``.
         rows: int (R,), which of them.
+        directions: what :func:`class_directions` returned for the images, where many queries are
+            compared with the same ones; None decodes the rows.
 
     Returns:
         float64 (R,).
@@ -72,14 +96,17 @@ def class_distances(query: np.ndarray, items: CodeSet, rows: np.ndarray) -> np.n
     Raises:
         CodeFileError: the images have no ``class_weights``.
     """
-    weights = items.column("class_weights")
     direction = _normalize(np.asarray(query, np.float64))
     found = np.empty(len(rows))
     for part in _slices(len(rows)):
-        scores = decode_class_scores(items.codes[rows[part]], weights)
-        probabilities = _normalize(class_probabilities(scores, items.settings))
-        found[part] = 1.0 - (probabilities * direction).sum(axis=1).clip(max=1.0)
+        images = _directions(items, rows[part]) if directions is None else directions[rows[part]]
+        found[part] = 1.0 - (images * direction).sum(axis=1).clip(max=1.0)
     return found
+
+
+def _directions(items: CodeSet, rows: np.ndarray | slice) -> np.ndarray:
+    scores = decode_class_scores(items.codes[rows], items.column("class_weights"))
+    return _normalize(class_probabilities(scores, items.settings))
 
 
 def _slices(count: int) -> Iterator[slice]:

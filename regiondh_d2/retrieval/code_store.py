@@ -55,7 +55,14 @@ from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.locks import FileInUseError, refuse_if_busy
 
-__all__ = ["ARRAYS", "INSTANCE_ARRAYS", "TEXT_ATTRIBUTES", "read_codes", "write_codes"]
+__all__ = [
+    "ARRAYS",
+    "INSTANCE_ARRAYS",
+    "TEXT_ATTRIBUTES",
+    "read_codes",
+    "split_texts",
+    "write_codes",
+]
 
 FORMAT = "regiondh-codes"
 VERSION = 2
@@ -149,9 +156,12 @@ def _file_image(code_set: CodeSet) -> bytes:
 
 def _encode(text: str) -> bytes:
     try:
-        return os.fsencode(str(text))
+        encoded = os.fsencode(str(text))
     except UnicodeEncodeError as error:
         raise CodeFileError(f"{display_name(text)} cannot be stored ({error.reason})") from None
+    if b"\0" in encoded:  # no file name has one, and the reader takes it for damage
+        raise CodeFileError(f"{display_name(text)} cannot be stored (it holds a zero byte)")
+    return encoded
 
 
 def _write_text_column(group: h5py.Group, values: Sequence[str]) -> None:
@@ -330,16 +340,9 @@ class _Reader:
         return [str(text) for text in dataset.asstr("utf-8", "surrogateescape")[()].ravel()]
 
     def _text_column(self, name: str) -> list[str]:
-        text = self._array(f"{name}/bytes", "u")
-        offsets = self._array(f"{name}/offsets", "iu")
-        if text.dtype != np.uint8 or text.ndim != 1 or offsets.ndim != 1 or not len(offsets):
-            raise CodeFileError(f"{name} is no text column")
-        if offsets[0] != 0 or offsets[-1] != len(text) or np.any(offsets[1:] < offsets[:-1]):
-            raise CodeFileError(f"{name}/offsets decrease, or don't span the {len(text)} bytes")
-        if not text.all():
-            raise CodeFileError(f"{name} holds a zero byte")
-        data, ends = text.tobytes(), offsets.tolist()
-        return [os.fsdecode(data[a:b]) for a, b in itertools.pairwise(ends)]
+        return split_texts(
+            name, self._array(f"{name}/bytes", "u"), self._array(f"{name}/offsets", "iu")
+        )
 
     def _file_names(self, roots: list[str], root_index: np.ndarray) -> list[str]:
         paths = self._texts("relative_paths")
@@ -351,3 +354,26 @@ class _Reader:
             join_path(roots[root], path)
             for root, path in zip(root_index.tolist(), paths, strict=True)
         ]
+
+
+def split_texts(name: str, text: np.ndarray, offsets: np.ndarray) -> list[str]:
+    """The texts of a column that is stored as one text.
+
+    Args:
+        name: of the column, for messages.
+        text: uint8 (L,), all texts, one after the other.
+        offsets: int (N + 1,), where each begins, and the end.
+
+    Raises:
+        CodeFileError: they are no text column; the message is half a line.
+    """
+    if text.dtype != np.uint8 or text.ndim != 1 or offsets.ndim != 1 or not len(offsets):
+        raise CodeFileError(f"{name} is no text column")
+    if offsets.dtype.kind not in "iu":
+        raise CodeFileError(f"{name}/offsets holds {offsets.dtype}, not whole numbers")
+    if offsets[0] != 0 or offsets[-1] != len(text) or np.any(offsets[1:] < offsets[:-1]):
+        raise CodeFileError(f"{name}/offsets decrease, or don't span the {len(text)} bytes")
+    if not text.all():
+        raise CodeFileError(f"{name} holds a zero byte")
+    data, ends = text.tobytes(), offsets.tolist()
+    return [os.fsdecode(data[a:b]) for a, b in itertools.pairwise(ends)]

@@ -13,11 +13,13 @@ import numpy as np
 from ..config import parse_settings
 from ..structures.codes import CodeFileError, CodeSet
 from ..utils.display import display_name
+from ..utils.errors import OutputExistsError
 from .code_store import read_codes
 from .extraction_parts import parts_folder
 from .moved_folders import move_roots_once
 
 __all__ = [
+    "check_nothing_lost",
     "check_source",
     "keeps_activations",
     "known_files",
@@ -53,6 +55,43 @@ def known_fingerprint(output: str | os.PathLike) -> str:
     """
     earlier = _first_codes(output)
     return "" if earlier is None else earlier.model_fingerprint
+
+
+def check_nothing_lost(output: str | os.PathLike, codes: CodeSet) -> None:
+    """Check that codes may replace a code file, which may be the work of hours.
+
+    Args:
+        output: the code file; one that is missing or damaged holds nothing to lose.
+        codes: what will replace it.
+
+    Raises:
+        OutputExistsError: it has codes of another network, or images or columns that ``codes``
+            lack.
+    """
+    if not os.path.isfile(output):
+        return
+    try:
+        before = read_codes(output)
+    except CodeFileError:
+        return
+    lost = ""
+    images = set(before.image_ids) - set(codes.image_ids)
+    columns = [
+        name
+        for name in ("labels", "activations", "features", "instances", "class_weights")
+        if getattr(before, name) is not None and getattr(codes, name) is None
+    ]
+    if before.model_fingerprint != codes.model_fingerprint:
+        lost = "codes of another network"
+    elif images:
+        lost = f"codes of {len(images)} images that the new file lacks, such as {min(images)}"
+    elif columns:
+        lost = f"{columns[0]}, which the new file lacks"
+    if lost:
+        raise OutputExistsError(
+            f"{display_name(output)}: holds {display_name(lost)}: name another file, or replace it "
+            "with --overwrite"
+        )
 
 
 def keeps_activations(output: str | os.PathLike) -> bool:

@@ -15,7 +15,6 @@ A PostgreSQL script (pgvector) makes two tables, of images and of objects, with 
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import os
 import re
@@ -31,7 +30,7 @@ from ..structures.packed import unpack_codes
 from ..utils.display import display_name
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import replace_when_complete
-from .code_store import ARRAYS, INSTANCE_ARRAYS, TEXT_ATTRIBUTES
+from .code_store import ARRAYS, INSTANCE_ARRAYS, TEXT_ATTRIBUTES, split_texts
 from .index_file import IndexFileError, read_arrays
 
 __all__ = ["FORMATS", "export_codes", "import_codes"]
@@ -95,9 +94,10 @@ def import_codes(path: str | os.PathLike) -> CodeSet:
         check_code_set(code_set)
     except (MissingPackageError, FileNotFoundError):
         raise
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise CodeFileError(f"{shown}: not an export of `regiondh export` ({reason})") from error
+    # Any program may have written the file, so numpy and pyarrow may raise anything of these.
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+        reason = f"{e} is missing" if isinstance(e, KeyError) else str(e).split("\n")[0]
+        raise CodeFileError(f"{shown}: not an export of `regiondh export` ({reason})") from e
     return code_set
 
 
@@ -116,6 +116,39 @@ def _attributes(code_set: CodeSet) -> dict[str, Any]:
         "roots": list(code_set.roots),
         **{name: getattr(code_set, name) for name in TEXT_ATTRIBUTES},
     }
+
+
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    """Check the types of what JSON may have of any type.
+
+    Raises:
+        CodeFileError: one is wrong.
+    """
+    kinds: dict[str, type] = {"version": int, "bits": int, "count_difficult": bool}
+    kinds |= {"class_names": list, "roots": list, **dict.fromkeys(TEXT_ATTRIBUTES, str)}
+    if attributes["instance_bits"] is not None:
+        kinds["instance_bits"] = int
+    for name, kind in kinds.items():
+        value = attributes[name]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise CodeFileError(f"{name} is {value!r:.60}")
+        if kind is list and not all(isinstance(text, str) for text in value):
+            raise CodeFileError(f"{name} are no texts")
+
+
+def _check_arrays(attributes: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Check the types of the arrays, which a code file would convert, and that none is left over.
+
+    Raises:
+        CodeFileError: one is wrong.
+    """
+    kinds = {name: dtype for name, (_, dtype, _) in ARRAYS.items()}
+    found = {f"instances/{name}": dtype for name, (_, dtype) in INSTANCE_ARRAYS.items()}
+    if attributes["instance_bits"] is None and found.keys() & arrays.keys():
+        raise CodeFileError("there are objects, and instance_bits is missing")
+    for name, dtype in (kinds | found).items():
+        if name in arrays and arrays[name].dtype != np.dtype(dtype):
+            raise CodeFileError(f"{name} holds {arrays[name].dtype}, not {np.dtype(dtype)}")
 
 
 def _arrays(code_set: CodeSet) -> dict[str, np.ndarray]:
@@ -137,6 +170,8 @@ def _code_set(
     """The inverse of the two functions above."""
     if attributes["version"] != _VERSION:
         raise CodeFileError(f"version {attributes['version']}, this release reads {_VERSION}")
+    _check_attributes(attributes)
+    _check_arrays(attributes, arrays)
     instances = None
     if attributes["instance_bits"] is not None:
         found: dict[str, Any] = {name: arrays[f"instances/{name}"] for name in INSTANCE_ARRAYS}
@@ -187,10 +222,10 @@ def _read_npz(path: Path) -> CodeSet:
         reason = str(error).removeprefix(f"{path}: ").removesuffix("; build the index again")
         raise CodeFileError(reason) from None
     attributes = json.loads(arrays["attributes"].tobytes())[_SIGN]
-    texts = {}
-    for name in _TEXTS:
-        data, ends = arrays[f"{name}/bytes"].tobytes(), arrays[f"{name}/offsets"].tolist()
-        texts[name] = [os.fsdecode(data[a:b]) for a, b in itertools.pairwise(ends)]
+    texts = {
+        name: split_texts(name, arrays[f"{name}/bytes"], arrays[f"{name}/offsets"])
+        for name in _TEXTS
+    }
     return _code_set(attributes, arrays, texts)
 
 
@@ -221,14 +256,30 @@ def _column(pa: Any, name: str, values: np.ndarray) -> Any:
 
 
 def _values(column: Any, dtype: str, width: int | None) -> np.ndarray:
-    """The inverse of :func:`_column`."""
+    """The inverse of :func:`_column`.
+
+    Raises:
+        CodeFileError: a value is missing.
+    """
     array = column.combine_chunks() if hasattr(column, "combine_chunks") else column
     if width is None:
-        return array.to_numpy(zero_copy_only=False).astype(dtype)
+        return _without_gaps(array)
     if str(array.type).startswith("fixed_size_binary"):
+        _check_no_gaps(array)
         return np.frombuffer(b"".join(array.to_pylist()), dtype).reshape(len(array), width)
-    values = array.flatten().to_numpy(zero_copy_only=False)
-    return values.astype(dtype).reshape(len(array), width)
+    _check_no_gaps(array)
+    return _without_gaps(array.flatten()).reshape(len(array), width)
+
+
+def _without_gaps(array: Any) -> np.ndarray:
+    _check_no_gaps(array)
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _check_no_gaps(array: Any) -> None:
+    # numpy would read a missing number as NaN, and then as any whole number.
+    if array.null_count:
+        raise CodeFileError(f"{array.null_count} values of a column are missing")
 
 
 def _text_column(pa: Any, texts: Sequence[str]) -> Any:
@@ -289,20 +340,19 @@ def _read_parquet(path: Path) -> CodeSet:
             arrays[name] = data.reshape(stored["shape"])
         elif name in table.column_names:
             arrays[name] = _values(table[name], dtype, widths[name])
-    if metadata["instance_bits"] is not None:
+    if metadata["instance_bits"] is not None or "objects" in table.column_names:
         arrays |= _object_arrays(table["objects"].combine_chunks(), widths)
-    texts = {
-        name: [os.fsdecode(v) if isinstance(v, bytes) else v for v in table[name].to_pylist()]
-        for name in _TEXTS
-    }
+    texts = {name: list(map(os.fsdecode, table[name].to_pylist())) for name in _TEXTS}
     return _code_set(metadata, arrays, texts)
 
 
 def _object_arrays(column: Any, widths: dict[str, int | None]) -> dict[str, np.ndarray]:
     lists = column.chunk(0) if hasattr(column, "chunk") else column
+    _check_no_gaps(lists)
     counts = lists.value_lengths().to_numpy(zero_copy_only=False)
     structures = lists.flatten()
-    rows = structures.field("row").to_numpy(zero_copy_only=False)
+    _check_no_gaps(structures)
+    rows = _without_gaps(structures.field("row"))
     place = np.argsort(rows, kind="stable")
     images = np.repeat(np.arange(len(counts)), counts)
     arrays = {"instances/image_index": images[place].astype(np.int64)}

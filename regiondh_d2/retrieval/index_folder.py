@@ -7,17 +7,22 @@
                       code file), ``dataset``; ``levels``: for "image" and "instance", as far as
                       they are indexed, ``bits``, ``count`` and, if the search is approximate, its
                       ``recall@100``; ``files``: the names of the files below;
-                      in a server, ``collection`` for each level, and ``previous_collections``
+                      in a server, ``collection`` for each level, and ``previous_collections``;
+                      with the engine "shards", for each level ``shards``: the ``file`` and
+                      ``count`` of each
 ``codes-G.h5``        the code file itself: codes, ids, file names, labels, objects
 ``image-G.npz``       what an approximate search of image codes (H2) needs beside them: its lists
 ``instance-G.npz``    the same for the codes of detected objects (H1)
+``image-G-I.npy``     with the engine "shards": uint8 (count, width in words), the codes of some
+                      rows, padded; also ``instance-G-I.npy``
 ===================== ============================================================================
 
 G is the number of a generation. To change a folder, the files of a new generation are written
 beside the old ones, and then ``index.json`` is replaced in one step. So a reader always finds one
-complete generation. An opened folder doesn't change, since all of it is in memory. Row i of an
-index is row i of the codes, or of the objects in them. An exact index and the code set share one
-array of codes.
+complete generation. An opened folder doesn't change, since all of it is in memory, or mapped from
+files that nobody changes; a later generation may have shards of an earlier one. Row i of an index
+is row i of the codes, or of the objects in them. An exact index in memory and the code set share
+one array of codes.
 
 In version 1 the code file is ``items.h5``, and ``image.npz`` and ``instance.npz`` hold the codes a
 second time. Such folders can be read, and are replaced when the index is built again.
@@ -27,6 +32,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +56,7 @@ from .index_record import (
     new_generation,
     read_record,
 )
+from .index_shards import build_shards, open_shards
 from .milvus_collections import (
     attach_collection,
     build_collection,
@@ -178,7 +185,8 @@ def write_index_folder(
             )
     coded = {granularity: value for granularity, value in found.items() if value is not None}
     indexes: dict[str, HammingIndex] = {}
-    if not in_server:
+    shards: dict[str, list[dict[str, Any]]] = {}
+    if not in_server and engine != "shards":
         for granularity, (codes, bits) in coded.items():
             indexes[granularity] = create_index(bits, engine, **options)
             indexes[granularity].add(codes)
@@ -201,7 +209,17 @@ def write_index_folder(
             indexes[granularity] = build_collection(
                 items, granularity, codes, bits, options, generation
             )
+        if engine == "shards":
+            earlier = None
+            with suppress(RegionDHError):  # missing, or what is to be replaced is damaged
+                earlier = read_record(path)
+            for granularity, (codes, bits) in coded.items():
+                indexes[granularity], shards[granularity] = build_shards(
+                    path, earlier, granularity, codes, bits, options, generation
+                )
         record["levels"] = {name: _describe(index) for name, index in indexes.items()}
+        for granularity, files_of_level in shards.items():
+            record["levels"][granularity]["shards"] = files_of_level
         unused = _name_collections(path, record, indexes) if in_server else []
         files = {"codes": f"codes-{generation}.h5"}
         write_codes(path / files["codes"], items)
@@ -292,6 +310,9 @@ def _open(
                 f"{name}: {codes_file} has no {granularity} codes; build the index again"
             )
         codes, bits = found
+        if engine is None and record["engine"] == "shards":
+            indexes[granularity] = open_shards(path, numbers["shards"], codes, bits)
+            continue
         index = _create_as_recorded(path, record, granularity, found, engine)
         if isinstance(index, MilvusIndex):
             indexes[granularity] = index

@@ -40,6 +40,7 @@ OLD_CODES = "items.h5"  # of version 1
 
 _LOCK = ".lock"
 _GENERATION = re.compile(r"(codes|image|instance)-([0-9]{1,9})\.(h5|npz)")
+_SHARD = re.compile(r"(image|instance)-([0-9]{1,9})-[0-9]{1,9}\.npy")
 _OLD_FILES = (OLD_CODES, "image.npz", "instance.npz")
 
 
@@ -58,7 +59,7 @@ def check_index_output(path: str | os.PathLike) -> None:
     if not names:
         return
     is_marked = (path / FOLDER_MARK).is_file()
-    strangers = {file for file in names if not _GENERATION.fullmatch(file)}
+    strangers = {file for file in names if not _match(file)}
     # Without index.json, only the files of a killed build.
     if RECORD not in names and (strangers or not is_marked):
         raise IndexFileError(f"{name}: holds files but no index; name another folder")
@@ -113,16 +114,22 @@ def new_generation(path: Path) -> Iterator[int]:
                 path.rmdir()
 
 
+def _match(name: str) -> re.Match[str] | None:
+    return _GENERATION.fullmatch(name) or _SHARD.fullmatch(name)
+
+
 def _generation_of(name: str) -> int:
-    match = _GENERATION.fullmatch(name)
+    match = _match(name)
     return int(match[2]) if match else 0
 
 
 def _used_files(path: Path) -> set[str]:
     try:
-        return set(read_record(path)["files"].values())
+        record = read_record(path)
     except RegionDHError:
         return set()
+    shards = [shard for level in record["levels"].values() for shard in level.get("shards", ())]
+    return {*record["files"].values(), *(shard["file"] for shard in shards)}
 
 
 def _remove(path: Path, is_wanted: Callable[[str], bool]) -> None:
@@ -132,7 +139,7 @@ def _remove(path: Path, is_wanted: Callable[[str], bool]) -> None:
     that another program has open is removed the next time.
     """
     for name in os.listdir(path):
-        if (name in _OLD_FILES or _GENERATION.fullmatch(name)) and is_wanted(name):
+        if (name in _OLD_FILES or _match(name)) and is_wanted(name):
             with suppress(OSError):
                 (path / name).unlink()
 
@@ -191,3 +198,15 @@ def _check_files(record: Mapping[str, Any], record_name: str) -> None:
     )
     if "codes" not in files or not named or not all(isinstance(v, dict) for v in levels.values()):
         raise IndexFileError(f"{record_name}: files or levels are wrong; build the index again")
+    for granularity, level in levels.items():
+        shards = level.get("shards", [] if record["engine"] != "shards" else None)
+        if not isinstance(shards, list) or not all(_is_shard(s, granularity) for s in shards):
+            raise IndexFileError(f"{record_name}: shards are wrong; build the index again")
+
+
+def _is_shard(shard: Any, granularity: str) -> bool:
+    """Whether an entry of ``shards`` has the right types, and names no file elsewhere."""
+    if not isinstance(shard, dict) or not isinstance(shard.get("file"), str):
+        return False
+    match, count = _SHARD.fullmatch(shard["file"]), shard.get("count")
+    return match is not None and match[1] == granularity and type(count) is int and count > 0

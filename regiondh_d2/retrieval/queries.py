@@ -76,11 +76,11 @@ class SearchOptions:
         class_name: restricts the answers to objects of this predicted class, or, for an image, to
             images in which one was detected.
         rerank: how many of the nearest images to rerank; at least ``topk``. None doesn't rerank.
-        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`; None for classes if
-            the index can decode them, and for activations otherwise.
+        rerank_by: what to rerank by, one of :data:`~.second_stage.RERANKINGS`; None for what
+            :func:`~.second_stage.default_reranking` says.
         all_objects: for a query of one object, whether every near object is an answer, even several
             of one image.
-        within: folders; restricts the answers to photos in them.
+        within: a folder or several; restricts the answers to photos in them.
         check_files: whether to look at the files of answers and leave out those that were deleted
             or changed since they were encoded.
         max_distance: the largest distance of an answer, in bits; "auto" for the one that
@@ -97,7 +97,7 @@ class SearchOptions:
     rerank: int | None = None
     rerank_by: str | None = None
     all_objects: bool = False
-    within: Sequence[str | os.PathLike] = ()
+    within: str | os.PathLike | Sequence[str | os.PathLike] = ()
     check_files: bool = True
     max_distance: int | str | None = None
     exclude_self: bool = False

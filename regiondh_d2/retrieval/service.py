@@ -44,7 +44,7 @@ import numpy as np
 
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError, unknown_value_message
-from ..utils.paths import folder_start
+from ..utils.paths import as_list, folder_start
 from .answers import (
     answers_by_blend,
     answers_to_image,
@@ -55,14 +55,14 @@ from .answers import (
 from .blend import check_blend
 from .candidates import PhotoFilter
 from .duplicates import CopyFinder
-from .hamming_index import HammingIndex
+from .hamming_index import HammingIndex, positive_integer
 from .index_file import IndexFileError
 from .index_folder import IndexFolder, read_index_folder
 from .index_record import RECORD
 from .photo_state import PhotoCheck, PhotoState, describe_away
 from .queries import Answer, Query, SearchOptions, SearchResult
 from .second_stage import RERANKINGS, default_reranking, fine_values
-from .thresholds import AUTO, Threshold, calibrate_index
+from .thresholds import AUTO, Threshold, calibrate_index, check_distance
 
 __all__ = ["SearchService", "SnapshotHolder"]
 
@@ -74,6 +74,7 @@ _NO_OBJECTS = (
 # What a query may lack for a second stage.
 _LACKS = {
     "activations": "rerank by activations: the query has none",
+    "both": "rerank by both: the query has no activations; rerank by classes",
     "features": "rerank by features: the model gives none for the query; rerank by activations",
 }
 
@@ -127,9 +128,9 @@ class SearchService:
                 with ``blend``, ``blend`` without objects, or a number that is too small or too
                 large.
         """
-        for name, number in (("topk", options.topk), ("rerank", options.rerank)):
-            if number is not None and number < 1:
-                raise RegionDHError(f"{name} must be at least 1, not {number}")
+        positive_integer("topk", options.topk)
+        if options.rerank is not None:
+            positive_integer("rerank", options.rerank)
         if options.all_objects and num_objects != 1:
             raise RegionDHError(
                 "all_objects is for a query of one object: give one box or instance"
@@ -146,6 +147,8 @@ class SearchService:
         if by_class and self.folder.items.instances is None:
             raise RegionDHError(f"answers by class: {_NO_OBJECTS}")
         if options.class_name is not None:
+            if not isinstance(options.class_name, str):
+                raise RegionDHError(f"class {options.class_name!r} is no name of a class")
             self._class_filter(options.class_name)
         if options.within:
             self.rows_below(options.within)
@@ -169,8 +172,7 @@ class SearchService:
                     "max_distance auto is for an image or one object: for several give a number"
                 )
             return self._calibrate("instance" if num_objects else "image")
-        if isinstance(most, str) or int(most) != most or most < 0:
-            raise RegionDHError(f"max_distance must be auto or at least 0, not {most}")
+        check_distance(most)
         return None
 
     def search(self, query: Query, options: SearchOptions | None = None) -> SearchResult:
@@ -293,14 +295,14 @@ class SearchService:
         others = same_content - same_file
         return np.array(sorted(same_file), np.int64), np.array(sorted(others), np.int64)
 
-    def rows_below(self, folders: Sequence[str | os.PathLike]) -> np.ndarray:
-        """Which images lie in one of these folders, bool (N,).
+    def rows_below(self, folders: str | os.PathLike | Sequence[str | os.PathLike]) -> np.ndarray:
+        """Which images lie in one of these folders, or in this one, bool (N,).
 
         Raises:
             IndexFileError: no image lies in one of them.
         """
         inside = np.zeros(len(self.folder.items), bool)
-        for folder in folders:
+        for folder in as_list(folders):
             found = self._folder_filter(os.path.abspath(folder), os.path.realpath(folder))
             if not found.any():
                 raise IndexFileError(
@@ -345,9 +347,9 @@ class SearchService:
             raise RegionDHError(unknown_value_message("rerank_by", by, RERANKINGS))
         if num_objects:
             raise RegionDHError("rerank is for whole images: objects have codes alone")
-        if by == "classes" and self.folder.items.class_weights is None:
+        if by in ("classes", "both") and self.folder.items.class_weights is None:
             raise RegionDHError(
-                "rerank by classes: the index has no class_weights; extract its codes again with "
+                f"rerank by {by}: the index has no class_weights; extract its codes again with "
                 "--resume, which adds them, and build the index again, or rerank by activations"
             )
         if by == "features" and self.folder.items.features is None:

@@ -160,16 +160,29 @@ def merge_shards(shards: Mapping[str, CodeSet]) -> CodeSet:
     for name, code_set in ordered:
         if code_set.positions is None:
             raise CodeFileError(f"{display_name(name)}: positions are missing; extract it again")
-    try:
-        joined = join_code_sets([code_set for _, code_set in ordered])
-    except CodeFileError as error:
-        raise CodeFileError(f"{display_name(ordered[0][0])} and the others: {error}") from None
+    joined = _join([name for name, _ in ordered], [code_set for _, code_set in ordered])
     contents = joined.content_sha256
     merged = take_rows(joined, _rows_in_order(joined))
     if contents is not None and not contents.any():
         merged = replace(merged, content_sha256=None)
     roots = [merged.roots[i] for i in merged.root_index]
     return replace(with_roots(merged, roots), positions=None, shard="")
+
+
+def _join(names: Sequence[str], code_sets: Sequence[CodeSet]) -> CodeSet:
+    """The rows of all shards. The message of an error names the first one that doesn't fit."""
+    try:
+        return join_code_sets(code_sets)
+    except CodeFileError:
+        for count, name in enumerate(names, 1):
+            try:
+                join_code_sets(code_sets[:count])
+            except CodeFileError as error:
+                raise CodeFileError(
+                    f"{display_name(name)}: does not fit {display_name(names[0])} ({error}); "
+                    "extract it again with the same network and options"
+                ) from None
+        raise
 
 
 def _rows_in_order(joined: CodeSet) -> list[int]:

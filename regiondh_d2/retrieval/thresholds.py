@@ -12,6 +12,7 @@ query, each has that chance to be a false answer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,14 @@ import numpy as np
 from ..structures.codes import CodeSet
 from ..utils.errors import RegionDHError
 
-__all__ = ["AUTO", "MAX_RATE", "Threshold", "calibrate_distance", "calibrate_index"]
+__all__ = [
+    "AUTO",
+    "MAX_RATE",
+    "Threshold",
+    "calibrate_distance",
+    "calibrate_index",
+    "check_distance",
+]
 
 AUTO = "auto"
 """Stands for the calibrated distance."""
@@ -146,3 +154,16 @@ def _pair_distances(
         if sum(map(len, parts)) >= max_pairs:
             break
     return np.concatenate(parts)[:max_pairs]
+
+
+def check_distance(value: object) -> None:
+    """Check a largest distance that isn't "auto".
+
+    Raises:
+        RegionDHError: it is no whole number of at least 0.
+    """
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not (0 <= value < math.inf and int(value) == value):
+        raise RegionDHError(
+            f"max_distance must be auto or a whole number of at least 0, not {value!r}"
+        )

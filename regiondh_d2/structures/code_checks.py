@@ -106,13 +106,13 @@ def check_code_set(code_set: CodeSet) -> None:
         shape = np.shape(values)
         if len(shape) != 2 or shape[0] != rows or shape[1] != (width or shape[1]):
             raise RegionDHError(f"{name} are of shape {shape}, not ({rows}, {width or 'features'})")
+        _check_finite(name, values)
     weights = code_set.class_weights
     if weights is not None:
         shape, wanted = np.shape(weights), (code_set.bits + 1, len(names) or "classes")
         if len(shape) != 2 or shape[0] != wanted[0] or shape[1] != (len(names) or shape[1]):
             raise RegionDHError(f"class_weights are of shape {shape}, not {wanted}")
-        if not np.isfinite(weights).all():
-            raise RegionDHError("class_weights hold values that are not finite")
+        _check_finite("class_weights", weights)
     if code_set.instances is not None:
         _check_instances(code_set.instances, rows, len(names))
 
@@ -154,7 +154,14 @@ def _check_instances(found: InstanceCodes, images: int, classes: int) -> None:
         shape = np.shape(getattr(found, name))
         if shape != (count, *tail):
             raise RegionDHError(f"instances/{name} is of shape {shape}, not {(count, *tail)}")
+    for name in ("boxes", "scores"):
+        _check_finite(f"instances/{name}", getattr(found, name))
     if count and not (np.min(found.image_index) >= 0 and np.max(found.image_index) < images):
         raise RegionDHError(f"instances/image_index points outside the {images} images")
     if count and not (np.min(found.classes) >= 0 and np.max(found.classes) < (classes or np.inf)):
         raise RegionDHError(f"instances/classes points outside the {classes} class names")
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise RegionDHError(f"{name} hold values that are not finite")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
+    "as_list",
     "folder_start",
     "folders_above",
     "is_below",
@@ -15,6 +17,11 @@ __all__ = [
     "same_file",
     "status_of",
 ]
+
+
+def as_list(given: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str | os.PathLike]:
+    """Several paths or patterns, or one by itself, as a list: a text isn't its letters."""
+    return [given] if isinstance(given, (str, os.PathLike)) else list(given)
 
 
 def folder_start(folder: str) -> str:

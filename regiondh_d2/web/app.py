@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -57,6 +58,14 @@ class _HTTPError(Exception):
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
         self.status, self.reason = status, reason
+
+
+class _JSON(JSONResponse):
+    """JSON in ASCII, as :func:`.file_io.write_json` writes it: the name of a file may be any bytes,
+    and then it is no UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def create_app(
@@ -152,7 +161,7 @@ class _Pages:
         return await self._file(name, request)
 
     async def _openapi(self, request: Request) -> Response:
-        return JSONResponse(openapi())
+        return _JSON(openapi())
 
     # The state of the server, and who may ask
 
@@ -175,7 +184,7 @@ class _Pages:
                 "waiting": {lane.name: lane.pending for lane in self._lanes()},
             }
 
-        return JSONResponse(await self._run(request, self._searches, describe))
+        return _JSON(await self._run(request, self._searches, describe))
 
     async def _login(self, request: Request) -> Response:
         values = await _read_json(request)
@@ -183,7 +192,7 @@ class _Pages:
         if self._token is None:
             return Response(status_code=204)
         if not isinstance(given, str) or not hmac.compare_digest(
-            given.encode(), self._token.encode()
+            os.fsencode(given), os.fsencode(self._token)
         ):
             raise _HTTPError(401, "the token is wrong")
         response = Response(status_code=204)
@@ -207,12 +216,12 @@ class _Pages:
                 "more": offset + limit < len(chosen),
             }
 
-        return JSONResponse(await self._run(request, self._searches, describe))
+        return _JSON(await self._run(request, self._searches, describe))
 
     async def _photo(self, request: Request) -> Response:
         one = request.path_params["photo"]
         describe = self._search.describe_photo
-        return JSONResponse(await self._run(request, self._searches, describe, one))
+        return _JSON(await self._run(request, self._searches, describe, one))
 
     async def _thumbnail(self, request: Request) -> Response:
         one = request.path_params["photo"]
@@ -228,14 +237,14 @@ class _Pages:
 
     async def _add_upload(self, request: Request) -> Response:
         upload = await self._receive(request)
-        return JSONResponse(self._search.describe_upload(upload), 201)
+        return _JSON(self._search.describe_upload(upload), 201)
 
     async def _upload(self, request: Request) -> Response:
         one = request.path_params["upload"]
         if request.method == "DELETE":
             self._search.uploads.remove(one)
             return Response(status_code=204)
-        return JSONResponse(self._search.describe_upload(one))
+        return _JSON(self._search.describe_upload(one))
 
     async def _upload_picture(self, request: Request) -> Response:
         upload = self._search.upload(request.path_params["upload"])
@@ -264,7 +273,7 @@ class _Pages:
 
     async def _get_search(self, request: Request) -> Response:
         wanted = SearchRequest.from_query(request.query_params)
-        return JSONResponse(await self._answer(request, wanted))
+        return _JSON(await self._answer(request, wanted))
 
     async def _query(self, request: Request) -> Response:
         if not request.headers.get("content-type", "").startswith("application/json"):
@@ -276,7 +285,7 @@ class _Pages:
         values = await self._answer(request, wanted)
         if wanted.upload:
             values["upload"] = self._search.describe_upload(wanted.upload)
-        return JSONResponse(values)
+        return _JSON(values)
 
     async def _answer(self, request: Request, wanted: SearchRequest) -> dict[str, Any]:
         boxes = None
@@ -305,13 +314,13 @@ class _Pages:
             if not isinstance(root, int) or not isinstance(path, str):
                 raise _HTTPError(422, "root, path: give a number and a text")
             self._adder.start(root, path)
-            return JSONResponse(self._adder.state(), 202)
+            return _JSON(self._adder.state(), 202)
         folders = await self._run(request, self._slow, self._adder.folders)
-        return JSONResponse({**self._adder.state(), "folders": folders})
+        return _JSON({**self._adder.state(), "folders": folders})
 
     async def _show(self, request: Request, describe: Callable[..., Any]) -> Response:
         limit, offset = page_of(request.query_params)
-        return JSONResponse(await self._run(request, self._slow, describe, offset, limit))
+        return _JSON(await self._run(request, self._slow, describe, offset, limit))
 
     @staticmethod
     async def _run(request: Request, lane: Lane, function: Callable[..., T], *arguments: Any) -> T:
@@ -360,6 +369,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
     content = await _read_body(request, _JSON_BYTES, Limits(upload_seconds=10.0))
     try:
         values = json.loads(content)
+        os.fsencode(json.dumps(values, ensure_ascii=False))  # an error for halves of characters
     except (ValueError, RecursionError):
         raise _HTTPError(422, "the body is no JSON") from None
     if not isinstance(values, dict):
@@ -385,12 +395,12 @@ def _static_files() -> dict[str, tuple[bytes, str, str]]:
 async def _refuse(request: Request, error: Any) -> Response:
     # What is still to come of a body that was refused isn't read.
     headers = {"Connection": "close"} if error.status in (408, 413) else None
-    return JSONResponse({"error": error.reason}, error.status, headers)
+    return _JSON({"error": error.reason}, error.status, headers)
 
 
 async def _busy(request: Request, error: Any) -> Response:
     reason = "too many requests at once: try again in a moment"
-    return JSONResponse({"error": reason}, 503, {"Retry-After": "2"})
+    return _JSON({"error": reason}, 503, {"Retry-After": "2"})
 
 
 async def _wrong(request: Request, error: Any) -> Response:
@@ -399,7 +409,7 @@ async def _wrong(request: Request, error: Any) -> Response:
         status = 404
     elif isinstance(error, ExpiredError):
         status = 410
-    return JSONResponse({"error": str(error)}, status)
+    return _JSON({"error": str(error)}, status)
 
 
 async def _left(request: Request, error: Any) -> Response:
@@ -408,9 +418,9 @@ async def _left(request: Request, error: Any) -> Response:
 
 async def _not_found(request: Request, error: Any) -> Response:
     reason = {404: "there is nothing here", 405: "not with this method"}[error.status_code]
-    return JSONResponse({"error": reason}, error.status_code, error.headers)
+    return _JSON({"error": reason}, error.status_code, error.headers)
 
 
 async def _defect(request: Request, error: Any) -> Response:
     # Starlette raises the error again, and the server's log has its traceback.
-    return JSONResponse({"error": "the server failed; its log says why"}, 500)
+    return _JSON({"error": "the server failed; its log says why"}, 500)

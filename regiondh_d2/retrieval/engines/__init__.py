@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 
 from ...utils.errors import RegionDHError
 from ..hamming_index import HammingIndex
-from .code_array import CodeArrayIndex
+from .code_array import CodeArrayIndex, width_in_words
 from .faiss_engine import FaissIndex
 from .faiss_ivf_engine import FaissIVFIndex
 from .milvus_client import MilvusError
 from .milvus_engine import MilvusIndex
 from .numpy_engine import NumpyIndex
 from .recall import self_recall
-from .shards_engine import ShardedIndex
+from .shard_search import ShardArrays
+from .shards_engine import SHARD_ROWS, ShardedIndex, map_array, write_array
 
 __all__ = [
     "ENGINES",
+    "SHARD_ROWS",
     "CodeArrayIndex",
     "Engine",
     "FaissIVFIndex",
@@ -30,9 +32,13 @@ __all__ = [
     "MilvusError",
     "MilvusIndex",
     "NumpyIndex",
+    "ShardArrays",
     "ShardedIndex",
     "create_index",
+    "map_array",
     "self_recall",
+    "width_in_words",
+    "write_array",
 ]
 
 

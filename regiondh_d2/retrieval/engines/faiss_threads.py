@@ -13,13 +13,14 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import ModuleType
 
 import numpy as np
 
 from ...utils.errors import MissingPackageError
 
-__all__ = ["import_faiss", "search_in_parts"]
+__all__ = ["import_faiss", "openmp_threads", "search_in_parts", "workers"]
 
 _QUERIES_PER_THREAD = 4
 
@@ -70,20 +71,31 @@ def search_in_parts(
     if threads == 1:
         found = [search_part(queries)]
     else:
-        found = list(_workers(threads).map(search_part, np.array_split(queries, parts)))
+        found = list(workers(threads).map(search_part, np.array_split(queries, parts)))
     distances, rows = zip(*(pair for part in found for pair in part), strict=True)
     return np.concatenate(distances), np.concatenate(rows)
 
 
+def openmp_threads() -> int:
+    """As many as OpenMP may use: OMP_NUM_THREADS, or one for each core."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and int(limit):
+        return int(limit)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @functools.cache
-def _workers(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(
-        threads,
-        thread_name_prefix="faiss",
-        initializer=import_faiss().omp_set_num_threads,
-        initargs=(1,),
-    )
+def workers(threads: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which FAISS, if it is installed, uses no further ones."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="search", initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    with suppress(MissingPackageError):
+        import_faiss().omp_set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):  # the pool of a forked process has no threads
-    os.register_at_fork(after_in_child=_workers.cache_clear)
+    os.register_at_fork(after_in_child=workers.cache_clear)
