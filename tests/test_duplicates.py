@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-
 from PIL import Image
 
 from regiondh_d2.data.copies import COPIES

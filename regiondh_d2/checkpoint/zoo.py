@@ -12,7 +12,15 @@ from ..utils.file_io import file_sha256
 from .conversion import WeightsError
 from .weight_files import SCALES, in_bytes, read_weights, save_whole
 
-__all__ = ["CONFIGS", "DEFAULT", "FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
+__all__ = [
+    "CONFIGS",
+    "DEFAULT",
+    "FINGERPRINTS",
+    "SHIPPED",
+    "halve",
+    "network_name",
+    "shipped_weights",
+]
 
 FOLDER = Path(__file__).parents[1] / "weights"
 

@@ -16,7 +16,6 @@ from ..utils.display import display_name, print_line
 from ..utils.errors import RegionDHError, unknown_value_message
 
 
-
 def config_of(args: argparse.Namespace) -> str:
     """The file of the new network's config.
 

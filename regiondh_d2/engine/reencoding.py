@@ -121,7 +121,9 @@ class IndexReencoder:
         self._cfg = cfg
         self._config = config
         self._skip_bad = skip_bad
-        self._options = {"batch_size": batch_size, "save_every": save_every, "log": log}
+        self._batch_size = batch_size
+        self._save_every = save_every
+        self._log = log
         self._fingerprint = model_fingerprint(model)
 
     def run(self, index: str | os.PathLike, moves: Sequence[str] = ()) -> Reencoded | None:
@@ -251,7 +253,9 @@ class IndexReencoder:
             dataset=items.dataset,
             instances=items.instances is not None,
             activations=items.activations is not None,
-            **self._options,
+            batch_size=self._batch_size,
+            save_every=self._save_every,
+            log=self._log,
         )
         images = _entries(items, rows)
         result = extractor.extract(images, plan.output, resume=True, skip_bad=self._skip_bad)

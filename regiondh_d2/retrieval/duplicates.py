@@ -8,9 +8,9 @@ content: scaled down, compressed more, or made brighter, they are copies if both
   (of at least a quarter of all), since brighter ones may have been cut off at 255. A thumbnail
   without any contrast is like none.
 
-So photos that were cropped, mirrored or edited are no copies. Two photos of a series are, if nothing
-has moved between them. Before the correlation, differences of neighboring grays are compared, which is faster: at
-most 32 of the 132 signs may differ (a difference hash).
+So photos that were cropped, mirrored or edited are no copies. Two photos of a series are, if hardly
+anything has moved between them. Before the correlation, differences of neighboring grays are
+compared, which is faster: at most 32 of the 132 signs may differ (a difference hash).
 
 Code files of earlier versions have no thumbnails. Then the old rule holds for such rows: their
 codes are equal and what the codes are rounded from is nearly so: no activation differs by more than
@@ -121,7 +121,7 @@ class CopyFinder:
         thumbnails = self._items.thumbnails
         if thumbnails is None:
             return np.zeros(len(self._items), bool)
-        return thumbnails.any(axis=1)
+        return np.any(thumbnails != 0, axis=1)
 
     @cached_property
     def _signs(self) -> np.ndarray:
@@ -132,7 +132,7 @@ class CopyFinder:
 
 
 def correlations(thumbnail: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of a thumbnail with others, over the grays that are dark enough in both.
+    """Pearson's correlation of a thumbnail with others, over grays that are dark enough in both.
 
     Args:
         thumbnail: uint8 (G,).
