@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-page coverage wheel-test test-milvus lint format clean
+.PHONY: help setup demo test test-page coverage wheel-test test-milvus test-shards lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +31,11 @@ test-page: setup  ## use the page in a headless Chromium; pictures go to output/
 wheel-test: setup  ## build the wheel, install it elsewhere and use it
 	$(PY) .ci/wheel_test.py
 
-test-milvus: setup  ## run the tests that need Milvus or PostgreSQL, in environments of their own
+test-milvus: setup  ## run the tests that need Milvus, Ray, PostgreSQL or network namespaces
 	$(PY) .ci/server_tests.py
+
+test-shards: setup  ## encode 4,000 scenes in shards, kill two of them, and compare; takes minutes
+	REGIONDH_TEST_SHARDS=4000 $(PY) -m pytest -s tests/test_killed_shards.py
 
 coverage: setup  ## run the tests and list the files by the share of lines that they run
 	$(PYTEST) --cov --cov-report=term
@@ -48,5 +51,5 @@ format: setup  ## fix style and format in place
 	$(PY) -m ruff format .
 
 clean:  ## remove .venv and every cache; output/ and datasets/ stay
-	rm -rf $(VENV) .venv-milvus-* .venv-postgres build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
+	rm -rf $(VENV) .venv-milvus-* .venv-postgres .venv-ray build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

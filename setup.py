@@ -76,6 +76,8 @@ EXTRAS = {
     "heic": ["pi-heif>=1.0"],
     # The engine "milvus": what `make test-milvus` runs. Later clients lack the calls that it uses.
     "milvus": ["pymilvus>=2.3.7,<2.6", "setuptools<81"],
+    # `regiondh extract-codes --ray-workers`; `make test-milvus` runs it, too.
+    "ray": ["ray[data]>=2.40"],
     # `regiondh export --to parquet`, and `import` of such a file.
     "parquet": PARQUET,
     # The study of the methods, which is run in the checkout (experiments/README.md).

@@ -1,9 +1,10 @@
-"""Run the tests that need a server: Milvus Lite, Milvus, and PostgreSQL with pgvector.
+"""Run the tests that need a server: Milvus Lite, Milvus, Ray, and PostgreSQL with pgvector; and
+training on two machines.
 
 Each has a virtual environment of its own, since some need old packages, and finds the others of
-.venv behind these. Milvus's server listens on all interfaces, so it runs in a network namespace
-without any. Where a server can't be installed or started, its tests are skipped, and the reason is
-printed.
+.venv behind these. The servers of Milvus and Ray listen on all interfaces, so they run in a network
+namespace without any. Where a server can't be installed or started, its tests are skipped, and the
+reason is printed.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+RAY_TESTS = ["tests/test_ray_workers.py"]
 POSTGRES_TESTS = ["tests/test_exchange.py::test_postgresql_gives_the_answers_of_the_engines"]
 MILVUS_TESTS = [
     "tests/test_hamming_index.py::test_before_and_after_remove_reload_save_and_load",
@@ -31,7 +33,7 @@ MILVUS_TESTS = [
 ]
 PORT = 19530
 INSIDE = "--in-namespace"
-QUICK = "--without-server"  # PostgreSQL and Milvus Lite alone: a killed server needs minutes
+QUICK = "--quick"  # without Ray, which takes minutes to install, unless it is there
 
 
 class CannotRun(Exception):
@@ -39,7 +41,7 @@ class CannotRun(Exception):
 
 
 def make_environment(kind: str) -> Path:
-    """The Python of an environment, "milvus-lite", "milvus-server" or "postgres"."""
+    """The Python of an environment, "milvus-lite", "milvus-server", "ray" or "postgres"."""
     constraints = ROOT / f"constraints-{kind}.txt"
     folder = ROOT / f".venv-{kind}"
     python, stamp = folder / "bin" / "python", folder / "constraints.txt"
@@ -64,7 +66,7 @@ def run_tests(python: Path, tests: list[str], **environment: str) -> int:
         "pytest",
         "-q",
         "-k",
-        "milvus or Milvus or Folder or postgresql",
+        "milvus or Milvus or Folder or postgresql or ray or machines",
         *tests,
     ]
     return subprocess.run([*command, "-p", "no:cacheprovider"], cwd=ROOT, env=env).returncode
@@ -122,7 +124,7 @@ def wait_for_port(log: Path, seconds: float = 300.0) -> None:
 
 def test_server() -> int:
     bring_up_loopback()
-    python = make_environment("milvus-server")  # from the cache: there is no network here
+    python = make_environment("milvus-server")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with running_server(folder, python.parent / "milvus-server") as state:
@@ -134,27 +136,41 @@ def test_server() -> int:
             )
 
 
-def in_namespace() -> int:
-    """Run this program's last part, the tests of Milvus's server, without a network."""
-    make_environment("milvus-server")
+def test_ray() -> int:
+    bring_up_loopback()
+    return run_tests(make_environment("ray"), RAY_TESTS)
+
+
+def test_machines() -> int:
+    python = ROOT / ".venv/bin/python"
+    return run_tests(python, ["tests/test_two_machines.py"], REGIONDH_TEST_NAMESPACES="1")
+
+
+def in_namespace(kind: str, may_install: bool = True) -> int:
+    """Run this program's part for an environment, without a network."""
+    if not may_install and not (ROOT / f".venv-{kind}").is_dir():
+        raise CannotRun("it is not installed: make test-milvus does that")
+    make_environment(kind)  # from now on it is there: in the namespace there is no network
     unshare = shutil.which("unshare")
     if unshare is None:
         raise CannotRun("it needs a network namespace, and unshare is missing")
     if subprocess.run([unshare, "-n", "true"], capture_output=True).returncode:
         raise CannotRun("it needs a network namespace, and this user may not unshare -n")
-    return subprocess.run([unshare, "-n", sys.executable, __file__, INSIDE]).returncode
+    return subprocess.run([unshare, "-n", sys.executable, __file__, INSIDE, kind]).returncode
 
 
 def main() -> int:
     parts = {
         "PostgreSQL": lambda: run_tests(make_environment("postgres"), POSTGRES_TESTS),
         "Milvus Lite": lambda: run_tests(make_environment("milvus-lite"), MILVUS_TESTS),
-        "Milvus server": in_namespace,
+        "Ray": lambda: in_namespace("ray", may_install=sys.argv[1:] != [QUICK]),
+        "two machines": test_machines,
+        "Milvus server": lambda: in_namespace("milvus-server"),
     }
-    if sys.argv[1:] == [QUICK]:
-        del parts["Milvus server"]
-    if sys.argv[1:] == [INSIDE]:
-        parts = {"Milvus server, without a network": test_server}
+    if sys.argv[1:2] == [INSIDE]:
+        kind = sys.argv[2]
+        inside = {"ray": test_ray, "milvus-server": test_server}
+        parts = {f"{kind}, without a network": inside[kind]}
     failed = 0
     for name, run in parts.items():
         print(name, flush=True)

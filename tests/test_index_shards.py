@@ -161,6 +161,16 @@ def test_a_shard_that_is_missing_or_damaged(out, change, message):
     assert list(shards_of(out)) == ["image-1-1.npy", "image-2-1.npy", "image-2-2.npy"]
 
 
+def test_a_record_of_version_1_names_no_other_folder(out, tmp_path):
+    """Or its index, loaded into the files of that folder, would replace them."""
+    build(out, make_items(rows=250, found=0))
+    record = json.loads((out / "index.json").read_text())
+    record |= {"version": 1, "model_fingerprint": "", "options": {"path": str(tmp_path / "other")}}
+    (out / "index.json").write_text(json.dumps(record))
+    with pytest.raises(IndexFileError, match="engine 'shards' or levels"):
+        read_index_folder(out)
+
+
 @pytest.mark.parametrize(
     "shards",
     [

@@ -12,7 +12,7 @@ import pytest
 from index_oracle import HAS_MILVUS, MILVUS, assert_answers, make_codes, sort_pairs
 from indexing import make_items
 from regiondh_d2.retrieval.code_store import write_codes
-from regiondh_d2.retrieval.engines import create_index, milvus_engine
+from regiondh_d2.retrieval.engines import MilvusIndex, create_index, milvus_engine
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
 from regiondh_d2.retrieval.queries import Query, QueryObject, SearchOptions
 from regiondh_d2.retrieval.service import SearchService
@@ -150,10 +150,27 @@ class TestFolder:
         found = items.instances.codes[5:6]
         one = Query("q.jpg", found, (QueryObject((0.0, 0.0, 9.0, 9.0)),))
         for query in (image, one):
-            for search in (SearchOptions(topk=15), SearchOptions(topk=7, class_name="dog")):
+            for topk, class_name in ((15, None), (7, "dog"), (1000, "dog")):
+                search = SearchOptions(topk=topk, class_name=class_name)
                 answers = [service.search(query, search).answers for service in (there, here)]
                 assert answers[0] == answers[1]
                 assert answers[0]
+
+    def test_the_server_leaves_out_other_classes(self, tmp_path, options, monkeypatch):
+        items = make_items(rows=120, found=300)
+        service = SearchService(write_index_folder(tmp_path / "index", items, **options))
+        search, conditions = MilvusIndex.search, []
+
+        def note(index, codes, k, where=""):
+            conditions.append(where)
+            return search(index, codes, k, where)
+
+        monkeypatch.setattr(MilvusIndex, "search", note)
+        objects = [QueryObject((0.0, 0.0, 9.0, 9.0))] * 2
+        for count in (1, 2):
+            query = Query("q.jpg", items.instances.codes[:count], tuple(objects[:count]))
+            assert service.search(query, SearchOptions(class_name="dog")).answers
+        assert set(conditions) == {"class_id == 1"}
 
     def test_the_command(self, tmp_path, milvus_uri, load_tool, capsys):
         """The name of the collections is that of the folder; other codes don't replace them."""

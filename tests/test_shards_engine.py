@@ -6,9 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from index_oracle import assert_answers, make_codes
-from regiondh_d2.retrieval.engines import create_index
+from index_oracle import assert_answers, make_codes, sort_pairs
+from regiondh_d2.retrieval.engines import ShardArrays, create_index, shard_search
 from regiondh_d2.retrieval.index_file import IndexFileError
+from regiondh_d2.utils.errors import MissingPackageError
 
 
 @pytest.fixture
@@ -20,7 +21,39 @@ def open_index(folder, bits=48, **options):
     return create_index(bits, "shards", path=folder, **{"shard_rows": 1000, **options})
 
 
-@pytest.mark.parametrize("bits", [20, 48, 64])
+@pytest.fixture(params=["faiss", "numpy"])
+def kernel(request, monkeypatch):
+    """With FAISS, and as if it weren't installed."""
+    if request.param == "numpy":
+
+        def fail():
+            raise MissingPackageError
+
+        monkeypatch.setattr(shard_search, "import_faiss", fail)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("count", [1, 2, 20])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_small_blocks_and_threads_that_share_a_query(threads, count, monkeypatch):
+    """Blocks that end within shards, and removed rows in some of them; a sort is the oracle."""
+    for name, size in (("_FIRST_BLOCK", 8), ("_LARGEST_BLOCK", 100), ("_FEWEST", 300)):
+        monkeypatch.setattr(shard_search, name, size)
+    codes, queries = make_codes(1200, 48), make_codes(count, 48, seed=1)
+    index = ShardArrays(48, threads)
+    for part in np.array_split(codes, [3, 500, 501, 900]):
+        index.add(part)
+    removed = np.union1d(np.arange(450, 520), [0, 1, 2, 1199])
+    for k in (1, 300):
+        assert_answers(index, queries, k, sort_pairs(queries, codes, 48, k))
+    index.remove(removed)
+    rows = np.setdiff1d(np.arange(1200), removed)
+    for k in (1, 300):
+        assert_answers(index, queries, k, sort_pairs(queries, codes[rows], 48, k, rows.tolist()))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("bits", [20, 48, 64, 200])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_bit_identical_to_one_index(folder, bits, threads):
     codes, queries = make_codes(3500, bits), make_codes(130, bits, seed=1)

@@ -92,6 +92,13 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="N",
         help="processes, on CPUs as well (default: %(default)s)",
     )
+    parser.add_argument(
+        "--ray-workers",
+        type=positive_int,
+        metavar="N",
+        help="encode on N workers of a Ray cluster, which must see the images and the output: the "
+        "one that RAY_ADDRESS names, or this machine",
+    )
     add_import_option(parser)
     parser.add_overrides()
 
@@ -101,6 +108,8 @@ def check(parser: CommandParser, args: argparse.Namespace) -> None:
     for option in ("verify", "prune", "root"):
         if getattr(args, option) and not args.resume:
             parser.error(f"--{option} works on an existing code file: give --resume, too")
+    if args.ray_workers and args.num_gpus > 1:
+        parser.error("--ray-workers are processes of their own: leave --num-gpus out")
     for option in ("exclude", "prune", "root"):
         if getattr(args, option) and args.dataset:
             parser.error(f"--{option} is for --input, not for --dataset: leave it out")

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import partial
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -15,9 +16,10 @@ from ..engine.command import load_trained_model, run_workers
 from ..engine.config_names import find_config
 from ..engine.defaults import config_inputs, dataset_inputs
 from ..engine.extraction import classes_of_model, code_extractor
+from ..engine.ray_workers import encode_with_ray, import_ray
 from ..engine.user_code import import_user_code
 from ..retrieval.earlier_codes import keeps_activations, known_files
-from ..retrieval.extract import ExtractionResult
+from ..retrieval.extract import CodeExtractor, ExtractionResult
 from ..retrieval.extraction_parts import check_output
 from ..retrieval.extraction_plan import images_to_code
 from ..retrieval.images import ImageEntry, dataset_images
@@ -42,18 +44,13 @@ def dataset_entries(name: str, cfg) -> tuple[list[ImageEntry], list[str]]:
     return dataset_images(dicts, cfg.TEST.RETRIEVAL.COUNT_DIFFICULT), class_names
 
 
-def encode(
-    args: argparse.Namespace,
-    cfg,
-    scan: PhotoScan | None,
-    images: list[ImageEntry],
-    class_names: list[str],
-    activations: bool,
-) -> None:
-    """Run in every process."""
-    model = load_trained_model(cfg)
-    extractor = code_extractor(
-        model,
+def make_extractor(
+    args: argparse.Namespace, cfg, class_names: list[str], activations: bool, *, quiet: bool = False
+) -> CodeExtractor:
+    """The extractor of a process of its own, which knows nothing yet."""
+    import_user_code(args.imports)
+    return code_extractor(
+        load_trained_model(cfg),
         cfg,
         config=os.path.basename(find_config(args.config_file)),
         class_names=class_names,
@@ -63,8 +60,49 @@ def encode(
         features=args.features,
         batch_size=args.batch_size,
         save_every=args.save_every,
-        log=lambda line: print(line, flush=True),
+        log=silent if quiet else say,
     )
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def silent(line: str) -> None:
+    """No line."""
+
+
+def ray_encoder(args: argparse.Namespace, cfg, class_names: list[str], activations: bool):
+    """What encodes batches on the workers of Ray; see :mod:`.engine.ray_workers`."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0  # a worker's tasks are too short for processes of their own
+    make = partial(make_extractor, args, cfg, class_names, activations, quiet=True)
+
+    def encode(images, batches, parts):
+        return encode_with_ray(
+            make,
+            args.ray_workers,
+            say,
+            images,
+            batches,
+            parts.folder,
+            gpus=int(cfg.MODEL.DEVICE.startswith("cuda")),
+        )
+
+    return encode
+
+
+def encode(
+    args: argparse.Namespace,
+    cfg,
+    scan: PhotoScan | None,
+    images: list[ImageEntry],
+    class_names: list[str],
+    activations: bool,
+) -> None:
+    """Run in every process."""
+    extractor = make_extractor(args, cfg, class_names, activations)
     result = extractor.extract(
         images,
         args.output,
@@ -75,6 +113,7 @@ def encode(
         verify=args.verify,
         prune=args.prune,
         shard=args.shard,
+        encode=ray_encoder(args, cfg, class_names, activations) if args.ray_workers else None,
     )
     if result is not None:  # the main process
         print_summary(result, args.output)
@@ -110,6 +149,8 @@ def print_summary(result: ExtractionResult, output: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.ray_workers:
+        import_ray()
     import_user_code(args.imports)
     cfg = build_cfg(args.config_file, args.opts)
     cfg.freeze()

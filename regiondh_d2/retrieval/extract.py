@@ -48,6 +48,10 @@ from .shards import Shard, take_shard
 
 __all__ = ["CodeExtractor", "ExtractionResult"]
 
+EncodeBatches = Callable[
+    [Sequence[ImageEntry], Sequence[Sequence[int]], Parts], dict[int, UnreadableImage]
+]
+
 
 @dataclass(frozen=True)
 class ExtractionResult:
@@ -132,6 +136,7 @@ class CodeExtractor:
         verify: bool = False,
         prune: bool = False,
         shard: tuple[int, int] | None = None,
+        encode: EncodeBatches | None = None,
     ) -> ExtractionResult | None:
         """Encode images and write their code file; call it on all ranks.
 
@@ -153,6 +158,7 @@ class CodeExtractor:
             prune: whether to remove the rows of deleted photos. Rows stay if their folder is not in
                 the scan, is missing or empty, or can't be read.
             shard: encode only the shard i of N, as (i, N) from (1, N); see :mod:`.shards`.
+            encode: encodes batches elsewhere, as :meth:`encode_batches` does here.
 
         Returns:
             An :class:`ExtractionResult` on the main process, None elsewhere.
@@ -186,7 +192,8 @@ class CodeExtractor:
 
             plan = _on_main_process(make_plan)
             mine = plan.batches[comm.get_rank() :: comm.get_world_size()]
-            gathered = comm.gather(self._code_batches(images, mine, parts), dst=0)
+            bad_here = (encode or self.encode_batches)(images, mine, parts)
+            gathered = comm.gather(bad_here, dst=0)
             if not is_main:
                 return None
             bad = dict(plan.unreadable)
@@ -325,13 +332,17 @@ class CodeExtractor:
         return _Plan([batch for batch in left if batch], unreadable)
 
     @torch.no_grad()
-    def _code_batches(
-        self, images: list[ImageEntry], batches: list[list[int]], parts: Parts
+    def encode_batches(
+        self, images: Sequence[ImageEntry], batches: Sequence[Sequence[int]], parts: Parts
     ) -> dict[int, UnreadableImage]:
-        """Encode batches into parts; return the unreadable images by position in ``images``."""
+        """Encode batches, positions in ``images``, into parts.
+
+        Returns:
+            The unreadable images by position.
+        """
         loader = DataLoader(
-            ImageInputs(images, self._load),
-            batch_sampler=batches,
+            ImageInputs(list(images), self._load),
+            batch_sampler=[list(batch) for batch in batches],
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
         )
@@ -360,7 +371,7 @@ class CodeExtractor:
         return unreadable
 
     def _code_batch(
-        self, images: list[ImageEntry], loaded: dict[int, LoadedImage]
+        self, images: Sequence[ImageEntry], loaded: dict[int, LoadedImage]
     ) -> list[CodeSet]:
         """A code set for each padded size; several if a header announced a wrong size."""
         groups: dict[tuple[int, int], list[int]] = {}

@@ -52,10 +52,14 @@ def parts_folder(output: str | os.PathLike) -> Path:
 
 
 class Parts:
-    """The parts in a folder, see :func:`parts_folder`."""
+    """The parts in a folder, see :func:`parts_folder`.
+
+    Attributes:
+        folder: where they are.
+    """
 
     def __init__(self, folder: Path):
-        self._folder = folder
+        self.folder = folder
 
     @contextmanager
     def lock(self, output: Path) -> Iterator[None]:
@@ -63,8 +67,8 @@ class Parts:
 
         If the process is killed, the system releases the lock.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with hold_lock(self._folder / "lock", output):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with hold_lock(self.folder / "lock", output):
             try:
                 yield
             finally:
@@ -73,11 +77,11 @@ class Parts:
 
     def paths(self) -> list[Path]:
         """The parts, by name."""
-        return sorted(self._folder.glob("part-*.h5"))
+        return sorted(self.folder.glob("part-*.h5"))
 
     def add(self, code_set: CodeSet) -> None:
         """Write codes as a new part."""
-        write_codes(self._folder / f"part-{uuid.uuid4().hex}.h5", code_set)
+        write_codes(self.folder / f"part-{uuid.uuid4().hex}.h5", code_set)
 
     def keep_old(self, output: Path) -> None:
         """Keep a copy of an output of an older version as ``.bak`` until :meth:`finalize`.
@@ -94,7 +98,7 @@ class Parts:
         backup = _backup(output)
         is_ours = output.exists() and backup.is_file() and filecmp.cmp(backup, output, False)
         # In this folder, so that a killed run leaves nothing elsewhere.
-        merged = self._folder / "merged.h5"
+        merged = self.folder / "merged.h5"
         write_codes(merged, code_set)
         os.replace(merged, os.path.realpath(output))
         if is_ours:
@@ -108,10 +112,10 @@ class Parts:
     def _leave(self) -> None:
         """Remove the folder with its parts; it stays if it holds anything else."""
         with suppress(OSError):
-            for path in self._folder.iterdir():
+            for path in self.folder.iterdir():
                 if path.name == "lock" or path.name.lstrip(".").startswith(("part-", "merged.h5")):
                     path.unlink()
-            self._folder.rmdir()
+            self.folder.rmdir()
 
 
 def _backup(output: Path) -> Path:

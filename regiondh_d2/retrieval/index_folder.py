@@ -217,9 +217,10 @@ def write_index_folder(
                 indexes[granularity], shards[granularity] = build_shards(
                     path, earlier, granularity, codes, bits, options, generation
                 )
-        record["levels"] = {name: _describe(index) for name, index in indexes.items()}
-        for granularity, files_of_level in shards.items():
-            record["levels"][granularity]["shards"] = files_of_level
+        record["levels"] = {
+            name: _describe(index) | ({"shards": shards[name]} if name in shards else {})
+            for name, index in indexes.items()
+        }
         unused = _name_collections(path, record, indexes) if in_server else []
         files = {"codes": f"codes-{generation}.h5"}
         write_codes(path / files["codes"], items)

@@ -176,7 +176,9 @@ def read_record(path: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(record.get(key), kind):
             raise IndexFileError(f"{record_name}: {key} is missing or wrong; build it again")
-    if record["engine"] not in ENGINES or not record["levels"].keys() <= set(GRANULARITIES):
+    engine = ENGINES.get(record["engine"])
+    is_known = engine is not None and (version != 1 or not engine.is_stored)  # 1 has no such
+    if not is_known or not record["levels"].keys() <= set(GRANULARITIES):
         raise IndexFileError(
             f"{record_name}: engine {record['engine']!r} or levels "
             f"{', '.join(record['levels'])} are not known; build the index again"
