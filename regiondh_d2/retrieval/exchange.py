@@ -248,7 +248,7 @@ def _column(pa: Any, name: str, values: np.ndarray) -> Any:
     """An array as a column: rows of bytes as binary of fixed size, others as lists of one size."""
     if values.ndim == 1:
         return pa.array(values)
-    if name.endswith(("codes", "content_sha256")):
+    if name.endswith(("codes", "content_sha256", "thumbnails")):
         kind = pa.binary(values.shape[1])
         data = pa.py_buffer(np.ascontiguousarray(values))
         return pa.Array.from_buffers(kind, len(values), [None, data])

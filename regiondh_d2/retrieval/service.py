@@ -240,6 +240,7 @@ class SearchService:
             threshold=threshold,
             folded=options.fold_duplicates,
             blend=options.blend,
+            copies_note=self._copies.note if options.fold_duplicates else "",
         )
 
     def search_by_class(
