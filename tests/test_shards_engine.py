@@ -52,11 +52,10 @@ def test_small_blocks_and_threads_that_share_a_query(threads, count, monkeypatch
         assert_answers(index, queries, k, sort_pairs(queries, codes[rows], 48, k, rows.tolist()))
 
 
-@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("bits", [20, 48, 64, 200])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_bit_identical_to_one_index(folder, bits, threads):
-    codes, queries = make_codes(3500, bits), make_codes(130, bits, seed=1)
+    codes, queries = make_codes(3500, bits), make_codes(30, bits, seed=1)
     one, shards = create_index(bits, "numpy"), open_index(folder, bits, threads=threads)
     removed = np.random.default_rng(3).permutation(3500)[:900]
     removed = np.union1d(removed, np.arange(1000, 2000))  # a shard without any code left

@@ -132,7 +132,7 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
         value = attributes[name]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise CodeFileError(f"{name} is {value!r:.60}")
-        if kind is list and not all(isinstance(text, str) for text in value):
+        if isinstance(value, list) and not all(isinstance(text, str) for text in value):
             raise CodeFileError(f"{name} are no texts")
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "SearchOptions",
     "SearchResult",
     "name_of_class",
+    "number_of_class",
 ]
 
 Box = tuple[float, float, float, float]
@@ -246,3 +247,10 @@ class SearchResult:
 def name_of_class(names: Sequence[str], class_id: int) -> str:
     """A class's name, or its number where there are no names."""
     return names[class_id] if len(names) else str(class_id)
+
+
+def number_of_class(names: Sequence[str], name: str) -> int | None:
+    """The inverse of :func:`name_of_class`, or None if there is no such class."""
+    if not len(names):
+        return int(name) if name.isdecimal() and len(name) < 10 else None
+    return list(names).index(name) if name in names else None
