@@ -36,7 +36,7 @@ def config_of_index(folder: IndexFolder) -> str:
 
 
 def earlier_network(codes: str | os.PathLike) -> str:
-    """The shipped network that made a code file, complete or not; "" for the default one or none."""
+    """The shipped network that made a code file, complete or not; "" for the default, or none."""
     name = ""
     with suppress(CodeFileError):  # the extraction will report a damaged file
         name = network_name(known_fingerprint(codes))
