@@ -77,8 +77,8 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--fold-duplicates",
         action="store_true",
-        help="copies of a photo fill one answer, which names them: files of the same content, and, "
-        "where the index holds activations or features, files that were saved again",
+        help="copies of a photo fill one answer, which names them: files of the same content, and "
+        "photos that were saved again: scaled, compressed or made brighter",
     )
     add_exclude_self_option(
         parser,

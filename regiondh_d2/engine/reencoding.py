@@ -14,8 +14,9 @@ The new codes are collected in
   the two steps;
 - otherwise ``<index>.h5``, which stays.
 
-What changes the index or its code file meanwhile, such as added photos, isn't lost: it is looked at
-before each step, and what is new is encoded, too.
+What changes the index or its code file meanwhile, such as added photos, isn't lost: both are looked
+at again before they are replaced, and what is new is encoded, too. Only features aren't encoded
+again, since few networks have them.
 """
 
 from __future__ import annotations
