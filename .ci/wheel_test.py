@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = "voc07/regiondh_effnetlite0_64"
+CONFIG = "voc07/regiondh_effnetlite_64"
 MAKE_PHOTOS = """
 from pathlib import Path
 import numpy as np

@@ -11,7 +11,8 @@ Interrupted, it goes on from its last checkpoint.
 
 import argparse
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from regiondh_cli.arguments import CommandParser
 from regiondh_d2.engine import RegionDHTrainer, build_cfg
+from regiondh_d2.engine.command import run_command
 
 CONFIG = "configs/voc07/regiondh_effnetlite0_48_joint.yaml"
 SETTINGS = {
@@ -102,13 +105,21 @@ def gradient_norms(model, inputs: list[dict]) -> dict[str, float]:
     return norms
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def build_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(prog="python -m experiments.joint", description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", default=CONFIG)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--fixed-statistics", action="store_true")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
-    args = parser.parse_args()
+    parser.add_overrides()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     settings = [word for pair in SETTINGS.items() for word in pair]
     cfg = build_cfg(args.config_file, [*settings, "OUTPUT_DIR", str(args.output), *args.opts])
@@ -133,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

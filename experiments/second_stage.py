@@ -6,13 +6,17 @@ dataset ``--unseen``, each other, which the network has never seen.
 """
 
 import argparse
+import sys
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
+from regiondh_cli.arguments import CommandParser
+from regiondh_cli.options import add_overwrite_option, positive_int
 from regiondh_d2.commands.evaluate_codes import with_class_weights
 from regiondh_d2.data.catalog import load_dataset
+from regiondh_d2.engine.command import run_command
 from regiondh_d2.evaluation.ranking_metrics import RankingResult
 from regiondh_d2.evaluation.reranking import evaluate_reranking
 from regiondh_d2.evaluation.retrieval_evaluator import rank_code_sets
@@ -20,7 +24,7 @@ from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.structures.code_rows import take_rows
 from regiondh_d2.structures.codes import CodeSet
 from regiondh_d2.utils.errors import RegionDHError
-from regiondh_d2.utils.file_io import write_json
+from regiondh_d2.utils.file_io import check_output_file, write_json
 
 from .queries import SHOWN
 
@@ -85,18 +89,27 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.second_stage", description=__doc__)
+    parser = CommandParser(
+        prog="python -m experiments.second_stage", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--query", required=True, metavar="Q.h5")
     parser.add_argument("--database", required=True, metavar="D.h5")
     parser.add_argument("--weights", metavar="W.pth", help="for files without class_weights")
     parser.add_argument("--unseen", metavar="NAME", default="voc_2007_retrieval_vala_valb")
-    parser.add_argument("--topk", type=int, default=1000, metavar="K")
+    parser.add_argument("--topk", type=positive_int, default=1000, metavar="K")
     parser.add_argument("--json", metavar="OUT.json")
+    add_overwrite_option(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    return run_command(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    inputs = [args.query, args.database, args.weights]
+    check_output_file(args.json, inputs=inputs, overwrite=args.overwrite, kind="json")
     query, database = read_codes(args.query), read_codes(args.database)
     if args.weights:
         query = with_class_weights(query, args.weights, args.query)
@@ -106,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found["unseen"] = measure(*split_by_roles(query, args.unseen), args.topk)
     print(table(found))
     if args.json:
-        write_json(args.json, found)
+        write_json(args.json, found, format="regiondh-second-stage")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

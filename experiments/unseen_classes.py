@@ -77,6 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CODES.h5",
         help="a code file with other features of all these images, for further rows",
     )
+    parser.add_argument(
+        "--fit",
+        metavar="NAME",
+        help=f"a dataset, such as {TRAINING}, that ITQ also learns codes on, without labels, "
+        "instead of on the database; --features must hold its images, too",
+    )
     parser.add_overrides()
     return parser
 
@@ -95,6 +101,7 @@ def run(args: argparse.Namespace) -> None:
         check_holds(others, args.features, "features")
     model: Any = load_trained_model(cfg)
     query, database = (read_half(cfg, model, name) for name in (QUERIES, DATABASE))
+    fit = read_half(cfg, model, args.fit) if args.fit else None
     codes = {"fc7 of the detector": None, "H1": model.roi_heads.instance_hash}
     if model.roi_heads.object_hash is not None:
         codes["OBJECT_CODE"] = model.roi_heads.object_hash
@@ -103,9 +110,9 @@ def run(args: argparse.Namespace) -> None:
         f"{shown[0]} images and {len(query.objects)} objects of {', '.join(CLASSES)} searched in "
         f"{len(database.ids)} images, {shown[1]} of these classes\n"
     )
-    print_table("images", *measure_images(query, database, others))
+    print_table("images", *measure_images(query, database, others, fit))
     print()
-    print_table("objects", *measure_objects(query, database, codes))
+    print_table("objects", *measure_objects(query, database, codes, fit))
 
 
 def read_half(cfg, model: Any, name: str) -> Half:
@@ -148,36 +155,56 @@ Result = tuple[np.ndarray, dict[str, np.ndarray]]
 """The classes (Q, 5) of all queries, and for each method the average precision (Q,)."""
 
 
-def measure_images(query: Half, database: Half, others: CodeSet | None) -> Result:
-    """Searches with whole images: an image is relevant that shares one of the classes."""
+def measure_images(
+    query: Half, database: Half, others: CodeSet | None, fit: Half | None = None
+) -> Result:
+    """Searches with whole images: an image is relevant that shares one of the classes.
+
+    Args:
+        query, database: the halves.
+        others: with other features of all images; None for none.
+        fit: images on which ITQ learns, too; None for none.
+
+    Raises:
+        CodeFileError: ``others`` lacks an image.
+    """
     rows = np.flatnonzero(query.labels.any(axis=1))
     labels = query.labels[rows]
     found = {"Region-DH": hamming(query.codes[rows], database.codes)}
-    features = {"the detector's": (query.pooled[rows], database.pooled)}
+    halves = (query, database, *([fit] if fit else []))
+    features = {"the detector's": [half.pooled for half in halves]}
     if others is not None:
         table = dict(zip(others.image_ids, others.column("features"), strict=True))
-        missing = {*query.ids, *database.ids} - set(table)
+        missing = {i for half in halves for i in half.ids} - set(table)
         if missing:
             raise CodeFileError(f"the features lack image {min(missing)}: extract those of val")
-        q = np.stack([table[query.ids[row]] for row in rows], dtype=float)
-        features["the other"] = q, np.stack([table[i] for i in database.ids], dtype=float)
-    for name, (q, d) in features.items():
+        features["the other"] = [
+            np.stack([table[i] for i in half.ids], dtype=float) for half in halves
+        ]
+    for name, (q, d, *learned) in features.items():
+        q = q[rows]
         found[f"{name} features, cosine"] = ranks_by_cosine(q, d)
         for method in ("itq", "lsh"):
             pair = unsupervised(method, q, d, query.codes.shape[1])
             found[f"{method.upper()} of {name} features"] = hamming(*pair)
+        for x in learned:
+            pair = unsupervised("itq", q, d, query.codes.shape[1], x)
+            found[f"ITQ of {name} features, learned on --fit"] = hamming(*pair)
     return labels, {
         name: precisions(distances, labels, database.labels) for name, distances in found.items()
     }
 
 
-def measure_objects(query: Half, database: Half, layers: dict[str, Any]) -> Result:
+def measure_objects(
+    query: Half, database: Half, layers: dict[str, Any], fit: Half | None = None
+) -> Result:
     """Searches with objects, by the nearest detection: an image is relevant that shows the class.
 
     Args:
         query, database: the halves.
         layers: by name, a latent layer on fc7; None for fc7 itself, which is also coded by ITQ and
             LSH.
+        fit: images on whose detections ITQ learns, too; None for none.
     """
     labels = np.eye(len(CLASSES), dtype=bool)[query.classes]
     images = hamming(query.codes[query.image_of_object], database.codes)
@@ -204,6 +231,10 @@ def measure_objects(query: Half, database: Half, layers: dict[str, Any]) -> Resu
                     f"{method.upper()} of {name}",
                     *unsupervised(method, q, d, query.codes.shape[1]),
                 )
+            if fit:
+                learned = fit.detections.cpu().numpy()
+                pair = unsupervised("itq", q, d, query.codes.shape[1], learned)
+                add(f"ITQ of {name}, learned on --fit", *pair)
         else:
             add(
                 name,
@@ -215,18 +246,26 @@ def measure_objects(query: Half, database: Half, layers: dict[str, Any]) -> Resu
 
 
 def unsupervised(
-    method: str, query: np.ndarray, database: np.ndarray, bits: int
+    method: str,
+    query: np.ndarray,
+    database: np.ndarray,
+    bits: int,
+    learned: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (Q, K) and (N, K), bool, of features, learned on those of the database."""
+    """Codes (Q, K) and (N, K), bool, of features, learned on those of the database, or on others,
+    (L, D)."""
 
     def code_set(features: np.ndarray) -> CodeSet:
         names = [str(row) for row in range(len(features))]
         codes = np.zeros((len(features), 1), np.uint8)
         return CodeSet(codes, 8, names, names, features=features.astype(np.float16))
 
-    found = feature_codes(code_set(query), code_set(database), bits, method)
-    q, d = (unpack_codes(codes.codes, bits) for codes in found)
-    return q, d
+    learned = database if learned is None else learned
+    coded, _ = feature_codes(
+        code_set(np.concatenate([query, database])), code_set(learned), bits, method
+    )
+    codes = unpack_codes(coded.codes, bits)
+    return codes[: len(query)], codes[len(query) :]
 
 
 def hamming(query: np.ndarray, database: np.ndarray) -> np.ndarray:

@@ -95,14 +95,20 @@ def add_blend_option(parser: argparse.ArgumentParser, help_text: str) -> None:
     parser.add_argument("--blend", type=weight, default=0.0, metavar="W", help=help_text)
 
 
-def add_config_option(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add ``--config-file``, a path or the short name of a config of the package."""
+def add_config_option(parser: argparse.ArgumentParser, of_index: bool = False) -> None:
+    """Add ``--config-file``, a path or the short name of a config of the package.
+
+    Args:
+        parser: gets the option.
+        of_index: whether it may be left out if an index names a network of the package.
+    """
+    default = " (default: that of the index, if its network comes with the package)"
     parser.add_argument(
         "--config-file",
-        required=required,
+        required=not of_index,
         metavar="C",
         help="config of the model: a file, or the short name of one that comes with the package, "
-        "such as voc07/regiondh_effnetlite0_64",
+        f"such as voc07/regiondh_effnetlite_64{default if of_index else ''}",
     )
 
 

@@ -40,6 +40,7 @@ def make_photo_set(rows=5, **changes):
         "mtime_ns": rng.integers(-1, 1 << 62, rows),
         "content_sha256": rng.integers(0, 256, (rows, 32), dtype=np.uint8),
         "class_weights": rng.random((13, 3)).astype(np.float32),
+        "thumbnails": rng.integers(0, 256, (rows, 144), dtype=np.uint8),
     }
     return make_code_set(rows, **known | changes)
 

@@ -4,6 +4,7 @@ What takes seconds to import is imported by the fixtures that need it: pytest re
 process that hands out the tests, too, and all others wait for that.
 """
 
+import json
 import logging
 import os
 import pickle
@@ -17,30 +18,11 @@ from types import SimpleNamespace
 import pytest
 
 from commands import load_command
+from small_network import BACKBONE, TINY
 
 # One thread a process, also in those that tests start: there is a process for each core, and the
 # threads of PyTorch that wait for work would keep the others from it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# The backbone computes a seventh of what that of the config does.
-TINY = """
-MODEL.DEVICE cpu
-MODEL.WEIGHTS ""
-MODEL.TIMM.NAME tf_mobilenetv3_small_minimal_100
-MODEL.ROI_HEADS.NUM_CLASSES 3
-MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
-MODEL.ROI_BOX_HEAD.FC_DIM 32
-MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM 16
-MODEL.RPN.CONV_DIMS [16]
-MODEL.RPN.PRE_NMS_TOPK_TRAIN 100
-MODEL.RPN.PRE_NMS_TOPK_TEST 100
-MODEL.RPN.POST_NMS_TOPK_TRAIN 20
-MODEL.RPN.POST_NMS_TOPK_TEST 20
-MODEL.REGION_DH.BITS 12
-MODEL.REGION_DH.LATENT_INIT_STD 0.5
-MODEL.REGION_DH.FUSION_NUM_ROIS 8
-TEST.DETECTIONS_PER_IMAGE 10
-"""
 
 
 def pytest_collection_modifyitems(items):
@@ -154,9 +136,25 @@ def shared_scenes(tmp_path_factory):
     )
 
 
+def _normalize(backbone, images):
+    """Set the statistics of frozen layers to those of some images, whose features then differ."""
+    import torch
+
+    def fit(layer, inputs):
+        layer.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
+        layer.running_var.copy_(inputs[0].var(dim=(0, 2, 3)))
+
+    layers = [layer for layer in backbone.modules() if hasattr(layer, "running_var")]
+    hooks = [layer.register_forward_pre_hook(fit) for layer in layers]
+    with torch.no_grad():
+        backbone(images)
+    for hook in hooks:
+        hook.remove()
+
+
 @pytest.fixture(scope="session")
 def random_network(shared_scenes, tmp_path_factory):
-    """Scenes and the weights of a network whose heads are random, to be read only.
+    """Scenes and the weights of a random network, to be read only.
 
     Attributes: ``scenes``, a folder; ``weights``, a file; ``config``, the path of the config; and
     ``opts``, its overrides KEY, VALUE, which lead to differing codes and to some detections.
@@ -164,12 +162,16 @@ def random_network(shared_scenes, tmp_path_factory):
     import torch
     from detectron2.modeling import build_model
 
-    from regiondh_d2.checkpoint import RegionDHCheckpointer
     from regiondh_d2.engine import build_cfg
+    from regiondh_d2.retrieval.images import ImageLoader
 
     folder = tmp_path_factory.mktemp("random_network")
-    name = "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
-    config = str(Path(__file__).parents[1] / name)
+    config, weights = folder / "random.yaml", folder / "weights.pth"
+    base = "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
+    network = {"WEIGHTS": str(weights), "TIMM": {"NAME": BACKBONE}}
+    content = {"_BASE_": str(Path(__file__).parents[1] / base), "MODEL": network}
+    config.write_text(json.dumps(content))
+    config = str(config)
     opts = [
         *("MODEL.DEVICE", "cpu", "MODEL.REGION_DH.LATENT_INIT_STD", "0.5"),
         *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"),
@@ -178,8 +180,9 @@ def random_network(shared_scenes, tmp_path_factory):
     cfg = build_cfg(config, opts)
     torch.manual_seed(0)
     model = build_model(cfg)
-    RegionDHCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    weights = folder / "weights.pth"
+    images = [ImageLoader(cfg)(str(path)) for path in sorted(shared_scenes.rglob("*.jpg"))]
+    _normalize(model.backbone, model.preprocess_image(images).tensor)
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight)  # regions differ in class
     torch.save({"model": model.state_dict()}, weights)
     opts += ["MODEL.WEIGHTS", str(weights)]
     return SimpleNamespace(scenes=shared_scenes, weights=weights, config=config, opts=opts)

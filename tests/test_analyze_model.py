@@ -11,11 +11,12 @@ from regiondh_d2.checkpoint import RegionDHCheckpointer
 from regiondh_d2.data.datasets.scenes import generate_scenes
 from regiondh_d2.engine import analysis, build_cfg
 from regiondh_d2.engine.analysis import PARTS, count_flops, count_parameters, time_parts
+from small_network import BACKBONE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml")
 
-SMALL = ["MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100"]  # is counted sooner
+SMALL = ["MODEL.TIMM.NAME", BACKBONE]  # is counted sooner
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ def searchable(tmp_path_factory, load_tool):
     for name, words in (
         (
             "extract_codes",
-            f"--config-file {ROOT}/configs/voc07/regiondh_effnetlite0_64.yaml --input {photos} "
+            f"--config-file {ROOT}/configs/voc07/regiondh_effnetlite_64.yaml --input {photos} "
             f"--output {folder}/photos.h5 MODEL.DEVICE cpu TEST.RETRIEVAL.INSTANCE_MIN_SCORE 0.01 "
             "MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.01",
         ),

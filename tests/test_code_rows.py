@@ -41,11 +41,12 @@ def test_take_rows_leaves_out_the_instances_of_other_rows():
     np.testing.assert_array_equal(taken.instances.classes, [1])
 
 
-def test_codes_with_a_content_join_those_without():
+@pytest.mark.parametrize("name", ["content_sha256", "thumbnails"])
+def test_codes_with_what_is_known_of_their_photos_join_those_without(name):
     photos = make_photo_set()
-    joined = join_code_sets([dataclasses.replace(photos, content_sha256=None), photos])
-    assert not joined.content_sha256[:5].any()
-    np.testing.assert_array_equal(joined.content_sha256[5:], photos.content_sha256)
+    joined = join_code_sets([dataclasses.replace(photos, **{name: None}), photos])
+    assert not getattr(joined, name)[:5].any()
+    np.testing.assert_array_equal(getattr(joined, name)[5:], getattr(photos, name))
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,7 @@ def store_elsewhere(file):
         (replace("size", np.full(5, -7)), "size holds -7"),
         (replace("mtime_ns", np.zeros(5)), "not the expected type"),
         (replace("content_sha256", np.zeros((5, 31), np.uint8)), "content_sha256 must be"),
+        (replace("thumbnails", np.zeros((5, 143), np.uint8)), "thumbnails must be"),
         (replace("class_weights", np.zeros((12, 3), "f4")), "class_weights are of shape (12, 3)"),
         (replace("class_weights", np.zeros((13, 4), "f4")), "not (13, 3)"),
         (replace("class_weights", np.full((13, 3), np.nan, "f4")), "class_weights hold values"),

@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
 # A base may be a part of a config only; each is a base of one of these.
 LEAVES = [name for name in FILES if not Path(name).name.startswith("Base-")]
-# Of those for VOC 2012 a test says that they are these but for what the test of training changes.
+# Those for VOC 2012 differ from these in images and schedule alone, as a test checks.
 TRAINED = [name for name in LEAVES if not name.startswith("voc12/")]
 SIZE = (96, 64)
 
@@ -151,7 +151,7 @@ def test_a_config_of_voc12_is_that_of_voc07_on_other_images(name):
 
 @pytest.fixture
 def thin_networks(monkeypatch):
-    """Networks whose width no key says have an eighth of it."""
+    """VGG16 and ConvNeXt with an eighth of their channels, which no key of a config sets."""
     create = timm.create_model
 
     def create_thin(name, **options):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,16 @@ def load(model, weights):
     return missing
 
 
+def build_empty(name, *opts):
+    """As ``build``, with whatever is in memory as its weights: none are drawn for nothing."""
+    with torch.device("meta"):
+        model = build(name, *opts)
+    return model.to_empty(device="cpu")
+
+
+@lru_cache(maxsize=1)  # they are large
 def classifier(name):
-    """A torchvision network whose every tensor matters, and not too much."""
+    """A torchvision network whose every tensor matters, and not too much; to be read only."""
     torch.manual_seed(0)
     net = torchvision.models.get_model(name, weights=None).eval()
     for module in net.modules():
@@ -63,8 +72,7 @@ def test_the_converted_vgg16_gives_torchvisions_fc7():
     net = classifier("vgg16")
     weights = torchvision_to_detectron2(net.state_dict())
     assert weights.left_out == ["classifier.6.weight", "classifier.6.bias"]
-    with torch.device("meta"):  # random weights would be drawn for nothing
-        model = build("Base-VGG16.yaml").to_empty(device="cpu")
+    model = build_empty("Base-VGG16.yaml")
     assert not [
         k for k in load(model, weights) if k.startswith(("backbone.", "roi_heads.box_head"))
     ]
@@ -79,8 +87,8 @@ def test_the_converted_vgg16_gives_torchvisions_fc7():
     assert (actual - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
 @pytest.mark.parametrize("layout", ["c4", "fpn"])
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
 def test_a_converted_resnet_gives_torchvisions_features(name, layout):
     net = classifier(name)
     weights = torchvision_to_detectron2(net.state_dict(), layout)
@@ -89,7 +97,7 @@ def test_a_converted_resnet_gives_torchvisions_features(name, layout):
     }
     assert {"fc.weight", "fc.bias"} < set(weights.left_out)
     groups = ("MODEL.RESNETS.NUM_GROUPS", 32, "MODEL.RESNETS.WIDTH_PER_GROUP", 4)
-    model = build(f"Base-R50-{layout.upper()}.yaml", *(groups if "next" in name else ()))
+    model = build_empty(f"Base-R50-{layout.upper()}.yaml", *(groups if "next" in name else ()))
     missing = load(model, weights)
     ours = ("backbone.", "roi_heads.box_head.") if layout == "c4" else ("backbone.bottom_up.",)
     assert not [k for k in missing if k.startswith(ours)]

@@ -19,6 +19,7 @@ from regiondh_d2.data.voc import register_voc
 from regiondh_d2.engine import CachedHeadsTrainer, RegionDHTrainer, build_cfg, feature_cache
 from regiondh_d2.engine.command import run_workers
 from regiondh_d2.engine.feature_cache import FeatureCache
+from small_network import BACKBONE
 
 CONFIG = Path(__file__).parents[1] / (
     "configs/quick_schedules/regiondh_effnetlite0_scenes_instant.yaml"
@@ -62,7 +63,7 @@ def make_cfg(kind, folder):
         str(CONFIG),
         [
             *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(folder / kind)),
-            *("MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100"),
+            *("MODEL.TIMM.NAME", BACKBONE),
             *("DATASETS.TRAIN", f"('{TRAIN}',)", "DATASETS.TEST", "()"),
             *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"),
             *OPTIONS[kind],

@@ -37,6 +37,7 @@ def full():
         size=rng.integers(0, 1 << 40, 30),
         mtime_ns=rng.integers(0, 1 << 60, 30),
         content_sha256=rng.integers(0, 256, (30, 32), np.uint8),
+        thumbnails=rng.integers(0, 256, (30, 144), np.uint8),
         activations=rng.random((30, 20)).astype(np.float16),
         features=rng.random((30, 7)).astype(np.float16),
         class_weights=rng.random((21, 3)).astype(np.float32),

@@ -3,6 +3,7 @@
 A network stands in for the model only where its codes matter; elsewhere a code is a few pixels.
 """
 
+import dataclasses
 import functools
 import io
 import os
@@ -23,8 +24,10 @@ from extraction import (
     save_twelve,
 )
 from pictures import pixels_of, save
+from regiondh_d2.data.image_reader import read_image
+from regiondh_d2.data.thumbnails import thumbnail
 from regiondh_d2.retrieval import extract
-from regiondh_d2.retrieval.code_store import read_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.retrieval.images import ImageEntry, ImageLoader, find_images
 from regiondh_d2.structures.packed import unpack_codes
 from regiondh_d2.utils.progress import Progress
@@ -68,6 +71,19 @@ def test_labels_of_a_dataset_are_stored(folder, tmp_path):
     np.testing.assert_array_equal(
         read_codes(tmp_path / "codes.h5").labels, [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     )
+
+
+def test_thumbnails_are_stored_and_an_output_without_them_grows(folder, tmp_path):
+    output = tmp_path / "codes.h5"
+    extract_folder(folder, output)
+    codes = read_codes(output)
+    expected = [thumbnail(read_image(name).pixels) for name in codes.file_names]
+    np.testing.assert_array_equal(codes.thumbnails, expected)
+    write_codes(output, dataclasses.replace(codes, thumbnails=None))  # of an earlier version
+    save(folder / "new.png")
+    extract_folder(folder, output, resume=True)
+    grown = read_codes(output)
+    assert grown.thumbnails.any(axis=1).tolist() == [False] * 12 + [True]
 
 
 def test_codes_are_those_of_each_image_alone(folder, tmp_path, make_model):

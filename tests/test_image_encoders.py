@@ -116,6 +116,10 @@ def test_without_encoders_nothing_changes(make_model, tiny_cfg):
     [
         ((HASH + "IMAGE_ENCODERS", [TINY]), r"IMAGE_ENCODER_SIZES is \[\]: .* a size for each"),
         ((HASH + "IMAGE_ENCODERS", ["no"], HASH + "IMAGE_ENCODER_SIZES", [32]), "can't build 'no'"),
+        (
+            (HASH + "IMAGE_ENCODERS", ["vit_tiny_patch16_224"], HASH + "IMAGE_ENCODER_SIZES", [64]),
+            "IMAGE_ENCODER_SIZES: 'vit_tiny_patch16_224' takes 224, not 64",
+        ),
         ((*ENCODERS, "INPUT.FORMAT", "L"), "INPUT.FORMAT is L: .* take RGB or BGR"),
         ((*ENCODERS, "MODEL.META_ARCHITECTURE", "ImageHash"), "ImageHash reads none. RegionDH"),
     ],

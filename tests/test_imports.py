@@ -9,6 +9,8 @@ import pytest
 
 from regiondh_d2 import engine
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {"cv2", "faiss", "h5py", "jinja2", "matplotlib", "scipy", "sklearn"}
 # In a new process. Modules that only Unix has are hidden from our packages. Others see them:
 # on Windows they ask for others.

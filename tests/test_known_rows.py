@@ -12,7 +12,7 @@ from extraction import BITS, extract_folder, fake_model, make_extractor
 from pictures import pixels_of, save
 from regiondh_d2.data import photo_files
 from regiondh_d2.retrieval.code_store import read_codes
-from regiondh_d2.retrieval.images import ImageEntry
+from regiondh_d2.retrieval.images import ImageEntry, ImageLoader
 from regiondh_d2.structures.packed import unpack_codes
 from regiondh_d2.utils.errors import InputNotFoundError, RegionDHError
 
@@ -396,16 +396,16 @@ def test_a_photo_that_goes_during_the_run(album):
 def test_a_photo_that_changes_while_it_is_read(album):
     """The row tells of the content that was encoded."""
     path = album.save("e.png")
-    reader = make_extractor()._load
 
-    def load(file_name):
-        found = reader(file_name)
-        if file_name == str(path) and path.stat().st_mtime_ns == OLD:
-            album.save("e.png", "later.png", time=OLD + 1)
-        return found
+    class Loader(ImageLoader):
+        def with_thumbnail(self, file_name):
+            found = super().with_thumbnail(file_name)
+            if file_name == str(path) and path.stat().st_mtime_ns == OLD:
+                album.save("e.png", "later.png", time=OLD + 1)
+            return found
 
-    load.read_size = reader.read_size
-    assert album.run(loader=load)[0] == ["later.png"]
+    loader = Loader(min_size=0, max_size=0, image_format="RGB")
+    assert album.run(loader=loader)[0] == ["later.png"]
     assert album.run()[0] == []
 
 

@@ -40,6 +40,7 @@ def test_copies_stand_with_their_first(place):
         ["06.jpg", "07.jpg"]
     ]
     assert (page["total"], page["more"]) == (1, False)
+    assert "photos have no thumbnail, so copies" in page["note"]
 
 
 def test_a_large_index_has_no_such_view(place, monkeypatch):

@@ -1,5 +1,6 @@
 """From nothing to answers in Python: a network that encodes, detects, indexes and searches."""
 
+import copy
 import os
 import re
 import shutil
@@ -10,6 +11,10 @@ import pytest
 from PIL import Image
 
 import regiondh_d2
+from regiondh_d2.checkpoint import model_fingerprint
+from regiondh_d2.checkpoint.zoo import FINGERPRINTS
+from regiondh_d2.engine import photo_network
+from regiondh_d2.engine.photo_network import PhotoNetwork
 from regiondh_d2.retrieval.code_store import read_codes
 from regiondh_d2.retrieval.images import UnreadableImage
 from regiondh_d2.retrieval.index_file import IndexFileError
@@ -178,3 +183,34 @@ def test_what_is_refused(network, place):
         regiondh_d2.load("regiondh_effnetlite0_64")
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         regiondh_d2.nothing  # noqa: B018
+
+
+def test_an_old_index_is_searched_and_grown_with_its_own_network(network, place, monkeypatch):
+    """By a network that nobody named; one that was named refuses it."""
+    old = "effnetlite0_voc07_64"  # which ``network`` stands for
+    monkeypatch.setitem(FINGERPRINTS, model_fingerprint(network.model), old)
+    loaded = []
+    monkeypatch.setattr(photo_network, "load", lambda *a, **b: loaded.append((a, b)) or network)
+    model = copy.deepcopy(network.model)
+    model.roi_heads.image_hash.latent.linear.bias.data += 1
+    default = PhotoNetwork(model, network.cfg, follows_indexes=True)
+    default.index("yours", "new", log=print)
+    network.index("mine", "out", log=print)
+
+    lines = []
+    searcher = default.index("yours", "out", log=lines.append)
+    assert lines[0].startswith(f"out/photos.h5 is by the network {old} and stays with it; `regiond")
+    codes = read_codes("out/photos.h5")
+    assert (len(codes), codes.model_fingerprint) == (5, model_fingerprint(network.model))
+    assert searcher.encoder.model is network.model
+    assert loaded == [((old,), {"device": "cpu"})]
+    found = default.search("yours/1.jpg").answers
+    assert (found[0].distance, os.path.relpath(found[0].file_name)) == (0, "yours/1.jpg")
+    assert len(default.search("query.png", "out/index").answers) == 5
+    assert len(default.search("query.png", "new/index").answers) == 2
+
+    named = PhotoNetwork(model, network.cfg)
+    with pytest.raises(RegionDHError, match="photos.h5 was encoded by model"):
+        named.index("yours", "out", log=print)
+    with pytest.raises(IndexFileError, match="was encoded by model"):
+        named.search("query.png", "out/index")

@@ -43,6 +43,14 @@ def arguments(random_network, workspace):
     return make
 
 
+def images_in_order(items, row):
+    """(distance, row) pairs of all images: by codes, and where these tie by activations."""
+    distances = distances_to(items.codes[row], items.codes, items.bits).tolist()
+    activations = items.activations.astype(np.float32)
+    ties = np.square(activations - activations[row]).sum(axis=1)
+    return [(distances[i], int(i)) for i in np.lexsort((ties, distances))]
+
+
 def error_of(capsys):
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     return error
@@ -54,7 +62,7 @@ def test_from_images_to_answers(tool, workspace, arguments, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.err == ""
     items = read_codes(workspace / "codes.h5")
-    expected = sort_pairs(distances_to(items.codes[2], items.codes, 48), np.ones(11), 4)
+    expected = images_in_order(items, 2)[:4]
     answers = json.loads(out.read_text())["answers"]
     assert [(answer["distance"], answer["row"]) for answer in answers] == expected
     first, head, *lines = printed.out.splitlines()
@@ -227,8 +235,7 @@ class Counted:
 def test_a_distance_copies_and_the_query_itself(tool, workspace, arguments, tmp_path, capsys):
     out = tmp_path / "out.json"
     items = read_codes(workspace / "codes.h5")
-    distances = distances_to(items.codes[2], items.codes, 48)
-    others = sort_pairs(distances, np.arange(11) != 2, None)
+    others = [pair for pair in images_in_order(items, 2) if pair[1] != 2]
     nearest = others[0][0]
     options = ["--exclude-self", "--json", str(out), "--max-distance"]
     assert tool.main(arguments(*options, str(nearest))) == 0

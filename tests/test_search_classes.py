@@ -67,12 +67,18 @@ def test_unknown_classes(tmp_path):
     query = Query("q.jpg", queries(1, BITS))
     for class_names, message in (
         (CLASSES, "class 'cow' is not known: use one of cat, dog, sofa"),
-        ([], "class 'cow' is not known: the index names no classes"),
+        ([], "class 'cow' is not known: use one of the numbers of classes, which have no names"),
     ):
         items = make_items(class_names=class_names)
         folder = write_index_folder(tmp_path / "index", items, engine="numpy")
         with pytest.raises(ValueError, match=message):
             search_index(folder, query, 3, "cow")
+    # Without names a class is called by its number, and is asked for by it, too.
+    asked = replace(query, classes=("2", "0"))
+    for result in search_by_class(folder, asked, 60):
+        chosen = items.instances.classes == int(result.class_name)
+        expected = set(items.instances.image_index[chosen].tolist())
+        assert {answer.row for answer in result.answers} == expected
     result = search_index(folder, Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,)), 1)
     (one,) = result.answers[0].objects
     assert one.class_name == str(items.instances.classes[one.row])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from builders import code_set
 from programs import run_program
+from regiondh_d2.checkpoint.zoo import FINGERPRINTS
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.utils.file_io import carries_mark
@@ -74,15 +75,16 @@ def test_as_a_program(place):
     codes = read_codes(place / "output/photos/photos.h5")
     assert (len(codes), codes.bits) == (3, 64)
     record = json.loads((place / "output/photos/index/index.json").read_text())
-    assert record["network"] == "effnetlite0_voc07_64"
+    assert record["network"] == "effnetlite_voc07_64"
     with Image.open(place / "output/photos/answers.png") as picture:
         assert picture.width > 300
     assert carries_mark(place / "output/photos")
     assert len(answers_of(result.stdout)) == 3
 
 
-def test_again_with_changes_and_with_another_folder(tool, place, scenes, capsys):
+def test_again_with_changes_and_with_another_folder(tool, place, scenes, monkeypatch, capsys):
     """What was encoded stays; answers come from the folder that is named, as it is now."""
+    monkeypatch.setattr(tool, "CONFIG", "voc07/regiondh_effnetlite0_64")  # is faster
     assert tool.main(["mine", "--output", "mine/out"]) == 0
     assert tool.main(["yours", "--output", "mine/out", "--query", "mine/b.jpg"]) == 0
     printed = capsys.readouterr()
@@ -129,6 +131,25 @@ def test_the_commands_that_are_printed_do_the_same(tool, steps, place, monkeypat
             check=True,
         ).stdout.splitlines()
         assert words == step
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_output_stays_with_the_network_it_was_begun_with(
+    tool, steps, place, monkeypatch, capsys, finished
+):
+    monkeypatch.setattr(tool, "choose_query", lambda codes, photos: "a.jpg")
+    (old,) = (print_ for print_, name in FINGERPRINTS.items() if name == "effnetlite0_voc07_64")
+    codes = place / ("out/photos.h5" if finished else "out/photos.h5.parts/part-1.h5")
+    codes.parent.mkdir(parents=True)
+    write_codes(codes, code_set(np.zeros((1, 8), np.uint8), model_fingerprint=old))
+    if finished:
+        (place / "out/index").mkdir()
+    assert tool.main(["mine", "--output", "out"]) == 0
+    config = ["--config-file", "voc07/regiondh_effnetlite0_64"]
+    assert [step[1:3] for step in steps] == [config, ["out/photos.h5", "--output"], config]
+    note = "out/photos.h5 is by the network effnetlite0_voc07_64 and stays with it"
+    move = "; `regiondh reencode out/index` moves it to effnetlite_voc07_64"
+    assert capsys.readouterr().out.splitlines()[0] == note + (move if finished else "")
 
 
 def test_patterns_are_handed_on(tool, steps, place, monkeypatch):

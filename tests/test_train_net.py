@@ -36,7 +36,7 @@ def datasets(shared_scenes):
 
 
 @pytest.fixture
-def train_net(load_tool, plain_loggers, tmp_path, monkeypatch, capsys):
+def train_net(load_tool, plain_loggers, random_network, tmp_path, monkeypatch, capsys):
     """A function that runs the command in this process, with the scenes unless told otherwise.
 
     It returns the exit status and the last line of errors.
@@ -46,7 +46,8 @@ def train_net(load_tool, plain_loggers, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(VARIABLE, "")
 
     def run(*words, datasets=DATASETS):
-        words = ["--config-file", CONFIG, *words, *datasets, "DATALOADER.NUM_WORKERS", 0]
+        start = ["--config-file", random_network.config, *words]
+        words = [*start, *datasets, "DATALOADER.NUM_WORKERS", 0, "MODEL.DEVICE", "cpu"]
         args = tool.build_parser().parse_args([str(word) for word in words])
         capsys.readouterr()
         status = run_command(lambda: tool.run(args))
@@ -93,7 +94,7 @@ def test_train_resume_and_evaluate(train_net, tmp_path, caplog):
     assert (trained.codes == again.codes).all()
 
 
-def test_heads_train_on_cached_features(train_net, random_network, tmp_path):
+def test_heads_train_on_cached_features(train_net, tmp_path):
     """The codes from cached features are those from images, but for half-precision rounding."""
     output = tmp_path / "cached"
     frozen = [f"MODEL.REGION_DH.LR_FACTORS.{p}" for p in ("BACKBONE", "PROPOSAL_GENERATOR")]
@@ -113,8 +114,8 @@ def test_heads_train_on_cached_features(train_net, random_network, tmp_path):
     )
     assert abs(cached.activations.astype(float) - direct.activations).max() < 0.02
 
-    weights = ["MODEL.WEIGHTS", random_network.weights]
-    result = train_net(*opts, *cache, *weights, "OUTPUT_DIR", tmp_path / "other")
+    others = ["MODEL.WEIGHTS", ""]
+    result = train_net(*opts, *cache, *others, "OUTPUT_DIR", tmp_path / "other")
     assert result.status == 1
     assert re.match(r"error: \S+_database\.npz was made by other", result.error)
 

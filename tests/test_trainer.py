@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 
 from builders import registered_scenes
 from regiondh_d2.checkpoint import WeightsError, model_fingerprint
+from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine import RegionDHTrainer, build_cfg, defaults, setup_cfg, trainer_class
 from regiondh_d2.engine.defaults import asked_of
 from regiondh_d2.evaluation import RetrievalEvaluator
@@ -50,10 +52,17 @@ def test_each_line_of_the_log_is_shown_once_and_kept_once(monkeypatch, tmp_path,
 # --- What the command line asked for -------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "scenes"
+    return generate_scenes(folder, num_database=6, num_queries=3)
+
+
 @pytest.fixture
-def scenes(tmp_path):
-    """Registered scenes: 6 images to search in, 3 queries."""
-    with registered_scenes(tmp_path / "scenes", PREFIX, database=6, queries=3):
+def scenes(drawn, tmp_path):
+    """Registered scenes of this test alone: 6 images to search in, 3 queries."""
+    shutil.copytree(drawn, tmp_path / "scenes")
+    with registered_scenes(tmp_path / "scenes", PREFIX):
         yield tmp_path / "scenes"
 
 

@@ -28,6 +28,7 @@ NAMES = (
     "export",
     "import",
     "build-index",
+    "reencode",
     "search",
     "groups",
     "serve",

@@ -21,7 +21,7 @@ from ..options import (
 
 
 def add_arguments(parser: CommandParser) -> None:
-    add_config_option(parser)
+    add_config_option(parser, of_index=True)
     parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
     parser.add_argument(
         "--query",

@@ -13,7 +13,7 @@ INTERRUPTED = "ended"
 
 def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--index", required=True, metavar="FOLDER", help="the index folder")
-    add_config_option(parser, required=False)
+    add_config_option(parser, of_index=True)
     parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
     parser.add_argument(
         "--port",

@@ -12,7 +12,15 @@ from ..utils.file_io import file_sha256
 from .conversion import WeightsError
 from .weight_files import SCALES, in_bytes, read_weights, save_whole
 
-__all__ = ["CONFIGS", "FINGERPRINTS", "SHIPPED", "halve", "network_name", "shipped_weights"]
+__all__ = [
+    "CONFIGS",
+    "DEFAULT",
+    "FINGERPRINTS",
+    "SHIPPED",
+    "halve",
+    "network_name",
+    "shipped_weights",
+]
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -21,6 +29,9 @@ SHIPPED = {
     "effnetlite0_voc07_64": "2c640427df961a261f0929fb797ef83818083936fc1f01677326d0955196b163",
     "effnetlite_voc07_64": "443ced9bb461ee2211be513232403a1a26f5748ef51aefe8d7da4b048585fb47",
 }
+
+# What is made new is made by this one.
+DEFAULT = "effnetlite_voc07_64"
 
 # The short name of the config of each, which names its weights.
 CONFIGS = {

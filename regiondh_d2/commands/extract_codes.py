@@ -60,11 +60,11 @@ def make_extractor(
         features=args.features,
         batch_size=args.batch_size,
         save_every=args.save_every,
-        log=silent if quiet else say,
+        log=silent if quiet else log,
     )
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, flush=True)
 
 
@@ -83,7 +83,7 @@ def ray_encoder(args: argparse.Namespace, cfg, class_names: list[str], activatio
         return encode_with_ray(
             make,
             args.ray_workers,
-            say,
+            log,
             images,
             batches,
             parts.folder,

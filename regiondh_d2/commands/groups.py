@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
     most = args.max_distance if threshold is None else threshold.distance
     rows = present_rows(items) if args.check_files else np.arange(len(items))
     found = group_photos(items, most, args.max_size, rows)
+    if found.note:
+        print_line(f"warning: {found.note}", sys.stderr)
     names = items.file_names
     print("\n".join(lines_of(found, names)) or "no groups and no copies", flush=True)
     grouped = sum(len(group.rows) for group in found.groups)

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ..engine.config_names import find_config
 from ..engine.defaults import build_cfg, config_inputs
+from ..engine.network_choice import config_of_index
 from ..engine.query_encoder import query_loader
 from ..engine.searcher import RegionDHSearcher
 from ..engine.user_code import import_user_code
@@ -204,7 +206,8 @@ def check_outputs(args: argparse.Namespace, queries: QueryFiles) -> None:
     """Check the outputs."""
     if args.save:
         picture_format(args.save)
-    inputs = [*queries.files, args.index, *config_inputs(args.config_file, args.opts)]
+    config = config_inputs(args.config_file, args.opts) if args.config_file else []
+    inputs = [*queries.files, args.index, *config]
     for path, other, kind in ((args.json, args.save, "json"), (args.save, None, "picture")):
         check_output_file(path, inputs=inputs, outputs=[other], overwrite=args.overwrite, kind=kind)
 
@@ -216,8 +219,10 @@ def run(args: argparse.Namespace) -> None:
     if queries.several and (args.box or args.instance):
         raise RegionDHError("--box and --instance are for one image: name it with --query")
     check_outputs(args, queries)
-    cfg = build_cfg(args.config_file, args.opts)
+    cfg = build_cfg(args.config_file, args.opts) if args.config_file else None
     service = SearchService.open(args.index, args.engine, args.root)
+    if cfg is None:
+        cfg = build_cfg(find_config(config_of_index(service.folder)), args.opts)
     items = service.folder.items
     for path in filter(None, (args.json, args.save)):
         refuse_inputs(path, photos=items.file_names)

@@ -2,7 +2,7 @@
 
 It runs and prints three subcommands: extract-codes, build-index and search. The next run encodes
 only new and changed photos. Several folders may share an output: it keeps all their photos, and
-answers come from the given folder.
+answers come from the given folder. An output stays with the network that it was begun with.
 """
 
 import argparse
@@ -13,18 +13,20 @@ from pathlib import Path
 
 from regiondh_cli import main as command_line
 
+from ..checkpoint.zoo import CONFIGS, DEFAULT
 from ..data.photo_files import is_below
 from ..engine.defaults import build_cfg
+from ..engine.network_choice import earlier_network, moving_note
 from ..engine.photo_output import check_photo_output, marked_output
 from ..retrieval.code_store import read_codes
 from ..retrieval.images import ImageLoader
 from ..retrieval.index_record import check_index_output
 from ..retrieval.photo_state import PhotoCheck, PhotoState
-from ..utils.display import display_name
+from ..utils.display import display_name, print_line
 from ..utils.errors import InputNotFoundError, RegionDHError
 from ..utils.file_io import check_output_file
 
-CONFIG = "voc07/regiondh_effnetlite0_64"
+CONFIG = CONFIGS[DEFAULT]
 
 
 def subcommand(name: str) -> Callable[[Sequence[str]], int]:
@@ -93,7 +95,10 @@ def run_steps(args: argparse.Namespace) -> None:
     """
     check_arguments(args)
     codes, index, picture = (args.output / name for name in ("photos.h5", "index", "answers.png"))
-    network = ["--config-file", CONFIG]
+    earlier = earlier_network(codes)
+    network = ["--config-file", CONFIGS[earlier] if earlier else CONFIG]
+    if earlier:
+        print_line(moving_note(earlier, codes, index))
 
     def step(name: str, *arguments: str | os.PathLike) -> None:
         words = [str(word) for word in arguments]

@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 
-from ..checkpoint.zoo import CONFIGS, network_name
+from ..checkpoint.zoo import CONFIGS, DEFAULT, network_name
 from ..engine.command import load_trained_model
 from ..engine.config_names import find_config
 from ..engine.defaults import build_cfg
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     service = holder.current()
     items = service.folder.items
     config = config_of(args, service)
-    cfg = build_cfg(find_config(config or next(iter(CONFIGS.values()))), args.opts)
+    cfg = build_cfg(find_config(config or CONFIGS[DEFAULT]), args.opts)
     adder = FolderAdder(args.add_below, service.folder, config, args.opts)
     listening = listen(args.host, args.port)
     encoder = None

@@ -224,7 +224,7 @@ class _Scanner:
     def scan(self, inputs: Sequence[str | os.PathLike]) -> PhotoScan:
         result = self._result
         given = []
-        for name in map(os.fspath, as_list(inputs)):
+        for name in [os.fspath(path) for path in as_list(inputs)]:
             if os.path.isdir(name):
                 given.append((os.path.realpath(name), True))
             elif os.path.exists(name):

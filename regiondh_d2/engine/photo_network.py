@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..checkpoint.zoo import CONFIGS, network_name
+from ..checkpoint.zoo import CONFIGS, DEFAULT, network_name
 from ..data.photo_files import find_photos
 from ..retrieval.code_store import read_codes
 from ..retrieval.earlier_codes import keeps_activations, known_files
@@ -28,6 +28,7 @@ from .command import load_trained_model
 from .config_names import find_config
 from .defaults import build_cfg
 from .extraction import classes_of_model, code_extractor
+from .network_choice import earlier_network, moving_note
 from .photo_output import check_photo_output, marked_output
 from .query_encoder import QueryEncoder, QueryImage
 from .searcher import RegionDHSearcher
@@ -36,7 +37,7 @@ __all__ = ["PhotoNetwork", "load"]
 
 
 def load(
-    name: str | os.PathLike = "effnetlite0_voc07_64",
+    name: str | os.PathLike | None = None,
     weights: str | os.PathLike | None = None,
     opts: Sequence[str] = (),
     device: str | None = None,
@@ -55,7 +56,9 @@ def load(
             print(answer.distance, answer.file_name)
 
     Args:
-        name: a network that comes with the package; or a config, its file or short name.
+        name: a network that comes with the package; or a config, its file or short name. By default
+            the better one of the package; indexes that another one of the package made are searched
+            and grown with that one, then.
         weights: the trained weights, a file or one of the names that ``MODEL.WEIGHTS`` takes; by
             default those that the config names.
         opts: further overrides KEY, VALUE of the config.
@@ -66,7 +69,7 @@ def load(
         WeightsError: there are no trained weights.
         RegionDHError: a wrong config, or a network that encodes no images.
     """
-    given = os.fspath(name)
+    given = os.fspath(DEFAULT if name is None else name)
     config = find_config(CONFIGS.get(given, given))
     overrides = list(opts)
     if weights is not None:
@@ -74,7 +77,9 @@ def load(
     if device is not None:
         overrides += ["MODEL.DEVICE", device]
     cfg = build_cfg(config, overrides)
-    return PhotoNetwork(load_trained_model(cfg), cfg, os.path.basename(config))
+    is_default = name is None and weights is None and not opts
+    model = load_trained_model(cfg)
+    return PhotoNetwork(model, cfg, os.path.basename(config), follows_indexes=is_default)
 
 
 class PhotoNetwork:
@@ -89,12 +94,20 @@ class PhotoNetwork:
         class_names: of the classes that it detects; empty where unknown.
     """
 
-    def __init__(self, model: nn.Module, cfg: CfgNode, config: str = ""):
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: CfgNode,
+        config: str = "",
+        follows_indexes: bool = False,
+    ):
         """
         Args:
             model: a :class:`~regiondh_d2.modeling.meta_arch.RegionDH` with trained weights.
             cfg: its config.
             config: name of the config's file, for the record of code files.
+            follows_indexes: whether indexes that another network of the package made are searched
+                and grown with that one; otherwise they are refused.
         """
         self.model = model
         self.cfg = cfg
@@ -105,6 +118,8 @@ class PhotoNetwork:
         self._searchers: dict[str, RegionDHSearcher] = {}
         self._current: str | None = None  # the index of the last call of index()
         self._folder: str | None = None  # the photos of that call
+        self._follows_indexes = follows_indexes
+        self._others: dict[str, PhotoNetwork] = {}  # by name, for such indexes
 
     def encode(
         self, images: QueryImage | list[QueryImage] | tuple[QueryImage, ...]
@@ -172,6 +187,12 @@ class PhotoNetwork:
         check_photo_output(place, photos)
         codes, index = place / "photos.h5", place / "index"
         check_index_output(index)
+        earlier = earlier_network(codes) if self._follows_indexes else ""
+        if earlier:
+            log(moving_note(earlier, codes, index))
+            searcher = self._other(earlier).index(photos, place, exclude=exclude, log=log)
+            self._current, self._folder = os.path.abspath(index), os.path.abspath(photos)
+            return searcher
         known = known_files(codes)
         check_output_file(codes, overwrite=None, kind="codes")
         inputs = [str(photos)]
@@ -237,7 +258,8 @@ class PhotoNetwork:
         return self.searcher(index).search(images, **options)
 
     def searcher(self, index: str | os.PathLike) -> RegionDHSearcher:
-        """A searcher of an index folder as it is now, with this network.
+        """A searcher of an index folder as it is now, with this network; or with that of the index,
+        if ``follows_indexes``.
 
         Raises:
             IndexFileError: no index folder, or one of another network.
@@ -246,8 +268,17 @@ class PhotoNetwork:
         if path not in self._holders:
             self._holders[path] = SnapshotHolder(path)
         service: SearchService = self._holders[path].current()
+        name = network_name(service.folder.items.model_fingerprint)
+        if self._follows_indexes and name not in ("", DEFAULT):
+            return self._other(name).searcher(index)
         known = self._searchers.get(path)
         if known is None or known.service is not service:
             known = RegionDHSearcher.from_model(service, self.cfg, self.model)
             self._searchers[path] = known
         return known
+
+    def _other(self, name: str) -> PhotoNetwork:
+        """Another network of the package, loaded at the first call."""
+        if name not in self._others:
+            self._others[name] = load(name, device=self.cfg.MODEL.DEVICE)
+        return self._others[name]

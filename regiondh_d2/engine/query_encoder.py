@@ -281,7 +281,7 @@ def _check_boxes(box: Sequence, file_name: str, inputs: dict) -> list[Box]:
     try:
         boxes = np.array(box, dtype=np.float32)
     except (TypeError, ValueError):
-        boxes = np.empty(0)
+        boxes = np.empty(0, np.float32)
     if not boxes.size or boxes.shape[-1:] != (4,) or boxes.ndim > 2:
         raise RegionDHError(f"box {box} is not x1, y1, x2, y2, or a list of such boxes")
     size = (inputs["width"], inputs["height"])

@@ -52,15 +52,20 @@ class ImageEncoder(nn.Module):
             bgr: whether the squares' channels are blue, green, red.
 
         Raises:
-            RegionDHError: timm doesn't know the network.
+            RegionDHError: timm doesn't know the network, or it reads squares of another size only.
         """
         super().__init__()
         model = _classifier(name)
+        config: Any = model.default_cfg
+        fixed = config["input_size"][-1] if config.get("fixed_input_size") else size
+        if fixed != size:
+            raise RegionDHError(
+                f"MODEL.REGION_DH.IMAGE_ENCODER_SIZES: {name!r} takes {fixed}, not {size}"
+            )
         # As in TimmBackbone: convolutions on a CPU are faster in this order.
         self.model = freeze_batch_norm_2d(model.to(memory_format=torch.channels_last))
         self.name, self.size, self.width = name, size, _width(model)
         self._mirrored, self._bgr = mirrored, bgr
-        config: Any = model.default_cfg
         mean, std = (torch.tensor(config[key]).view(3, 1, 1) * 255.0 for key in ("mean", "std"))
         self.register_buffer("_mean", mean, persistent=False)
         self.register_buffer("_std", std, persistent=False)

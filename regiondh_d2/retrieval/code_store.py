@@ -14,6 +14,7 @@ root attributes                                  ``format`` "regiondh-codes", ``
 ``size``                  int64 (N,)             bytes of the file when it was encoded, -1 unknown
 ``mtime_ns``              int64 (N,)             its time of modification then, -1 unknown
 ``content_sha256``        uint8 (N, 32)          optional; zeros where unknown
+``thumbnails``            uint8 (N, 144)         optional; 12 x 12 grays, zeros where unknown
 ``activations``           float16 (N, K)         optional
 ``features``              float16 (N, D)         optional
 ``class_weights``         float32 (K + 1, C)     optional; a classifier on the bits, bias last
@@ -77,6 +78,7 @@ ARRAYS = {
     "mtime_ns": ("iu", "i8", False),
     "labels": ("u", "u1", True),
     "content_sha256": ("u", "u1", True),
+    "thumbnails": ("u", "u1", True),
     "activations": ("f", "f2", True),
     "features": ("f", "f2", True),
     "class_weights": ("f", "f4", True),

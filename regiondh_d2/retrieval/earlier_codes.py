@@ -23,6 +23,7 @@ __all__ = [
     "check_source",
     "keeps_activations",
     "known_files",
+    "known_fingerprint",
     "reader_version",
 ]
 
@@ -44,6 +45,16 @@ def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[st
     codes = move_roots_once(read_codes(output), moves)
     known = zip(codes.size.tolist(), codes.mtime_ns.tolist(), strict=True)
     return dict(zip(codes.file_names, known, strict=True))
+
+
+def known_fingerprint(output: str | os.PathLike) -> str:
+    """The fingerprint of the network that made an output, finished or not; "" if there is none.
+
+    Raises:
+        CodeFileError: the output can't be read.
+    """
+    earlier = _first_codes(output)
+    return "" if earlier is None else earlier.model_fingerprint
 
 
 def check_nothing_lost(output: str | os.PathLike, codes: CodeSet) -> None:
@@ -92,13 +103,19 @@ def keeps_activations(output: str | os.PathLike) -> bool:
     Raises:
         CodeFileError: the output can't be read.
     """
+    earlier = _first_codes(output)
+    return True if earlier is None else _has_activations(earlier)
+
+
+def _first_codes(output: str | os.PathLike) -> CodeSet | None:
+    """The codes of an output, or of a part of an unfinished one; None if there are none."""
     output = Path(output)
     if output.exists():
-        return _has_activations(read_codes(output))
+        return read_codes(output)
     for part in sorted(parts_folder(output).glob("part-*.h5")):
         with suppress(CodeFileError):  # the extraction will report a damaged part
-            return _has_activations(read_codes(part))
-    return True
+            return read_codes(part)
+    return None
 
 
 def _has_activations(codes: CodeSet) -> bool:

@@ -132,7 +132,7 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
         value = attributes[name]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise CodeFileError(f"{name} is {value!r:.60}")
-        if kind is list and not all(isinstance(text, str) for text in value):
+        if isinstance(value, list) and not all(isinstance(text, str) for text in value):
             raise CodeFileError(f"{name} are no texts")
 
 
@@ -248,7 +248,7 @@ def _column(pa: Any, name: str, values: np.ndarray) -> Any:
     """An array as a column: rows of bytes as binary of fixed size, others as lists of one size."""
     if values.ndim == 1:
         return pa.array(values)
-    if name.endswith(("codes", "content_sha256")):
+    if name.endswith(("codes", "content_sha256", "thumbnails")):
         kind = pa.binary(values.shape[1])
         data = pa.py_buffer(np.ascontiguousarray(values))
         return pa.Array.from_buffers(kind, len(values), [None, data])

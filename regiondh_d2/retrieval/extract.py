@@ -398,6 +398,7 @@ class CodeExtractor:
                     size=np.array([file.size for file in files], np.int64),
                     mtime_ns=np.array([file.mtime_ns for file in files], np.int64),
                     content_sha256=np.array([list(file.sha256) for file in files], np.uint8),
+                    thumbnails=np.stack([file.thumbnail for file in files]),
                     **self._attributes,
                 )
             )

@@ -46,10 +46,12 @@ class PhotoGroups:
     Attributes:
         groups: the largest first, then by their first row.
         copies: by the first row of a photo that there are copies of, the rows of these.
+        note: a line about photos whose copies can't be told well, or "".
     """
 
     groups: tuple[Group, ...]
     copies: dict[int, tuple[int, ...]]
+    note: str = ""
 
 
 def group_photos(
@@ -84,7 +86,7 @@ def group_photos(
         for members, diameter in complete_linkage(items.codes[kept], max_distance, max_size)
     ]
     groups.sort(key=lambda group: (-len(group.rows), group.rows[0]))
-    return PhotoGroups(tuple(groups), copies)
+    return PhotoGroups(tuple(groups), copies, finder.note)
 
 
 def complete_linkage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from ..utils.file_io import file_sha256
@@ -15,9 +16,11 @@ __all__ = ["ImageInputs", "LoadedImage"]
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A network's input, and size, time of modification and sha256 of its file."""
+    """A network's input, the photo's thumbnail, and size, time of modification and sha256 of its
+    file."""
 
     input: dict
+    thumbnail: np.ndarray
     size: int
     mtime_ns: int
     sha256: bytes
@@ -41,13 +44,13 @@ class ImageInputs(Dataset):
         """The input with the size, time and hash of its file; the file didn't change meanwhile."""
         for _ in range(3):
             before = _size_and_time(file_name)
-            given = self._load(file_name)
+            given, thumbnail = self._load.with_thumbnail(file_name)
             try:
                 sha256 = file_sha256(file_name)
             except OSError as error:
                 raise UnreadableImage(file_name, error.strerror or str(error)) from error
             if before is not None and before == _size_and_time(file_name):
-                return LoadedImage(given, *before, sha256)
+                return LoadedImage(given, thumbnail, *before, sha256)
         raise UnreadableImage(file_name, "another program is writing it")
 
 

@@ -22,6 +22,7 @@ from ..data.image_reader import (
 )
 from ..data.photo_files import PhotoScan, find_photos
 from ..data.squares import squashed
+from ..data.thumbnails import thumbnail
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
 
@@ -188,6 +189,11 @@ class ImageLoader:
         """
         name = source if isinstance(source, str) else "the image"
         return self._inputs(read_image(source, self.image_format, self.max_pixels), name)
+
+    def with_thumbnail(self, file_name: str) -> tuple[dict, np.ndarray]:
+        """As :meth:`__call__`, and the photo's :func:`~regiondh_d2.data.thumbnails.thumbnail`."""
+        read = read_image(file_name, self.image_format, self.max_pixels)
+        return self._inputs(read, file_name), thumbnail(read.pixels)
 
     def load_picture(self, image: Image.Image | np.ndarray) -> dict:
         """As :meth:`__call__`, of an image in memory, see :func:`.image_reader.read_picture`."""

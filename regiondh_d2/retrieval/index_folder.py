@@ -66,10 +66,20 @@ from .milvus_collections import (
 )
 from .moved_folders import move_roots
 
-__all__ = ["GRANULARITIES", "IndexFolder", "read_index_folder", "write_index_folder"]
+__all__ = [
+    "GRANULARITIES",
+    "IndexChangedError",
+    "IndexFolder",
+    "read_index_folder",
+    "write_index_folder",
+]
 
 _RECALL_K = 100
 _ATTEMPTS = 20  # to open a folder that is written again and again
+
+
+class IndexChangedError(IndexFileError):
+    """An index isn't the one any more that was to be replaced."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,7 @@ def write_index_folder(
     engine: str = "faiss",
     source: str = "",
     network: str = "",
+    replaces: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> IndexFolder:
     """Index a code set in a folder, whole or not at all (an older index of that name stays).
@@ -147,12 +158,15 @@ def write_index_folder(
         engine, options: as for :func:`~.engines.create_index`.
         source: name of the code file, for the record.
         network: short name of the network that made the codes, for the record.
+        replaces: what :func:`.index_record.read_record` gave of the index to be replaced; an index
+            that was written since then stays.
 
     Returns:
         The written index folder. It keeps the arrays of ``items``.
 
     Raises:
         IndexFileError: ``items`` lacks codes to index, or ``path`` holds something else.
+        IndexChangedError: another index than ``replaces`` is there.
         FileInUseError: another program writes this index.
         MissingPackageError: the engine's package isn't installed.
         RegionDHError: options that don't fit, or code arrays that don't.
@@ -189,6 +203,8 @@ def write_index_folder(
         "dataset": items.dataset,
     }
     with new_generation(path) as generation:
+        if replaces is not None and read_record(path) != replaces:
+            raise IndexChangedError(f"{display_name(path)}: was written by another program")
         for granularity, (codes, bits) in coded.items() if in_server else ():
             indexes[granularity] = build_collection(
                 items, granularity, codes, bits, options, generation

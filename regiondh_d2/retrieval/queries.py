@@ -20,6 +20,7 @@ __all__ = [
     "SearchOptions",
     "SearchResult",
     "name_of_class",
+    "number_of_class",
 ]
 
 Box = tuple[float, float, float, float]
@@ -176,6 +177,7 @@ class SearchResult:
         threshold: how it was calibrated, or None if it was given.
         folded: whether copies were folded into one answer.
         blend: how much the distance of the whole images counted, 0 for not at all.
+        copies_note: a line about photos whose copies can't be told well, or "".
     """
 
     file_name: str
@@ -195,6 +197,7 @@ class SearchResult:
     threshold: Threshold | None = None
     folded: bool = False
     blend: float = 0.0
+    copies_note: str = ""
 
     def notes(self) -> list[str]:
         """Lines about photos that were left out or couldn't be checked, and what to do."""
@@ -214,6 +217,8 @@ class SearchResult:
             )
         if self.unchecked:
             lines.append(f"whether these photos are still there is not known: {self.away_reason}")
+        if self.copies_note:
+            lines.append(self.copies_note)
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -224,6 +229,7 @@ class SearchResult:
         ``image_distance`` and ``blended``.
         """
         values = asdict(self)
+        del values["copies_note"]
         if self.max_distance is None:
             del values["max_distance"]
         if self.threshold is None:
@@ -241,3 +247,10 @@ class SearchResult:
 def name_of_class(names: Sequence[str], class_id: int) -> str:
     """A class's name, or its number where there are no names."""
     return names[class_id] if len(names) else str(class_id)
+
+
+def number_of_class(names: Sequence[str], name: str) -> int | None:
+    """The inverse of :func:`name_of_class`, or None if there is no such class."""
+    if not len(names):
+        return int(name) if name.isdecimal() and len(name) < 10 else None
+    return list(names).index(name) if name in names else None

@@ -60,7 +60,7 @@ from .index_file import IndexFileError
 from .index_folder import IndexFolder, read_index_folder
 from .index_record import RECORD
 from .photo_state import PhotoCheck, PhotoState, describe_away
-from .queries import Answer, Query, SearchOptions, SearchResult
+from .queries import Answer, Query, SearchOptions, SearchResult, number_of_class
 from .second_stage import RERANKINGS, default_reranking, fine_values
 from .thresholds import AUTO, Threshold, calibrate_index, check_distance
 
@@ -129,8 +129,7 @@ class SearchService:
                 large.
         """
         positive_integer("topk", options.topk)
-        if options.rerank is not None:
-            positive_integer("rerank", options.rerank)
+        positive_integer("rerank", 1 if options.rerank is None else options.rerank)
         if options.all_objects and num_objects != 1:
             raise RegionDHError(
                 "all_objects is for a query of one object: give one box or instance"
@@ -241,6 +240,7 @@ class SearchService:
             threshold=threshold,
             folded=options.fold_duplicates,
             blend=options.blend,
+            copies_note=self._copies.note if options.fold_duplicates else "",
         )
 
     def search_by_class(
@@ -323,11 +323,11 @@ class SearchService:
         items = self.folder.items
         if items.instances is None:
             raise RegionDHError(f"class {class_name!r}: {_NO_OBJECTS}")
-        names = list(items.class_names)
-        if class_name not in names:
-            known = f"use one of {', '.join(names)}" if names else "the index names no classes"
-            raise RegionDHError(f"class {class_name!r} is not known: {known}")
-        instances = items.instances.classes == names.index(class_name)
+        number = number_of_class(items.class_names, class_name)
+        if number is None:
+            known = ", ".join(items.class_names) or "the numbers of classes, which have no names"
+            raise RegionDHError(f"class {class_name!r} is not known: use one of {known}")
+        instances = items.instances.classes == number
         images = np.zeros(len(items), bool)
         images[items.instances.image_index[instances]] = True
         return instances, images

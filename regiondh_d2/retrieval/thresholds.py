@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -156,7 +157,7 @@ def _pair_distances(
     return np.concatenate(parts)[:max_pairs]
 
 
-def check_distance(value: object) -> None:
+def check_distance(value: Any) -> None:
     """Check a largest distance that isn't "auto".
 
     Raises:

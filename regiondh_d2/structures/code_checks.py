@@ -7,7 +7,14 @@ import numpy as np
 from ..config import changes_of_image_codes
 from ..utils.errors import RegionDHError
 from .code_roots import check_root_count
-from .codes import SHA256_BYTES, UNKNOWN, CodeFileError, CodeSet, InstanceCodes
+from .codes import (
+    SHA256_BYTES,
+    THUMBNAIL_SIDE,
+    UNKNOWN,
+    CodeFileError,
+    CodeSet,
+    InstanceCodes,
+)
 from .packed import check_packed
 
 __all__ = ["check_code_set", "check_comparable", "check_one_file"]
@@ -119,6 +126,8 @@ def _check_files(code_set: CodeSet, rows: int) -> None:
     }
     if code_set.content_sha256 is not None:
         wanted["content_sha256"] = (rows, SHA256_BYTES)
+    if code_set.thumbnails is not None:
+        wanted["thumbnails"] = (rows, THUMBNAIL_SIDE**2)
     if code_set.positions is not None:
         wanted["positions"] = (rows,)
     for name, shape in wanted.items():

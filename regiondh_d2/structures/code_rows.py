@@ -13,12 +13,16 @@ from .codes import (
     COLUMNS,
     INSTANCE_COLUMNS,
     SHA256_BYTES,
+    THUMBNAIL_SIDE,
     CodeFileError,
     CodeSet,
     InstanceCodes,
 )
 
 __all__ = ["concatenate_instances", "join_code_sets", "take_rows"]
+
+_ZEROS_WHERE_UNKNOWN = {"content_sha256": SHA256_BYTES, "thumbnails": THUMBNAIL_SIDE**2}
+"""The width of columns that only some of the sets may have."""
 
 
 def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
@@ -39,9 +43,10 @@ def join_code_sets(code_sets: Sequence[CodeSet]) -> CodeSet:
         values = [getattr(code_set, name) for code_set in code_sets]
         if all(value is None for value in values):
             return None
-        if name == "content_sha256":
+        if name in _ZEROS_WHERE_UNKNOWN:
+            width = _ZEROS_WHERE_UNKNOWN[name]
             values = [
-                np.zeros((len(code_set), SHA256_BYTES), np.uint8) if value is None else value
+                np.zeros((len(code_set), width), np.uint8) if value is None else value
                 for value, code_set in zip(values, code_sets, strict=True)
             ]
         if any(value is None for value in values):

@@ -29,6 +29,7 @@ __all__ = [
 UNKNOWN = -1  # a size or a time of modification that is not known
 
 SHA256_BYTES = 32
+THUMBNAIL_SIDE = 12
 
 # A column that was not given. CodeSet replaces it by a column of defaults.
 _NOT_GIVEN = np.empty(0, np.int64)
@@ -36,7 +37,7 @@ _NOT_GIVEN = np.empty(0, np.int64)
 # Arrays with a row for each image, and for each detection.
 COLUMNS = (
     *("codes", "labels", "activations", "features"),
-    *("root_index", "size", "mtime_ns", "content_sha256", "positions"),
+    *("root_index", "size", "mtime_ns", "content_sha256", "thumbnails", "positions"),
 )
 INSTANCE_COLUMNS = ("codes", "image_index", "boxes", "scores", "classes")
 
@@ -105,6 +106,8 @@ class CodeSet:
         size: int64 (N,), bytes of each file when it was encoded, or :data:`UNKNOWN`.
         mtime_ns: int64 (N,), its time of modification, in nanoseconds, or :data:`UNKNOWN`.
         content_sha256: uint8 (N, 32), of each file's bytes, zeros where unknown; or None.
+        thumbnails: uint8 (N, 144), grays of each photo in 12 rows of 12, zeros where unknown; or
+            None. See :mod:`~regiondh_d2.retrieval.duplicates`.
         class_weights: float32 (bits + 1, C), a classifier on the bits, bias last; or None. See
             :mod:`~regiondh_d2.retrieval.class_decoder`.
         positions: int64 (N,), in a shard the place of each image in the list of all, or -1; else
@@ -132,6 +135,7 @@ class CodeSet:
     size: np.ndarray = field(default_factory=lambda: _NOT_GIVEN)
     mtime_ns: np.ndarray = field(default_factory=lambda: _NOT_GIVEN)
     content_sha256: np.ndarray | None = None
+    thumbnails: np.ndarray | None = None
     class_weights: np.ndarray | None = None
     positions: np.ndarray | None = None
     shard: str = ""

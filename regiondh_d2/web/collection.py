@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..retrieval.queries import Query, QueryObject, name_of_class
+from ..retrieval.queries import Query, QueryObject, name_of_class, number_of_class
 from ..retrieval.service import SearchService
 from ..retrieval.thresholds import MAX_RATE, calibrate_index
 from ..utils.errors import RegionDHError
@@ -165,10 +165,11 @@ class Collection:
         Raises:
             UnknownItemError: there is no such class.
         """
-        found, names = self.items.instances, list(self.items.class_names)
-        if found is None or class_name not in names:
+        found = self.items.instances
+        number = number_of_class(self.items.class_names, class_name)
+        if found is None or number is None:
             raise UnknownItemError(f"there is no class {class_name!r}")
-        return np.unique(found.image_index[found.classes == names.index(class_name)])
+        return np.unique(found.image_index[found.classes == number])
 
     def _count_classes(self) -> dict[str, int]:
         """In how many photos each class was detected, the most frequent first."""

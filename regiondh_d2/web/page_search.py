@@ -257,6 +257,8 @@ class PageSearch:
             blend=request.blend,
         )
         result = collection.service.search(query, options)
+        # The view of copies tells this once.
+        result = replace(result, copies_note="")
         cutoffs = None
         if not request.blend:
             cutoffs = collection.cutoffs("instance" if query.objects else "image")

@@ -41,7 +41,7 @@ class GroupViews:
         """Some of the photos that there are copies of, with these; raises as :meth:`groups`."""
         _, found = self._find()
         groups = [[row, *copies] for row, copies in found.copies.items()]
-        return self._describe(groups, offset, limit)
+        return {**self._describe(groups, offset, limit), "note": found.note}
 
     def _describe(self, groups: list[list[int]], offset: int, limit: int) -> dict[str, Any]:
         shown = groups[offset : offset + limit]

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.joint import LossFile, fix_statistics, gradient_norms, measure_statistics
+from experiments.joint import (
+    LossFile,
+    fix_statistics,
+    gradient_norms,
+    main,
+    measure_statistics,
+)
 
 
 class Network(nn.Module):
@@ -71,3 +77,10 @@ def test_means_of_losses_go_on_after_a_resume(tmp_path):
     run(10, 45, 100.0)  # from the checkpoint before
     assert losses.means("loss_cls_image") == [(45 + 5 * 112) / 15, 122.0, 137.0]
     assert "lr" not in json.loads(losses._path.read_text().splitlines()[0])
+
+
+def test_a_wrong_key_is_one_line(tmp_path, capsys):
+    assert main(["--output", str(tmp_path), "MODEL.REGION_DH.BITZ", "8"]) == 1
+    error = capsys.readouterr().err
+    assert "BITZ" in error
+    assert error.count("\n") == 1

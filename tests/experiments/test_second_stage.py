@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from builders import code_set, registered
 from experiments.second_stage import STAGES, main, split_by_roles
 from regiondh_d2.evaluation.reranking import evaluate_reranking
-from regiondh_d2.retrieval.code_store import write_codes
+from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.code_rows import take_rows
 from regiondh_d2.utils.errors import RegionDHError
 
@@ -64,3 +64,22 @@ def test_the_table_is_that_of_evaluations(halves, tmp_path, capsys):
 def test_an_image_that_is_missing(halves):
     with pytest.raises(RegionDHError, match="the query codes lack image 7 of halves"):
         split_by_roles(make_codes(0, 7), halves)
+
+
+def test_wrong_words_are_told_and_no_code_file_is_replaced(tmp_path, capsys):
+    files = [str(tmp_path / f"{name}.h5") for name in "qd"]
+    for path in files:
+        write_codes(path, make_codes(0, 4))
+    words = ["--query", files[0], "--database", files[1]]
+    for more, message in (
+        (["--json", files[1]], "which this command reads"),
+        (["--weights", files[0]], "q.h5"),
+        (["--database", str(tmp_path / "none.h5")], "none.h5: no such file"),
+    ):
+        assert main([*words, *more]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert len(read_codes(files[1])) == 4
+    with pytest.raises(SystemExit):
+        main([*words, "--topk", "0"])

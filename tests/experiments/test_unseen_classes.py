@@ -35,9 +35,12 @@ def opts(random_network, monkeypatch, tmp_path):
 def test_the_tables_hold_what_the_codes_give(random_network, opts, monkeypatch, capsys):
     # Eight images are too few to learn codes on.
     monkeypatch.setattr(
-        unseen_classes, "unsupervised", lambda method, q, d, bits: (q[:, :9] > 0, d[:, :9] > 0)
+        unseen_classes,
+        "unsupervised",
+        lambda method, q, d, bits, learned=None: (q[:, :9] > 0, d[:, :9] > 0),
     )
-    assert unseen_classes.main(["--config-file", random_network.config, *opts]) == 0
+    words = ["--config-file", random_network.config, "--fit", unseen_classes.DATABASE, *opts]
+    assert unseen_classes.main(words) == 0
     rows = dict(
         line.strip("| ").split(" | ", 1)
         for line in capsys.readouterr().out.splitlines()
@@ -53,6 +56,9 @@ def test_the_tables_hold_what_the_codes_give(random_network, opts, monkeypatch, 
             codes, database.codes, wanted, labels, bits=database.bits, topk=len(database)
         )
         return np.nanmean(result.per_query[f"MAP_all@{len(database)}"])
+
+    for name in ("the detector's features", "fc7 of the detector"):
+        assert rows[f"ITQ of {name}, learned on --fit"] == rows[f"ITQ of {name}"]
 
     labels = database.labels[:, :2]
     shown = query.labels[:, :2].any(axis=1)
@@ -93,6 +99,14 @@ def test_learned_codes_tell_two_clusters_apart(method):
     distances = unseen_classes.hamming(q, d)
     assert distances[0, :30].mean() + 1 < distances[0, 30:].mean()
     assert (distances == (q[:, None] != d[None]).sum(axis=2)).all()
+
+
+def test_codes_learned_on_others_are_those_of_a_database_of_them():
+    pytest.importorskip("faiss")
+    x = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+    q, d = unseen_classes.unsupervised("itq", x[:5], x[5:20], 8, x[20:])
+    expected, _ = unseen_classes.unsupervised("itq", x[:20], x[20:], 8)
+    np.testing.assert_array_equal(np.concatenate([q, d]), expected)
 
 
 def test_order_of_cosines_by_hand():

@@ -120,6 +120,7 @@ export async function groups(main, place, signal) {
   const load = async (offset) => {
     const page = await call(`/api/${place.view}?offset=${offset}&limit=20`, { signal });
     if (!copies && page.distance !== null) help.textContent = T.groupsHelp(page.distance);
+    if (copies && page.note) help.textContent = `${T.copiesHelp} ${page.note}.`;
     const items = page.groups.map((group) =>
       h("section", { class: "group" },
         h("h2", {}, T.groupOf(group.count)),
