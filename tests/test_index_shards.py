@@ -113,20 +113,6 @@ def test_the_command_and_the_service(out, tmp_path, load_tool, capsys):
     assert read_index_folder(out, engine="numpy").record["engine"] == "shards"
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--engine", "faiss", "--shard-rows", "5"], "--shard-rows needs --engine shards"),
-        (["--engine", "shards", "--nlist", "5"], "--nlist needs --engine faiss or milvus"),
-    ],
-)
-def test_wrong_words(words, message, load_tool, capsys):
-    with pytest.raises(SystemExit) as ended:
-        load_tool("build_index").main(["codes.h5", "--output", "index", *words])
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
-
-
 def test_options_of_the_folder(out):
     with pytest.raises(RegionDHError, match="does not take threads: its option is shard_rows"):
         write_index_folder(out, make_items(), engine="shards", threads=2)
