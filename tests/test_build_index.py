@@ -371,11 +371,8 @@ def test_as_a_program(tmp_path):
         (["--engine", "numpy", "--collection", "a"], "--collection needs --engine milvus"),
         (["--engine", "milvus", "--uri", "u", "--collection", "a-b"], "letters, digits and _"),
         (["--engine", "numpy", "--nlist", "4"], "--nlist needs --engine faiss or milvus"),
-<<<<<<< HEAD
-=======
         (["--engine", "shards", "--nlist", "4"], "--nlist needs --engine faiss or milvus"),
         (["--engine", "numpy", "--shard-rows", "4"], "--shard-rows needs --engine shards"),
->>>>>>> part-EN
     ],
 )
 def test_options_of_engines(tool, codes_file, capsys, words, message):
