@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 _READER = "IMAGE_READER"  # the line of the settings with the version of the image reader
+# The parts of a code file that it may lack.
+_OPTIONAL = ("labels", "activations", "features", "instances", "thumbnails", "class_weights")
 
 
 def known_files(output: str | os.PathLike, moves: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
@@ -78,7 +80,7 @@ def check_nothing_lost(output: str | os.PathLike, codes: CodeSet) -> None:
     images = set(before.image_ids) - set(codes.image_ids)
     columns = [
         name
-        for name in ("labels", "activations", "features", "instances", "class_weights")
+        for name in _OPTIONAL
         if getattr(before, name) is not None and getattr(codes, name) is None
     ]
     if before.model_fingerprint != codes.model_fingerprint:
