@@ -234,7 +234,7 @@ def test_imagenet_weights_give_the_classifiers_features(freeze_bn, tiny_cfg, tmp
     net.load_state_dict(efficientnet_lite_to_timm(torch.load(file, weights_only=True)), strict=True)
 
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    tiny_cfg.merge_from_list(["MODEL.TIMM.OUTPUT_STRIDE", 0])
+    tiny_cfg.merge_from_list(["MODEL.TIMM.NAME", LITE, "MODEL.TIMM.OUTPUT_STRIDE", 0])
     tiny_cfg.merge_from_list(["MODEL.REGION_DH.LIGHT_HEAD_CONV_DIM", 1280])
     tiny_cfg.merge_from_list(["MODEL.TIMM.FREEZE_BN", freeze_bn, "MODEL.BACKBONE.FREEZE_AT", 0])
     model = build_model(tiny_cfg).eval()
