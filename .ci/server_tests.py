@@ -33,7 +33,9 @@ MILVUS_TESTS = [
 ]
 PORT = 19530
 INSIDE = "--in-namespace"
-QUICK = "--quick"  # without Ray, which takes minutes to install, unless it is there
+# Without what takes minutes: to install Ray, unless it is there, and to wait until a killed server of
+# Milvus gives its data again.
+QUICK = "--quick"
 
 
 class CannotRun(Exception):
@@ -122,18 +124,16 @@ def wait_for_port(log: Path, seconds: float = 300.0) -> None:
     raise CannotRun(f"it did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def test_server() -> int:
+def test_server(may_kill: bool) -> int:
     bring_up_loopback()
     python = make_environment("milvus-server")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with running_server(folder, python.parent / "milvus-server") as state:
-            return run_tests(
-                python,
-                MILVUS_TESTS,
-                REGIONDH_TEST_MILVUS=f"http://127.0.0.1:{PORT}",
-                REGIONDH_TEST_MILVUS_SERVER=str(state),
-            )
+            environment = {"REGIONDH_TEST_MILVUS": f"http://127.0.0.1:{PORT}"}
+            if may_kill:
+                environment["REGIONDH_TEST_MILVUS_SERVER"] = str(state)
+            return run_tests(python, MILVUS_TESTS, **environment)
 
 
 def test_ray() -> int:
@@ -146,7 +146,7 @@ def test_machines() -> int:
     return run_tests(python, ["tests/test_two_machines.py"], REGIONDH_TEST_NAMESPACES="1")
 
 
-def in_namespace(kind: str, may_install: bool = True) -> int:
+def in_namespace(kind: str, *options: str, may_install: bool = True) -> int:
     """Run this program's part for an environment, without a network."""
     if not may_install and not (ROOT / f".venv-{kind}").is_dir():
         raise CannotRun("it is not installed: make test-milvus does that")
@@ -156,20 +156,22 @@ def in_namespace(kind: str, may_install: bool = True) -> int:
         raise CannotRun("it needs a network namespace, and unshare is missing")
     if subprocess.run([unshare, "-n", "true"], capture_output=True).returncode:
         raise CannotRun("it needs a network namespace, and this user may not unshare -n")
-    return subprocess.run([unshare, "-n", sys.executable, __file__, INSIDE, kind]).returncode
+    inside = [sys.executable, __file__, INSIDE, kind, *options]
+    return subprocess.run([unshare, "-n", *inside]).returncode
 
 
 def main() -> int:
+    options = [QUICK] if QUICK in sys.argv else []
     parts = {
         "PostgreSQL": lambda: run_tests(make_environment("postgres"), POSTGRES_TESTS),
         "Milvus Lite": lambda: run_tests(make_environment("milvus-lite"), MILVUS_TESTS),
-        "Ray": lambda: in_namespace("ray", may_install=sys.argv[1:] != [QUICK]),
+        "Ray": lambda: in_namespace("ray", may_install=not options),
         "two machines": test_machines,
-        "Milvus server": lambda: in_namespace("milvus-server"),
+        "Milvus server": lambda: in_namespace("milvus-server", *options),
     }
     if sys.argv[1:2] == [INSIDE]:
         kind = sys.argv[2]
-        inside = {"ray": test_ray, "milvus-server": test_server}
+        inside = {"ray": test_ray, "milvus-server": lambda: test_server(may_kill=not options)}
         parts = {f"{kind}, without a network": inside[kind]}
     failed = 0
     for name, run in parts.items():
