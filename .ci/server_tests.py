@@ -33,8 +33,8 @@ MILVUS_TESTS = [
 ]
 PORT = 19530
 INSIDE = "--in-namespace"
-# Without what takes minutes: to install Ray, unless it is there, and to wait until a killed server of
-# Milvus gives its data again.
+# Without what takes minutes: to install Ray, unless it is there, and to wait until a server of
+# Milvus that was killed gives its data again.
 QUICK = "--quick"
 
 
