@@ -12,6 +12,7 @@ from .legal_values import AUTO, IMPORT_VARIABLE, MOST_WEIGHT, RERANKINGS
 __all__ = [
     "add_blend_option",
     "add_config_option",
+    "add_encoding_options",
     "add_exclude_self_option",
     "add_import_option",
     "add_max_distance_option",
@@ -130,6 +131,20 @@ def add_root_option(parser: argparse.ArgumentParser, condition: str = "") -> Non
         default=[],
         metavar="OLD=NEW",
         help=f"{condition}the folder OLD of photos was moved to NEW; repeatable",
+    )
+
+
+def add_encoding_options(parser: argparse.ArgumentParser) -> None:
+    """``--batch-size`` and ``--save-every``, of what encodes many images."""
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=8, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--save-every",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="the most that an interruption can lose (default: %(default)g)",
     )
 
 

@@ -5,10 +5,10 @@ import argparse
 from ..arguments import CommandParser
 from ..options import (
     add_config_option,
+    add_encoding_options,
     add_import_option,
     add_root_option,
     positive_int,
-    seconds,
     shard,
 )
 
@@ -75,16 +75,7 @@ def add_arguments(parser: CommandParser) -> None:
         action="store_true",
         help="also store the features of each image, if the model has them (ImageHash)",
     )
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=8, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--save-every",
-        type=seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="the most that an interruption can lose (default: %(default)g)",
-    )
+    add_encoding_options(parser)
     parser.add_argument(
         "--num-gpus",
         type=positive_int,

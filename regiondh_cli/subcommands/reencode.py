@@ -6,7 +6,7 @@ out; while a folder of photos is missing, such as that of an unplugged disk, not
 """
 
 from ..arguments import CommandParser
-from ..options import add_import_option, add_root_option, positive_int, seconds
+from ..options import add_encoding_options, add_import_option, add_root_option
 
 INTERRUPTED = "interrupted: run it again to continue ({index})"
 
@@ -28,16 +28,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out photos that can't be read any more"
     )
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=8, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--save-every",
-        type=seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="the most that an interruption can lose (default: %(default)g)",
-    )
+    add_encoding_options(parser)
     add_root_option(parser)
     add_import_option(parser)
     parser.add_overrides()
