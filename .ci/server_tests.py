@@ -33,8 +33,8 @@ MILVUS_TESTS = [
 ]
 PORT = 19530
 INSIDE = "--in-namespace"
-# Without what takes minutes: to install Ray, unless it is there, and to wait until a server of
-# Milvus that was killed gives its data again.
+# Without what takes minutes: to install Ray or Milvus's server, unless they are there, and to wait
+# until a server that was killed gives its data again.
 QUICK = "--quick"
 
 
@@ -167,7 +167,7 @@ def main() -> int:
         "Milvus Lite": lambda: run_tests(make_environment("milvus-lite"), MILVUS_TESTS),
         "Ray": lambda: in_namespace("ray", may_install=not options),
         "two machines": test_machines,
-        "Milvus server": lambda: in_namespace("milvus-server", *options),
+        "Milvus server": lambda: in_namespace("milvus-server", *options, may_install=not options),
     }
     if sys.argv[1:2] == [INSIDE]:
         kind = sys.argv[2]

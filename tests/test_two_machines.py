@@ -43,12 +43,13 @@ def machines():
                 made.append(name)
             first, second = (["netns", name] for name in NAMES)
             ip("link", "add", CABLE[0], *first, "type", "veth", "peer", "name", CABLE[1], *second)
+            for name, end, address in zip(NAMES, CABLE, ADDRESSES, strict=True):
+                ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
+                for device in ("lo", end):
+                    ip("-n", name, "link", "set", device, "up")
+                ip("netns", "exec", name, "true")
         except subprocess.CalledProcessError as error:
             pytest.skip(f"it needs network namespaces: {error.stderr.strip()}")
-        for name, end, address in zip(NAMES, CABLE, ADDRESSES, strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
-            for device in ("lo", end):
-                ip("-n", name, "link", "set", device, "up")
         yield [(["ip", "netns", "exec", name], end) for name, end in zip(NAMES, CABLE, strict=True)]
     finally:
         for name in made:
