@@ -156,8 +156,14 @@ class TestFolder:
                 assert answers[0] == answers[1]
                 assert answers[0]
 
-    def test_the_server_leaves_out_other_classes(self, tmp_path, options, monkeypatch):
+    @pytest.mark.parametrize(("names", "asked"), [(None, "dog"), ([], "1")])
+    def test_the_server_leaves_out_other_classes(
+        self, tmp_path, options, monkeypatch, names, asked
+    ):
+        """Also those that have no names, and are asked for by their numbers."""
         items = make_items(rows=120, found=300)
+        if names is not None:
+            items.labels, items.class_names = None, names
         service = SearchService(write_index_folder(tmp_path / "index", items, **options))
         search, conditions = MilvusIndex.search, []
 
@@ -169,7 +175,7 @@ class TestFolder:
         objects = [QueryObject((0.0, 0.0, 9.0, 9.0))] * 2
         for count in (1, 2):
             query = Query("q.jpg", items.instances.codes[:count], tuple(objects[:count]))
-            assert service.search(query, SearchOptions(class_name="dog")).answers
+            assert service.search(query, SearchOptions(class_name=asked)).answers
         assert set(conditions) == {"class_id == 1"}
 
     def test_the_command(self, tmp_path, milvus_uri, load_tool, capsys):

@@ -7,7 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..retrieval.class_decoder import class_directions, class_probabilities, decode_class_scores
+from ..retrieval.class_decoder import (
+    class_directions,
+    class_probabilities,
+    class_scores,
+    decode_class_scores,
+)
 from ..retrieval.second_stage import both_values, default_reranking, fine_distances
 from ..structures.code_checks import check_comparable
 from ..structures.codes import CodeSet, check_holds
@@ -115,7 +120,7 @@ def query_values(
         return both_values(query.column("activations"), None, weights, database.settings)
     if query_classes == "activations":
         check_holds(query, "the query codes", "activations")
-        scores = query.column("activations").astype(np.float64) @ weights[:-1] + weights[-1]
+        scores = class_scores(query.column("activations"), weights)
     else:
         scores = decode_class_scores(query.codes, weights)
     return class_probabilities(scores, database.settings)

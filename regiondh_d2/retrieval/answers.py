@@ -13,7 +13,7 @@ from .blend import blend_keys, hamming_distances, nearest_objects
 from .candidates import CandidateSearch, PhotoFilter
 from .engines import MilvusIndex
 from .hamming_index import HammingIndex
-from .queries import Answer, FoundObject, Query, SearchOptions, name_of_class
+from .queries import Answer, FoundObject, Query, SearchOptions, name_of_class, number_of_class
 from .second_stage import fine_distances, fine_values
 
 __all__ = [
@@ -153,8 +153,8 @@ def _search_of_class(
     """The search of an index of objects; a server that knows their classes leaves out others."""
     if options.class_name is None or not isinstance(index, MilvusIndex) or not index.exact:
         return index.search
-    class_id = list(items.class_names).index(options.class_name)
-    return partial(index.search, where=f"class_id == {class_id}")
+    number = number_of_class(items.class_names, options.class_name)  # known to the service
+    return partial(index.search, where=f"class_id == {number}")
 
 
 def answers_to_objects(

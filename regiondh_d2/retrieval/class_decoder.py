@@ -20,6 +20,7 @@ __all__ = [
     "class_directions",
     "class_distances",
     "class_probabilities",
+    "class_scores",
     "decode_class_scores",
 ]
 
@@ -45,6 +46,16 @@ def decode_class_scores(codes: np.ndarray, class_weights: np.ndarray) -> np.ndar
     for byte, rows in enumerate(padded.reshape(-1, 8, classes)):
         scores += (_BYTES @ rows)[codes[:, byte]]
     return scores
+
+
+def class_scores(activations: np.ndarray, class_weights: np.ndarray) -> np.ndarray:
+    """The classifier's logits, float64 (..., C), of activations.
+
+    Args:
+        activations: float (..., K).
+        class_weights: float (K + 1, C), bias last.
+    """
+    return np.asarray(activations, np.float64) @ class_weights[:-1] + class_weights[-1]
 
 
 def class_probabilities(scores: np.ndarray, settings: str = "") -> np.ndarray:

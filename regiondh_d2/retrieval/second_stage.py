@@ -6,7 +6,12 @@ import numpy as np
 
 from ..structures.codes import CodeFileError, CodeSet
 from ..structures.packed import unpack_codes
-from .class_decoder import class_distances, class_probabilities, decode_class_scores
+from .class_decoder import (
+    class_distances,
+    class_probabilities,
+    class_scores,
+    decode_class_scores,
+)
 from .queries import Query
 
 __all__ = ["RERANKINGS", "both_values", "default_reranking", "fine_distances", "fine_values"]
@@ -110,7 +115,7 @@ def both_values(
     """
     activations = np.asarray(activations, np.float64)
     if scores is None:
-        scores = activations @ class_weights[:-1] + class_weights[-1]
+        scores = class_scores(activations, class_weights)
     return np.concatenate([class_probabilities(scores, settings), activations], axis=-1)
 
 
