@@ -131,7 +131,7 @@ def test_svg_for_a_page():
     assert set(ids).isdisjoint(re.findall(r' id="([^"]*)"', plots.figure_svg(draw(), "second")))
 
 
-def test_saved_complete_or_not_at_all(tmp_path, monkeypatch):
+def test_saved_complete_or_not_at_all(tmp_path, full_disk):
     figure = plots.plot_precision_at({"": np.array([1, 0.5])})
     plots.save_figure(figure, tmp_path / "new" / "plot.png")
     with Image.open(tmp_path / "new" / "plot.png") as image:
@@ -139,14 +139,10 @@ def test_saved_complete_or_not_at_all(tmp_path, monkeypatch):
     for name in ("plot.xyz", "plot"):
         with pytest.raises(ValueError, match=rf"{name}: .* is no plot format"):
             plots.save_figure(figure, tmp_path / name)
-
-    def fail(path, **_):
-        path.write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(figure, "savefig", fail)
-    with pytest.raises(OSError, match="no space"):
-        plots.save_figure(figure, tmp_path / "plot.svg")
+    size = (tmp_path / "new" / "plot.png").stat().st_size
+    for name in ("plot.svg", "plot.png"):
+        with full_disk(size - 1), pytest.raises(OSError, match=name):
+            plots.save_figure(figure, tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 

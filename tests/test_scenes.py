@@ -191,3 +191,9 @@ def test_register(root):
     assert {"regiondh_scenes_database", "regiondh_scenes_queries", "scenes_retrieval"} <= set(
         DatasetCatalog.list()
     )
+
+
+def test_a_full_disk_leaves_no_scenes(tmp_path, full_disk):
+    with full_disk(1000), pytest.raises(OSError, match="too large"):
+        generate_scenes(tmp_path / "scenes", num_database=1, num_queries=1)
+    assert list(tmp_path.iterdir()) == []

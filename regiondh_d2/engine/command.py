@@ -82,8 +82,8 @@ def run_command(
     Returns:
         The exit status: 0 or what ``command`` returns, 1 after a failure, or 130 after Ctrl-C.
     """
-    _prepare_process(keep_memory)
     try:
+        _prepare_process(keep_memory)
         try:
             status = command()
         finally:

@@ -4,9 +4,8 @@ import argparse
 import logging
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -41,6 +40,7 @@ from .config_file import merge_config_file, merge_overrides
 from .config_names import find_config
 from .config_rules import check_values
 from .network import makes_codes
+from .training_folder import check_own_training, config_kept_whole, training_lock
 from .training_record import changes_on_resume
 
 __all__ = [
@@ -222,7 +222,7 @@ def asked_of(cfg: CfgNode) -> Asked:
 def check_training_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Check that a training or evaluation would not replace its inputs in ``OUTPUT_DIR``.
 
-    Otherwise a run overwrites an earlier one, as in Detectron2.
+    Otherwise a run overwrites an earlier one of the same settings, as in Detectron2.
 
     Args:
         cfg: of the run.
@@ -255,41 +255,22 @@ def check_training_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
 _CHECKPOINT = re.compile(r"model_(final|best|\d{7})\.pth")  # the checkpoints of a training
 
 
-@contextmanager
-def _kept(path: Path, inputs: Iterable[str]) -> Iterator[None]:
-    """Restore a file after the block if it is one of the inputs."""
-    if not path.is_file() or not comm.is_main_process():
-        yield
-        return
-    if not any(same_file(path, given) for given in inputs):
-        yield
-        return
-    # Move the file away, since Detectron2 writes into an existing file, through any links.
-    kept = path.with_name(f".{path.name}.{os.getpid()}.kept")
-    os.rename(path, kept)
-    try:
-        shutil.copyfile(kept, path)
-        yield
-    finally:
-        os.replace(kept, path)
-    logging.getLogger(__name__).info("%s is read by this run and stays as it is", path)
-
-
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of a training command: :func:`build_cfg`, frozen, after Detectron2's set-up.
 
     The config stores the options of ``args`` (:func:`asked_of`), so that the trainer can refuse a
-    script that ignores them. If the config is read from ``OUTPUT_DIR``, as in an evaluation, its
-    file is not replaced.
+    script that ignores them. If the config is read from ``OUTPUT_DIR``, or a network that is
+    evaluated was trained there, its file is not replaced.
 
     With ``args.resume`` a warning lists the differences from the settings with which the network in
     ``OUTPUT_DIR`` was trained. Differences are allowed, as usual with Detectron2: a training may
     continue for longer, or at another rate.
 
     Raises:
-        RegionDHError: as :func:`check_datasets` and :func:`check_training_outputs`; or ``args`` ask
-            for several processes and there is only one; or the file of ``MODEL.WEIGHTS`` is
-            missing. Nothing is written then.
+        RegionDHError: as :func:`check_datasets`, :func:`check_training_outputs` and
+            :func:`.training_folder.check_own_training`; or ``args`` ask for several processes and
+            there is only one; or the file of ``MODEL.WEIGHTS`` is missing; or another training
+            writes into ``OUTPUT_DIR``. Nothing is written then.
     """
     setup_logger(name="regiondh_d2", abbrev_name="regiondh")
     cfg = build_cfg(args.config_file, args.opts)
@@ -313,9 +294,20 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     check_training_outputs(cfg, args)
     # Before config.yaml in the folder is replaced.
     changes = []
-    if getattr(args, "resume", False) and comm.is_main_process():
-        changes = changes_on_resume(cfg)
-    with _kept(Path(cfg.OUTPUT_DIR, "config.yaml"), config_inputs(args.config_file, args.opts)):
+    if comm.is_main_process():
+        if asked.resume:
+            changes = changes_on_resume(cfg)
+        elif not asked.eval_only:
+            check_own_training(cfg)
+        if not asked.eval_only and os.path.isdir(cfg.OUTPUT_DIR):
+            with training_lock(cfg.OUTPUT_DIR):
+                pass  # now, before anything is written; the trainer holds it
+    config = Path(cfg.OUTPUT_DIR, "config.yaml")
+    given = config_inputs(args.config_file, args.opts)
+    # What this run reads, and what an evaluation finds in the folder of a training.
+    stays = any(same_file(config, name) for name in given)
+    stays |= asked.eval_only and has_last_checkpoint(cfg.OUTPUT_DIR)
+    with config_kept_whole(config, stays):
         default_setup(cfg, args)
     # The terminal has a handler already, and a second one would show every line twice.
     setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh", configure_stdout=False)

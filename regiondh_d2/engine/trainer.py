@@ -48,6 +48,7 @@ from .defaults import asked_of
 from .extraction import class_weights_of
 from .network import build_network, learns_from_boxes
 from .optimizer import build_optimizer, freeze_parts
+from .training_folder import training_lock
 from .training_record import KEY, TrainingRecorder
 
 __all__ = ["RegionDHTrainer", "retrieval_evaluators"]
@@ -184,7 +185,7 @@ class RegionDHTrainer(DefaultTrainer):
         Raises:
             RegionDHError: the command line that the config came from asked for something else, or
                 ``TEST.RETRIEVAL.DATABASE_CODES`` would be compared with the codes of a network that
-                has changed meanwhile.
+                has changed meanwhile; or another training writes into ``OUTPUT_DIR``.
         """
         asked = asked_of(self.cfg)
         if asked.eval_only:
@@ -203,7 +204,11 @@ class RegionDHTrainer(DefaultTrainer):
                 "TEST.RETRIEVAL.DATABASE_CODES holds the codes of one network, and training makes "
                 "another: set it with --eval-only, or to ''"
             )
-        return super().train()
+        if not comm.is_main_process():
+            return super().train()
+        os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+        with training_lock(self.cfg.OUTPUT_DIR):
+            return super().train()
 
     def run_step(self):
         """One iteration.

@@ -290,6 +290,8 @@ class RetrievalEvaluator(DatasetEvaluator):
 
         if self._output_dir is not None:
             write_codes(self._output_dir / "query.h5", query)
+            # Those of other codes, if this is cut off.
+            (self._output_dir / "metrics.json").unlink(missing_ok=True)
             if self._database is None:
                 write_codes(self._output_dir / "database.h5", database)
         self.codes = query, database

@@ -340,5 +340,8 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     :mod:`~regiondh_d2.utils.marks`.
     """
     found = picture_format(path)
+    # In memory first: in a file Pillow loses the end without an error where the disk becomes full.
+    content = BytesIO()
+    image.save(content, format=found, **picture_mark(found))
     with replace_when_complete(path) as temporary:
-        image.save(temporary, format=found, **picture_mark(found))
+        temporary.write_bytes(content.getvalue())

@@ -310,4 +310,6 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         )
     _show_names(figure, drawable)
     with replace_when_complete(path) as temporary:
-        figure.savefig(temporary, format=ending, dpi=150, **figure_mark(ending))
+        content = io.BytesIO()  # written at once: Pillow loses the end on a full disk
+        figure.savefig(content, format=ending, dpi=150, **figure_mark(ending))
+        temporary.write_bytes(content.getvalue())

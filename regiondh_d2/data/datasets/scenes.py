@@ -8,6 +8,7 @@ histogram is useless. Classes come in groups that tend to occur together, as in 
 from __future__ import annotations
 
 import colorsys
+import io
 import json
 import logging
 import math
@@ -297,7 +298,10 @@ def generate_scenes(
                 rng = np.random.default_rng([seed, stream, index])
                 size = image_size if rng.random() < 0.8 else image_size[::-1]
                 image, objects = _draw_scene(*size, rng)
-                image.save(work / "JPEGImages" / f"{image_id}.jpg", quality=_JPEG_QUALITY)
+                # In memory first: in a file Pillow loses the end where the disk becomes full.
+                content = io.BytesIO()
+                image.save(content, "JPEG", quality=_JPEG_QUALITY)
+                (work / "JPEGImages" / f"{image_id}.jpg").write_bytes(content.getvalue())
                 xml = _annotation(image_id, size, objects)
                 (work / "Annotations" / f"{image_id}.xml").write_text(xml, encoding="utf-8")
                 if (index + 1) % 100 == 0:
