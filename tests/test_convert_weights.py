@@ -98,7 +98,8 @@ def test_halving_a_checkpoint(tool, tmp_path, capsys):
         "conv.weight": torch.float16,
         "norm.running_var": torch.float32,
     }
-    # What is there is not replaced.
+    assert tool.main(arguments) == 0  # its own file is replaced
+    output.write_bytes(b"another's")
     assert tool.main(arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
 
