@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
         recipe, args.output, opts=args.opts, train=train_step, log=lambda line: print_line(line)
     )
     minutes = steps.minutes()
-    print_line(f"about {sum(minutes.values()):.0f} minutes on this machine:")
+    print_line(f"about {sum(minutes.values()):.0f} minutes on this machine, if nothing else runs:")
     for name, number in minutes.items():
         print_line(f"  {name:24} {f'{number:.0f}' if number else 'done'}")
     if args.estimate:

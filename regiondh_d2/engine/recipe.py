@@ -39,7 +39,7 @@ from ..utils.file_io import check_output_file
 from .config_file import refuse_double_keys
 from .config_names import RECIPES, SUFFIX, configs_folder, find_config
 from .defaults import build_cfg, check_datasets
-from .step_times import seconds_an_image, time_steps
+from .step_times import idle_seconds, seconds_an_image, time_steps
 from .training_record import Training, checkpoint_to_continue, data_checksum
 
 __all__ = ["Recipe", "RecipeRun", "Step", "find_recipe", "read_recipe", "recipe_names"]
@@ -224,7 +224,8 @@ class RecipeRun:
         return all(file.is_file() and file.stat().st_mtime_ns >= trained for file in results)
 
     def minutes(self) -> dict[str, float]:
-        """About how long each step takes on this machine, in minutes; 0 if it is done.
+        """About how long each step takes on this machine, in minutes, if nothing else runs; 0 if
+        it is done.
 
         Iterations on images are timed here for some seconds, and so is reading and encoding an
         image; those on cached features are taken from the recipe.
@@ -242,7 +243,9 @@ class RecipeRun:
             else:
                 if step.config not in seconds_of:
                     measured = time_steps(cfg, cfg.SOLVER.IMS_PER_BATCH, repeat=1)
-                    seconds_of[step.config] = measured["clock_seconds"]
+                    seconds_of[step.config] = idle_seconds(
+                        cfg, measured["seconds"], measured["clock_seconds"]
+                    )
                 seconds = seconds_of[step.config]
             total = seconds * (cfg.SOLVER.MAX_ITER - _iterations_done(cfg))
             images = sum(len(load_dataset(name)) for name in cfg.DATASETS.TEST)

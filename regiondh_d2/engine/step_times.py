@@ -30,6 +30,7 @@ from .network import build_network
 
 __all__ = [
     "compare_fusions",
+    "idle_seconds",
     "make_images",
     "seconds_an_image",
     "time_numbers_at_once",
@@ -105,21 +106,33 @@ def time_steps(cfg: CfgNode, images: int, repeat: int) -> dict[str, float]:
 
 @torch.no_grad()
 def seconds_an_image(cfg: CfgNode, repeat: int = 2) -> float:
-    """Seconds of a clock for an image at test, without reading it, by a network with its initial
-    weights.
+    """Seconds for an image at test, without reading it, by a network with its initial weights.
 
     Args:
         cfg: of any network.
         repeat: images, one at a time, after a first one.
+
+    Returns:
+        See :func:`idle_seconds`.
     """
     model = build_network(cfg).eval()
     generator, classes = torch.Generator().manual_seed(0), cfg.MODEL.ROI_HEADS.NUM_CLASSES
     batch = make_images(generator, 1, classes, FIXED_SIZE, square_sizes(cfg))
-    for turn in range(1 + repeat):
-        if turn == 1:
-            start = time.perf_counter()
+    model(batch)
+    start, clock = time.process_time(), time.perf_counter()
+    for _ in range(repeat):
         model(batch)
-    return (time.perf_counter() - start) / repeat
+    ends = time.process_time(), time.perf_counter()
+    return idle_seconds(cfg, ends[0] - start, ends[1] - clock) / repeat
+
+
+def idle_seconds(cfg: CfgNode, cpu: float, clock: float) -> float:
+    """What something takes if nothing else runs, from its seconds on the CPU and of a clock.
+
+    With one thread, other programs lengthen the time of the clock alone; with several, the CPU
+    seconds of all threads are the longer time.
+    """
+    return min(cpu, clock) if cfg.MODEL.DEVICE == "cpu" else clock
 
 
 def compare_fusions(cfg: CfgNode, images: int, repeat: int, dataset: str = "") -> dict[str, float]:
