@@ -105,6 +105,6 @@ def halve(checkpoint: str, output: str) -> tuple[int, str]:
     for name, tensor in model.items():
         if name.startswith("image_encoders.") and tensor.dim() > 1 and tensor.shape[1] > 1:
             halved[name], scales[name] = in_bytes(tensor)
-    content = {"format": WEIGHTS_FORMAT, "model": halved}  # the mark first, as in write_weights
-    save_whole(output, {**content, **({SCALES: scales} if scales else {})})
+    more = {SCALES: scales} if scales else {}
+    save_whole(output, {"format": WEIGHTS_FORMAT, "model": halved, **more})
     return len(halved), file_sha256(output).hex()
