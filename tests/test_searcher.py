@@ -133,6 +133,11 @@ def test_wrong_detections_and_images(searcher, photo, tmp_path):
         shown = f"no detection {number!r}, "
         with pytest.raises(ValueError, match=f"{shown}.* from 1 to {count}; give"):
             searcher.search(photo, instance=number)
+    with pytest.raises(ValueError, match=r"instance is \[\]: name a detection"):
+        searcher.search(photo, instance=[])
+    for score in (-0.1, 1.1, float("nan"), None, "0.3"):
+        with pytest.raises(ValueError, match="min_score must be a number from 0 to 1, not"):
+            searcher.encoder.detect(photo, score)
     with pytest.raises(UnreadableImage, match=r"absent\.png: No such file"):
         searcher.search(tmp_path / "absent.png")
 

@@ -92,6 +92,14 @@ def test_rows_like_a_query_are_found_by_a_plain_comparison(tmp_path):
         ({"all_objects": True}, 2, "all_objects is for a query of one object"),
         ({"class_name": "cow"}, 0, "class 'cow' is not known: use one of cat, dog, sofa"),
         ({"within": ["elsewhere"]}, 0, "elsewhere: the index .* has no photo in this folder"),
+        ({"within": ""}, 0, "within must be a folder or several, not ''"),
+        ({"within": ["a", None]}, 0, "within must be a folder or several, not None"),
+        ({"within": 5}, 0, "within must be a folder or several, not 5"),
+        ({"rerank_by": "classes"}, 0, "rerank_by needs rerank"),
+        ({"exclude_self": "no"}, 0, "exclude_self must be True or False, not 'no'"),
+        ({"check_files": None}, 0, "check_files must be True or False, not None"),
+        ({"fold_duplicates": 1}, 0, "fold_duplicates must be True or False, not 1"),
+        ({"all_objects": "yes"}, 1, "all_objects must be True or False, not 'yes'"),
     ],
 )
 def test_what_no_query_can_be_asked(folder, options, objects, message):

@@ -88,6 +88,8 @@ class QueryEncoder:
         file_name = os.fsdecode(image) if isinstance(image, str | os.PathLike) else name
         boxes = [] if box is None else _check_boxes(box, file_name, inputs)
         numbers = [] if instance is None else np.atleast_1d(instance).tolist()
+        if instance is not None and not numbers:
+            raise RegionDHError(f"instance is {instance!r}: name a detection, from 1")
         if not boxes and not numbers:
             (output,) = self.model.encode_images([inputs])
             return self._image_query(output, file_name, content)
@@ -136,6 +138,8 @@ class QueryEncoder:
         Raises:
             UnreadableImage, RegionDHError: as there.
         """
+        if not isinstance(min_score, (int, float, np.floating)) or not 0 <= min_score <= 1:
+            raise RegionDHError(f"min_score must be a number from 0 to 1, not {min_score!r}")
         inputs, _ = self._read(image)
         found = self._query_objects(self._all_detections(inputs))
         return [one for one in found if one.score is not None and one.score >= min_score]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ..utils.errors import RegionDHError
+from ..utils.paths import as_list
 from .thresholds import Threshold
 
 __all__ = [
@@ -104,6 +106,32 @@ class SearchOptions:
     exclude_self: bool = False
     fold_duplicates: bool = False
     blend: float = 0.0
+
+    @property
+    def folders(self) -> list[str | os.PathLike]:
+        """``within`` as a list; empty for no restriction."""
+        return [] if self.within is None else as_list(self.within)
+
+    def check_types(self) -> None:
+        """Check what would be taken for something else than was meant.
+
+        Raises:
+            RegionDHError: a switch is neither True nor False, a folder is no path or has no name,
+                or ``rerank_by`` has no ``rerank``.
+        """
+        for name in _SWITCHES:
+            if not isinstance(value := getattr(self, name), bool):  # "no" would be True
+                raise RegionDHError(f"{name} must be True or False, not {value!r}")
+        if self.within is not None and not isinstance(self.within, Iterable | os.PathLike):
+            raise RegionDHError(f"within must be a folder or several, not {self.within!r}")
+        for folder in self.folders:
+            if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+                raise RegionDHError(f"within must be a folder or several, not {folder!r}")
+        if self.rerank is None and self.rerank_by is not None:
+            raise RegionDHError("rerank_by needs rerank, how many of the nearest images to rerank")
+
+
+_SWITCHES = ("all_objects", "check_files", "exclude_self", "fold_duplicates")
 
 
 @dataclass(frozen=True)

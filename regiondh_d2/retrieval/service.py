@@ -128,6 +128,7 @@ class SearchService:
                 with ``blend``, ``blend`` without objects, or a number that is too small or too
                 large.
         """
+        options.check_types()
         positive_integer("topk", options.topk)
         positive_integer("rerank", 1 if options.rerank is None else options.rerank)
         if options.all_objects and num_objects != 1:
@@ -149,8 +150,8 @@ class SearchService:
             if not isinstance(options.class_name, str):
                 raise RegionDHError(f"class {options.class_name!r} is no name of a class")
             self._class_filter(options.class_name)
-        if options.within:
-            self.rows_below(options.within)
+        if options.folders:
+            self.rows_below(options.folders)
 
     def threshold(self, options: SearchOptions, num_objects: int = 0) -> Threshold | None:
         """How the distance of ``max_distance="auto"`` was calibrated; None for any other.
@@ -391,7 +392,7 @@ class SearchService:
         order = np.full(len(items), 2, np.int8)
         order[same_file], order[same_content] = 0, 1
         same = np.concatenate([same_file, same_content])
-        inside = self.rows_below(options.within) if options.within else None
+        inside = self.rows_below(options.folders) if options.folders else None
         if options.exclude_self:
             inside = np.ones(len(items), bool) if inside is None else inside
             inside[same] = False

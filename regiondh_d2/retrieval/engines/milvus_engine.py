@@ -17,6 +17,7 @@ from ...structures.packed import check_packed
 from ...utils.errors import RegionDHError
 from ..hamming_index import HammingIndex, positive_integer
 from .milvus_client import MilvusConnection, MilvusError
+from .milvus_conditions import check_condition
 
 __all__ = ["FIELDS", "MilvusIndex"]
 
@@ -308,6 +309,7 @@ class MilvusIndex(HammingIndex):
         """
         if not where:
             return super().search(codes, k)
+        check_condition(where)
         codes = check_packed("codes", codes, self.bits)
         k = min(positive_integer("k", k), len(self))
         if not len(codes) or not k:
