@@ -170,6 +170,21 @@ def test_an_unknown_dataset_of_objects_lists_the_names(load_tool):
 # --- Training sets -------------------------------------------------------------------------------
 
 
+def test_test_sets_that_name_classes_otherwise_are_told(register, record):
+    register("t_trained", [record("a")])
+    register("t_same", [record("b")])
+    register("t_more", [record("b")], classes=[*CLASSES, "emu"])
+    register("t_swapped", [record("b")], classes=CLASSES[::-1])
+    cfg = build_cfg("", ["DATASETS.TRAIN", "('t_trained',)"])
+    for name, count in (("t_same", 0), ("t_more", 0), ("t_swapped", 1)):
+        cfg.DATASETS.TEST = (name,)
+        lines = defaults.differing_classes(cfg)
+        assert len(lines) == count
+    assert lines[0].startswith(
+        "DATASETS.TEST t_swapped: class 0 is 'dog' there, and 'cat' in DATASETS.TRAIN t_trained"
+    )
+
+
 def test_class_ids_outside_the_classes(register, record):
     register("t_fine", [record("a")])
     for bad in (2, -1):

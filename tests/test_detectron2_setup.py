@@ -259,7 +259,8 @@ class TestCommand:
         installed.staged = BROKEN
         assert main(["setup-detectron2", "--no-build", str(checkout)]) == 1
         error = capsys.readouterr().err
-        assert "nothing was replaced" in error and error.count("\n") == 1
+        assert "nothing was replaced" in error
+        assert error.count("\n") == 1
         assert old.read_text() == "# works"
         assert installed.asked == []  # nothing was uninstalled
         assert not list(tmp_path.glob("regiondh-setup-work-*"))

@@ -166,7 +166,6 @@ def test_saved_complete_or_not_at_all(tmp_path):
         save_image(plain(RED), tmp_path / "grid.xyz")
 
 
-
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "gif", "tif"])
 def test_a_full_disk_leaves_no_half_picture(ending, tmp_path, full_disk):
     path = tmp_path / f"grid.{ending}"

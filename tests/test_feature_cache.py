@@ -11,11 +11,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
 from builders import registered_scenes, train_on_cached_features
-from regiondh_d2.engine import cached_regions, feature_cache
+from regiondh_d2.engine import cache_files, cached_regions, feature_cache
 from regiondh_d2.engine.cached_regions import CachedRegions
 from regiondh_d2.engine.feature_cache import FeatureCache
 from regiondh_d2.modeling.cached import CachedNetwork
 from regiondh_d2.utils.errors import RegionDHError
+from regiondh_d2.utils.locks import FileInUseError
 
 PREFIX = "feature_cache_test_"
 NAME = f"{PREFIX}regiondh_scenes_database"
@@ -42,7 +43,7 @@ def model(make_model, cfg):
 
 
 def files_in(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name != ".lock")
 
 
 def arrays_of(cache):
@@ -91,6 +92,31 @@ def test_an_interrupted_computation_goes_on_and_ends_with_the_same_file(
         np.testing.assert_array_equal(resumed[name], values)
     cache.ensure(model, NAME, mirrored=False)
     assert len(done) == 2, "computed what is there already"
+
+
+def test_two_trainings_do_not_write_at_once(cfg, model, scenes, monkeypatch):
+    """The second is refused, or finds what the first has made meanwhile."""
+    monkeypatch.setattr(cache_files, "_WAIT", 0.0)
+    cache, computed = FeatureCache(cfg), interrupt_after(monkeypatch, -1)
+    with (
+        cache_files.one_writer(cache.folder),
+        pytest.raises(FileInUseError, match="cache: in use by another program"),
+    ):
+        cache.ensure(model, NAME, mirrored=False)
+    assert computed == []
+    assert files_in(cache.folder) == []
+
+    real = cache_files.one_writer
+
+    def after_another(folder):
+        monkeypatch.setattr(feature_cache, "one_writer", real)
+        FeatureCache(cfg).ensure(model, NAME, mirrored=False)
+        return real(folder)
+
+    monkeypatch.setattr(feature_cache, "one_writer", after_another)
+    cache.ensure(model, NAME, mirrored=False)
+    assert len(computed) == 4
+    assert files_in(cache.folder) == [f"{NAME}.npz"]
 
 
 def test_parts_of_other_weights_are_not_used(cfg, make_model, scenes, monkeypatch):

@@ -43,7 +43,8 @@ def test_the_next_process_removes_what_a_killed_one_left(tmp_path, name):
     leave(target)
     leave(tmp_path / "another")
     left = os.listdir(tmp_path)
-    assert left and all(map(is_temporary, left))
+    assert left
+    assert all(map(is_temporary, left))
     with replace_when_complete(target) as temporary:
         temporary.write_text("whole")
     assert os.listdir(tmp_path) == [name]
@@ -73,7 +74,8 @@ def test_names_of_others_are_none(tmp_path, name):
     (tmp_path / name).touch()
     os.utime(tmp_path / name, (0, 0))
     temporary_beside(tmp_path / "out")
-    assert os.listdir(tmp_path) == [name] and not is_temporary(name)
+    assert os.listdir(tmp_path) == [name]
+    assert not is_temporary(name)
 
 
 def test_scenes_that_were_not_complete(tmp_path):

@@ -50,7 +50,8 @@ def test_the_network_of_another_training_is_not_replaced(folder):
         setup_cfg(arguments(opts))
     text = str(told.value)
     assert f"OUTPUT_DIR {folder} holds the network of another training" in text
-    assert "SOLVER.BASE_LR 0.001, which is now 0.5" in text and "\n" not in text
+    assert "SOLVER.BASE_LR 0.001, which is now 0.5" in text
+    assert "\n" not in text
     assert everything_in(folder) == before
     setup_cfg(arguments(opts, resume=True))  # goes on with it, and tells what differs
     setup_cfg(arguments(options(folder)))  # the same again

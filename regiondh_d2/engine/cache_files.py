@@ -3,16 +3,36 @@
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.utils import comm
 
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.locks import hold_lock
 
-__all__ = ["array_names", "read_arrays", "write_arrays"]
+__all__ = ["array_names", "one_writer", "read_arrays", "write_arrays"]
+
+# Workers that read images outlive a killed training by some seconds, and hold its lock.
+_WAIT = 10.0
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Keeps other trainings from writing into a cache meanwhile; enter it in all processes.
+
+    They would delete each other's unfinished files.
+
+    Raises:
+        FileInUseError: on the main process, another training writes there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    is_main = comm.is_main_process()
+    with hold_lock(folder / ".lock", folder, wait=_WAIT) if is_main else nullcontext():
+        yield
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -52,6 +52,7 @@ __all__ = [
     "check_training_outputs",
     "config_inputs",
     "dataset_inputs",
+    "differing_classes",
     "setup_cfg",
 ]
 
@@ -206,6 +207,32 @@ def check_datasets(cfg: CfgNode) -> None:
             )
 
 
+def differing_classes(cfg: CfgNode) -> list[str]:
+    """A line for each dataset of ``DATASETS.TEST`` that gives a class of the network another name
+    than ``DATASETS.TRAIN`` does, as far as classes are known without reading the datasets.
+
+    Such an evaluation may be meant: image codes and labels of images stay right.
+    """
+
+    def classes_of(name: str) -> list[str]:
+        return list(MetadataCatalog.get(name).get("thing_classes") or ())
+
+    lines = []
+    known = ((name, found) for name in cfg.DATASETS.TRAIN if (found := classes_of(name)))
+    trained, names = next(known, ("", []))
+    for name in cfg.DATASETS.TEST:
+        pairs = enumerate(zip(names, classes_of(name), strict=False))
+        for number, (ours, theirs) in pairs:
+            if ours != theirs:
+                lines.append(
+                    f"DATASETS.TEST {name}: class {number} is {display_name(theirs)!r} there, and "
+                    f"{display_name(ours)!r} in DATASETS.TRAIN {trained}: box AP and class names "
+                    "of detections mean nothing there"
+                )
+                break
+    return lines
+
+
 @dataclass(frozen=True)
 class Asked:
     """The command line's options for the trainer."""
@@ -311,6 +338,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         default_setup(cfg, args)
     # The terminal has a handler already, and a second one would show every line twice.
     setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh", configure_stdout=False)
+    for line in differing_classes(cfg):
+        logging.getLogger(__name__).warning(line)
     if changes:
         logging.getLogger(__name__).warning(
             f"--resume: the network in {cfg.OUTPUT_DIR} was trained with {'; '.join(changes)}"

@@ -28,7 +28,7 @@ from ..data.training import StrictMapper
 from ..modeling.image_encoders import SQUARES, ImageEncoder, ImageEncoders
 from ..utils.errors import RegionDHError
 from ..utils.progress import Progress
-from .cache_files import read_arrays, write_arrays
+from .cache_files import one_writer, read_arrays, write_arrays
 
 __all__ = ["EncoderCache"]
 
@@ -84,6 +84,7 @@ class EncoderCache:
             RegionDHError: a file is damaged or was made by other weights, or an image can't be
                 read.
             OSError: an image isn't there, or a file can't be written.
+            FileInUseError: another training writes into this folder.
         """
         records = load_dataset(dataset)
         images = np.array([self._digest(record) for record in records])
@@ -93,8 +94,12 @@ class EncoderCache:
             path = self._path(dataset, name)
             # One process decides for all: where the folder is a network's, they may see it
             # differently.
-            if not comm.all_gather(self._has(path, weights, images, views))[0]:
-                self._make(path, name, encoder, weights, records, images, views)
+            if comm.all_gather(self._has(path, weights, images, views))[0]:
+                continue
+            with one_writer(self.folder):
+                # Another training may have made it before this one had the lock.
+                if not comm.all_gather(self._has(path, weights, images, views))[0]:
+                    self._make(path, name, encoder, weights, records, images, views)
 
     def _path(self, dataset: str, name: str) -> Path:
         return self.folder / f"{dataset}.{name}.npz"

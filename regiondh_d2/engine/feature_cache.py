@@ -46,7 +46,7 @@ from ..modeling.roi_heads import whole_image_box
 from ..retrieval.extraction_plan import padded_size
 from ..utils.errors import RegionDHError
 from ..utils.progress import Progress
-from .cache_files import array_names, read_arrays, write_arrays
+from .cache_files import array_names, one_writer, read_arrays, write_arrays
 from .cached_regions import CachedRegions
 from .encoder_cache import EncoderCache
 
@@ -149,6 +149,7 @@ class FeatureCache:
                 damaged, or was made by other weights or settings.
             OSError: an image isn't there, or a file can't be written, for instance because the disk
                 is full.
+            FileInUseError: another training writes into this folder.
         """
         records = load_dataset(name)
         if model.image_encoders is not None:
@@ -158,6 +159,21 @@ class FeatureCache:
         # One process decides for all: where the folder is a network's, they may see it differently.
         if comm.all_gather(self._has(name, network, images, mirrored))[0]:
             return
+        with one_writer(self.folder):
+            # Another training may have made it before this one had the lock.
+            if not comm.all_gather(self._has(name, network, images, mirrored))[0]:
+                self._make(model, name, network, records, images, mirrored)
+
+    def _make(
+        self,
+        model: torch.nn.Module,
+        name: str,
+        network: _Network,
+        records: list[dict],
+        images: np.ndarray,
+        mirrored: bool,
+    ) -> None:
+        """Compute the file of a dataset, in all processes."""
         training = model.training
         model.eval()
         views = [(i, m) for i in range(len(records)) for m in range(2 if mirrored else 1)]

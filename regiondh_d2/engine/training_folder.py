@@ -1,4 +1,4 @@
-"""``OUTPUT_DIR``: one training at a time, no other's network replaced, and a whole ``config.yaml``."""
+"""``OUTPUT_DIR``: one training at a time, whose network stays, and a whole ``config.yaml``."""
 
 from __future__ import annotations
 

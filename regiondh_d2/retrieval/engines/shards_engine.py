@@ -58,8 +58,8 @@ class ShardedIndex(ShardArrays):
         threads: searches at the same time; by default OMP_NUM_THREADS, or one for each core.
 
     Raises:
-        IndexFileError: the folder holds something else, or an index of another code length; or, from
-            :meth:`add`, :meth:`remove` and :meth:`load`, another process has written there since.
+        IndexFileError: the folder holds something else, or an index of another code length. From
+            :meth:`add`, :meth:`remove` and :meth:`load`: another process has written there since.
         FileInUseError: from these methods, another process is writing.
     """
 
