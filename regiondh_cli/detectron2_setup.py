@@ -171,6 +171,17 @@ def is_detectron2(top: str) -> bool:
     return top == "detectron2" or (top.endswith(".dist-info") and "detectron2" in top)
 
 
+def holds_detectron2(metadata: Path) -> bool:
+    """Whether a folder of metadata is of a package that installed `detectron2`, under any name."""
+    if metadata.name.startswith(("detectron2-", "sal_detectron2-")):
+        return True
+    try:
+        rows = (metadata / "RECORD").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(row.startswith("detectron2/") for row in rows)
+
+
 def copy_checkout(checkout: Path, target: Path) -> Path:
     """Copy a checkout without its history: a build writes into the folder it builds."""
     return Path(
@@ -238,7 +249,7 @@ def adopt_detectron2(environment: Environment, staged: Path) -> None:
     site = environment.packages
     for name in ("detectron2", "sal-detectron2"):
         environment.pip(f"removing the old {name}", "uninstall", "--yes", name)
-    leftovers = [site / "detectron2", *site.glob("*detectron2-*.dist-info")]
+    leftovers = [site / "detectron2", *filter(holds_detectron2, site.glob("*.dist-info"))]
     for old in leftovers:
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)

@@ -251,6 +251,17 @@ class TestCommand:
         assert error.startswith("error: ./nowhere: no such file or folder; name a checkout")
         assert error.count("\n") == 1
 
+    def test_only_metadata_of_detectron2_is_removed(self, checkout, tmp_path, monkeypatch):
+        packages = tmp_path / "packages"
+        for name, row in (("my_detectron2-1.0", "tools/a.py"), ("other-1.0", "detectron2/a.py")):
+            (packages / f"{name}.dist-info").mkdir(parents=True)
+            (packages / f"{name}.dist-info/RECORD").write_text(f"{row},,\n")
+        (packages / "detectron2-0.6.dist-info").mkdir()
+        Installed(tmp_path, monkeypatch)
+        assert main(["setup-detectron2", "--no-build", str(checkout)]) == 0
+        left = sorted(path.name for path in packages.iterdir())
+        assert left == ["detectron2", "my_detectron2-1.0.dist-info"]
+
     def test_one_that_does_not_import_replaces_none(self, checkout, tmp_path, monkeypatch, capsys):
         old = tmp_path / "packages/detectron2/__init__.py"
         old.parent.mkdir(parents=True)
