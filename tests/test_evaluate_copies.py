@@ -63,6 +63,15 @@ def test_a_folder_and_its_code_file(command, photos, random_network, tmp_path, c
     assert json.loads(out.read_text()) == pytest.approx(found)
     capsys.readouterr()
 
+    # Another photo under a name is not searched for by the code of the first.
+    kept = (photos / "1.jpg").read_bytes()
+    shutil.copy(photos / "0.jpg", photos / "1.jpg")
+    assert command("--database", codes, "--topk", 1) == 0
+    printed = capsys.readouterr()
+    assert f"left out: {photos / '1.jpg'} has changed since it was encoded\n" in printed.err
+    assert printed.out.startswith("2 photos, each with 5 copies, searched among 3 photos")
+    (photos / "1.jpg").write_bytes(kept)
+
     items = read_codes(codes)
     items.activations = None
     write_codes(codes, items)

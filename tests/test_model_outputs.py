@@ -83,3 +83,33 @@ def test_features_are_kept_where_they_are_wanted():
     del outputs[1]["image_feature"]
     with pytest.raises(ValueError, match="gave no image_feature: use a model that has features"):
         codes_from_outputs(outputs, **names, features=True)
+
+
+@pytest.mark.parametrize(
+    "code", [[0.3, 0.8, 0.6], [-1.0, 1.0, 1.0], [float("nan"), 1.0, 0.0], [2, 0, 1]]
+)
+def test_what_is_no_code(code):
+    """It would count as a code of ones. 0 and 1 of any type are bits."""
+    names = {"image_ids": ["a"], "file_names": ["a.jpg"]}
+    output = make_output([1, 0, 1], [0.9])
+    for key, changed in (
+        ("image_code", output | {"image_code": torch.tensor(code)}),
+        ("pred_codes", make_output([1, 0, 1], [0.9])),
+    ):
+        if key == "pred_codes":
+            changed["instances"].pred_codes = torch.tensor([code])
+        with pytest.raises(ValueError, match=f"gave {key} with other values than 0 and 1"):
+            codes_from_outputs([changed], **names)
+    for kind in (torch.float32, torch.int64, torch.uint8):
+        same = codes_from_outputs([output | {"image_code": output["image_code"].to(kind)}], **names)
+        np.testing.assert_array_equal(unpack_codes(same.codes, 3), [[1, 0, 1]])
+
+
+def test_codes_of_other_lengths_and_labels_of_no_class():
+    names = {"image_ids": ["a", "b"], "file_names": ["a.jpg", "b.jpg"]}
+    with pytest.raises(ValueError, match=r"image_code of shapes \(2,\) and \(3,\), not of one"):
+        codes_from_outputs([make_output([1, 0, 1]), make_output([1, 0])], **names)
+    outputs = [make_output([1]), make_output([0])]
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match=f"b has label {label}, and there are 2 classes"):
+            codes_from_outputs(outputs, **names, labels=[[0], [label]], class_names=["x", "y"])

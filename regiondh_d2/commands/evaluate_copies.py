@@ -22,11 +22,12 @@ from ..engine.user_code import import_user_code
 from ..evaluation.copy_recall import ORDERS, Place, place_of_original, recall
 from ..retrieval.code_store import read_codes
 from ..retrieval.images import ImageEntry, ImageLoader, UnreadableImage, entries_of_scan
+from ..retrieval.photo_state import PhotoCheck, PhotoState
 from ..structures.code_checks import check_comparable
 from ..structures.codes import CodeSet, check_holds
 from ..structures.model_outputs import codes_from_outputs
 from ..structures.packed import pack_codes
-from ..utils.display import print_line
+from ..utils.display import display_name, print_line
 from ..utils.errors import RegionDHError
 from ..utils.file_io import check_output_file, refuse_inputs, write_json
 from ..utils.progress import Progress
@@ -130,16 +131,21 @@ def measure(
 ) -> dict[str, list[dict[str, Place]]]:
     """By the name of the copy, the places of each photo's original in :data:`ORDERS`.
 
-    Photos that can't be read are told and left out.
+    Photos that can't be read, or have changed since they were encoded, are told and left out.
 
     Raises:
-        RegionDHError: none can be read.
+        RegionDHError: none is left.
     """
+    check = PhotoCheck(database)
     places: dict[str, list[dict[str, Place]]] = {name: [] for name in (UNCHANGED, *COPIES)}
     progress = Progress(log, "photos searched for", len(rows))
     activations = database.column("activations")
     for row in rows:
         try:
+            if check.state(row) is PhotoState.CHANGED:
+                shown = display_name(database.file_names[row])
+                print_line(f"left out: {shown} has changed since it was encoded", sys.stderr)
+                continue
             copies = list(encoder.encode_copies(database.file_names[row]))
         except UnreadableImage as error:
             print_line(f"unreadable: {error}", sys.stderr)
@@ -150,7 +156,7 @@ def measure(
         for name, code, activation in (itself, *copies):
             places[name].append(place_of_original(code, activation, int(row), database))
     if not places[UNCHANGED]:
-        raise RegionDHError(f"none of the {len(rows)} photos can be read")
+        raise RegionDHError(f"none of the {len(rows)} photos can be read as it was encoded")
     return places
 
 

@@ -231,7 +231,12 @@ class RetrievalEvaluator(DatasetEvaluator):
             if not self._count_difficult:
                 labels -= set(given.get("difficult_labels", ()))
             image_id, file_name = str(given["image_id"]), str(given.get("file_name", ""))
-            class_names = MetadataCatalog.get(self._dataset_name).thing_classes
+            class_names = MetadataCatalog.get(self._dataset_name).get("thing_classes")
+            if class_names is None:
+                raise RegionDHError(
+                    f"{self._dataset_name}: its classes are not known: set thing_classes in its "
+                    "metadata, or register it with register_retrieval_dataset"
+                )
             codes = codes_from_outputs(
                 [of_known_classes(output, len(class_names))],
                 image_ids=[image_id],

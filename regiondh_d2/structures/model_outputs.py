@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from .code_rows import concatenate_instances
 from .codes import CodeSet, InstanceCodes
@@ -45,7 +46,8 @@ def codes_from_outputs(
 
     Raises:
         RegionDHError: an output has no ``image_code``, or no ``image_feature`` although
-            ``features`` is set.
+            ``features`` is set; a code holds anything but 0 and 1, or another number of bits than
+            the others; or there is no class of some label.
     """
     if not all("image_code" in output for output in outputs):
         raise RegionDHError("the model gave no image_code: use a model that hashes images")
@@ -57,13 +59,23 @@ def codes_from_outputs(
     activations = activations and all("image_activation" in output for output in outputs)
 
     def stack(key: str) -> np.ndarray:
-        return np.stack([output[key].float().cpu().numpy() for output in outputs])
+        rows = [output[key].float().cpu().numpy() for output in outputs]
+        if len({row.shape for row in rows}) > 1:
+            shapes = " and ".join(sorted({str(row.shape) for row in rows}))
+            raise RegionDHError(f"the model gave {key} of shapes {shapes}, not of one")
+        return np.stack(rows)
 
-    codes = stack("image_code").astype(bool)
+    codes = _bits("image_code", stack("image_code"))
     multi_hot = None
     if labels is not None:
         multi_hot = np.zeros((len(outputs), len(class_names)), np.uint8)
         for row, classes in enumerate(labels):
+            wrong = [c for c in classes if not 0 <= c < len(class_names)]
+            if wrong:
+                raise RegionDHError(
+                    f"{display_name(image_ids[row])} has label {wrong[0]}, and there are "
+                    f"{len(class_names)} classes, numbered from 0"
+                )
             multi_hot[row, list(classes)] = 1
     return CodeSet(
         codes=pack_codes(codes),
@@ -81,6 +93,16 @@ def codes_from_outputs(
     )
 
 
+def _bits(name: str, values: np.ndarray) -> np.ndarray:
+    """Values of 0 and 1 as bool; others, such as activations or -1 and 1, would all be True."""
+    if values.dtype != bool and not np.isin(values, (0, 1)).all():
+        raise RegionDHError(
+            f"the model gave {name} with other values than 0 and 1: give bits, such as activations "
+            ">= 0.5"
+        )
+    return values.astype(bool)
+
+
 def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | None:
     """The detections of all images as one table; None if no image has instance codes."""
     parts = []
@@ -89,7 +111,7 @@ def _keep_instances(found: Sequence[Any], min_score: float) -> InstanceCodes | N
             continue
         instances = instances[instances.scores >= min_score].to("cpu")
         instances = instances[_best_of_each_region(instances)]
-        codes = instances.pred_codes.numpy().astype(bool)
+        codes = _bits("pred_codes", instances.pred_codes.numpy())
         parts.append(
             InstanceCodes(
                 codes=pack_codes(codes),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -349,7 +350,8 @@ def _check_unchanged(target: Path, temporary: Path) -> None:
     before, now = _checked.pop(key), _identity(target)
     if now in (None, before) or carries_mark(target):
         return
-    kept = target.with_name(f"{target.stem}.{os.getpid()}{target.suffix}")
+    names = (target.with_name(f"{target.stem}.{i}{target.suffix}") for i in itertools.count(1))
+    kept = next(name for name in names if not os.path.lexists(name))
     os.replace(temporary, kept)
     raise OutputExistsError(
         f"{display_name(target)}: was written by another program meanwhile and stays; the output "
