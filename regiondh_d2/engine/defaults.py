@@ -321,11 +321,11 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     check_training_outputs(cfg, args)
     # Before config.yaml in the folder is replaced.
     changes = []
+    if not asked.resume and not asked.eval_only:
+        check_own_training(cfg)
     if comm.is_main_process():
         if asked.resume:
             changes = changes_on_resume(cfg)
-        elif not asked.eval_only:
-            check_own_training(cfg)
         if not asked.eval_only and os.path.isdir(cfg.OUTPUT_DIR):
             with training_lock(cfg.OUTPUT_DIR):
                 pass  # now, before anything is written; the trainer holds it
