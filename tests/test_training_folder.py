@@ -63,7 +63,10 @@ def test_the_network_of_another_training_is_not_replaced(folder):
 def test_a_damaged_network_stops_no_training(folder, content):
     path = folder / "model_final.pth"
     path.unlink() if content is None else path.write_bytes(content)
-    check_own_training(build_cfg("", options(folder, "SOLVER.BASE_LR", "0.5")))
+    cfg = build_cfg("", options(folder, "SOLVER.BASE_LR", "0.5"))
+    check_own_training(cfg)
+    (folder / "last_checkpoint").write_text("")
+    check_own_training(cfg)
 
 
 def test_an_evaluation_leaves_the_config_of_a_training(folder):

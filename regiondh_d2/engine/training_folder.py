@@ -12,9 +12,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import defaults as detectron2_defaults
 
-from ..checkpoint import WeightsError, has_last_checkpoint
+from ..checkpoint import has_last_checkpoint
 from ..utils.display import display_name
-from ..utils.errors import OutputExistsError
+from ..utils.errors import OutputExistsError, RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.locks import hold_lock
 from .training_record import changes_on_resume, phrase
@@ -36,7 +36,7 @@ def check_own_training(cfg: CfgNode) -> None:
         return
     try:
         changes = changes_on_resume(cfg)
-    except (OSError, WeightsError):  # damaged: there is nothing to lose
+    except (OSError, RegionDHError):  # damaged: there is nothing to lose
         return
     if changes:
         name = display_name(cfg.OUTPUT_DIR)
