@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ SHARD_ROWS = 16_000_000
 
 _FORMAT, _VERSION, _RECORD = "regiondh-shards", 1, "shards.json"
 _NAME = re.compile(r"(codes|removed)-([0-9]{1,9})\.npy")
+# Of a process that was killed while it wrote.
+_REST = re.compile(r"\.((codes|removed)-[0-9]{1,9}\.npy|shards\.json)\.[0-9a-f]{32}\.tmp")
 
 
 class ShardedIndex(ShardArrays):
@@ -81,7 +84,7 @@ class ShardedIndex(ShardArrays):
             names = os.listdir(self.path) if self.path.is_dir() else []
             if self.path.exists() and not self.path.is_dir():
                 raise IndexFileError(f"{display_name(self.path)}: is a file; name a folder")
-            strangers = [name for name in names if not _NAME.fullmatch(name.lstrip("."))]
+            strangers = [n for n in names if not _NAME.fullmatch(n) and not _REST.fullmatch(n)]
             if strangers:
                 raise IndexFileError(
                     f"{display_name(self.path)}: holds files but no {_RECORD}; name another folder"
@@ -124,7 +127,7 @@ class ShardedIndex(ShardArrays):
         write_json(self.path / _RECORD, record)
         used = {removed, *self._files}
         for name in os.listdir(self.path):
-            if _NAME.fullmatch(name) and name not in used:
+            if (_NAME.fullmatch(name) and name not in used) or _REST.fullmatch(name):
                 (self.path / name).unlink(missing_ok=True)
 
     # ----------------------------------------------------------------------------------------------
@@ -132,19 +135,32 @@ class ShardedIndex(ShardArrays):
 
     def add(self, codes: np.ndarray) -> np.ndarray:
         """As :meth:`HammingIndex.add`: the codes become new shards on disk."""
-        rows = super().add(codes)
-        if len(rows):
-            self._write_record()
+        with self._undone_if_it_fails():
+            rows = super().add(codes)
+            if len(rows):
+                self._write_record()
         return rows
 
     def remove(self, rows: np.ndarray) -> None:
         """As :meth:`HammingIndex.remove`; the shards keep the codes, but no search finds them."""
-        super().remove(rows)
-        self._write_record()
+        with self._undone_if_it_fails():
+            super().remove(rows)
+            self._write_record()
 
     def load(self, path: str | os.PathLike) -> None:
-        super().load(path)
-        self._write_record()
+        with self._undone_if_it_fails():
+            super().load(path)
+            self._write_record()
+
+    @contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        """What could not be written isn't in this index either, and can be tried again."""
+        state = self._next_row, self._removed, list(self._shards), list(self._files)
+        try:
+            yield
+        except BaseException:
+            self._next_row, self._removed, self._shards, self._files = state
+            raise
 
     def _add(self, codes: np.ndarray, rows: np.ndarray) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
