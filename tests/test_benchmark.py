@@ -103,6 +103,7 @@ def test_the_fastest_run_counts_and_small_batches_run_more_often(tool, monkeypat
         return search
 
     monkeypatch.setattr(tool.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(tool, "SECONDS", np.inf)
     ways = {
         "seconds": make("seconds", (4, 2)),
         "heap": make("heap", (1, 1)),
@@ -113,15 +114,37 @@ def test_the_fastest_run_counts_and_small_batches_run_more_often(tool, monkeypat
     assert set(calls.values()) == {runs}
 
 
-def test_wrong_distances_are_a_failure(tool, monkeypatch, capsys):
-    class Wrong(type(tool.create_index(20))):
-        def search(self, codes, k):
-            distances, rows = super().search(codes, k)
-            return distances + 1, rows
+def test_a_slow_way_runs_no_more_often_than_asked(tool, monkeypatch):
+    now, calls = 0.0, {"seconds": 0, "heap": 0}
 
-    monkeypatch.setattr(tool, "create_index", Wrong)
-    assert tool.main(["search", *SMALL_SEARCH, "--batches", "3"]) == 1
-    assert "other distances" in capsys.readouterr().err
+    def make(name, seconds):
+        def search(codes, k):
+            nonlocal now
+            now += seconds
+            calls[name] += 1
+            return np.zeros((len(codes), k)), None
+
+        return search
+
+    monkeypatch.setattr(tool.time, "perf_counter", lambda: now)
+    ways = {"seconds": make("seconds", 0.001), "heap": make("heap", tool.SECONDS)}
+    tool.compare_search(ways, np.zeros((1, 8), np.uint8), 3, repeat=5)
+    assert calls == {"seconds": 300, "heap": 5}
+
+
+@pytest.mark.parametrize(
+    ("added", "message"), [((1, 0), "other distances"), ((0, 1), "other rows")]
+)
+def test_wrong_answers_are_a_failure(tool, tmp_path, monkeypatch, capsys, added, message):
+    create = tool.create_index
+
+    class Wrong(type(create(20))):
+        def search(self, codes, k):
+            return tuple(np.add(super().search(codes, k), np.reshape(added, (2, 1, 1))))
+
+    monkeypatch.setattr(tool, "create_index", lambda *a, **o: create(*a, **o) if o else Wrong(*a))
+    assert tool.main(["search", *SMALL_SEARCH, "--batches", "3", "--shard-rows", "100"]) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture

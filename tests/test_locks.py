@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import threading
 
+import filelock
 import pytest
 
 from regiondh_d2.utils.errors import RegionDHError
@@ -85,3 +86,13 @@ def test_errors_of_files_in_use():
     for error in (FileNotFoundError(2, "x"), PermissionError(13, "x"), OSError("x"), ValueError()):
         assert not is_busy(error)
         refuse_if_busy("a.h5", error)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    def acquire(*args, **options):
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with hold_lock(tmp_path / ".lock", "what"):
+        pass
+    assert "what: its file system has no locks" in caplog.text

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from index_oracle import HAS_MILVUS, MILVUS, assert_answers, make_codes, sort_pairs
 from indexing import make_items
 from regiondh_d2.retrieval.code_store import write_codes
-from regiondh_d2.retrieval.engines import MilvusIndex, create_index, milvus_engine
+from regiondh_d2.retrieval.engines import MilvusError, MilvusIndex, create_index, milvus_engine
 from regiondh_d2.retrieval.index_folder import read_index_folder, write_index_folder
 from regiondh_d2.retrieval.queries import Query, QueryObject, SearchOptions
 from regiondh_d2.retrieval.service import SearchService
@@ -48,6 +50,57 @@ class TestMilvus:
         monkeypatch.setattr(milvus_engine, "_LIMIT", 100)
         for k in (60, 250):
             assert_answers(index, queries, k, sort_pairs(queries, codes, 20, k))
+
+    def test_many_comparisons_are_asked_for_in_several_calls(self, new_index, monkeypatch):
+        codes = make_codes(200, 20)
+        index = new_index(20, "milvus")
+        index.add(codes)
+        search, calls = type(index._remote).search, []
+
+        def note(remote, asked, *args, **options):
+            calls.append(len(asked))
+            return search(remote, asked, *args, **options)
+
+        monkeypatch.setattr(type(index._remote), "search", note)
+        monkeypatch.setattr(milvus_engine, "_COMPARISONS", 450)
+        assert_answers(index, codes[:5], 3, sort_pairs(codes[:5], codes, 20, 3))
+        assert calls[:3] == [2, 2, 1]
+
+    def test_what_was_removed_is_read_in_few_calls(self, new_index, monkeypatch):
+        """However many rows there are; also where more were removed than a call gives."""
+        monkeypatch.setattr(milvus_engine, "_LIMIT", 100)
+        codes = make_codes(2000, 20)
+        index = new_index(20, "milvus")
+        index.add(codes)
+        query, calls = MilvusIndex._query, []
+        monkeypatch.setattr(
+            MilvusIndex, "_query", lambda *args: calls.append(args[1:]) or query(*args)
+        )
+        new_index(20, "milvus", like=index)
+        assert len(calls) == 1  # the state alone
+        removed = np.arange(300, 550)
+        index.remove(removed)
+        again = new_index(20, "milvus", like=index)
+        assert (len(again), again.next_row) == (1750, 2000)
+        assert not again.holds(removed).any()
+        assert len(calls) < 12
+
+    def test_codes_that_the_server_has_lost_are_missed(self, new_index):
+        """Not those that another process has removed since."""
+        codes = make_codes(50, 20)
+        index = new_index(20, "milvus")
+        index.add(codes)
+        reader = new_index(20, "milvus", like=index)
+        index.remove([7])
+        rows = np.delete(np.arange(50), 7)
+        expected = sort_pairs(codes[:1], codes[rows], 20, 50, rows.tolist())
+        found = reader.search(codes[:1], 50)
+        np.testing.assert_array_equal([part[:, :49] for part in found], expected)
+        assert found[1][0, 49] == -1
+        index._remote.delete("row == 3")
+        with pytest.raises(MilvusError, match="has lost some of its 49 codes: build the index"):
+            reader.search(codes[:1], 50)
+        assert index.search(codes[:1], 3)[1].shape == (1, 3)
 
     def test_a_condition_on_the_server(self, new_index):
         codes, queries = make_codes(300, 20), make_codes(2, 20, seed=1)
@@ -109,6 +162,56 @@ class TestMilvus:
         assert len(calls) == 2
         assert_answers(index, codes[:2], 200, sort_pairs(codes[:2], codes, 20, 100))
 
+    @pytest.mark.parametrize(("name", "before"), [("insert", 0), ("insert", 2), ("upsert", 0)])
+    def test_a_load_that_failed_can_be_tried_again(self, new_index, monkeypatch, name, before):
+        """By the same index, whichever call failed; a server that is full is not waited for."""
+        import pymilvus
+
+        codes = make_codes(300, 20)
+        monkeypatch.setattr(milvus_engine, "_BATCH", 100)
+        index = new_index(20, "milvus")
+        call, calls = getattr(type(index._remote), name), []
+
+        def fail(remote, *args, **options):
+            calls.append(args)
+            if len(calls) > before:
+                raise pymilvus.MilvusException(
+                    message="quota exceeded[reason=memory quota exceeded, please allocate more]"
+                )
+            return call(remote, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(index._remote), name, fail)
+            with pytest.raises(MilvusError, match=r"is full \(quota exceeded.*: give it room"):
+                index.add(codes)
+        assert len(calls) == before + 1
+        assert index.add(codes).tolist() == list(range(300))
+        assert_answers(index, codes[:2], 400, sort_pairs(codes[:2], codes, 20, 300))
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("auth check failure, please check username", "set REGIONDH_MILVUS_TOKEN to user:pass"),
+            ("PrivilegeInsert: permission deny", "refuses access"),
+            ("only support HAMMING\nand more", r"refuses the call \(only support HAMMING\)$"),
+            ("deny to write, reason: disk quota exceeded", "is full"),
+        ],
+    )
+    def test_failures_that_no_further_try_mends(self, new_index, monkeypatch, text, message):
+        import pymilvus
+
+        index, calls = new_index(20, "milvus"), []
+
+        def refuse(*args, **options):
+            calls.append(args)
+            raise pymilvus.MilvusException(message=text)
+
+        index.add(make_codes(5, 20))
+        monkeypatch.setattr(type(index._remote), "search", refuse)
+        with pytest.raises(MilvusError, match=message):
+            index.search(make_codes(1, 20), 3)
+        assert len(calls) == 1
+
     def test_another_code_length_or_owner_is_refused(self, new_index):
         index = new_index(20, "milvus", owner="a")
         for bits, owner in ((24, "a"), (20, "b")):
@@ -120,6 +223,24 @@ class TestMilvus:
         with pytest.raises(RegionDHError, match=r"127\.0\.0\.1:9 does not answer .*: start it"):
             create_index(8, "milvus", uri="http://127.0.0.1:9", collection="a", patience=1.0)
         assert time.monotonic() - start < 15
+
+    def test_another_server_than_milvus(self):
+        """One that takes a connection and never speaks."""
+        with socketserver.TCPServer(("127.0.0.1", 0), Mute) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            uri = f"http://127.0.0.1:{server.server_address[1]}"
+            start = time.monotonic()
+            with pytest.raises(RegionDHError, match="does not answer .*: start it, or name"):
+                create_index(8, "milvus", uri=uri, collection="a", patience=1.0)
+            assert time.monotonic() - start < 15
+            server.shutdown()
+
+
+class Mute(socketserver.BaseRequestHandler):
+    """Takes what is sent and says nothing."""
+
+    def handle(self):
+        self.request.recv(1000)
 
 
 @needs_milvus
@@ -222,26 +343,61 @@ class TestFolder:
 
 
 LOAD = """
-import sys, numpy as np
+import os, signal, sys
 sys.path.insert(0, sys.argv[3])
 from index_oracle import make_codes
-from regiondh_d2.retrieval.code_store import write_codes
 from regiondh_d2.retrieval.engines import create_index, milvus_engine
-milvus_engine._BATCH = 200
+milvus_engine._BATCH = int(sys.argv[5])
 index = create_index(64, "milvus", uri=sys.argv[1], collection=sys.argv[2], patience=300.0)
+insert, batches = type(index._remote).insert, 0
+def insert_and_die(*args, **options):
+    global batches
+    batches += 1
+    result = insert(*args, **options)
+    if batches == int(sys.argv[6]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+type(index._remote).insert = insert_and_die
 print("ready", flush=True)
-index.add(make_codes(20_000, 64))
+index.add(make_codes(int(sys.argv[4]), 64))
 print("loaded", flush=True)
 """
 
 
+def start_loading(uri, name, count, batch, dies_after=0):
+    """A process that adds codes, and kills itself after some batches if asked for."""
+    words = [uri, name, os.path.dirname(__file__), count, batch, dies_after]
+    command = [sys.executable, "-c", LOAD, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@needs_milvus
+def test_a_kill_of_the_loading_process(tmp_path):
+    """Another one goes on; every row is there once."""
+    # A file of Milvus Lite is for one process at a time.
+    uri, name, codes = (
+        MILVUS or str(tmp_path / "a.db"),
+        f"k{os.urandom(8).hex()}",
+        make_codes(900, 64),
+    )
+    with start_loading(uri, name, 900, batch=200, dies_after=3) as loader:
+        assert loader.stdout.read() == "ready\n"
+    assert loader.returncode == -signal.SIGKILL
+    index = create_index(64, "milvus", uri=uri, collection=name)
+    assert index.search(codes[:2], 3)[1].shape == (2, 0)
+    assert index._count("row >= 0") == 600
+    index.add(codes)
+    assert index._count("row >= 0") == 900
+    assert_answers(index, codes[:2], 300, sort_pairs(codes[:2], codes, 64, 300))
+    index.drop()
+
+
 @needs_milvus
 @pytest.mark.skipif("REGIONDH_TEST_MILVUS_SERVER" not in os.environ, reason="no server to kill")
-def test_a_kill_of_the_server_in_mid_load(new_index, milvus_uri, tmp_path):
+def test_a_kill_of_the_server_in_mid_load(milvus_uri):
     """The server is killed and started again while a process loads; every row is there once."""
     name = f"k{os.urandom(8).hex()}"
-    command = [sys.executable, "-c", LOAD, milvus_uri, name, os.path.dirname(__file__)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as loader:
+    with start_loading(milvus_uri, name, 20_000, batch=200) as loader:
         assert loader.stdout.readline() == "ready\n"
         time.sleep(1.0)
         with open(os.environ["REGIONDH_TEST_MILVUS_SERVER"]) as file:

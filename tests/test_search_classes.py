@@ -1,10 +1,12 @@
 """Answers that are restricted to a class, or grouped by class."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from index_oracle import MEMORY_ENGINES, STORED_ENGINES
 from regiondh_d2.retrieval.index_folder import write_index_folder
 from regiondh_d2.retrieval.queries import Query
 from searching import (
@@ -24,6 +26,15 @@ from searching import (
 @pytest.fixture(params=["faiss", "numpy"])
 def folder(request, tmp_path):
     return write_index_folder(tmp_path / "index", make_items(), engine=request.param)
+
+
+@pytest.fixture(params=[*MEMORY_ENGINES, *STORED_ENGINES])
+def any_engine(request):
+    """The options of a folder, for every engine."""
+    if request.param == "milvus":
+        uri = request.getfixturevalue("milvus_uri")
+        return {"engine": "milvus", "uri": uri, "collection": f"c{os.urandom(8).hex()}"}
+    return {"engine": request.param} | ({"shard_rows": 90} if request.param == "shards" else {})
 
 
 def test_answers_by_class(folder):
@@ -50,14 +61,27 @@ def test_answers_by_class_are_reranked(folder):
         assert result.answers[0].fine_distance is not None
 
 
-def test_a_filter_is_not_exhausted_by_nearer_codes_of_other_classes(tmp_path):
+def test_objects_of_a_class_on_every_engine(tmp_path, any_engine):
+    items = make_items(found=400)
+    folder = write_index_folder(tmp_path / "index", items, **any_engine)
+    query = Query("q.jpg", queries(1, INSTANCE_BITS), (BOX,))
+    found = items.instances
+    distances = distances_to(query.codes[0], found.codes, INSTANCE_BITS)
+    for number, name in enumerate(CLASSES):
+        for topk in (5, 400):
+            result = search_index(folder, query, topk, name, all_objects=True)
+            rows = [(answer.distance, answer.objects[0].row) for answer in result.answers]
+            assert rows == sort_pairs(distances, found.classes == number, topk)
+
+
+def test_a_filter_is_not_exhausted_by_nearer_codes_of_other_classes(tmp_path, any_engine):
     items = make_items(found=300)
     items.instances.codes[:] = 0
     items.instances.classes[:] = 1
     last = np.arange(290, 300)
     items.instances.codes[last] = 0xF0
     items.instances.classes[last] = 0
-    folder = write_index_folder(tmp_path / "index", items, engine="numpy")
+    folder = write_index_folder(tmp_path / "index", items, **any_engine)
     query = Query("q.jpg", np.zeros((1, 2), np.uint8), (BOX,))
     result = search_index(folder, query, 4, "cat", all_objects=True)
     assert [answer.objects[0].row for answer in result.answers] == [290, 291, 292, 293]

@@ -1,16 +1,25 @@
 """The engine with files: its folder, and answers that are bit-identical to one index."""
 
 import json
+import multiprocessing
 import os
+import signal
 
 import numpy as np
 import pytest
 
 from index_oracle import assert_answers, make_codes, sort_pairs
-from regiondh_d2.retrieval.engines import ShardArrays, create_index, shard_search, write_array
+from regiondh_d2.retrieval.engines import (
+    ShardArrays,
+    create_index,
+    shard_search,
+    shards_engine,
+    write_array,
+)
 from regiondh_d2.retrieval.index_file import IndexFileError
 from regiondh_d2.utils.errors import MissingPackageError
 from regiondh_d2.utils.locks import FileInUseError
+from regiondh_d2.utils.temporaries import is_temporary
 
 
 @pytest.fixture
@@ -163,6 +172,59 @@ def test_one_writer_at_a_time(folder):
         other.add(codes)
     other.add(codes)
     assert len(open_index(folder)) == 10
+
+
+def add_until_killed(folder, codes, files):
+    """Add codes in a process that is killed when it has written some files."""
+    replace = os.replace
+
+    def killing_replace(*names):
+        nonlocal files
+        files -= 1
+        if files < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*names)
+
+    os.replace = killing_replace
+    open_index(folder).add(codes)
+
+
+@pytest.mark.parametrize(("present", "files"), [(700, 0), (700, 1), (700, 2), (0, 0), (0, 2)])
+def test_a_kill_in_mid_load(folder, present, files):
+    """The folder is as before, and the same codes can be added again: no row is there twice."""
+    codes = make_codes(present + 1800, 48)
+    open_index(folder).add(codes[:present])
+    fork = multiprocessing.get_context("fork")
+    loader = fork.Process(target=add_until_killed, args=(folder, codes[present:], files))
+    loader.start()
+    loader.join()
+    assert loader.exitcode == -signal.SIGKILL
+    before = sort_pairs(codes[:2], codes[:present], 48, 300)
+    assert_answers(open_index(folder), codes[:2], 300, before)
+    assert open_index(folder).add(codes[present:])[0] == present
+    assert_answers(open_index(folder), codes[:2], 900, sort_pairs(codes[:2], codes, 48, 900))
+    # The files of 1,000 and 800 codes, the record, the lock, and what was there.
+    files = [name for name in os.listdir(folder) if not is_temporary(name)]
+    assert len(files) == 4 + (present > 0)
+
+
+def test_a_failed_write_leaves_the_open_index_as_it_was(folder, monkeypatch):
+    """So that what failed can be tried again without adding codes twice."""
+    index, codes = open_index(folder), make_codes(900, 48)
+    index.add(codes[:500])
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(shards_engine, "write_json", fail)
+        for change in (lambda: index.add(codes[500:]), lambda: index.remove([3])):
+            with pytest.raises(OSError, match="No space left"):
+                change()
+    assert (len(index), index.next_row) == (500, 500)
+    assert index.add(codes[500:]).tolist() == list(range(500, 900))
+    for same in (index, open_index(folder)):
+        assert_answers(same, codes[:2], 900, sort_pairs(codes[:2], codes, 48, 900))
 
 
 def test_other_folders_are_refused(folder, tmp_path):

@@ -40,7 +40,7 @@ from .config_file import merge_config_file, merge_overrides
 from .config_names import find_config
 from .config_rules import check_values
 from .network import makes_codes
-from .training_folder import check_own_training, config_kept_whole, training_lock
+from .training_folder import check_own_training, config_kept, training_lock
 from .training_record import changes_on_resume
 
 __all__ = [
@@ -334,7 +334,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     # What this run reads, and what an evaluation finds in the folder of a training.
     stays = any(same_file(config, name) for name in given)
     stays |= asked.eval_only and has_last_checkpoint(cfg.OUTPUT_DIR)
-    with config_kept_whole(config, stays):
+    with config_kept(config, stays):
         default_setup(cfg, args)
     # The terminal has a handler already, and a second one would show every line twice.
     setup_logger(cfg.OUTPUT_DIR, name="regiondh_d2", abbrev_name="regiondh", configure_stdout=False)

@@ -1,25 +1,26 @@
-"""``OUTPUT_DIR``: one training at a time, whose network stays, and a whole ``config.yaml``."""
+"""``OUTPUT_DIR``: one training at a time, whose network and config stay."""
 
 from __future__ import annotations
 
-import io
+import logging
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import defaults as detectron2_defaults
+from detectron2.utils import comm
 
 from ..checkpoint import has_last_checkpoint
 from ..utils.display import display_name
 from ..utils.errors import OutputExistsError, RegionDHError
-from ..utils.file_io import replace_when_complete
 from ..utils.locks import hold_lock
 from .training_record import changes_on_resume, phrase
 
-__all__ = ["check_own_training", "config_kept_whole", "training_lock"]
+__all__ = ["check_own_training", "config_kept", "training_lock"]
+
+logger = logging.getLogger(__name__)
 
 _LOCK = ".lock"
 # Workers that read images outlive a killed training by some seconds, and hold its lock.
@@ -54,52 +55,33 @@ def training_lock(folder: str | os.PathLike) -> Iterator[None]:
     Raises:
         FileInUseError: another training writes there.
     """
-    with ExitStack() as stack:
-        with suppress(NotImplementedError):  # raised by a file system without locks
-            stack.enter_context(hold_lock(Path(folder, _LOCK), folder, wait=_WAIT))
+    with hold_lock(Path(folder, _LOCK), folder, wait=_WAIT):
         yield
 
 
 @contextmanager
-def config_kept_whole(path: Path, stays: bool) -> Iterator[None]:
-    """Writes the config that Detectron2 writes to a path meanwhile whole or not at all.
-
-    Detectron2 writes into an existing file, through any links, and may leave half of it.
+def config_kept(path: Path, stays: bool) -> Iterator[None]:
+    """Keeps an existing config while Detectron2 writes another one in its place.
 
     Args:
         path: of the config.
-        stays: whether an existing file stays as it is.
+        stays: whether the existing one stays in the end; it stays in any case if the block fails,
+            for instance because the disk is full.
     """
-    original = detectron2_defaults.PathManager
-    written = io.StringIO()
-
-    class Manager:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(original, name)
-
-        def open(self, name: str, mode: str = "r", **options: Any) -> Any:
-            if os.path.normpath(name) == os.path.normpath(path) and "w" in mode:
-                return _Kept(written)
-            return original.open(name, mode, **options)
-
-    detectron2_defaults.PathManager = Manager()  # type: ignore[assignment]
-    try:
+    if not path.is_file() or not comm.is_main_process():  # which alone writes one
         yield
-    finally:
-        detectron2_defaults.PathManager = original
-    if written.getvalue() and not (stays and path.is_file()):
-        with replace_when_complete(path) as temporary:
-            temporary.write_text(written.getvalue(), encoding="utf-8")
-
-
-class _Kept:
-    """An open file, whose text stays after it was closed."""
-
-    def __init__(self, text: io.StringIO):
-        self._text = text
-
-    def __enter__(self) -> io.StringIO:
-        return self._text
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to close."""
+        return
+    # Move the file away, since Detectron2 writes into an existing file, through any links.
+    kept = path.with_name(f".{path.name}.{os.getpid()}.kept")
+    os.rename(path, kept)
+    try:
+        shutil.copyfile(kept, path)
+        yield
+    except BaseException:
+        os.replace(kept, path)
+        raise
+    if stays:
+        os.replace(kept, path)
+        logger.info("%s stays as it is", path)
+    else:
+        kept.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import filelock
 
 from .display import display_name
 from .errors import RegionDHError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["FileInUseError", "hold_lock", "is_busy", "refuse_if_busy"]
 
@@ -47,6 +50,8 @@ def hold_lock(
 ) -> Iterator[None]:
     """Holds a lock while the block runs. If the process is killed, the system releases the lock.
 
+    On a file system without locks a warning says so, and the block runs all the same.
+
     Args:
         path: the lock's file; it stays.
         what: the file or folder that is locked, for the message.
@@ -62,6 +67,10 @@ def hold_lock(
         raise FileInUseError(
             f"{display_name(what)}: in use by another program that writes it; wait until it ends"
         ) from None
+    except NotImplementedError:
+        logger.warning(
+            f"{display_name(what)}: its file system has no locks: let no other program write there"
+        )
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ equal distances, the rows are divided in two halves, which are searched apart, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,27 +18,18 @@ from ...utils.errors import RegionDHError
 from ..hamming_index import HammingIndex, positive_integer
 from .milvus_client import MilvusConnection, MilvusError
 from .milvus_conditions import check_condition
+from .milvus_rows import FIELDS, TEXT_BYTES, code_bytes, columns_of
 
 __all__ = ["FIELDS", "MilvusIndex"]
 
 _LIMIT = 16_384  # rows that a server returns for a query, or of a page
 _ANSWERS = 1 << 18  # rows that are asked for at once, of all queries together
-_EXTRA = 64  # rows that are fetched beyond k at first
-_GROWTH = 8
+_COMPARISONS = 1 << 28  # of codes, in one call: a second of a core, far from a call's time limit
+_EXTRA = 64  # rows that are fetched beyond 2 * k at first
+_GROWTH = 4
 _BATCH = 16_000  # rows sent at once: one page, so that what has arrived is read back in one call
-_TEXT_BYTES = 2048
 _SIGN = "regiondh_d2 codes"  # begins the description of every collection of ours
 _NO_ROW, _FAR = -1, np.iinfo(np.int32).max  # as FAISS fills up an approximate answer
-
-FIELDS: dict[str, tuple[str, Any]] = {
-    "image": ("INT64", -1),
-    "image_id": ("VARCHAR", ""),
-    "class_id": ("INT64", -1),
-    "class_name": ("VARCHAR", ""),
-    "score": ("FLOAT", 0.0),
-    **dict.fromkeys(("x1", "y1", "x2", "y2"), ("FLOAT", 0.0)),
-}
-"""What a row may tell beside its code: Milvus's type, and the value where it is not given."""
 
 # Entities with negative rows hold the state: -1 the next row, in ``image``, and -2 - r for each
 # removed row r.
@@ -121,9 +112,7 @@ class MilvusIndex(HammingIndex):
         call(self._load)
         state = self._query(f"row == {_STATE}", ["image"])
         self._next_row = int(state[0]["image"]) if state else 0
-        removed = [
-            -2 - int(found["row"]) for found in self._pages("image", -1 - self._next_row, _STATE)
-        ]
+        removed = [-2 - row for row in self._few_rows(-1 - self._next_row, _STATE)]
         self._removed = np.unique(np.array(removed, np.int64))
         held = self._count(f"row >= 0 and row < {self._next_row}")
         if held > len(self) and len(self._removed):  # cut off within a removal
@@ -142,7 +131,7 @@ class MilvusIndex(HammingIndex):
             milvus.FieldSchema("code", kinds.BINARY_VECTOR, dim=8 * self.width),
         ]
         for name, (kind, _) in FIELDS.items():
-            size = {"max_length": _TEXT_BYTES} if kind == "VARCHAR" else {}
+            size = {"max_length": TEXT_BYTES} if kind == "VARCHAR" else {}
             fields.append(milvus.FieldSchema(name, kinds[kind], **size))
         schema = milvus.CollectionSchema(fields, description=self._description)
         milvus.Collection(
@@ -195,9 +184,14 @@ class MilvusIndex(HammingIndex):
             raise RegionDHError(
                 f"field {wrong[0]} must be one of {', '.join(FIELDS)}, with a value a code"
             )
+        first = self._next_row
         rows = super().add(codes)
         if len(rows):
-            self._write_state()
+            try:
+                self._write_state()
+            except BaseException:
+                self._next_row = first  # so that what failed can be tried again
+                raise
         return rows
 
     def load(self, path) -> None:
@@ -234,16 +228,8 @@ class MilvusIndex(HammingIndex):
     def _send(self, codes: np.ndarray, rows: np.ndarray, batch: slice, again: bool) -> None:
         """Send a batch, exactly once."""
         sent = rows[batch]
-        columns: list[Any] = [sent.tolist(), [code.tobytes() for code in codes[batch]]]
-        for name, (kind, default) in FIELDS.items():
-            values = self._fields.get(name)
-            if values is None:
-                column = sent.tolist() if name == "image" else [default] * len(sent)
-            elif kind == "VARCHAR":
-                column = [_short_text(value) for value in values[batch]]
-            else:
-                column = [float(v) if kind == "FLOAT" else int(v) for v in values[batch]]
-            columns.append(column)
+        fields = {name: values[batch] for name, values in self._fields.items()}
+        columns = columns_of(sent, codes[batch], fields)
         within = f"row >= {sent[0]} and row <= {sent[-1]}"
 
         def insert(timeout: float) -> None:
@@ -260,7 +246,7 @@ class MilvusIndex(HammingIndex):
         if self._count(within) != len(rows):
             return False
         found = self._query(within, ["code"])
-        by_row = {int(entity["row"]): _code_bytes(entity) for entity in found}
+        by_row = {int(entity["row"]): code_bytes(entity) for entity in found}
         return all(
             by_row.get(row) == code.tobytes()
             for row, code in zip(rows.tolist(), codes, strict=True)
@@ -322,6 +308,8 @@ class MilvusIndex(HammingIndex):
         else:
             found = self._ask(codes, min(k, _LIMIT), 0, self._next_row, where)
             found = [_ordered(*pair, k) for pair in found]
+        if self.exact and not where:
+            self._check_all_there(min(len(rows) for _, rows in found), k)
         width = max(len(rows) for _, rows in found) if where else k
         distances = np.full((len(codes), width), _FAR, np.int32)
         rows = np.full((len(codes), width), _NO_ROW, np.int64)
@@ -329,13 +317,27 @@ class MilvusIndex(HammingIndex):
             distances[i, : len(near)], rows[i, : len(near)] = near, places
         return distances, rows
 
+    def _check_all_there(self, found: int, k: int) -> None:
+        """An error if the server has lost codes: fewer than k were found, though none of these were
+        removed by another process since this index was opened."""
+        if found == k or self._consistency != "Strong":
+            return
+        removed = self._count(f"row >= {-1 - self._next_row} and row < {_STATE}")
+        if found < min(k, self._next_row - removed):
+            raise MilvusError(
+                f"Milvus at {self.uri}: collection {self.collection} has lost some of its "
+                f"{self._next_row - removed} codes: build the index again"
+            )
+
     def _nearest(
         self, codes: np.ndarray, k: int, begin: int, end: int, where: str
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Distances and rows of the k nearest in ``begin <= row < end``, for each query."""
         found: list[Any] = [None] * len(codes)
         open_ones = np.arange(len(codes))
-        asked = min(_LIMIT, k + _EXTRA)
+        # A call and a row cost much more than a comparison. Twice k mostly reaches the next
+        # distance at once: of codes of 64 bits, with k = 1000, among 2,500 as among 10 million.
+        asked = min(_LIMIT, 2 * k + _EXTRA)
         while len(open_ones) and k <= asked:
             answers = self._ask(codes[open_ones], asked, begin, end, where)
             for i, (distances, rows) in zip(open_ones.tolist(), answers, strict=True):
@@ -370,7 +372,7 @@ class MilvusIndex(HammingIndex):
         if where:
             within = f"({where}) and {within}"
         params = {} if self.exact else {"nprobe": min(self.nprobe, self.nlist or 1)}
-        step = max(1, _ANSWERS // asked)
+        step = max(1, min(_ANSWERS // asked, _COMPARISONS // max(1, end - begin)))
         found = []
         for first in range(0, len(codes), step):
             hits = self._connection.call(
@@ -390,21 +392,25 @@ class MilvusIndex(HammingIndex):
     @property
     def codes(self) -> np.ndarray:
         """All codes held, uint8 (N, width), by ascending row, fetched from the server."""
-        found = {
-            int(entity["row"]): _code_bytes(entity)
-            for entity in self._pages("code", 0, self._next_row)
-        }
+        found = {}
+        for first in range(0, self._next_row, _LIMIT):
+            last = min(first + _LIMIT, self._next_row)
+            for entity in self._query(f"row >= {first} and row < {last}", ["code"]):
+                found[int(entity["row"])] = code_bytes(entity)
         data = b"".join(found[row] for row in sorted(found))
         return np.frombuffer(data, np.uint8).reshape(-1, self.width)
 
     # ----------------------------------------------------------------------------------------------
     # Calls
 
-    def _pages(self, field: str, begin: int, end: int) -> Iterator[dict]:
-        """All entities with ``begin <= row < end``."""
-        for first in range(begin, end, _LIMIT):
-            last = min(first + _LIMIT, end)
-            yield from self._query(f"row >= {first} and row < {last}", [field])
+    def _few_rows(self, begin: int, end: int) -> list[int]:
+        """The rows in ``begin <= row < end`` that have an entity, where most have none."""
+        within = f"row >= {begin} and row < {end}"
+        count = self._count(within)
+        if count > _LIMIT:
+            middle = (begin + end) // 2
+            return self._few_rows(begin, middle) + self._few_rows(middle, end)
+        return [int(entity["row"]) for entity in self._query(within, [])] if count else []
 
     def _query(self, within: str, fields: list[str]) -> list[dict]:
         return self._connection.call(
@@ -430,14 +436,3 @@ class MilvusIndex(HammingIndex):
 def _ordered(distances: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort((rows, distances))[:k]
     return distances[order], rows[order]
-
-
-def _code_bytes(entity: Mapping[str, Any]) -> bytes:
-    code = entity["code"]
-    return bytes(code[0] if isinstance(code, list) else code)
-
-
-def _short_text(value: Any) -> str:
-    """Text that a server takes: UTF-8, up to the length of the field."""
-    encoded = str(value).encode("utf-8", "backslashreplace")[:_TEXT_BYTES]
-    return encoded.decode("utf-8", "ignore")
