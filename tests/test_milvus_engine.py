@@ -212,6 +212,26 @@ class TestMilvus:
             index.search(make_codes(1, 20), 3)
         assert len(calls) == 1
 
+    def test_a_call_that_takes_too_long(self, new_index, monkeypatch):
+        import grpc
+
+        class TooLate(grpc.RpcError):
+            def code(self):
+                return grpc.StatusCode.DEADLINE_EXCEEDED
+
+            def details(self):
+                return "Deadline Exceeded"
+
+        def wait(*args, **options):
+            raise TooLate
+
+        index = new_index(20, "milvus")
+        index.add(make_codes(5, 20))
+        index._connection.patience = 0.1
+        monkeypatch.setattr(type(index._remote), "search", wait)
+        with pytest.raises(MilvusError, match=r"answer \(DEADLINE_EXCEEDED: Deadline Exceeded\)"):
+            index.search(make_codes(1, 20), 3)
+
     def test_another_code_length_or_owner_is_refused(self, new_index):
         index = new_index(20, "milvus", owner="a")
         for bits, owner in ((24, "a"), (20, "b")):

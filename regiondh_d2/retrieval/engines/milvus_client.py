@@ -133,6 +133,6 @@ class MilvusConnection:
 
 def _reason(error: Exception) -> str:
     message = getattr(error, "message", "") or str(error)
-    if hasattr(error, "details"):  # of gRPC, whose text begins with its class
+    if hasattr(error, "details") and hasattr(error, "code"):  # of gRPC, whose text begins otherwise
         message = f"{error.code().name}: {error.details()}"
     return str(message).strip().splitlines()[0][:200] if str(message).strip() else repr(error)
