@@ -33,8 +33,6 @@ MILVUS_TESTS = [
     "tests/test_milvus_engine.py",  # its last test kills the server
 ]
 PORT = 19530
-# Seconds until a server that was killed is forgotten; the new one gives its data after that.
-SETTINGS = ["--extra-config", "common.session.ttl=10"]
 INSIDE = "--in-namespace"
 # Without what takes minutes: to install Ray, unless it is there, and to wait until a server that
 # was killed gives its data again.
@@ -95,8 +93,8 @@ def running_server(folder: Path, program: Path):
         def keep() -> None:
             while not stop.is_set():
                 server = subprocess.Popen(
-                    # Without a port it takes another one while connections to a killed one end.
-                    [program, "--data", folder / "data", "--proxy-port", str(PORT), *SETTINGS],
+                    # Otherwise it takes another port while connections to a killed one end.
+                    [program, "--data", folder / "data", "--proxy-port", str(PORT)],
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
