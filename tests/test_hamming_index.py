@@ -128,8 +128,8 @@ def test_before_and_after_remove_reload_save_and_load(create_index, engine, tmp_
 
 
 @pytest.mark.parametrize("rows", [[1, 5], [-1], [3, 2], [0.0], [True]])
-def test_removing_what_is_not_there_changes_nothing(memory_engine, rows):
-    index = create_in_memory(20, memory_engine)
+def test_removing_what_is_not_there_changes_nothing(create_index, engine, rows):
+    index = create_index(20, engine)
     codes = make_codes(5, 20)
     index.add(codes)
     index.remove([3])
@@ -148,8 +148,8 @@ def test_removing_what_is_not_there_changes_nothing(memory_engine, rows):
         (np.full((2, 3), 1, np.uint8), "beyond the declared 20"),
     ],
 )
-def test_codes_that_do_not_fit_are_refused(memory_engine, codes, message):
-    index = create_in_memory(20, memory_engine)
+def test_codes_that_do_not_fit_are_refused(create_index, engine, codes, message):
+    index = create_index(20, engine)
     index.add(make_codes(5, 20))
     with pytest.raises(ValueError, match=message):
         index.search(codes, 2)
@@ -159,9 +159,9 @@ def test_codes_that_do_not_fit_are_refused(memory_engine, codes, message):
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, True])
-def test_k_must_be_a_positive_integer(memory_engine, k):
+def test_k_must_be_a_positive_integer(create_index, engine, k):
     with pytest.raises(ValueError, match="k must be a positive integer"):
-        create_in_memory(8, memory_engine).search(make_codes(1, 8), k)
+        create_index(8, engine).search(make_codes(1, 8), k)
 
 
 @pytest.mark.parametrize(
@@ -297,10 +297,11 @@ def test_an_interrupted_save_leaves_the_old_file(memory_engine, tmp_path, monkey
 # Threads, and memory
 
 
-def test_threads_that_search_at_once_find_what_they_find_alone(memory_engine):
+@pytest.mark.parametrize("engine", [*MEMORY_ENGINES, "shards"])
+def test_threads_that_search_at_once_find_what_they_find_alone(create_index, engine):
     """With different k, which FAISS selects in different ways, and different numbers of queries."""
     codes = make_codes(20_000, 48)
-    index = create_in_memory(48, memory_engine)
+    index = create_index(48, engine)
     index.add(codes)
     asked = [(make_codes(count, 48, seed=count), k) for count in (1, 9, 40) for k in (1, 3, 500)]
     alone = [index.search(queries, k) for queries, k in asked]

@@ -212,6 +212,36 @@ class TestMilvus:
             index.search(make_codes(1, 20), 3)
         assert len(calls) == 1
 
+    @pytest.mark.parametrize(("patience", "expected"), [(300.0, 30), (7.5, 7), (0.5, 1)])
+    def test_the_limit_of_a_call_is_one_that_pymilvus_takes(self, new_index, patience, expected):
+        """An int: it ignores a float."""
+        index = new_index(20, "milvus")
+        index._connection.patience = patience
+        limits = []
+        index._connection.call(lambda timeout: limits.append(timeout))
+        assert limits == [expected]
+        assert type(limits[0]) is int
+
+    def test_a_call_that_takes_too_long(self, new_index, monkeypatch):
+        import grpc
+
+        class TooLate(grpc.RpcError):
+            def code(self):
+                return grpc.StatusCode.DEADLINE_EXCEEDED
+
+            def details(self):
+                return "Deadline Exceeded"
+
+        def wait(*args, **options):
+            raise TooLate
+
+        index = new_index(20, "milvus")
+        index.add(make_codes(5, 20))
+        index._connection.patience = 0.1
+        monkeypatch.setattr(type(index._remote), "search", wait)
+        with pytest.raises(MilvusError, match=r"answer \(DEADLINE_EXCEEDED: Deadline Exceeded\)"):
+            index.search(make_codes(1, 20), 3)
+
     def test_another_code_length_or_owner_is_refused(self, new_index):
         index = new_index(20, "milvus", owner="a")
         for bits, owner in ((24, "a"), (20, "b")):

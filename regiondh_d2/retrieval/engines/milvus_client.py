@@ -17,7 +17,9 @@ __all__ = ["TOKEN_VARIABLE", "MilvusConnection", "MilvusError", "import_pymilvus
 TOKEN_VARIABLE = "REGIONDH_MILVUS_TOKEN"
 """The environment variable with the server's token, "user:password": never in a file of ours."""
 
-_CALL_SECONDS = 30.0  # of one call, within which pymilvus repeats it, too
+# Of one call, within which pymilvus repeats it, too. It ignores a limit that is no int, and goes on
+# for 75 tries, four minutes.
+_CALL_SECONDS = 30
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two tries
 
 # Parts of messages, in lower case, after which a further try is useless.
@@ -93,7 +95,7 @@ class MilvusConnection:
         end = time.monotonic() + self.patience
         wait = _FIRST_WAIT
         while True:
-            timeout = max(1.0, min(_CALL_SECONDS, end - time.monotonic()))
+            timeout = max(1, min(_CALL_SECONDS, int(end - time.monotonic())))
             try:
                 return function(*args, timeout=timeout, **options)
             except self._failures as error:
@@ -133,6 +135,6 @@ class MilvusConnection:
 
 def _reason(error: Exception) -> str:
     message = getattr(error, "message", "") or str(error)
-    if hasattr(error, "details"):  # of gRPC, whose text begins with its class
+    if hasattr(error, "details") and hasattr(error, "code"):  # of gRPC, whose text begins otherwise
         message = f"{error.code().name}: {error.details()}"
     return str(message).strip().splitlines()[0][:200] if str(message).strip() else repr(error)
