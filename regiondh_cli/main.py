@@ -112,7 +112,7 @@ def _run(name: str, parser: CommandParser, args: argparse.Namespace) -> int:
     interrupted = getattr(module, "INTERRUPTED", "interrupted").format_map(vars(args))
     try:
         if hasattr(module, "run"):
-            return module.run(args)
+            return _run_here(module, args)
         _require_library()
         # The package comes first: it turns off PyTorch's warnings while it imports Detectron2.
         work = importlib.import_module(f"regiondh_d2.commands.{subcommands.module_name(name)}")
@@ -122,6 +122,25 @@ def _run(name: str, parser: CommandParser, args: argparse.Namespace) -> int:
         return 130
     keep = not getattr(args, "return_memory", False)
     return run_command(lambda: work.run(args), interrupted=interrupted, keep_memory=keep)
+
+
+def _run_here(module: ModuleType, args: argparse.Namespace) -> int:
+    """Run a subcommand that needs no library. What the system refuses is one line."""
+    try:
+        status = module.run(args)
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        is_output = error.filename is None
+        line = f"{'standard output' if is_output else error.filename}: {error.strerror or error}"
+        if isinstance(error, BrokenPipeError):
+            line = "standard output was closed before the end"
+    if is_output:  # or the interpreter tells it again when it exits
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    print(f"error: {display_name(line)}", file=sys.stderr)
+    return 1
 
 
 class MissingError(Exception):

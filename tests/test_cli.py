@@ -298,6 +298,17 @@ class TestDoctor:
         assert torch["error"] == "it ended with status 3"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_one_line():
+    words = [sys.executable, "-m", "regiondh_cli", "completion", "bash"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: standard output: No space left on device\n",
+    )
+
+
 class TestCompletion:
     @pytest.mark.parametrize("shell", SHELLS)
     def test_scripts_name_everything(self, shell, capsys):

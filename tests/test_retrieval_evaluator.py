@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 from regiondh_d2.config import code_settings
-from regiondh_d2.evaluation import RetrievalEvaluator, evaluate_ranking
+from regiondh_d2.evaluation import RetrievalEvaluator, evaluate_ranking, retrieval_evaluator
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.code_checks import check_comparable
 from regiondh_d2.structures.codes import CodeFileError
@@ -345,6 +345,48 @@ def test_a_model_without_codes_is_an_error(dataset):
     del dataset.outputs[0]["image_code"]
     with pytest.raises(ValueError, match="no image_code"):
         feed(RetrievalEvaluator(dataset.name), dataset)
+
+
+def test_wrong_outputs_are_one_clear_line(dataset):
+    right = dict(dataset.outputs[0])
+    for change, message in (
+        ({"image_code": torch.rand(BITS)}, "image_code with other values than 0 and 1"),
+        ({"image_code": torch.ones(BITS + 1)}, "bits"),
+    ):
+        dataset.outputs[0] = right | change
+        with pytest.raises(ValueError, match=message) as error:
+            feed(RetrievalEvaluator(dataset.name), dataset)
+        assert "\n" not in str(error.value)
+    dataset.outputs[0] = right
+    evaluator = RetrievalEvaluator(dataset.name)
+    MetadataCatalog.remove(dataset.name)
+    with pytest.raises(ValueError, match="its classes are not known: set thing_classes"):
+        feed(evaluator, dataset)
+    MetadataCatalog.get(dataset.name)  # which the fixture removes
+
+
+def test_an_evaluation_that_was_cut_off_leaves_no_metrics_of_other_codes(
+    dataset, tmp_path, monkeypatch
+):
+    evaluator = RetrievalEvaluator(dataset.name, output_dir=tmp_path)
+    feed(evaluator, dataset)
+    metrics = tmp_path / dataset.name / "metrics.json"
+    before = metrics.read_bytes()
+
+    def fail_for(ending):
+        def write(path, codes):
+            if str(path).endswith(ending):
+                raise OSError("disk full")
+            write_codes(path, codes)
+
+        monkeypatch.setattr(retrieval_evaluator, "write_codes", write)
+        with pytest.raises(OSError, match="disk full"):
+            feed(evaluator, dataset)
+
+    fail_for("query.h5")
+    assert metrics.read_bytes() == before
+    fail_for("database.h5")
+    assert not metrics.exists()
 
 
 def test_outputs_without_instances_or_activations(dataset, tmp_path):
