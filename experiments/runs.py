@@ -28,10 +28,9 @@ from regiondh_d2.engine.command import CommandError
 from regiondh_d2.engine.defaults import build_cfg, check_datasets
 from regiondh_d2.engine.training_record import (
     Training,
+    checkpoint_to_continue,
     data_checksum,
     last_checkpoint,
-    phrase,
-    recorded_training,
     same_data,
     weights_sha256,
 )
@@ -119,30 +118,13 @@ def check_run(
         raise RegionDHError(f"row {row.name}: {error.args[0]}") from error
     except (RegionDHError, OSError, yaml.YAMLError) as error:
         raise RegionDHError(f"row {row.name}: {' '.join(str(error).split())}") from error
-    checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
-    if checkpoint is None:
+    fix = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {row.name} again"
+    if checkpoint_to_continue(cfg.OUTPUT_DIR, now, fix) is None:
         path = cfg.MODEL.WEIGHTS
         # A file below the folder of networks may come from another row, which is trained first.
         known = not path or "://" in path or Path(path).is_relative_to(networks)
         if not known and not os.path.isfile(path):
             raise RegionDHError(f"row {row.name}: MODEL.WEIGHTS {path}: no such file")
-        return cfg, now
-    fix = f"delete {cfg.OUTPUT_DIR}, or move it away, to train row {row.name} again"
-    if not checkpoint.is_file():
-        raise RegionDHError(f"{checkpoint}, the last checkpoint there, is missing: {fix}")
-    before = recorded_training(checkpoint)
-    if before is None:
-        raise RegionDHError(
-            f"{checkpoint} doesn't say what it was trained with, as those of version 0.1 "
-            f"don't: {fix}"
-        )
-    changes = before.changes(now)
-    if changes:
-        raise RegionDHError(f"{checkpoint} was trained with {phrase(changes)}: {fix}")
-    if before.earlier:
-        raise RegionDHError(
-            f"{checkpoint} was trained in parts of different settings, by --resume: {fix}"
-        )
     return cfg, now
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import importlib.util
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from .environment import Environment, SetupError, log, read_json, write_json
@@ -97,7 +96,7 @@ def parse_source(text: str, build: bool = True) -> Source | None:
         return Source("checkout" if build else "python-files", str(path))
     if path.is_file():
         return Source("requirement", str(path.resolve()))
-    if text.startswith((".", "~", os.sep)) or ("/" in text and ":" not in text):
+    if text.startswith((".", "~", os.sep, "-")) or ("/" in text and ":" not in text):
         raise SetupError(
             f"{text}: no such file or folder; name a checkout of Detectron2, a wheel or a pip "
             "requirement, or nothing for the registry's copy"
@@ -219,6 +218,20 @@ def stage_detectron2(environment: Environment, source: Source, work: Path) -> Pa
     return staged
 
 
+def check_staged(environment: Environment, source: Source, staged: Path) -> None:
+    """Check that a staged Detectron2 imports here, before it replaces one that may work.
+
+    Raises:
+        SetupError: it doesn't.
+    """
+    found = environment.probe(staged)
+    if found["error"]:
+        raise SetupError(
+            f"Detectron2 ({source.describe()}) does not import, and nothing was replaced: "
+            f"{explain_import_error(found['error'])}"
+        )
+
+
 def adopt_detectron2(environment: Environment, staged: Path) -> None:
     """Replace the environment's Detectron2 by the staged one, and copy nothing else."""
     environment.source_file.unlink(missing_ok=True)
@@ -252,14 +265,19 @@ def settle_detectron2(environment: Environment, wanted: Source | None) -> dict:
 
     Returns:
         The probe's answer about the Detectron2 in use, with its `source` in words.
+
+    Raises:
+        SetupError: it can't be installed, or doesn't import; one that was there before stays.
     """
     recorded = recorded_source(environment)
     found = environment.probe()
     choice = choose_source(wanted, found, recorded)
     if choice.kind != "keep":
         log(f"Detectron2: {choice.describe()}")
-        with tempfile.TemporaryDirectory(prefix="regiondh-", dir=environment.folder) as work:
-            adopt_detectron2(environment, stage_detectron2(environment, choice, Path(work)))
+        with environment.work_folder() as work:
+            staged = stage_detectron2(environment, choice, work)
+            check_staged(environment, choice, staged)
+            adopt_detectron2(environment, staged)
         found = environment.probe()
         if not found["path"] or found["error"]:
             reason = explain_import_error(found["error"])

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["PROBE", "Environment", "SetupError", "log", "read_json", "write_json"]
 
 SOURCE_NAME = "regiondh-detectron2.json"
 LOG_NAME = "regiondh-setup.log"
+LOCK_NAME = "regiondh-setup.lock"
+WORK_PREFIX = "regiondh-setup-work-"
 HEARTBEAT_S = 15.0
 
 # Run inside the environment: is there a Detectron2, and can the parts that we need be imported?
@@ -201,9 +212,43 @@ class Environment:
         command = [str(self.python), "-m", "pip", arguments[0], *options, *arguments[1:]]
         return self.run(step, command, env)
 
-    def probe(self) -> dict:
-        """Ask the environment about its Detectron2."""
+    def probe(self, first: Path | None = None) -> dict:
+        """Ask the environment about its Detectron2.
+
+        Args:
+            first: a folder of packages that come before the environment's.
+
+        Raises:
+            SetupError: the import ends the process.
+        """
         # -P keeps the current folder off the path: it may hold a folder named detectron2.
         command = [str(self.python), "-P", "-c", PROBE]
-        output = self.run("looking for Detectron2", command)
+        env = None
+        if first is not None:
+            path = [str(first), os.environ.get("PYTHONPATH", "")]
+            env = {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        output = self.run("looking for Detectron2", command, env)
         return json.loads([line for line in output.splitlines() if line.startswith("{")][-1])
+
+    @contextmanager
+    def work_folder(self) -> Iterator[Path]:
+        """Yields an empty folder in the environment, for one process at a time.
+
+        What a killed process left of such a folder is removed.
+
+        Raises:
+            SetupError: another process has one.
+        """
+        with open(self.folder / LOCK_NAME, "w", encoding="utf-8") as lock:
+            if fcntl is not None:  # on Windows there is no such lock
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise SetupError(
+                        f"{self.folder}: another process installs Detectron2 here; wait until it "
+                        "ends"
+                    ) from None
+                for left in self.folder.glob(f"{WORK_PREFIX}*/"):
+                    shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=self.folder) as work:
+                yield Path(work)

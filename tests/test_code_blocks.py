@@ -220,7 +220,7 @@ def run_network(text, request):
     request.getfixturevalue("monkeypatch").chdir(folder)
     exec(text, {})
     lines = capsys.readouterr().out.splitlines()
-    answers = [line.split(" ", 1) for line in lines if re.match(r"\d+ ", line)]
+    answers = [line.split(" ", 1) for line in lines if re.match(r"\d+ (?!of )", line)]
     assert answers
     assert all(Path(name).is_file() for _, name in answers)
 

@@ -62,7 +62,7 @@ def test_a_name_like_none():
 
 
 def test_every_config_has_a_name():
-    files = list((ROOT / "configs").rglob("*.yaml"))
+    files = [x for x in (ROOT / "configs").rglob("*.yaml") if x.parent.name != "recipes"]
     assert len(config_names.config_names()) == len(files) > 30
     assert {Path(find_config(name)) for name in config_names.config_names()} == set(files)
 

@@ -17,11 +17,12 @@ from PIL import Image
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.checkpoint import checkpointer
 from regiondh_d2.engine import trainer_class
+from regiondh_d2.engine.config_names import config_names
 from regiondh_d2.modeling.backbone import vgg
 from regiondh_d2.retrieval.images import ImageLoader
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
+FILES = [f"{name}.yaml" for name in config_names()]
 # A base may be a part of a config only; each is a base of one of these.
 LEAVES = [name for name in FILES if not Path(name).name.startswith("Base-")]
 # Those for VOC 2012 differ from these in images and schedule alone, as a test checks.

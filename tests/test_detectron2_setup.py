@@ -188,8 +188,9 @@ class Installed:
         self.folder = folder
         self.asked = []
         self.found = ABSENT
+        self.staged = WORKS  # the answer about one that isn't installed yet
         monkeypatch.setattr(Environment, "current", lambda: environment(folder))
-        monkeypatch.setattr(Environment, "probe", lambda env: self.probe())
+        monkeypatch.setattr(Environment, "probe", lambda env, first=None: self.probe(first))
         monkeypatch.setattr(Environment, "pip", self.pip)
         lines = [Requirement(name, ">=1", "detectron2-needs") for name in lacking]
         lines.append(Requirement("numpy"))
@@ -203,7 +204,10 @@ class Installed:
             (package / "__init__.py").write_text("")
         return ""
 
-    def probe(self):
+    def probe(self, first):
+        if first is not None:
+            assert (first / "detectron2/__init__.py").is_file()
+            return self.staged
         return WORKS if (self.folder / "packages/detectron2").is_dir() else self.found
 
 
@@ -246,6 +250,26 @@ class TestCommand:
         error = capsys.readouterr().err
         assert error.startswith("error: ./nowhere: no such file or folder; name a checkout")
         assert error.count("\n") == 1
+
+    def test_one_that_does_not_import_replaces_none(self, checkout, tmp_path, monkeypatch, capsys):
+        old = tmp_path / "packages/detectron2/__init__.py"
+        old.parent.mkdir(parents=True)
+        old.write_text("# works")
+        installed = Installed(tmp_path, monkeypatch)
+        installed.staged = BROKEN
+        assert main(["setup-detectron2", "--no-build", str(checkout)]) == 1
+        error = capsys.readouterr().err
+        assert "nothing was replaced" in error and error.count("\n") == 1
+        assert old.read_text() == "# works"
+        assert installed.asked == []  # nothing was uninstalled
+        assert not list(tmp_path.glob("regiondh-setup-work-*"))
+
+    def test_an_option_is_no_source(self, tmp_path, monkeypatch, capsys):
+        installed = Installed(tmp_path, monkeypatch)
+        monkeypatch.setenv("DETECTRON2_SOURCE", "--editable=/tmp")
+        assert main(["setup-detectron2"]) == 1
+        assert capsys.readouterr().err.startswith("error: --editable=/tmp: no such file")
+        assert installed.asked == []
 
     def test_a_failed_step_is_one_line(self, tmp_path, monkeypatch, capsys):
         installed = Installed(tmp_path, monkeypatch)

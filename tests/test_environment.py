@@ -45,6 +45,30 @@ def test_probe_answers_without_detectron2():
     }
 
 
+def test_packages_that_come_first(venv):
+    package = venv.folder / "first/detectron2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('no luck')")
+    found = venv.probe(package.parent)
+    assert found["path"] == str(package / "__init__.py")
+    assert found["error"] == "RuntimeError: no luck"
+
+
+def test_a_work_folder_is_for_one_process_and_goes_after_a_kill(venv):
+    left = venv.folder / f"{environment.WORK_PREFIX}of-a-killed-one"
+    left.mkdir()
+    (left / "file").touch()
+    with venv.work_folder() as work:
+        assert not left.exists()
+        with (
+            pytest.raises(SetupError, match="another process installs Detectron2"),
+            venv.work_folder(),
+        ):
+            pass
+        assert work.is_dir()
+    assert not work.exists()
+
+
 def test_what_takes_long_tells_that_it_lives(venv, monkeypatch, capsys):
     monkeypatch.setattr(environment, "HEARTBEAT_S", 0.0)
     command = [sys.executable, "-c", "print('building', flush=True); print('done')"]

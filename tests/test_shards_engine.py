@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from index_oracle import assert_answers, make_codes, sort_pairs
-from regiondh_d2.retrieval.engines import ShardArrays, create_index, shard_search
+from regiondh_d2.retrieval.engines import ShardArrays, create_index, shard_search, write_array
 from regiondh_d2.retrieval.index_file import IndexFileError
 from regiondh_d2.utils.errors import MissingPackageError
+from regiondh_d2.utils.locks import FileInUseError
 
 
 @pytest.fixture
@@ -108,7 +109,59 @@ def test_a_write_that_was_cut_off_leaves_the_index_as_it_was(folder, full_disk):
     assert len(again) == 500
     again.add(make_codes(5, 48))
     assert len(open_index(folder)) == 505
-    assert sorted(os.listdir(folder)) == ["codes-1.npy", "codes-8.npy", "shards.json"]
+    assert sorted(os.listdir(folder)) == [".lock", "codes-1.npy", "codes-8.npy", "shards.json"]
+
+
+@pytest.mark.parametrize("missing", [1, 100, 5000])
+def test_no_file_is_short_where_the_disk_is_full(tmp_path, full_disk, missing):
+    values, path = make_codes(1000, 64), tmp_path / "a.npy"
+    write_array(path, values)
+    size = path.stat().st_size
+    assert np.array_equal(np.load(path), values)
+    path.unlink()
+    with full_disk(size - missing), pytest.raises(OSError, match="a.npy"):
+        write_array(path, values)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_write_can_be_tried_again(folder, full_disk):
+    codes = make_codes(300, 48)
+    index = open_index(folder)
+    index.add(codes[:100])
+    with full_disk(200), pytest.raises(OSError, match="codes-2"):
+        index.add(codes[100:])
+    assert len(index) == 100
+    assert index.add(codes[100:]).tolist() == list(range(100, 300))
+    for found in (index, open_index(folder)):
+        assert np.array_equal(found.codes, codes)
+
+
+def test_of_two_writers_the_second_loses_nothing_of_the_first(folder):
+    codes = make_codes(300, 48)
+    first, second = open_index(folder), open_index(folder)
+    first.add(codes[:200])
+    for write in (
+        lambda: second.add(codes[200:]),
+        lambda: second.remove([0]) if len(second) else second.add(codes[:1]),
+    ):
+        with pytest.raises(IndexFileError, match=r"written by another process .* open it again"):
+            write()
+    second = open_index(folder)
+    second.remove([5])
+    with pytest.raises(IndexFileError, match="open it again"):
+        first.remove([6])
+    assert len(first) == 200 and first.holds([6])
+    second.add(codes[200:])
+    assert np.array_equal(open_index(folder).codes, np.delete(codes, 5, axis=0))
+
+
+def test_one_writer_at_a_time(folder):
+    codes, index = make_codes(10, 48), open_index(folder)
+    other = open_index(folder)
+    with index._writing(), pytest.raises(FileInUseError, match="in use by another program"):
+        other.add(codes)
+    other.add(codes)
+    assert len(open_index(folder)) == 10
 
 
 def test_other_folders_are_refused(folder, tmp_path):

@@ -18,6 +18,7 @@ from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine.command import load_trained_model
 from regiondh_d2.engine.defaults import build_cfg
 from regiondh_d2.retrieval.images import ImageLoader
+from regiondh_d2.utils.marks import mark_of
 
 CONFIG = Path(__file__).parents[1] / "configs/voc07/regiondh_effnetlite0_64.yaml"
 MEGABYTE = 1_000_000
@@ -113,7 +114,8 @@ def test_halved_matrices_and_whole_vectors(tmp_path):
     assert count == 2
     assert digest == hashlib.sha256((tmp_path / "half.pth").read_bytes()).hexdigest()
     half = torch.load(tmp_path / "half.pth", weights_only=True)
-    assert list(half) == ["model"]
+    assert list(half) == ["format", "model"] and mark_of(tmp_path / "half.pth") == "weights"
+    assert zoo.halve(str(tmp_path / "whole.pth"), str(tmp_path / "again.pth")) == (count, digest)
     assert torch.equal(half["model"]["vector"], weights["vector"])
     torch.testing.assert_close(
         half["model"]["matrix"].float(), weights["matrix"], atol=1e-3, rtol=1e-3
@@ -129,7 +131,7 @@ def test_image_encoders_are_stored_in_bytes(tmp_path):
     stored = torch.load(tmp_path / "half.pth", weights_only=True)["model"]
     assert [t.dtype for t in stored.values()] == [torch.int8, torch.float16, torch.float16]
     read = read_weights(tmp_path / "half.pth")
-    assert list(read) == ["model"]
+    assert list(read) == ["format", "model"]
     found = read["model"]["image_encoders.0.model.a"]
     step = wide.abs().amax(dim=1, keepdim=True) / 127
     assert found.dtype == torch.float32

@@ -37,6 +37,7 @@ NAMES = (
     "evaluate-copies",
     "report",
     "train",
+    "train-recipe",
     "check-dataset",
     "prepare-scenes",
     "visualize-data",

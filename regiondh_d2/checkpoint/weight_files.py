@@ -147,9 +147,10 @@ def write_weights(path: str | os.PathLike, weights: ConvertedWeights) -> None:
 
 
 def save_whole(path: str | os.PathLike, data: dict) -> None:
-    with replace_when_complete(path) as temporary:
+    # Into an open file: torch would write the temporary name into it, and no two would be the same.
+    with replace_when_complete(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(data, temporary)
+            torch.save(data, file)
         except RuntimeError as error:  # raised by torch when the disk is full
             raise WeightsError(f"{path} can't be written; is the disk full?") from error
 

@@ -9,6 +9,7 @@ import torch
 
 from ..utils.errors import RegionDHError
 from ..utils.file_io import file_sha256
+from ..utils.marks import WEIGHTS_FORMAT
 from .conversion import WeightsError
 from .weight_files import SCALES, in_bytes, read_weights, save_whole
 
@@ -104,5 +105,6 @@ def halve(checkpoint: str, output: str) -> tuple[int, str]:
     for name, tensor in model.items():
         if name.startswith("image_encoders.") and tensor.dim() > 1 and tensor.shape[1] > 1:
             halved[name], scales[name] = in_bytes(tensor)
-    save_whole(output, {"model": halved, **({SCALES: scales} if scales else {})})
+    more = {SCALES: scales} if scales else {}
+    save_whole(output, {"format": WEIGHTS_FORMAT, "model": halved, **more})
     return len(halved), file_sha256(output).hex()

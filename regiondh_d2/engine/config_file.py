@@ -19,7 +19,7 @@ from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError, RegionDHError
 from .config_rules import legal_values
 
-__all__ = ["merge_config_file", "merge_overrides"]
+__all__ = ["merge_config_file", "merge_overrides", "refuse_double_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +194,7 @@ def _read(path: str, what: str, below: tuple[str, ...]) -> list[_Source]:
             f"{shown}: no config: it holds {kinds[type(root)]} instead of KEY: VALUE lines"
             f"{_named_by(below)}"
         )
+    refuse_double_keys(root, shown)
     sources = []
     for base in _bases(root, shown):
         if base.startswith("~"):
@@ -202,7 +203,7 @@ def _read(path: str, what: str, below: tuple[str, ...]) -> list[_Source]:
             continue
         # Relative to the folder of the file, as in Detectron2; an absolute path stays.
         sources += _read(os.path.join(os.path.dirname(path), base), "base config", (*below, path))
-    return [*sources, _Source(path, dict(_values(root, shown)))]
+    return [*sources, _Source(path, dict(_values(root)))]
 
 
 def _named_by(below: tuple[str, ...]) -> str:
@@ -222,9 +223,14 @@ def _bases(root: yaml.MappingNode, shown: str) -> list[str]:
     return []
 
 
-def _values(node: yaml.MappingNode, shown: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+def refuse_double_keys(node: yaml.Node | None, shown: str, prefix: str = "") -> None:
+    """Check that no mapping of a YAML file has a key twice, of which YAML would drop the first one.
+
+    Raises:
+        RegionDHError: a key occurs twice, or is no text.
+    """
     seen = set()
-    for key, value in node.value:
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if not isinstance(key, yaml.ScalarNode):
             raise RegionDHError(f"{shown}, line {key.start_mark.line + 1}: a key must be text")
         name = f"{prefix}{key.value}"
@@ -233,9 +239,15 @@ def _values(node: yaml.MappingNode, shown: str, prefix: str = "") -> Iterator[tu
                 f"{shown}, line {key.start_mark.line + 1}: {name} occurs twice; keep one"
             )
         seen.add(name)
+        refuse_double_keys(value, shown, f"{name}.")
+
+
+def _values(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode):
             yield name, _GROUP
-            yield from _values(value, shown, f"{name}.")
+            yield from _values(value, f"{name}.")
         elif isinstance(value, yaml.SequenceNode):
             inner = ", ".join(getattr(n, "value", "") for n in value.value if _is_scalar(n))
             yield name, f"[{inner}]"

@@ -13,9 +13,10 @@ from pathlib import Path
 from ..utils.display import display_name
 from ..utils.errors import InputNotFoundError
 
-__all__ = ["config_names", "find_config"]
+__all__ = ["config_names", "configs_folder", "find_config"]
 
 SUFFIX = ".yaml"
+RECIPES = "recipes"  # a folder of files that are no configs, see :mod:`.recipe`
 NEAR = 3  # how many names an error suggests
 
 
@@ -29,8 +30,8 @@ def configs_folder() -> Path:
 def config_names() -> list[str]:
     """The short names of all configs, ``Base-`` files included, sorted."""
     folder = configs_folder()
-    files = folder.rglob(f"*{SUFFIX}")
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+    files = [file.relative_to(folder) for file in folder.rglob(f"*{SUFFIX}")]
+    return sorted(x.with_suffix("").as_posix() for x in files if x.parts[0] != RECIPES)
 
 
 def find_config(name: str | os.PathLike) -> str:

@@ -28,7 +28,14 @@ from ..modeling.meta_arch import RegionDH
 from ..utils.errors import RegionDHError
 from .network import build_network
 
-__all__ = ["compare_fusions", "make_images", "time_numbers_at_once", "time_steps"]
+__all__ = [
+    "compare_fusions",
+    "idle_seconds",
+    "make_images",
+    "seconds_an_image",
+    "time_numbers_at_once",
+    "time_steps",
+]
 
 FIXED_SIZE = (288, 384)
 
@@ -80,7 +87,7 @@ def time_steps(cfg: CfgNode, images: int, repeat: int) -> dict[str, float]:
         repeat: steps, after a first one, which asks for memory in any case.
 
     Returns:
-        Means of the steps: ``seconds`` and ``page_faults``.
+        Means of the steps: ``seconds`` on the CPU, ``clock_seconds`` and ``page_faults``.
     """
     model = build_network(cfg).train()
     generator = torch.Generator().manual_seed(0)
@@ -89,11 +96,43 @@ def time_steps(cfg: CfgNode, images: int, repeat: int) -> dict[str, float]:
         batch = make_images(
             generator, images, cfg.MODEL.ROI_HEADS.NUM_CLASSES, squares=square_sizes(cfg)
         )
-        faults, start = _page_faults(), time.process_time()
+        faults, start, clock = _page_faults(), time.process_time(), time.perf_counter()
         _train(model, batch)
-        steps.append((time.process_time() - start, _page_faults() - faults))
-    seconds, faults = np.mean(steps[1:], axis=0).tolist()
-    return {"seconds": seconds, "page_faults": faults}
+        ends = time.process_time(), time.perf_counter()
+        steps.append((ends[0] - start, ends[1] - clock, _page_faults() - faults))
+    seconds, clock, faults = np.mean(steps[1:], axis=0).tolist()
+    return {"seconds": seconds, "clock_seconds": clock, "page_faults": faults}
+
+
+@torch.no_grad()
+def seconds_an_image(cfg: CfgNode, repeat: int = 2) -> float:
+    """Seconds for an image at test, without reading it, by a network with its initial weights.
+
+    Args:
+        cfg: of any network.
+        repeat: images, one at a time, after a first one.
+
+    Returns:
+        See :func:`idle_seconds`.
+    """
+    model = build_network(cfg).eval()
+    generator, classes = torch.Generator().manual_seed(0), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    batch = make_images(generator, 1, classes, FIXED_SIZE, square_sizes(cfg))
+    model(batch)
+    start, clock = time.process_time(), time.perf_counter()
+    for _ in range(repeat):
+        model(batch)
+    ends = time.process_time(), time.perf_counter()
+    return idle_seconds(cfg, ends[0] - start, ends[1] - clock) / repeat
+
+
+def idle_seconds(cfg: CfgNode, cpu: float, clock: float) -> float:
+    """What something takes if nothing else runs, from its seconds on the CPU and of a clock.
+
+    With one thread, other programs lengthen the time of the clock alone; with several, the CPU
+    seconds of all threads are the longer time.
+    """
+    return min(cpu, clock) if cfg.MODEL.DEVICE == "cpu" else clock
 
 
 def compare_fusions(cfg: CfgNode, images: int, repeat: int, dataset: str = "") -> dict[str, float]:

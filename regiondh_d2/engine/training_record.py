@@ -35,6 +35,7 @@ __all__ = [
     "Training",
     "TrainingRecorder",
     "changes_on_resume",
+    "checkpoint_to_continue",
     "data_checksum",
     "last_checkpoint",
     "phrase",
@@ -191,6 +192,43 @@ def recorded_training(checkpoint: str | os.PathLike) -> Training | None:
     """
     content = read_weights(checkpoint)
     return _training_of(content.get(KEY)) if isinstance(content, dict) else None
+
+
+def checkpoint_to_continue(folder: str | os.PathLike, now: Training, fix: str) -> Path | None:
+    """The checkpoint from which a training in a folder would go on, if it is of the same training.
+
+    Args:
+        folder: ``OUTPUT_DIR``.
+        now: the training that is to go on.
+        fix: what the user may do otherwise, for messages.
+
+    Returns:
+        The file; None if there is none yet.
+
+    Raises:
+        RegionDHError: the network in the folder was trained with something else, has no record of
+            what it was trained with, or is missing.
+        WeightsError: it is damaged.
+    """
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        return None
+    if not checkpoint.is_file():
+        raise RegionDHError(f"{checkpoint}, the last checkpoint there, is missing: {fix}")
+    before = recorded_training(checkpoint)
+    if before is None:
+        raise RegionDHError(
+            f"{checkpoint} doesn't say what it was trained with, as those of version 0.1 "
+            f"don't: {fix}"
+        )
+    changes = before.changes(now)
+    if changes:
+        raise RegionDHError(f"{checkpoint} was trained with {phrase(changes)}: {fix}")
+    if before.earlier:
+        raise RegionDHError(
+            f"{checkpoint} was trained in parts of different settings, by --resume: {fix}"
+        )
+    return checkpoint
 
 
 def changes_on_resume(cfg: CfgNode) -> list[str]:

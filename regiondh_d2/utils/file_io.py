@@ -16,7 +16,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from .display import display_name
 from .errors import InputNotFoundError, OutputExistsError, RegionDHError
 from .marks import mark_folder, mark_of
 from .paths import folders_above, is_there, lies_in, same_file, status_of
+from .temporaries import temporary_beside
 
 __all__ = [
     "carries_mark",
@@ -316,8 +316,7 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
             return
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Cut, since file names have a maximum length.
-        temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
+        temporary = temporary_beside(target)
         with _errors_named(path, temporary):
             try:
                 yield temporary

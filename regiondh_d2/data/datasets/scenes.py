@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from ...utils.errors import OutputExistsError, RegionDHError
+from ...utils.temporaries import temporary_beside
 from ..retrieval import register_retrieval_dataset
 from ..voc import register_voc
 from .scene_shapes import SCENE_CLASSES, object_mask, polar
@@ -286,8 +287,7 @@ def generate_scenes(
         return root
 
     root.parent.mkdir(parents=True, exist_ok=True)
-    work = root.with_name(f".{root.name}.{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
+    work = temporary_beside(root)
     try:
         for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (work / folder).mkdir(parents=True)

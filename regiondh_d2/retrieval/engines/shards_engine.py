@@ -9,7 +9,8 @@
 ================= ================================================================================
 
 To add codes or remove rows, new files are written, and then ``shards.json`` is replaced in one
-step; the files of earlier shards are not touched.
+step; the files of earlier shards are not touched. Meanwhile the file ``.lock`` is locked. A process
+whose index isn't that of ``shards.json`` any more writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ import numpy as np
 from ...utils.display import display_name
 from ...utils.errors import RegionDHError
 from ...utils.file_io import replace_when_complete, write_json
+from ...utils.locks import hold_lock
+from ...utils.temporaries import is_temporary
 from ..hamming_index import positive_integer
 from ..index_file import IndexFileError
 from .shard_search import ShardArrays
@@ -35,7 +39,7 @@ __all__ = ["SHARD_ROWS", "ShardedIndex", "map_array", "write_array"]
 SHARD_ROWS = 16_000_000
 """The most codes of a file, if nothing else is asked for: 128 MB of 64 bits."""
 
-_FORMAT, _VERSION, _RECORD = "regiondh-shards", 1, "shards.json"
+_FORMAT, _VERSION, _RECORD, _LOCK = "regiondh-shards", 1, "shards.json", ".lock"
 _NAME = re.compile(r"(codes|removed)-([0-9]{1,9})\.npy")
 
 
@@ -44,7 +48,8 @@ class ShardedIndex(ShardArrays):
 
     The system reads a file when it is searched and forgets it when memory is short.
 
-    Several processes may search a folder, one may write. A process keeps the state that it opened.
+    Several processes may search a folder, and one may write. A process keeps the state that it
+    opened. Two that write in turn must open the index again before they do.
 
     Args:
         bits: code length.
@@ -53,7 +58,9 @@ class ShardedIndex(ShardArrays):
         threads: searches at the same time; by default OMP_NUM_THREADS, or one for each core.
 
     Raises:
-        IndexFileError: the folder holds something else, or an index of another code length.
+        IndexFileError: the folder holds something else, or an index of another code length; or, from
+            :meth:`add`, :meth:`remove` and :meth:`load`, another process has written there since.
+        FileInUseError: from these methods, another process is writing.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class ShardedIndex(ShardArrays):
         self.shard_rows = positive_integer("shard_rows", shard_rows)
         self._files: list[str] = []  # of the shards
         self._numbers = 0
+        self._record: dict[str, Any] | None = None  # as it was read or written last
         self._open()
 
     # ----------------------------------------------------------------------------------------------
@@ -81,7 +89,8 @@ class ShardedIndex(ShardArrays):
             names = os.listdir(self.path) if self.path.is_dir() else []
             if self.path.exists() and not self.path.is_dir():
                 raise IndexFileError(f"{display_name(self.path)}: is a file; name a folder")
-            strangers = [name for name in names if not _NAME.fullmatch(name.lstrip("."))]
+            own = [x for x in names if _NAME.fullmatch(x) or is_temporary(x) or x == _LOCK]
+            strangers = set(names).difference(own)
             if strangers:
                 raise IndexFileError(
                     f"{display_name(self.path)}: holds files but no {_RECORD}; name another folder"
@@ -96,12 +105,31 @@ class ShardedIndex(ShardArrays):
         for part in record["shards"]:
             self.attach(self._map(part["file"], (part["count"], self._padded_width), np.uint8))
             self._files.append(part["file"])
-        self._next_row = record["next_row"]
+        self._record, self._next_row = record, record["next_row"]
         if record["removed"]:
             self._removed = self._map(record["removed"], (None,), np.int64)[:].copy()
-        self._numbers = max(
-            [0, *(int(m[2]) for m in map(_NAME.fullmatch, os.listdir(self.path)) if m)]
-        )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keeps others from writing meanwhile. If the block fails, nothing has changed."""
+        before = list(self._shards), list(self._files), self._next_row, self._removed
+        self.path.mkdir(parents=True, exist_ok=True)
+        with hold_lock(self.path / _LOCK, self.path):
+            record_path = self.path / _RECORD
+            now = _read_record(record_path) if record_path.exists() else None
+            if now != self._record:
+                raise IndexFileError(
+                    f"{display_name(self.path)}: was written by another process since it was "
+                    "opened: open it again, then write"
+                )
+            names = map(_NAME.fullmatch, os.listdir(self.path))
+            self._numbers = max([0, *(int(match[2]) for match in names if match)])
+            try:
+                yield
+            except BaseException:
+                if self._record == now:
+                    self._shards, self._files, self._next_row, self._removed = before
+                raise
 
     def _map(self, name: str, shape: tuple[int | None, ...], dtype: type) -> np.ndarray:
         return map_array(self.path / name, shape, dtype, _RECORD)
@@ -122,32 +150,36 @@ class ShardedIndex(ShardArrays):
         record = {"format": _FORMAT, "version": _VERSION, "bits": self.bits}
         record |= {"shards": parts, "next_row": self._next_row, "removed": removed}
         write_json(self.path / _RECORD, record)
+        self._record = record
         used = {removed, *self._files}
         for name in os.listdir(self.path):
             if _NAME.fullmatch(name) and name not in used:
-                (self.path / name).unlink(missing_ok=True)
+                with suppress(OSError):  # the next writer removes it
+                    (self.path / name).unlink()
 
     # ----------------------------------------------------------------------------------------------
     # Adding and removing
 
     def add(self, codes: np.ndarray) -> np.ndarray:
         """As :meth:`HammingIndex.add`: the codes become new shards on disk."""
-        rows = super().add(codes)
-        if len(rows):
-            self._write_record()
+        with self._writing():
+            rows = super().add(codes)
+            if len(rows):
+                self._write_record()
         return rows
 
     def remove(self, rows: np.ndarray) -> None:
         """As :meth:`HammingIndex.remove`; the shards keep the codes, but no search finds them."""
-        super().remove(rows)
-        self._write_record()
+        with self._writing():
+            super().remove(rows)
+            self._write_record()
 
     def load(self, path: str | os.PathLike) -> None:
-        super().load(path)
-        self._write_record()
+        with self._writing():
+            super().load(path)
+            self._write_record()
 
     def _add(self, codes: np.ndarray, rows: np.ndarray) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         padded = self._shard_of(codes, rows)
         parts = [
             padded[begin : begin + self.shard_rows]
@@ -165,8 +197,12 @@ class ShardedIndex(ShardArrays):
 
 def write_array(path: Path, values: np.ndarray) -> None:
     """Write a file of one array: complete, or absent (an older file of that name stays)."""
+    values = np.ascontiguousarray(values)
     with replace_when_complete(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array(file, values, allow_pickle=False)
+        # Not by write_array, which loses the end without an error where the disk becomes full.
+        header = np.lib.format.header_data_from_array_1_0(values)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(values.data)
 
 
 def map_array(path: Path, shape: tuple[int | None, ...], dtype: type, named_by: str) -> np.ndarray:
