@@ -18,7 +18,9 @@ from regiondh_d2.utils.errors import InputNotFoundError, RegionDHError
 
 __all__ = ["Row", "Run", "pick_rows", "read_table"]
 
-KEYS = ("title", "config", "bits", "seeds", "opts")
+KEYS = ("title", "config", "bits", "seeds", "opts", "trains")
+# What a row may train, and which program that is.
+TRAINS = {"network": "tools/train_net.py", "h2": "experiments/h2_alone.py"}
 # Set by a run's bits, seed and folder.
 OWN_OPTIONS = {"MODEL.REGION_DH.BITS": "bits", "SEED": "seeds", "OUTPUT_DIR": "--networks"}
 
@@ -34,6 +36,7 @@ class Row:
         bits, seeds: the code lengths and seeds that it is trained with.
         opts: pairs KEY VALUE that differ from the config; ``{seed}`` stands for the seed and
             ``{output}`` for the folder of all networks, where a run finds another's network.
+        trains: "network", by the library's trainer, or "h2", by :mod:`.h2_alone`.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Row:
     bits: tuple[int, ...]
     seeds: tuple[int, ...]
     opts: tuple[str, ...] = ()
+    trains: str = "network"
 
     def runs(self) -> list["Run"]:
         return [Run(self, bits, seed) for bits in self.bits for seed in self.seeds]
@@ -67,8 +71,9 @@ class Run:
         return [*opts, *given, "OUTPUT_DIR", str(networks / self.name)]
 
     def command(self, networks: Path) -> list[str]:
-        """The words of the command that trains it."""
-        return ["tools/train_net.py", "--config-file", self.row.config, *self.options(networks)]
+        """The words of the command that trains it; the first ones stand for :mod:`.h2_alone`, which
+        is no command, where that trains."""
+        return [TRAINS[self.row.trains], "--config-file", self.row.config, *self.options(networks)]
 
 
 def read_table(path: str | os.PathLike) -> list[Row]:
@@ -159,6 +164,9 @@ def _row(name: str, defaults: dict, row: dict) -> Row:
                 f"{whose}: {key} is {_missing(values, key)}, not a list of different whole numbers "
                 f"of at least {least}, such as [48]"
             )
+    trains = values.get("trains", "network")
+    if trains not in TRAINS:
+        raise RegionDHError(f"{whose}: trains is {trains!r}, not one of {', '.join(TRAINS)}")
     opts: list[str] = []
     for given in (defaults.get("opts", []), row.get("opts", [])):
         if not isinstance(given, list) or any(isinstance(x, dict) for x in given) or len(given) % 2:
@@ -174,6 +182,7 @@ def _row(name: str, defaults: dict, row: dict) -> Row:
         bits=tuple(values["bits"]),
         seeds=tuple(values["seeds"]),
         opts=tuple(opts),
+        trains=trains,
     )
 
 

@@ -23,6 +23,7 @@ from regiondh_d2.utils.errors import RegionDHError
 
 from .comparison import differences
 from .documents import fill_documents, markdown_differences, markdown_table, require_dataset
+from .h2_alone import train_h2
 from .options import add_study_options, check_study_options
 from .queries import SHOWN
 from .result_files import ResultFolder
@@ -146,7 +147,8 @@ def train_rows(
             raise RegionDHError(f"{table}: {error}") from error
     start = time.perf_counter()
     for done, run in enumerate(missing, 1):
-        print_metrics(run, train_run(run, networks, results))
+        train = train_h2 if run.row.trains == "h2" else train_run
+        print_metrics(run, train(run, networks, results))
         left = (time.perf_counter() - start) / done * (len(missing) - done) / 60
         print(f"  {done} of {len(missing)} done, {left:.0f} min left", flush=True)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -40,7 +41,7 @@ from .queries import check_means, measure_queries, network_fingerprint
 from .result_files import ResultFolder, as_dict, read_json, retrain
 from .rows import Run
 
-__all__ = ["check_result", "check_run", "train_run"]
+__all__ = ["check_result", "check_run", "provenance", "train_run"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TRAIN_NET = CHECKOUT / "tools" / "train_net.py"
@@ -147,20 +148,12 @@ def train_run(run: Run, networks: Path, results: ResultFolder) -> dict:
     if status != 0:
         raise CommandError(f"{run.name} failed (exit {status}): see {log}")
     result = {
-        "title": run.row.title,
-        "command": shlex.join(command),
         "metrics": {n: _metrics(folder, n) for n in cfg.DATASETS.TEST},
         "box_ap": _box_ap(folder, cfg.DATASETS.TEST) if cfg.TEST.RETRIEVAL.BOX_AP else {},
         "minutes": round(sum(minutes.parts), 1),
         "parts": len(minutes.parts),
-        "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
-        "settings_sha256": training.settings_sha256,
-        "weights_sha256": training.weights_sha256,
         "model_fingerprint": network_fingerprint(run, networks),
-        "data_sha256": {n: data_checksum(n) for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)},
-        "commit": _commit(),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "date": date.today().isoformat(),
+        **provenance(run, networks, cfg, training),
     }
     if minutes.lost:
         result["audit"] = "its minutes are of the last part alone"
@@ -174,6 +167,33 @@ def train_run(run: Run, networks: Path, results: ResultFolder) -> dict:
     results.write_per_query(run, arrays)
     results.write(run, result)
     return result
+
+
+def provenance(
+    run: Run,
+    networks: Path,
+    cfg: CfgNode,
+    training: Training,
+    checksum: Callable[[str], str] = data_checksum,
+) -> dict[str, Any]:
+    """What a result depends on, and where and when it was measured.
+
+    Args:
+        run, networks: a run, and the folder of all networks.
+        cfg, training: what :func:`check_run` returned.
+        checksum: as there.
+    """
+    return {
+        "title": run.row.title,
+        "command": shlex.join(run.command(networks)),
+        "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
+        "settings_sha256": training.settings_sha256,
+        "weights_sha256": training.weights_sha256,
+        "data_sha256": {n: checksum(n) for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)},
+        "commit": _commit(),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "date": date.today().isoformat(),
+    }
 
 
 class Minutes:

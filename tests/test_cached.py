@@ -111,6 +111,8 @@ def test_losses_codes_and_detections(make_model, make_inputs, whole, rois):
         with torch.no_grad():
             found = cached.eval()(rows)
             assert all(map(torch.equal, cached.object_codes(rows), coded))
+        for one, other in zip(cached.encode_images(rows), expected, strict=True):
+            torch.testing.assert_close(one["image_activation"], other["image_activation"])
         for one, other in zip(found, expected, strict=True):
             assert set(one) == set(other)
             torch.testing.assert_close(one["image_activation"], other["image_activation"])
@@ -139,6 +141,8 @@ def test_whole_images(tiny_cfg, make_inputs):
                 assert set(one) == set(other)
                 for key, value in one.items():
                     torch.testing.assert_close(value, other[key])
+            for one, other in zip(cached.encode_images(rows), expected, strict=True):
+                torch.testing.assert_close(one["image_activation"], other["image_activation"])
             assert all(loss.isfinite() for loss in cached.train()(rows).values())
 
 

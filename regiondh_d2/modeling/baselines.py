@@ -32,9 +32,7 @@ from .hashing import (
     ImageCodes,
     ImageHashHead,
     binarize,
-    bit_balance_loss,
     cross_proposal_fusion,
-    forcing_binary_loss,
 )
 from .losses import build_loss
 from .meta_arch import RegionDH, per_image
@@ -42,6 +40,7 @@ from .pairwise_losses import triplet_loss
 from .roi_heads import (
     IMAGE_LOSSES,
     RegionDHROIHeads,
+    image_code_losses,
     whole_image_box,
 )
 
@@ -147,16 +146,8 @@ class WholeImageHeads(nn.Module):
         return x, self.image_hash(x)
 
     def losses(self, codes: ImageCodes, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The unweighted losses: ``loss_hash_image_binary`` (E1), ``loss_hash_image_balance`` (E2),
-        ``loss_cls_image`` and ``loss_similarity_image``, by labels (B, C) of 0 and 1."""
-        return {
-            "loss_hash_image_binary": forcing_binary_loss(codes.activations),
-            "loss_hash_image_balance": bit_balance_loss(codes.activations),
-            "loss_cls_image": self.image_loss(codes.scores, labels),
-            "loss_similarity_image": self.image_objective(
-                *self.code_queue(codes.activations, labels)
-            ),
-        }
+        """:func:`.roi_heads.image_code_losses`, by labels (B, C) of 0 and 1."""
+        return image_code_losses(self, codes, labels)
 
 
 def image_labels(batched_inputs: list[dict], num_classes: int) -> torch.Tensor:

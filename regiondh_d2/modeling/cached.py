@@ -19,7 +19,7 @@ from torch import nn
 from .box_heads import RegionReader
 from .image_encoders import ENCODED
 from .indexed_boxes import rows_of
-from .meta_arch import RegionDH
+from .meta_arch import RegionDH, per_image
 
 __all__ = ["CachedNetwork", "TableReader"]
 
@@ -96,6 +96,22 @@ class CachedNetwork(nn.Module):
                 self._features(batched_inputs), given
             )
         return [instances.pred_codes for instances in coded]
+
+    @torch.no_grad()
+    def encode_images(self, batched_inputs: list[dict]) -> list[dict]:
+        """Image codes alone, as :meth:`.RegionDH.encode_images`.
+
+        Args:
+            batched_inputs: as of :meth:`forward`.
+        """
+        features = self._features(batched_inputs)
+        proposals = [x["proposals"].to(self.model.device) for x in batched_inputs]
+        with self._reading_tables():
+            if not hasattr(self.model.roi_heads, "forward_hash"):  # a network without objects
+                sizes = [p.image_size for p in proposals]
+                return self.model.describe(features, proposals, sizes, batched_inputs)
+            _, codes = self.model.roi_heads.forward_hash(features, proposals, detect=False)
+        return per_image(codes)
 
     @contextmanager
     def _reading_tables(self) -> Iterator[None]:

@@ -31,7 +31,7 @@ from .losses import build_loss
 from .object_hash import ObjectHashHead
 from .region_outputs import RegionDHOutputLayers, RegionOutputs
 
-__all__ = ["RegionDHROIHeads"]
+__all__ = ["RegionDHROIHeads", "image_code_losses"]
 
 FUSION_ROIS = ("topk", "sampled")
 WHOLE_IMAGE = ("none", "region", "row", "feature", "pooled")
@@ -241,15 +241,7 @@ class RegionDHROIHeads(StandardROIHeads):
         return self.object_hash.losses(features, torch.cat([p.gt_classes for p in sampled]))
 
     def _image_losses(self, fused: list[RegionOutputs], labels, encoded) -> dict[str, torch.Tensor]:
-        codes = self._fuse(fused, encoded)
-        return {
-            "loss_hash_image_binary": forcing_binary_loss(codes.activations),
-            "loss_hash_image_balance": bit_balance_loss(codes.activations),
-            "loss_cls_image": self.image_loss(codes.scores, labels),
-            "loss_similarity_image": self.image_objective(
-                *self.code_queue(codes.activations, labels)
-            ),
-        }
+        return image_code_losses(self, self._fuse(fused, encoded), labels)
 
     def forward_hash(
         self, features: dict[str, torch.Tensor], proposals: list[Instances], detect: bool = True
@@ -358,6 +350,26 @@ class RegionDHROIHeads(StandardROIHeads):
         )
         fused = torch.cat([self.fusion_scale * fused, *beside, *encoded], dim=1)
         return self.image_hash(fused if self.fusion_gradient else fused.detach())
+
+
+def image_code_losses(heads, codes: ImageCodes, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The unweighted losses of image codes: ``loss_hash_image_binary`` (E1),
+    ``loss_hash_image_balance`` (E2), ``loss_cls_image`` and ``loss_similarity_image``.
+
+    Args:
+        heads: with ``image_loss``, ``image_objective`` and ``code_queue``, as
+            :class:`RegionDHROIHeads` has them.
+        codes: of B images.
+        labels: (B, C) of 0 and 1.
+    """
+    return {
+        "loss_hash_image_binary": forcing_binary_loss(codes.activations),
+        "loss_hash_image_balance": bit_balance_loss(codes.activations),
+        "loss_cls_image": heads.image_loss(codes.scores, labels),
+        "loss_similarity_image": heads.image_objective(
+            *heads.code_queue(codes.activations, labels)
+        ),
+    }
 
 
 def multi_hot_labels(targets: list[Instances], num_classes: int) -> torch.Tensor:

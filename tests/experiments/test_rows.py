@@ -26,6 +26,7 @@ def test_rows_add_to_the_defaults(tmp_path):
     assert [run.name for run in b.runs()] == ["b_4_seed0", "b_8_seed0"]
     command = " ".join(b.runs()[0].command(Path("out")))
     assert "K out/of_0 MODEL.REGION_DH.BITS 4 SEED 0 OUTPUT_DIR out/b_4_seed0" in command
+    assert command.startswith("tools/train_net.py --config-file ")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ GOOD = {"title": "A", "config": "c.yaml", "bits": [8], "seeds": [0]}
         ("opts", ["SEED", 3]),
         ("opts", ["MODEL.REGION_DH.BITS", 3]),
         ("opts", ["OUTPUT_DIR", "x"]),
+        ("trains", "h1"),
     ],
 )
 def test_a_wrong_value_of_a_row_is_named(tmp_path, key, value):
