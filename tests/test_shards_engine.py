@@ -152,7 +152,8 @@ def test_of_two_writers_the_second_loses_nothing_of_the_first(folder):
     second.remove([5])
     with pytest.raises(IndexFileError, match="open it again"):
         first.remove([6])
-    assert len(first) == 200 and first.holds([6])
+    assert len(first) == 200
+    assert first.holds([6])
     second.add(codes[200:])
     assert np.array_equal(open_index(folder).codes, np.delete(codes, 5, axis=0))
 
