@@ -82,7 +82,7 @@ def config_kept_whole(path: Path, stays: bool) -> Iterator[None]:
                 return _Kept(written)
             return original.open(name, mode, **options)
 
-    detectron2_defaults.PathManager = Manager()  # type: ignore[assignment]
+    detectron2_defaults.PathManager = Manager()
     try:
         yield
     finally:
