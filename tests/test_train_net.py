@@ -103,7 +103,7 @@ def test_heads_train_on_cached_features(train_net, tmp_path):
     cache = ["MODEL.REGION_DH.FEATURE_CACHE", "cache"]
     result = train_net(*opts, *cache, "OUTPUT_DIR", output)
     assert result.status == 0, result.error
-    assert sorted(os.listdir("cache")) == [f"{TRAIN}.npz", f"{TEST}.npz"]
+    assert sorted(os.listdir("cache")) == [".lock", f"{TRAIN}.npz", f"{TEST}.npz"]
 
     images = tmp_path / "from_images"
     weights = ["MODEL.WEIGHTS", output / "model_final.pth"]
