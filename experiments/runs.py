@@ -153,7 +153,7 @@ def train_run(run: Run, networks: Path, results: ResultFolder) -> dict:
         "minutes": round(sum(minutes.parts), 1),
         "parts": len(minutes.parts),
         "model_fingerprint": network_fingerprint(run, networks),
-        **provenance(run, networks, cfg, training),
+        **provenance(run, networks, cfg, training, data_checksum),
     }
     if minutes.lost:
         result["audit"] = "its minutes are of the last part alone"
@@ -174,7 +174,7 @@ def provenance(
     networks: Path,
     cfg: CfgNode,
     training: Training,
-    checksum: Callable[[str], str] = data_checksum,
+    checksum: Callable[[str], str],
 ) -> dict[str, Any]:
     """What a result depends on, and where and when it was measured.
 
