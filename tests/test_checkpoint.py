@@ -149,8 +149,8 @@ def test_a_cached_file_is_complete_or_absent(cache, monkeypatch, where):
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "disk full")
 
-    def half_written(data, path):
-        Path(path).write_bytes(b"half of it")
+    def half_written(data, file):
+        file.write(b"half of it")
         fail()
 
     monkeypatch.setitem(checkpoint.SOURCES, "test/tiny", lambda: TINY_WEIGHTS)
@@ -398,8 +398,8 @@ def test_a_checkpoint_is_complete_or_absent(tmp_path, monkeypatch):
     assert torch.equal(saved["model"]["weight"], model.weight)
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "one.pth")
 
-    def full(data, path):
-        Path(path).write_bytes(b"half")
+    def full(data, file):
+        file.write(b"half")
         raise RuntimeError("unexpected pos")
 
     monkeypatch.setattr(torch, "save", full)

@@ -197,7 +197,7 @@ class TestMilvus:
             ("deny to write, reason: disk quota exceeded", "is full"),
         ],
     )
-    def test_failures_that_no_further_try_mends(self, new_index, monkeypatch, text, message):
+    def test_failures_that_no_further_try_repairs(self, new_index, monkeypatch, text, message):
         import pymilvus
 
         index, calls = new_index(20, "milvus"), []
