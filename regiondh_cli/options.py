@@ -17,6 +17,7 @@ __all__ = [
     "add_import_option",
     "add_max_distance_option",
     "add_no_file_check_option",
+    "add_num_gpus_option",
     "add_overwrite_option",
     "add_rerank_options",
     "add_root_option",
@@ -168,6 +169,17 @@ def add_no_file_check_option(parser: argparse.ArgumentParser, verb: str) -> None
         action="store_false",
         help=f"also {verb} photos that were deleted or changed since they were encoded (default: "
         "they are left out and counted)",
+    )
+
+
+def add_num_gpus_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--num-gpus N``, 1 by default."""
+    parser.add_argument(
+        "--num-gpus",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes, on CPUs as well (default: %(default)s)",
     )
 
 

@@ -7,6 +7,7 @@ from ..options import (
     add_config_option,
     add_encoding_options,
     add_import_option,
+    add_num_gpus_option,
     add_root_option,
     positive_int,
     shard,
@@ -76,13 +77,7 @@ def add_arguments(parser: CommandParser) -> None:
         help="also store the features of each image, if the model has them (ImageHash)",
     )
     add_encoding_options(parser)
-    parser.add_argument(
-        "--num-gpus",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="processes, on CPUs as well (default: %(default)s)",
-    )
+    add_num_gpus_option(parser)
     parser.add_argument(
         "--ray-workers",
         type=positive_int,

@@ -5,7 +5,7 @@ are done are left out, and an unfinished one goes on from its last checkpoint.
 """
 
 from ..arguments import CommandParser
-from ..options import add_import_option, positive_int
+from ..options import add_import_option, add_num_gpus_option
 
 INTERRUPTED = "interrupted: run it again to go on ({output})"
 
@@ -25,12 +25,6 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--estimate", action="store_true", help="only tell the minutes, train nothing"
     )
-    parser.add_argument(
-        "--num-gpus",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="processes, on CPUs as well (default: %(default)s)",
-    )
+    add_num_gpus_option(parser)
     add_import_option(parser)
     parser.add_overrides()
