@@ -92,8 +92,12 @@ def running_server(folder: Path, program: Path):
 
         def keep() -> None:
             while not stop.is_set():
+                # It takes another port while connections to a killed one end, for a minute.
+                while not is_free(PORT) and not stop.wait(1.0):
+                    pass
+                if stop.is_set():
+                    return
                 server = subprocess.Popen(
-                    # Otherwise it takes another port while connections to a killed one end.
                     [program, "--data", folder / "data", "--proxy-port", str(PORT)],
                     stdout=log,
                     stderr=log,
@@ -113,6 +117,16 @@ def running_server(folder: Path, program: Path):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(int(state.read_text()), signal.SIGKILL)
             keeper.join()
+
+
+def is_free(port: int) -> bool:
+    """Whether no socket has a port, not even one of a connection that has ended just now."""
+    with socket.socket() as any_socket:
+        try:
+            any_socket.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_for_port(log: Path, seconds: float = 300.0) -> None:
