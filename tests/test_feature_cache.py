@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
 from builders import registered_scenes, train_on_cached_features
-from regiondh_d2.engine import cache_files, cached_regions, feature_cache
+from regiondh_d2.engine import cache_files, cached_regions, feature_cache, training_folder
 from regiondh_d2.engine.cached_regions import CachedRegions
 from regiondh_d2.engine.feature_cache import FeatureCache
 from regiondh_d2.modeling.cached import CachedNetwork
@@ -96,7 +96,7 @@ def test_an_interrupted_computation_goes_on_and_ends_with_the_same_file(
 
 def test_two_trainings_do_not_write_at_once(cfg, model, scenes, monkeypatch):
     """The second is refused, or finds what the first has made meanwhile."""
-    monkeypatch.setattr(cache_files, "_WAIT", 0.0)
+    monkeypatch.setattr(training_folder, "_WAIT", 0.0)
     cache, computed = FeatureCache(cfg), interrupt_after(monkeypatch, -1)
     with (
         cache_files.one_writer(cache.folder),

@@ -12,12 +12,9 @@ from detectron2.utils import comm
 
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
-from ..utils.locks import hold_lock
+from .training_folder import training_lock
 
 __all__ = ["array_names", "one_writer", "read_arrays", "write_arrays"]
-
-# Workers that read images outlive a killed training by some seconds, and hold its lock.
-_WAIT = 10.0
 
 
 @contextmanager
@@ -31,7 +28,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     is_main = comm.is_main_process()
-    with hold_lock(folder / ".lock", folder, wait=_WAIT) if is_main else nullcontext():
+    with training_lock(folder) if is_main else nullcontext():
         yield
 
 

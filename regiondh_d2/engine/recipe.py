@@ -2,15 +2,15 @@
 
 A recipe is a YAML file:
 
-=============== ====================================================================================
-``network``     the config with which the trained network is used: a path or a short name
-``opts``        overrides KEY, VALUE, ... of all steps
-``steps``       by name, in their order, each with
-``config``      its config: a path or a short name
-``starts_from`` the step whose network it starts from; without it, the config's ``MODEL.WEIGHTS``
-``opts``        its own overrides
+================ ===================================================================================
+``network``      the config with which the trained network is used: a path or a short name
+``opts``         overrides KEY, VALUE, ... of all steps
+``steps``        by name, in their order, each with
+``config``       its config: a path or a short name
+``starts_from``  the step whose network it starts from; without it, ``MODEL.WEIGHTS`` of its config
+``opts``         its own overrides
 ``step_seconds`` seconds of an iteration on cached features, for the estimate
-=============== ====================================================================================
+================ ===================================================================================
 
 Each step trains in a folder of its own name, and steps on cached features share the folder
 ``cache``. Only the last step evaluates. A step that is done is left out, and an unfinished one goes
@@ -40,7 +40,7 @@ from .config_file import refuse_double_keys
 from .config_names import RECIPES, SUFFIX, configs_folder, find_config
 from .defaults import build_cfg, check_datasets
 from .step_times import idle_seconds, seconds_an_image, time_steps
-from .training_record import Training, checkpoint_to_continue, data_checksum
+from .training_record import Training, checkpoint_to_continue, data_checksum, last_checkpoint
 
 __all__ = ["Recipe", "RecipeRun", "Step", "find_recipe", "read_recipe", "recipe_names"]
 
@@ -227,8 +227,8 @@ class RecipeRun:
         """About how long each step takes on this machine, in minutes, if nothing else runs; 0 if
         it is done.
 
-        Iterations on images are timed here for some seconds, and so is reading and encoding an
-        image; those on cached features are taken from the recipe.
+        Iterations on images are timed here for some seconds, and so is encoding an image; those on
+        cached features are taken from the recipe.
 
         Raises:
             RegionDHError, OSError: see :meth:`is_done`.
@@ -277,7 +277,8 @@ class RecipeRun:
 
 def _iterations_done(cfg: CfgNode) -> int:
     """Iterations until the last checkpoint of a training."""
-    tag = Path(cfg.OUTPUT_DIR, "last_checkpoint")
-    name = tag.read_text() if tag.is_file() else ""
-    found = re.search(r"model_(\d+)\.pth", name)
-    return int(found[1]) + 1 if found else cfg.SOLVER.MAX_ITER * (name.strip() == FINAL)
+    checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
+    if checkpoint is None:
+        return 0
+    found = re.fullmatch(r"model_(\d+)\.pth", checkpoint.name)
+    return int(found[1]) + 1 if found else cfg.SOLVER.MAX_ITER * (checkpoint.name == FINAL)
