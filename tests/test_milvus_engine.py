@@ -102,6 +102,36 @@ class TestMilvus:
             reader.search(codes[:1], 50)
         assert index.search(codes[:1], 3)[1].shape == (1, 3)
 
+    def test_a_second_writer_is_refused(self, new_index):
+        """Its codes would replace those that it doesn't know."""
+        codes, more = make_codes(60, 20), make_codes(9, 20, seed=1)
+        index = new_index(20, "milvus")
+        index.add(codes[:50])
+        other = new_index(20, "milvus", like=index)
+        index.add(codes[50:])
+        with pytest.raises(MilvusError, match="another process has added to collection .* open"):
+            other.add(more)
+        np.testing.assert_array_equal(index.codes, codes)
+        again = new_index(20, "milvus", like=index)
+        assert again.add(more).tolist() == list(range(60, 69))
+        np.testing.assert_array_equal(again.codes, np.concatenate([codes, more]))
+
+    def test_an_add_whose_end_was_not_confirmed_is_repeated(self, new_index, monkeypatch):
+        codes = make_codes(30, 20)
+        index = new_index(20, "milvus")
+        write = MilvusIndex._write_state
+
+        def write_and_fail(self):
+            write(self)
+            raise MilvusError("no answer")
+
+        monkeypatch.setattr(MilvusIndex, "_write_state", write_and_fail)
+        with pytest.raises(MilvusError, match="no answer"):
+            index.add(codes)
+        monkeypatch.setattr(MilvusIndex, "_write_state", write)
+        assert index.add(codes).tolist() == list(range(30))
+        np.testing.assert_array_equal(index.codes, codes)
+
     def test_a_condition_on_the_server(self, new_index):
         codes, queries = make_codes(300, 20), make_codes(2, 20, seed=1)
         classes = np.arange(300) % 7

@@ -43,7 +43,8 @@ class MilvusIndex(HammingIndex):
     an :meth:`add` that was cut off is repeated with the same codes, and those that have arrived are
     compared and not sent again. Calls that fail since the server is away are repeated for a while.
 
-    The index is for one writer. Any number of processes may search.
+    The index is for one writer: one that has missed what another one added refuses to add. Any
+    number of processes may search.
 
     Args:
         bits: code length.
@@ -110,8 +111,7 @@ class MilvusIndex(HammingIndex):
                 f"{self._remote.description!r}): name another collection"
             )
         call(self._load)
-        state = self._query(f"row == {_STATE}", ["image"])
-        self._next_row = int(state[0]["image"]) if state else 0
+        self._next_row = self._written_state = self._read_state()
         removed = [-2 - row for row in self._few_rows(-1 - self._next_row, _STATE)]
         self._removed = np.unique(np.array(removed, np.int64))
         held = self._count(f"row >= 0 and row < {self._next_row}")
@@ -177,7 +177,11 @@ class MilvusIndex(HammingIndex):
     def add(
         self, codes: np.ndarray, fields: Mapping[str, Sequence[Any]] | None = None
     ) -> np.ndarray:
-        """As :meth:`HammingIndex.add`; each row may have values of :data:`FIELDS`."""
+        """As :meth:`HammingIndex.add`; each row may have values of :data:`FIELDS`.
+
+        Raises:
+            MilvusError: another process has added codes since this index was opened.
+        """
         self._fields = dict(fields or {})
         wrong = [n for n, v in self._fields.items() if n not in FIELDS or len(v) != len(codes)]
         if wrong:
@@ -185,6 +189,7 @@ class MilvusIndex(HammingIndex):
                 f"field {wrong[0]} must be one of {', '.join(FIELDS)}, with a value a code"
             )
         first = self._next_row
+        self._check_one_writer()
         rows = super().add(codes)
         if len(rows):
             try:
@@ -264,7 +269,22 @@ class MilvusIndex(HammingIndex):
         self.drop()
         self._open()
 
+    def _check_one_writer(self) -> None:
+        """An error if another process has added codes since this index knows the collection: they
+        would be taken for the rest of an :meth:`add` that was cut off."""
+        # A state whose writing failed may have arrived all the same.
+        if self._read_state() not in (self._next_row, self._written_state):
+            raise MilvusError(
+                f"Milvus at {self.uri}: another process has added to collection {self.collection} "
+                "meanwhile: open the index again, and let one process add at a time"
+            )
+
+    def _read_state(self) -> int:
+        state = self._query(f"row == {_STATE}", ["image"])
+        return int(state[0]["image"]) if state else 0
+
     def _write_state(self) -> None:
+        self._written_state = self._next_row
         self._upsert([_STATE], [self._next_row])
 
     def _write_tombstones(self, rows: np.ndarray) -> None:
