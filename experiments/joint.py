@@ -30,8 +30,11 @@ SETTINGS = {
     "DATASETS.TEST": "()",
     "DATASETS.TRAIN": "('regiondh_voc_2007_overfit',)",
     "INPUT.MIN_SIZE_TRAIN": "(192,)",
+    "MODEL.REGION_DH.CODE_QUEUE": "0",
+    "MODEL.REGION_DH.IMAGE_GRADIENT_SCALE": "0.1",
     "MODEL.WEIGHTS": "regiondh://effnetlite0_voc07_64",  # its hash layers of 64 bits are left out
     "SEED": "0",
+    "SOLVER.BASE_LR": "0.02",
     "SOLVER.CHECKPOINT_PERIOD": "5",
     "SOLVER.MAX_ITER": "75",
     "SOLVER.WARMUP_ITERS": "30",

@@ -67,9 +67,8 @@ train detector detector_effnetlite0 MODEL.WEIGHTS "$weights" DATASETS.TEST '()' 
   SOLVER.IMS_PER_BATCH 16 SOLVER.MAX_ITER "${DETECTOR_ITERS:-2500}"
 train heads regiondh_effnetlite0_48 MODEL.WEIGHTS "$out/detector/model_final.pth" \
   MODEL.REGION_DH.FEATURE_CACHE "$out/cache" SOLVER.MAX_ITER "${HEADS_ITERS:-1500}"
-train joint regiondh_effnetlite0_48_joint MODEL.WEIGHTS "$out/detector/model_final.pth" \
-  SOLVER.AMP.ENABLED "$amp" DATALOADER.NUM_WORKERS 8 MODEL.REGION_DH.CODE_QUEUE 248 \
-  SOLVER.MAX_ITER "${JOINT_ITERS:-2500}"
+train joint regiondh_effnetlite0_48_joint MODEL.WEIGHTS "$out/heads/model_final.pth" \
+  SOLVER.AMP.ENABLED "$amp" DATALOADER.NUM_WORKERS 8 SOLVER.MAX_ITER "${JOINT_ITERS:-1000}"
 # Seconds a training step are "time" in each metrics.json; these are milliseconds an image.
 step timings "$python" tools/analyze_model.py --tasks time --json "$out/timings.json" \
   --config-file configs/voc07/regiondh_effnetlite0_48.yaml MODEL.DEVICE "$device" \
