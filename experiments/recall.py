@@ -3,7 +3,7 @@
     python -m experiments.recall --config-file CONFIG --dataset NAME [KEY VALUE ...]
 
 An object is found by a box with an intersection over union of at least 0.5; by a detection only if
-its class is right, too. All proposals of an image count, and all detections, whatever their scores.
+its class is right, too. All proposals of an image count, and all detections that the config keeps.
 Objects marked difficult don't count, as in box AP50. Sizes are COCO's: areas in pixels of the image
 file. Runs on cached features (``MODEL.REGION_DH.FEATURE_CACHE``), which are made if they are
 missing.
