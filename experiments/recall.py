@@ -55,8 +55,6 @@ def run(args: argparse.Namespace) -> None:
     import_user_code(args.imports)
     require_dataset(args.dataset, "--dataset")
     cfg = build_cfg(args.config_file, args.opts)
-    if not cfg.MODEL.REGION_DH.FEATURE_CACHE:
-        raise RegionDHError("MODEL.REGION_DH.FEATURE_CACHE is empty: name a folder for features")
     found = list(found_objects(cfg, load_trained_model(cfg), args.dataset))
     if not found:
         raise RegionDHError(f"{args.dataset} has no objects that count: name one with boxes")

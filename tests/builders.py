@@ -145,6 +145,13 @@ def photo_code_set(files, codes=None, *, roots, hashed=True, **columns):
     return code_set(codes, names=names, **(values | columns))
 
 
+def cached_features_opts(folder):
+    """Overrides KEY, VALUE, ... that cache the features of a frozen detector in a folder."""
+    parts = ("BACKBONE", "PROPOSAL_GENERATOR")
+    frozen = [word for part in parts for word in (f"MODEL.REGION_DH.LR_FACTORS.{part}", "0.0")]
+    return ["MODEL.REGION_DH.FEATURE_CACHE", str(folder), *frozen]
+
+
 def train_on_cached_features(cfg, folder, dataset):
     """Set a config to train its heads on features that are cached in a folder.
 

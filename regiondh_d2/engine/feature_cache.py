@@ -71,6 +71,10 @@ class FeatureCache:
     """A folder of cached region features, all made by the same frozen weights."""
 
     def __init__(self, cfg):
+        if not cfg.MODEL.REGION_DH.FEATURE_CACHE:
+            raise RegionDHError(
+                "MODEL.REGION_DH.FEATURE_CACHE is empty: name a folder for features"
+            )
         self.folder = Path(cfg.MODEL.REGION_DH.FEATURE_CACHE)
         self.mirrored = cfg.INPUT.RANDOM_FLIP != "none"
         self._encoders = EncoderCache(cfg)

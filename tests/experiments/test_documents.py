@@ -1,6 +1,7 @@
 """Tables of results, and documents that they are put in."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,9 @@ def test_markdown_shows_mean_spread_and_ties(tmp_path, results):
         "| 0.400 to 0.600 | 40.0 ± 0.0 | 2.0 | 31 |"
     )
     assert len(markdown_table([row], results, "another").splitlines()) == 2
+    # Its config was timed without the encoders that a row adds.
+    adds = replace(row, opts=("MODEL.REGION_DH.IMAGE_ENCODERS", "['tf_efficientnet_lite0']"))
+    assert markdown_table([adds], results, "set").splitlines()[2].endswith("| 2.0 |  |")
 
 
 def test_a_document_is_filled_where_it_says_so(tmp_path, results):

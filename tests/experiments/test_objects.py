@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from builders import cached_features_opts
 from experiments import objects
 from regiondh_d2.commands.evaluate_objects import ObjectEncoder, load_records, true_objects
 from regiondh_d2.data import register_scenes
@@ -21,12 +22,7 @@ QUERIES = "objects_test_regiondh_scenes_queries"
 def opts(random_network, tmp_path):
     """Overrides of the config, with a folder for cached features."""
     register_scenes(random_network.scenes, "objects_test_")
-    frozen = [f"MODEL.REGION_DH.LR_FACTORS.{part}" for part in ("BACKBONE", "PROPOSAL_GENERATOR")]
-    return [
-        *random_network.opts,
-        *("MODEL.REGION_DH.FEATURE_CACHE", str(tmp_path / "cache")),
-        *(value for key in frozen for value in (key, "0.0")),
-    ]
+    return [*random_network.opts, *cached_features_opts(tmp_path / "cache")]
 
 
 def test_the_table_and_what_it_is_of(random_network, opts, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from builders import cached_features_opts
 from experiments import recall
 from regiondh_d2.data import register_scenes
 from regiondh_d2.data.catalog import load_dataset
@@ -18,13 +19,11 @@ NAME = "recall_test_regiondh_scenes_database"
 def opts(random_network, tmp_path):
     """Overrides of the config, with a folder for cached features."""
     register_scenes(random_network.scenes, "recall_test_")
-    frozen = [f"MODEL.REGION_DH.LR_FACTORS.{part}" for part in ("BACKBONE", "PROPOSAL_GENERATOR")]
     return [
         *random_network.opts,
-        *("MODEL.REGION_DH.FEATURE_CACHE", str(tmp_path / "cache")),
+        *cached_features_opts(tmp_path / "cache"),
         *("MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.9"),
         *("INPUT.RANDOM_FLIP", "none"),
-        *(value for key in frozen for value in (key, "0.0")),
     ]
 
 

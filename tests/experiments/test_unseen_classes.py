@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 
-from builders import registered_scenes
+from builders import cached_features_opts, registered_scenes
 from experiments import objects, unseen_classes
 from regiondh_d2.engine import build_cfg
 from regiondh_d2.engine.command import load_trained_model
@@ -23,13 +23,8 @@ def opts(random_network, monkeypatch, tmp_path):
     monkeypatch.setattr(unseen_classes, "DATABASE", f"{PREFIX}regiondh_scenes_database")
     monkeypatch.setattr(unseen_classes, "CLASSES", ("first", "second"))
     monkeypatch.setattr(unseen_classes, "_HELD_OUT", [0, 1])
-    frozen = [f"MODEL.REGION_DH.LR_FACTORS.{part}" for part in ("BACKBONE", "PROPOSAL_GENERATOR")]
     with registered_scenes(random_network.scenes, PREFIX):
-        yield [
-            *random_network.opts,
-            *("MODEL.REGION_DH.FEATURE_CACHE", str(tmp_path / "cache")),
-            *(value for key in frozen for value in (key, "0.0")),
-        ]
+        yield [*random_network.opts, *cached_features_opts(tmp_path / "cache")]
 
 
 def test_the_tables_hold_what_the_codes_give(random_network, opts, monkeypatch, capsys):
