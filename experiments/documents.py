@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 MARK = "†"
-ENCODERS = "MODEL.REGION_DH.IMAGE_ENCODERS"
 TIES = ("pessimistic", "optimistic")
 BLOCK = re.compile(
     r"(?P<begin><!-- (?P<what>table|differences|claims|references|classes): "
@@ -42,8 +41,8 @@ def markdown_table(
     """A table of the runs that are done: mean and standard deviation over seeds.
 
     It also shows the means of the smallest and the largest MAP_min over all orders of ties, and the
-    CPU milliseconds that encoding an image takes, where they were measured. Rows without any run
-    are left out. Rows with a result that has an ``audit`` are marked, with its text
+    CPU milliseconds and the megabytes that encoding an image takes, where they were measured. Rows
+    without any run are left out. Rows with a result that has an ``audit`` are marked, with its text
     below the table.
 
     Args:
@@ -57,10 +56,10 @@ def markdown_table(
     marked: dict[str, list[str]] = {}
     lines = [
         f"| method | row | bits | seeds | {' | '.join(SHOWN)} | MAP_min over ties | AP50 "
-        "| minutes | ms |",
-        f"|{'---|' * (len(SHOWN) + 8)}",
+        "| minutes | ms | MB |",
+        f"|{'---|' * (len(SHOWN) + 9)}",
     ]
-    milliseconds = results.read_milliseconds()
+    costs = results.read_encoding_costs()
     names = [f"{m}@{topk}" for m in SHOWN] + [f"MAP_min@{topk}-{end}" for end in TIES]
     for row in rows:
         for bits in row.bits:
@@ -73,10 +72,7 @@ def markdown_table(
                     marked.setdefault(str(result["audit"]), []).append(f"`{run.name}`")
             if found:
                 cells = _cells(row, bits, [*found.values()], dataset, topk)
-                # The config was timed without the encoders that a row adds.
-                timed = ENCODERS not in row.opts
-                ms = milliseconds.get(row.config) if timed else None
-                cells.append("" if ms is None else f"{ms:.0f}")
+                cells += [f"{c[row.name]:.0f}" if row.name in c else "" for c in costs.values()]
                 lines.append(f"| {' | '.join(cells)} |")
     notes = [f"\n{MARK} {', '.join(names)}: {note}" for note, names in marked.items()]
     return "\n".join([*lines, *notes]) + "\n"

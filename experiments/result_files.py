@@ -233,14 +233,15 @@ class ResultFolder:
         with replace_when_complete(path) as partial, open(partial, "wb") as file:
             np.savez_compressed(file, **{key: np.float16(v) for key, v in arrays.items()})
 
-    def read_milliseconds(self) -> dict[str, float]:
-        """Milliseconds an image by config file; empty if there is no file.
+    def read_encoding_costs(self) -> dict[str, dict[str, float]]:
+        """``milliseconds`` and ``megabytes`` of encoding an image, by row; empty without a file.
 
         Raises:
             RegionDHError: the file is damaged.
         """
-        found = as_dict(as_dict(_read_if_there(self.milliseconds_file)).get("milliseconds"))
-        if not all(map(_is_number, found.values())):
+        content = as_dict(_read_if_there(self.milliseconds_file))
+        found = {key: as_dict(content.get(key)) for key in ("milliseconds", "megabytes")}
+        if not all(_is_number(value) for costs in found.values() for value in costs.values()):
             raise RegionDHError(
                 f"{self.milliseconds_file} is damaged: restore it, or delete it and run "
                 "python -m experiments.encode_times"

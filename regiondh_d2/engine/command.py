@@ -38,6 +38,7 @@ from .user_code import import_user_code
 __all__ = [
     "CommandError",
     "load_trained_model",
+    "prepare_process",
     "run_command",
     "run_workers",
 ]
@@ -83,7 +84,7 @@ def run_command(
         The exit status: 0 or what ``command`` returns, 1 after a failure, or 130 after Ctrl-C.
     """
     try:
-        _prepare_process(keep_memory)
+        prepare_process(keep_memory)
         try:
             status = command()
         finally:
@@ -99,7 +100,8 @@ def run_command(
     return _finish_output() or status or 0
 
 
-def _prepare_process(keep_memory: bool = True) -> None:
+def prepare_process(keep_memory: bool = True) -> None:
+    """Set this process up as :func:`run_command` does, as the first thing in one that it starts."""
     tolerate_any_text()
     if keep_memory:
         keep_freed_memory()
@@ -277,7 +279,7 @@ def _quiet_workers() -> Iterator[None]:
 
 def _work(worker: Callable[..., object], args: tuple) -> None:
     """The parent process sees only the text of an exception."""
-    _prepare_process()
+    prepare_process()
     try:
         import_user_code()
         worker(*args)
