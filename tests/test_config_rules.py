@@ -68,6 +68,22 @@ WRONG = [
     ("MODEL.RPN.POST_NMS_TOPK_TEST", "0"),
     ("MODEL.RPN.CONV_DIMS", "[0]"),
     ("MODEL.RPN.IOU_LABELS", "[0, 1]"),
+    ("MODEL.RPN.IOU_THRESHOLDS", "[0.0, 0.5]"),
+    ("MODEL.RPN.IOU_THRESHOLDS", "[0.7, 0.3]"),
+    ("MODEL.RPN.IN_FEATURES", "[]"),
+    ("MODEL.RPN.IN_FEATURES", "[4]"),
+    ("MODEL.RPN.BOUNDARY_THRESH", "-2"),
+    ("MODEL.RPN.SMOOTH_L1_BETA", "-0.1"),
+    ("MODEL.ANCHOR_GENERATOR.OFFSET", "1.0"),
+    ("MODEL.ROI_HEADS.IN_FEATURES", "[['res4']]"),
+    ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.0]"),
+    ("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "-0.1"),
+    ("DATASETS.PROPOSAL_FILES_TRAIN", "(1,)"),
+    ("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "0"),
+    ("SOLVER.WEIGHT_DECAY_BIAS", "-0.1"),
+    ("SOLVER.WEIGHT_DECAY_BIAS", "'a'"),
+    ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "0.0"),
+    ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "nan"),
     ("MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0,)"),
     ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l2"),
     ("MODEL.ROI_HEADS.IOU_LABELS", "[0]"),
@@ -189,6 +205,28 @@ def test_settings_that_cached_features_leave_no_room_for():
         line = refused(opts=[*cache, key, value])
         assert line.startswith(f"{key} is ")
         assert HASH + "FEATURE_CACHE to ''" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.MAX_ITER", str(2**63)),
+        ("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "9" * 400),  # more than a float holds
+        ("MODEL.TIMM.OUT_INDICES", f"[{2**64}]"),
+    ],
+)
+def test_a_number_that_pytorch_has_no_room_for(key, value):
+    assert refused(opts=[key, value]).endswith(f"it takes numbers up to {2**63 - 1}")
+
+
+def test_a_learning_rate_falls_at_iterations_in_order_and_to_less():
+    for steps in ("(20, 10)", "(10, 10)"):
+        assert refused(opts=["SOLVER.STEPS", steps]).startswith(f"SOLVER.STEPS is {steps}")
+        build_cfg(opts=["SOLVER.STEPS", steps, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"])
+    opts = ["SOLVER.BASE_LR", "0.1", "SOLVER.BASE_LR_END", "0.2"]
+    build_cfg(opts=opts)
+    line = refused(opts=[*opts, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"])
+    assert line.endswith("takes at most SOLVER.BASE_LR, 0.1")
 
 
 def test_a_range_of_sizes_has_two_ends():

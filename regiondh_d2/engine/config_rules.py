@@ -6,6 +6,7 @@ a library, or never.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -108,9 +109,15 @@ def _is_device(value: Any) -> bool:
 
 
 _SHARE = number(0.0, 1.0)
+_POSITIVE_SHARE = number(most=1.0, above=0.0)
 _WEIGHT = number(0.0)
 _NAMES = several(text(empty=False))
 _DATASETS = Rule('a list of names, such as ("zoo_retrieval",)', _NAMES.holds)
+_FEATURES = Rule(
+    "a list of names of feature maps, at least one, such as ['res4']",
+    several(text(empty=False), least=1).holds,
+)
+_FILES = Rule("a list of file names", _NAMES.holds)
 _SIZE = whole(1)
 _SIZE_OR_AS_IT_IS = Rule("a size in pixels, or 0 to leave images as they are", whole(0).holds)
 _IOU_LABEL = one_of(-1, 0, 1)
@@ -175,10 +182,16 @@ RULES: dict[str, Rule] = {
     "MODEL.DEVICE": Rule("a device that is here: cpu, cuda, cuda:0, ...", _is_device),
     "MODEL.PIXEL_MEAN": several(number(), 3),
     "MODEL.PIXEL_STD": several(number(above=0.0), 3),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": Rule(
+        "a number of at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1
+    ),
     "MODEL.ANCHOR_GENERATOR.SIZES": several(several(number(above=0.0), least=1), least=1),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": several(several(number(above=0.0), least=1), least=1),
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": whole(0),
+    "MODEL.RPN.IN_FEATURES": _FEATURES,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": whole(1),
+    "MODEL.RPN.BOUNDARY_THRESH": Rule("a whole number of pixels, or -1 for none", whole(-1).holds),
+    "MODEL.RPN.SMOOTH_L1_BETA": _WEIGHT,
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
     "MODEL.RPN.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
     "MODEL.RPN.CONV_DIMS": several(
@@ -186,7 +199,10 @@ RULES: dict[str, Rule] = {
     ),
     "MODEL.RPN.IOU_LABELS": several(_IOU_LABEL, 3),
     "MODEL.RPN.POSITIVE_FRACTION": _SHARE,
-    "MODEL.RPN.IOU_THRESHOLDS": several(_SHARE, 2),
+    "MODEL.RPN.IOU_THRESHOLDS": Rule(
+        "a list of 2 numbers above 0 and up to 1, the smaller one first",
+        lambda v: several(_POSITIVE_SHARE, 2).holds(v) and v[0] <= v[1],
+    ),
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": whole(1),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": whole(1),
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": whole(1),
@@ -196,19 +212,21 @@ RULES: dict[str, Rule] = {
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": whole(1),
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
     "MODEL.ROI_HEADS.IOU_LABELS": several(_IOU_LABEL, 2),
-    "MODEL.ROI_HEADS.IOU_THRESHOLDS": several(_SHARE, 1),
+    "MODEL.ROI_HEADS.IN_FEATURES": _FEATURES,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": several(_POSITIVE_SHARE, 1),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _SHARE,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": _WEIGHT,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": whole(1),
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": whole(0),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of(
         "ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated"
     ),
-    "MODEL.ROI_BOX_HEAD.NUM_FC": whole(0),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": whole(0, 100),
     "MODEL.ROI_BOX_HEAD.FC_DIM": whole(1),
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": whole(0),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": whole(0, 100),
     "MODEL.ROI_BOX_HEAD.CONV_DIM": whole(1),
     "INPUT.FORMAT": one_of("RGB", "BGR", "L", "YUV-BT.601"),
     "INPUT.MIN_SIZE_TRAIN": several(_SIZE_OR_AS_IT_IS, least=1),
@@ -221,6 +239,10 @@ RULES: dict[str, Rule] = {
     "INPUT.CROP.SIZE": several(number(above=0.0), 2),
     "DATASETS.TRAIN": _DATASETS,
     "DATASETS.TEST": _DATASETS,
+    "DATASETS.PROPOSAL_FILES_TRAIN": _FILES,
+    "DATASETS.PROPOSAL_FILES_TEST": _FILES,
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": whole(1),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": whole(1),
     "DATALOADER.NUM_WORKERS": whole(0),
     "DATALOADER.SAMPLER_TRAIN": one_of(
         "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
@@ -235,6 +257,10 @@ RULES: dict[str, Rule] = {
     "SOLVER.MOMENTUM": _SHARE,
     "SOLVER.WEIGHT_DECAY": _WEIGHT,
     "SOLVER.WEIGHT_DECAY_NORM": _WEIGHT,
+    "SOLVER.WEIGHT_DECAY_BIAS": Rule(
+        "a number of at least 0, or None to take WEIGHT_DECAY",
+        lambda v: v is None or _WEIGHT.holds(v),
+    ),
     "SOLVER.GAMMA": _WEIGHT,
     "SOLVER.STEPS": several(whole(0)),
     "SOLVER.WARMUP_FACTOR": _SHARE,
@@ -248,6 +274,10 @@ RULES: dict[str, Rule] = {
     "SOLVER.BIAS_LR_FACTOR": _WEIGHT,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", FULL_MODEL),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(above=0.0),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Rule(
+        "a number above 0; inf is the maximum norm",
+        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
+    ),
     "TEST.EVAL_PERIOD": whole(0),
     "TEST.DETECTIONS_PER_IMAGE": Rule("a whole number, or -1 for no limit", whole(-1).holds),
     "TEST.PRECISE_BN.NUM_ITER": whole(1),
@@ -259,6 +289,8 @@ RULES: dict[str, Rule] = {
 }
 # May be infinite: the maximum norm.
 _INFINITE = ("SOLVER.CLIP_GRADIENTS.NORM_TYPE",)
+
+_LARGEST = 2**63 - 1  # that PyTorch takes
 
 _CACHE = _HASH + "FEATURE_CACHE"
 # Keys without effect on cached features, and their neutral values.
@@ -296,7 +328,9 @@ def check_values(cfg: CfgNode) -> None:
     defaults, values = default_values(), dict(flat_items(cfg))
     for key, value in values.items():
         nothing = value is None and defaults.get(key) is not None
-        infinite = key not in _INFINITE and not all(map(math.isfinite, _floats(value)))
+        if any(isinstance(x, int) and x > _LARGEST for x in _numbers(value)):
+            raise RegionDHError(f"{key} is {_shown(value)}: it takes numbers up to {_LARGEST}")
+        infinite = key not in _INFINITE and not all(map(math.isfinite, _numbers(value)))
         if nothing or infinite or (key in RULES and not RULES[key].holds(value)):
             raise RegionDHError(f"{key} is {_shown(value)}: it takes {legal_values(key)}")
     objective = values[_HASH + "OBJECTIVE"]
@@ -310,6 +344,20 @@ def check_values(cfg: CfgNode) -> None:
         raise RegionDHError(
             f"INPUT.MIN_SIZE_TRAIN is {values['INPUT.MIN_SIZE_TRAIN']}: with "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING range it takes two sizes, the least and the largest"
+        )
+    if values["SOLVER.LR_SCHEDULER_NAME"] == "WarmupMultiStepLR" and any(
+        a >= b for a, b in itertools.pairwise(values["SOLVER.STEPS"])
+    ):
+        raise RegionDHError(
+            f"SOLVER.STEPS is {values['SOLVER.STEPS']}: it takes iterations in ascending order"
+        )
+    if (
+        values["SOLVER.LR_SCHEDULER_NAME"] == "WarmupCosineLR"
+        and values["SOLVER.BASE_LR_END"] > values["SOLVER.BASE_LR"]
+    ):
+        raise RegionDHError(
+            f"SOLVER.BASE_LR_END is {values['SOLVER.BASE_LR_END']}: with SOLVER.LR_SCHEDULER_NAME "
+            f"WarmupCosineLR it takes at most SOLVER.BASE_LR, {values['SOLVER.BASE_LR']}"
         )
     if values["INPUT.CROP.ENABLED"]:
         relative = values["INPUT.CROP.TYPE"].startswith("relative")
@@ -339,9 +387,9 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else repr(value)
 
 
-def _floats(value: Any) -> Iterator[float]:
-    if isinstance(value, float):
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, int | float):
         yield value
     elif isinstance(value, list | tuple):
         for element in value:
-            yield from _floats(element)
+            yield from _numbers(element)
