@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -190,6 +191,16 @@ def test_folders(tmp_path):
     assert mark_of(tmp_path / "index") == "index"
     (tmp_path / "index" / "index.json").write_text('{"format": "other"}')
     assert mark_of(tmp_path / "index") is None
+
+
+def test_a_mark_on_a_full_disk(tmp_path, full_disk):
+    mark_folder(tmp_path, "index")
+    with full_disk(0):
+        mark_folder(tmp_path, "index")  # nothing needs to be written
+        with pytest.raises(OSError, match="File too large"):
+            mark_folder(tmp_path, "demo")
+    assert mark_of(tmp_path) == "index"
+    assert os.listdir(tmp_path) == [".regiondh"]
 
 
 @pytest.mark.parametrize(

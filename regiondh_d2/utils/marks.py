@@ -28,6 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .temporaries import temporary_beside
+
 __all__ = [
     "FOLDER_MARK",
     "GENERATOR",
@@ -133,9 +135,17 @@ def mark_folder(path: str | os.PathLike, kind: str = "folder") -> None:
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    mark = path / FOLDER_MARK
+    if _format_of(_read_json(mark)) == kind:
+        return
     note = "regiondh_d2 wrote this folder, and may replace what it wrote in it."
     text = json.dumps({"format": _PREFIX + kind, "note": note}, indent=2)
-    (path / FOLDER_MARK).write_text(text + "\n", encoding="utf-8")
+    temporary = temporary_beside(mark)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, mark)  # a folder with half a mark would count as another kind
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def picture_mark(format: str) -> dict[str, Any]:
