@@ -45,6 +45,16 @@ def failing(error):
         (OSError(28, "No space left on device"), "No space left on device"),
         (OSError(27, "File too large"), "File too large"),
         (BrokenPipeError(32, "Broken pipe"), "standard output was closed before the end"),
+        (
+            OSError(24, "Too many open files", "a"),
+            "a: too many open files: raise the limit of open files (`ulimit -n 4096`), or use "
+            "fewer workers (DATALOADER.NUM_WORKERS)",
+        ),
+        (
+            RuntimeError("can't start new thread"),
+            "can't start new thread: end other programs, or raise the limit of processes "
+            "(`ulimit -u`)",
+        ),
         (URLError("unreachable"), "no connection: <urlopen error unreachable>"),
         (TimeoutError(), "no connection: TimeoutError"),
         (

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from indexing import MODEL, make_items, sort_pairs
-from regiondh_d2.retrieval import index_folder
+from regiondh_d2.retrieval import index_folder, index_record
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.retrieval.engines import create_index
 from regiondh_d2.retrieval.index_file import IndexFileError
@@ -98,6 +99,32 @@ def test_what_a_killed_build_left_goes(tmp_path):
         write_index_folder(folder, make_items())
         assert sorted(os.listdir(folder)) == [".lock", ".regiondh", "codes-6.h5", "index.json"]
         assert len(read_index_folder(folder).items) == 300
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), IndexFileError("damaged")])
+def test_no_file_goes_while_it_is_not_known_which_are_used(tmp_path, monkeypatch, failing, error):
+    """Where index.json can't be read, its own files looked like those of a killed build."""
+    out = tmp_path / "index"
+    write_index_folder(out, make_items(rows=7, found=3))
+    write_json = index_folder.write_json
+
+    def write(*args):
+        write_json(*args)
+        if failing:
+            raise KeyboardInterrupt
+
+    def fail(path):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_folder, "write_json", write)
+        patch.setattr(index_record, "read_record", fail)
+        with pytest.raises(KeyboardInterrupt) if failing else nullcontext():
+            write_index_folder(out, make_items())
+    assert len(read_index_folder(out).items) == 300
+    write_index_folder(out, make_items(rows=7, found=3))
+    assert sorted(os.listdir(out)) == [".lock", ".regiondh", "codes-3.h5", "index.json"]
 
 
 def test_an_open_folder_stays_as_it_was(tmp_path):

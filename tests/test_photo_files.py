@@ -319,7 +319,7 @@ def test_folders_of_another_user(tmp_path):
     text = os.read(read, 9999).decode()
     os.close(read)
     os.close(written)
-    assert text in ("no", "(['a/1.png'], 1)")
+    assert text in ("no", "(['a/1.png'], 2)")
 
 
 # What is left out on purpose

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import detectron2.engine.defaults
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from regiondh_d2.engine.training_folder import check_own_training, training_lock
 from regiondh_d2.engine.training_record import KEY, Training, TrainingRecorder
 from regiondh_d2.utils.errors import OutputExistsError
 from regiondh_d2.utils.locks import FileInUseError
+from regiondh_d2.utils.shortage import ShortageError
 
 pytestmark = pytest.mark.usefixtures("plain_loggers")
 
@@ -69,24 +71,60 @@ def test_a_damaged_network_stops_no_training(folder, content):
     check_own_training(cfg)
 
 
-def test_an_evaluation_leaves_the_config_of_a_training(folder):
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "model_final.pth"),
+        OSError(5, "Input/output error", "model_final.pth"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_network_that_can_not_be_read_now_is_not_replaced(folder, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
     before = everything_in(folder)
+    with pytest.raises((OSError, ShortageError)):
+        setup_cfg(arguments(options(folder, "SOLVER.BASE_LR", "0.5")))
+    assert everything_in(folder) == before
+
+
+def test_an_evaluation_leaves_the_config_of_a_training(folder, monkeypatch):
+    before = everything_in(folder)
+    default_setup = defaults.default_setup
+
+    def look_after(*args):
+        default_setup(*args)
+        assert everything_in(folder) == before  # also if the process is killed now
+
+    monkeypatch.setattr(defaults, "default_setup", look_after)
     opts = options(folder, "TEST.RETRIEVAL.TOPK", "7")
     assert setup_cfg(arguments(opts, eval_only=True)).TEST.RETRIEVAL.TOPK == 7
     assert everything_in(folder) == before
 
 
-def test_a_config_stays_if_another_can_not_be_written(folder, monkeypatch):
+def test_a_config_stays_if_another_can_not_be_written(folder, monkeypatch, full_disk):
     before = (folder / "config.yaml").read_text()
 
     def fail(cfg, args):
-        Path(cfg.OUTPUT_DIR, "config.yaml").write_text("half of")
-        raise OSError("disk full")
+        file = str(Path(cfg.OUTPUT_DIR, "config.yaml"))
+        with detectron2.engine.defaults.PathManager.open(file, "w") as config:
+            config.write("half of")
+            raise OSError("disk full")
 
-    monkeypatch.setattr(defaults, "default_setup", fail)
-    with pytest.raises(OSError, match="disk full"):
-        setup_cfg(arguments(options(folder, "TEST.RETRIEVAL.TOPK", "7")))
+    opts = options(folder, "TEST.RETRIEVAL.TOPK", "7")
+    with monkeypatch.context() as patch:
+        patch.setattr(defaults, "default_setup", fail)
+        with pytest.raises(OSError, match="disk full"):
+            setup_cfg(arguments(opts))
+    with full_disk(100), pytest.raises(OSError, match=r"config\.yaml"):
+        setup_cfg(arguments(opts))
     assert (folder / "config.yaml").read_text() == before
+    assert not list(folder.glob("*.tmp"))
+    setup_cfg(arguments(opts))
+    assert "TOPK: 7" in (folder / "config.yaml").read_text()
 
 
 def test_one_training_at_a_time(folder, monkeypatch):

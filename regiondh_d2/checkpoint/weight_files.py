@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..utils.file_io import replace_when_complete
 from ..utils.marks import WEIGHTS_FORMAT
+from ..utils.shortage import refuse_if_short
 from .conversion import ConvertedWeights, Tensors, WeightsError
 
 __all__ = ["SCALES", "in_bytes", "read_weights", "read_zoo_pickle", "write_weights"]
@@ -63,6 +64,7 @@ def read_zoo_pickle(path: str | os.PathLike) -> dict[str, Any]:
         except OSError:
             raise
         except Exception as error:  # damaged pickles raise nearly everything
+            refuse_if_short(error, memory=False)
             raise WeightsError(f"{path} can't be read as weights: {error}") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path} holds a {type(data).__name__}, not weights by name")
@@ -89,6 +91,7 @@ def read_weights(path: str | os.PathLike) -> Any:
 
     Raises:
         OSError: the file can't be opened.
+        ShortageError: the machine lacks memory.
         WeightsError: it is damaged, or not a file of ``torch.save``.
     """
     try:
@@ -101,6 +104,7 @@ def read_weights(path: str | os.PathLike) -> Any:
     except OSError:
         raise
     except Exception as error:  # damaged files raise nearly everything
+        refuse_if_short(error)
         what = (
             "it is empty" if os.path.getsize(path) == 0 else "damaged, cut off, or another format"
         )

@@ -39,6 +39,7 @@ from ..config import DEFAULT_MAX_PIXELS
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.quiet import without_warnings
+from ..utils.shortage import refuse_if_short
 from .image_formats import (
     HEIF_HINT,
     PILLOW_FORMATS,
@@ -142,7 +143,8 @@ def read_image(
         max_pixels: as ``MODEL.REGION_DH.MAX_PIXELS``.
 
     Raises:
-        UnreadableImage: it can't be read, whatever the reason.
+        UnreadableImage: it can't be read.
+        ShortageError: no file can be read, since the machine has no more open files to give.
     """
     image, size = _read(source, max_pixels, _decode)
     return ImagePixels(convert_PIL_to_numpy(image, image_format), size)
@@ -229,7 +231,8 @@ def pixels_changed_since_v1(path: str | os.PathLike) -> bool:
 
 
 def _read(source: Source, max_pixels: int, function: Callable[[BinaryIO, int], T]) -> T:
-    """Call a function on the opened file; any exception becomes an :class:`UnreadableImage`."""
+    """Call a function on the opened file; any exception becomes an :class:`UnreadableImage`,
+    unless the machine has no more files to open."""
     name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the image"
     try:
         if max_pixels < 1:
@@ -247,6 +250,7 @@ def _read(source: Source, max_pixels: int, function: Callable[[BinaryIO, int], T
                     raise
                 return function(io.BytesIO(bare), max_pixels)
     except Exception as error:
+        refuse_if_short(error, memory=False)  # or all photos that follow would be passed over
         raise UnreadableImage(name, _describe(error)) from error
 
 

@@ -27,6 +27,7 @@ from ..utils.errors import RegionDHError
 from ..utils.file_io import carries_mark
 from ..utils.marks import FOLDER_MARK
 from ..utils.paths import as_list, is_below
+from ..utils.shortage import refuse_if_short
 from .image_formats import (
     HEIF_ENDINGS,
     HEIF_HINT,
@@ -262,7 +263,8 @@ class _Scanner:
                 with os.scandir(folder.path) as listing:
                     entries = sorted(listing, key=lambda entry: entry.name)
                 status = os.stat(folder.path)
-            except OSError:
+            except OSError as error:
+                refuse_if_short(error)
                 self._result.unreadable_folders.append(folder.path)
                 continue
             key = (status.st_dev, status.st_ino)
@@ -325,7 +327,12 @@ class _Scanner:
     def _take_found_file(self, file: _Place) -> None:
         try:
             status = os.stat(file.path)
-        except OSError:  # deleted since the folder was listed
+        except (FileNotFoundError, NotADirectoryError):  # deleted since the folder was listed
+            return
+        except OSError:  # names may be listed, and the files not looked at
+            folder = os.path.dirname(file.path)
+            if folder not in self._result.unreadable_folders:
+                self._result.unreadable_folders.append(folder)
             return
         if not stat.S_ISREG(status.st_mode):
             self._result.passed_over["special"] += 1
@@ -370,7 +377,8 @@ def _head(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(SIGNATURE_BYTES)
-    except OSError:
+    except OSError as error:
+        refuse_if_short(error)
         return b""
 
 

@@ -7,6 +7,7 @@ from detectron2.data import get_detection_dataset_dicts, load_proposals_into_dat
 
 from ..utils.display import display_name
 from ..utils.errors import RegionDHError
+from ..utils.shortage import refuse_if_short
 from .catalog import adopt
 
 __all__ = ["dicts_with_proposals"]
@@ -35,6 +36,7 @@ def dicts_with_proposals(name: str, file: str) -> list[dict[str, Any]]:
     except OSError:
         raise
     except Exception as error:  # damaged pickles raise nearly everything
+        refuse_if_short(error, memory=False)
         lacks = isinstance(error, KeyError) and len(error.args) == 1
         what = f"it has no {error.args[0]}" if lacks else " ".join(str(error).split())
         raise RegionDHError(

@@ -31,6 +31,7 @@ from ..checkpoint import (
 from ..utils.display import display_name, tolerate_any_text
 from ..utils.errors import RegionDHError
 from ..utils.progress import close_bars
+from ..utils.shortage import shortage
 from .allocation import keep_freed_memory
 from .network import build_network
 from .user_code import import_user_code
@@ -162,6 +163,13 @@ def _told(error: BaseException) -> str | None:
             return None if ours else f"{text}: `regiondh doctor` tells what to install"
         case BrokenPipeError() if error.filename is None:
             return "standard output was closed before the end"
+        case MemoryError() | torch.OutOfMemoryError():
+            return _no_memory(text)
+        case RuntimeError() if found := NO_MEMORY.search(text):
+            return _no_memory(text[found.start() :])
+        case error if what := shortage(error):
+            name = getattr(error, "filename", None)
+            return what if name is None else f"{display_name(name)}: {what}"
         case OSError() if error.filename is not None:
             names = (error.filename, error.filename2)
             shown = " to ".join(display_name(x) for x in names if isinstance(x, str | bytes))
@@ -170,10 +178,6 @@ def _told(error: BaseException) -> str | None:
             return error.strerror or text
         case error if isinstance(error, NO_CONNECTION):
             return f"no connection: {text or type(error).__name__}"
-        case MemoryError() | torch.OutOfMemoryError():
-            return _no_memory(text)
-        case RuntimeError() if found := NO_MEMORY.search(text):
-            return _no_memory(text[found.start() :])
     return None
 
 

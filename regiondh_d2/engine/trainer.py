@@ -38,6 +38,7 @@ from ..data.train_stream import ResumableLoader, number_from
 from ..data.training import StrictMapper, build_train_loader
 from ..evaluation import COCOBoxEvaluator, RetrievalEvaluator, RoleFilter, VOCBoxEvaluator
 from ..utils.errors import RegionDHError
+from ..utils.shortage import refuse_if_short
 from .checkpoints import (
     AFTER_DIVERGENCE,
     FiniteCheckpointer,
@@ -174,6 +175,7 @@ class RegionDHTrainer(DefaultTrainer):
         try:
             super().load_state_dict(state_dict)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            refuse_if_short(error)
             raise RegionDHError(
                 f"its state of the optimizer doesn't fit ({' '.join(str(error).split())}): it is "
                 "of another config, perhaps with other MODEL.REGION_DH.LR_FACTORS"

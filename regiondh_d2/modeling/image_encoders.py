@@ -19,6 +19,7 @@ from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
 from ..utils.errors import RegionDHError
+from ..utils.shortage import refuse_if_short
 
 __all__ = ["ENCODED", "SQUARES", "ImageEncoder", "ImageEncoders", "encoder_width"]
 
@@ -162,6 +163,7 @@ def _classifier(name: str) -> nn.Module:
     try:
         return timm.create_model(name, num_classes=0)
     except (RuntimeError, TypeError, ValueError) as error:
+        refuse_if_short(error)
         raise RegionDHError(
             f"MODEL.REGION_DH.IMAGE_ENCODERS: timm can't build {name!r} ({error}); "
             "`timm.list_models()` lists names"

@@ -54,6 +54,7 @@ from ..utils.display import display_name
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.locks import FileInUseError, refuse_if_busy
+from ..utils.shortage import refuse_if_short
 
 __all__ = [
     "ARRAYS",
@@ -179,6 +180,7 @@ def read_codes(path: str | os.PathLike) -> CodeSet:
     Raises:
         CodeFileError: missing, not HDF5, damaged, another format or version, or inconsistent.
         FileInUseError: another program may be writing it.
+        ShortageError: the machine lacks memory or open files.
         OSError: the file cannot be opened, for instance because it belongs to somebody else.
     """
     path = Path(path)
@@ -199,6 +201,7 @@ def read_codes(path: str | os.PathLike) -> CodeSet:
         raise CodeFileError(f"{shown}: {_reason(error)}; extract the codes again") from error
     except (OSError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         refuse_if_busy(path, error)
+        refuse_if_short(error)
         if "consistency flags" in str(error):  # set in the header by a writer without locks
             raise FileInUseError(
                 f"{shown}: in use by another program, or left half written by one that crashed; "

@@ -30,6 +30,7 @@ from ..structures.packed import unpack_codes
 from ..utils.display import display_name
 from ..utils.errors import MissingPackageError, RegionDHError
 from ..utils.file_io import replace_when_complete
+from ..utils.shortage import refuse_if_short
 from .code_store import ARRAYS, INSTANCE_ARRAYS, TEXT_ATTRIBUTES, split_texts
 from .index_file import IndexFileError, read_arrays
 
@@ -96,6 +97,7 @@ def import_codes(path: str | os.PathLike) -> CodeSet:
         raise
     # Any program may have written the file, so numpy and pyarrow may raise anything of these.
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+        refuse_if_short(e)
         reason = f"{e} is missing" if isinstance(e, KeyError) else str(e).split("\n")[0]
         raise CodeFileError(f"{shown}: not an export of `regiondh export` ({reason})") from e
     return code_set
@@ -330,6 +332,7 @@ def _read_parquet(path: Path) -> CodeSet:
     try:
         table = parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
+        refuse_if_short(error, memory=False)
         raise CodeFileError(f"damaged: {str(error).splitlines()[0]}") from None
     metadata = json.loads((table.schema.metadata or {})[_SIGN.encode()])
     widths, arrays = metadata["widths"], {}

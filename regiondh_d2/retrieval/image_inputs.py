@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..utils.file_io import file_sha256
+from ..utils.shortage import refuse_if_short
 from .images import ImageEntry, ImageLoader, UnreadableImage
 
 __all__ = ["ImageInputs", "LoadedImage"]
@@ -48,6 +49,7 @@ class ImageInputs(Dataset):
             try:
                 sha256 = file_sha256(file_name)
             except OSError as error:
+                refuse_if_short(error)
                 raise UnreadableImage(file_name, error.strerror or str(error)) from error
             if before is not None and before == _size_and_time(file_name):
                 return LoadedImage(given, thumbnail, *before, sha256)

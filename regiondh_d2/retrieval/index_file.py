@@ -28,6 +28,7 @@ import numpy as np
 from ..utils.errors import RegionDHError
 from ..utils.file_io import replace_when_complete
 from ..utils.locks import refuse_if_busy
+from ..utils.shortage import refuse_if_short
 
 __all__ = ["IndexFileError", "read_arrays", "rows_of_file", "write_arrays"]
 
@@ -73,6 +74,7 @@ def read_arrays(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.n
             arrays = dict(archive)
     except _DAMAGE as error:
         refuse_if_busy(path, error)
+        refuse_if_short(error, memory=False)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise IndexFileError(
             f"{path}: not a readable index file, damaged or incomplete ({reason}); build the index "

@@ -16,6 +16,7 @@ from ..utils.errors import RegionDHError
 from ..utils.file_io import mark_folder
 from ..utils.locks import hold_lock, refuse_if_busy
 from ..utils.marks import FOLDER_MARK
+from ..utils.shortage import refuse_if_short
 from .engines import ENGINES
 from .index_file import IndexFileError
 
@@ -88,6 +89,7 @@ def new_generation(path: Path) -> Iterator[int]:
     """Yields the number of a new generation. The block writes its files, ``index.json`` last.
 
     Afterwards the files of older generations are deleted, or after a failure those of the new one.
+    None is deleted while ``index.json`` can't be read.
 
     Raises:
         FileInUseError: another program writes this index.
@@ -101,11 +103,15 @@ def new_generation(path: Path) -> Iterator[int]:
             try:
                 yield generation
             except BaseException:
-                used = _used_files(path)  # after Ctrl-C these may be the new ones
-                _remove(path, lambda name: _generation_of(name) == generation and name not in used)
+                with suppress(OSError, RegionDHError):
+                    used = _used_files(path)  # after Ctrl-C these may be the new ones
+                    _remove(
+                        path, lambda name: _generation_of(name) == generation and name not in used
+                    )
                 raise
-            used = _used_files(path)
-            _remove(path, lambda name: name not in used)
+            with suppress(OSError, RegionDHError):  # the next generation removes them, too
+                used = _used_files(path)
+                _remove(path, lambda name: name not in used)
     finally:
         if is_new and not (path / RECORD).exists():
             for name in (FOLDER_MARK, _LOCK):
@@ -124,10 +130,14 @@ def _generation_of(name: str) -> int:
 
 
 def _used_files(path: Path) -> set[str]:
-    try:
-        record = read_record(path)
-    except RegionDHError:
+    """The files that ``index.json`` names, none where there is no such file.
+
+    Raises:
+        OSError, RegionDHError: it can't be read, so that no file is known to be of no use.
+    """
+    if not os.path.lexists(path / RECORD):
         return set()
+    record = read_record(path)
     shards = [shard for level in record["levels"].values() for shard in level.get("shards", ())]
     return {*record["files"].values(), *(shard["file"] for shard in shards)}
 
@@ -158,6 +168,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         refuse_if_busy(path / RECORD, error)
+        refuse_if_short(error)
         raise IndexFileError(f"{record_name}: not readable ({error}); build it again") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise IndexFileError(f"{record_name}: not of format {FORMAT!r}; build the index again")

@@ -24,6 +24,7 @@ from ..structures.code_rows import join_code_sets, take_rows
 from ..structures.codes import UNKNOWN, CodeFileError, CodeSet, join_path
 from ..utils.file_io import file_sha256
 from ..utils.progress import Progress
+from ..utils.shortage import refuse_if_short
 from .images import ImageEntry
 from .photo_state import root_problem
 
@@ -229,7 +230,8 @@ class KnownRows:
         if image.file_name not in self._hashes:
             try:
                 self._hashes[image.file_name] = file_sha256(image.file_name)
-            except OSError:
+            except OSError as error:
+                refuse_if_short(error)
                 self._hashes[image.file_name] = b""
         return self._hashes[image.file_name]
 

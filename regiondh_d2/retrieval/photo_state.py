@@ -22,6 +22,7 @@ from ..structures.codes import UNKNOWN, CodeSet
 from ..utils.display import display_name
 from ..utils.file_io import carries_mark, file_sha256
 from ..utils.marks import FOLDER_MARK
+from ..utils.shortage import refuse_if_short
 
 __all__ = [
     "PhotoCheck",
@@ -56,6 +57,7 @@ def root_problem(root: str) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return "is no folder" if os.path.lexists(root) else "is not there"
     except OSError as error:
+        refuse_if_short(error)
         return f"can't be read ({error.strerror})"
     return ""
 
@@ -153,7 +155,8 @@ class PhotoCheck:
             return False
         try:
             return file_sha256(name) == contents[row].tobytes()
-        except OSError:
+        except OSError as error:
+            refuse_if_short(error)
             return False
 
 

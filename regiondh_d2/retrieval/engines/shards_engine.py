@@ -29,6 +29,7 @@ from ...utils.display import display_name
 from ...utils.errors import RegionDHError
 from ...utils.file_io import replace_when_complete, write_json
 from ...utils.locks import hold_lock
+from ...utils.shortage import refuse_if_short
 from ...utils.temporaries import is_temporary
 from ..hamming_index import positive_integer
 from ..index_file import IndexFileError
@@ -220,6 +221,7 @@ def map_array(path: Path, shape: tuple[int | None, ...], dtype: type, named_by: 
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
+        refuse_if_short(error)
         raise IndexFileError(
             f"{display_name(path)}: missing or damaged ({_one_line(error)}); build the index again"
         ) from None
@@ -243,6 +245,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        refuse_if_short(error)
         raise IndexFileError(f"{name}: not readable ({error}); build the index again") from None
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise IndexFileError(f"{name}: not of format {_FORMAT!r}; name another folder")
