@@ -20,6 +20,7 @@ from regiondh_d2.checkpoint import WeightsError, model_fingerprint
 from regiondh_d2.data import generate_scenes
 from regiondh_d2.engine import RegionDHTrainer, build_cfg, defaults, setup_cfg, trainer_class
 from regiondh_d2.engine.defaults import asked_of
+from regiondh_d2.engine.training_record import KEY
 from regiondh_d2.evaluation import RetrievalEvaluator
 from regiondh_d2.retrieval.code_store import read_codes, write_codes
 from regiondh_d2.structures.codes import CodeFileError
@@ -311,6 +312,16 @@ def test_what_cannot_be_resumed_is_one_line_that_says_what_to_do(opts, tmp_path)
     assert "a folder" in line()
     (out / "last_checkpoint").unlink()
     assert train(opts, resume=True).start_iter == 0
+
+
+def test_a_checkpoint_without_record_or_queue_is_resumed(opts, tmp_path):
+    """As those of version 0.1, and where CODE_QUEUE is new."""
+    train(opts, "SOLVER.CHECKPOINT_PERIOD", "1")
+    path = tmp_path / "out" / "model_final.pth"
+    state = torch.load(path, weights_only=True)
+    del state[KEY]
+    torch.save(state, path)
+    assert train(opts, "MODEL.REGION_DH.CODE_QUEUE", "8", resume=True).start_iter == 1
 
 
 def test_metrics_of_a_resumed_training_go_on(opts, tmp_path):

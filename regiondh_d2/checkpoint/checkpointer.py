@@ -25,6 +25,7 @@ __all__ = [
     "tensors_not_loaded",
 ]
 
+_TRAINER = "trainer"  # the key of its state in a checkpoint, as in Detectron2
 _LAST = "last_checkpoint"  # fvcore's file, which holds the name of the last checkpoint
 # Layers of an FPN. No ImageNet weights exist for them.
 FPN_LAYERS = ("backbone.fpn_lateral", "backbone.fpn_output", "backbone.top_block")
@@ -43,7 +44,7 @@ class RegionDHCheckpointer(DetectionCheckpointer):
 
     whole = False
     _loading = ""
-    _states: tuple[str, ...] = ()  # what a file must hold besides the model
+    _resumes = False  # whether a file must hold the state of a training besides the model
 
     def save(self, name: str, **kwargs) -> None:
         """As :meth:`fvcore.common.checkpoint.Checkpointer.save`, into a local folder.
@@ -82,20 +83,21 @@ class RegionDHCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # Detectron2 leaves it set after a failure
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in the base class; a resumed checkpoint must fit the whole model and hold all states.
+        """As in the base class; a resumed checkpoint must fit the whole model and hold the state of
+        the trainer, if that was given.
 
         Raises:
             WeightsError: as :meth:`load`, or the last checkpoint is from another config.
         """
         if not resume or not self.has_checkpoint():
             return super().resume_or_load(path, resume=False)
-        whole, self.whole, self._states = self.whole, True, tuple(self.checkpointables)
+        whole, self.whole, self._resumes = self.whole, True, _TRAINER in self.checkpointables
         try:
             return self.load(self.get_checkpoint_file())
         except RegionDHError as error:
             raise WeightsError(f"{error}; {self._after_failed_resume()}") from error
         finally:
-            self.whole, self._states = whole, ()
+            self.whole, self._resumes = whole, False
 
     def _after_failed_resume(self) -> str:
         """What to do about a last checkpoint that can't be resumed."""
@@ -125,8 +127,9 @@ class RegionDHCheckpointer(DetectionCheckpointer):
         ]
         if wrong:
             raise WeightsError(f"{filename} holds no weights: {wrong[0]!r} is no tensor")
-        missing = [state for state in self._states if state not in data]
-        if missing:
+        # The record of the training isn't in checkpoints of version 0.1, nor the queue of codes
+        # where it is new in the config.
+        if self._resumes and _TRAINER not in data:
             raise WeightsError(f"{filename} holds only weights, and no training to resume")
         return self._with_heuristics(data)
 

@@ -110,6 +110,7 @@ def _is_device(value: Any) -> bool:
 
 _SHARE = number(0.0, 1.0)
 _POSITIVE_SHARE = number(most=1.0, above=0.0)
+_SHARE_BELOW_1 = Rule("a number of at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1)
 _WEIGHT = number(0.0)
 _NAMES = several(text(empty=False))
 _DATASETS = Rule('a list of names, such as ("zoo_retrieval",)', _NAMES.holds)
@@ -152,9 +153,7 @@ RULES: dict[str, Rule] = {
     _HASH + "IMAGE_LOSS": one_of(*IMAGE_LOSSES),
     _HASH + "IMAGE_ENCODERS": _NAMES,
     _HASH + "IMAGE_ENCODER_SIZES": several(whole(32)),
-    _HASH + "FUSED_DROPOUT": Rule(
-        "a number of at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1
-    ),
+    _HASH + "FUSED_DROPOUT": _SHARE_BELOW_1,
     _HASH + "LOSS_WEIGHTS.ALPHA": several(_WEIGHT, 2),
     _HASH + "LOSS_WEIGHTS.BETA": several(_WEIGHT, 3),
     _HASH + "LOSS_WEIGHTS.GAMMA_H1": several(_WEIGHT, 2),
@@ -182,9 +181,7 @@ RULES: dict[str, Rule] = {
     "MODEL.DEVICE": Rule("a device that is here: cpu, cuda, cuda:0, ...", _is_device),
     "MODEL.PIXEL_MEAN": several(number(), 3),
     "MODEL.PIXEL_STD": several(number(above=0.0), 3),
-    "MODEL.ANCHOR_GENERATOR.OFFSET": Rule(
-        "a number of at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1
-    ),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": _SHARE_BELOW_1,
     "MODEL.ANCHOR_GENERATOR.SIZES": several(several(number(above=0.0), least=1), least=1),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": several(several(number(above=0.0), least=1), least=1),
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": whole(0),
