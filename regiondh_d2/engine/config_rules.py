@@ -145,6 +145,7 @@ RULES: dict[str, Rule] = {
     _HASH + "IMAGE_LOSS": one_of(*IMAGE_LOSSES),
     _HASH + "IMAGE_ENCODERS": _NAMES,
     _HASH + "IMAGE_ENCODER_SIZES": several(whole(32)),
+    _HASH + "IMAGE_ENCODER_FREEZE_AT": whole(0),
     _HASH + "FUSED_DROPOUT": Rule(
         "a number of at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1
     ),
@@ -164,6 +165,7 @@ RULES: dict[str, Rule] = {
     _HASH + "CODE_QUEUE": whole(0),
     _HASH + "LOSS_WEIGHTS.SIMILARITY_WARMUP": whole(0),
     _HASH + "LR_FACTORS.OBJECT_HASH": _WEIGHT,
+    _HASH + "LR_FACTORS.IMAGE_ENCODERS": _WEIGHT,
     "MODEL.TIMM.NAME": text(empty=False),
     "MODEL.TIMM.OUT_INDICES": several(whole(0), least=1),
     "MODEL.TIMM.OUTPUT_STRIDE": one_of(0, 8, 16, 32),
