@@ -184,6 +184,8 @@ def _add_region_dh(cfg: CN) -> None:
     # "sum": P^T A1 (the paper). "mean": that divided by the number of regions.
     # "class_mean": (P^T A1) / sum_i p_ic for each class c, joined with max_i p_ic.
     # "class_presence": the latter, the mean's deviation from 0.5 scaled by max_i p_ic.
+    # "class_summary": that without its K1 columns, of which the mean absolute value is left: two
+    # values for each class.
     node.FUSION_NORM = "sum"
     # A factor on the fusion matrix, before NORMALIZE_FUSED: a sum over many regions is far above 1,
     # and with plain gradient steps H2 then hardly learns.
