@@ -87,6 +87,7 @@ _TRAINING = (
     "INPUT.RANDOM_FLIP",
     "MODEL.REGION_DH.CODE_QUEUE",
     "MODEL.REGION_DH.FUSED_DROPOUT",
+    "MODEL.REGION_DH.IMAGE_ENCODER_FREEZE_AT",
     "MODEL.REGION_DH.IMAGE_GRADIENT_SCALE",
     "MODEL.REGION_DH.LOSS_WEIGHTS.*",
     "MODEL.REGION_DH.LR_FACTORS.*",
@@ -183,6 +184,8 @@ def _add_region_dh(cfg: CN) -> None:
     # "sum": P^T A1 (the paper). "mean": that divided by the number of regions.
     # "class_mean": (P^T A1) / sum_i p_ic for each class c, joined with max_i p_ic.
     # "class_presence": the latter, the mean's deviation from 0.5 scaled by max_i p_ic.
+    # "class_summary": that without its K1 columns, of which the mean absolute value is left: two
+    # values for each class.
     node.FUSION_NORM = "sum"
     # A factor on the fusion matrix, before NORMALIZE_FUSED: a sum over many regions is far above 1,
     # and with plain gradient steps H2 then hardly learns.
@@ -198,14 +201,19 @@ def _add_region_dh(cfg: CN) -> None:
     # random after NORMALIZE_FUSED. H2 otherwise learns the regions of few images by heart, where it
     # reads IMAGE_ENCODERS, too.
     node.FUSED_DROPOUT = 0.0
-    # Beyond the paper: frozen classifiers of timm's ("tf_efficientnet_lite2") that read the whole
-    # photo for H2, beside the fused regions and WHOLE_IMAGE. Each reads the photo as it was read
-    # from its file, squashed to a square with sides of IMAGE_ENCODER_SIZES pixels. A training
-    # whose MODEL.WEIGHTS lack them takes their ImageNet weights.
+    # Beyond the paper: classifiers of timm's ("tf_efficientnet_lite2") that read the whole photo
+    # for H2, beside the fused regions and WHOLE_IMAGE. Each reads the photo as it was read from its
+    # file, squashed to a square with sides of IMAGE_ENCODER_SIZES pixels. A training whose
+    # MODEL.WEIGHTS lack them takes their ImageNet weights. They are frozen unless
+    # LR_FACTORS.IMAGE_ENCODERS lets them learn. Where nothing but them and H2 learns, and H2 reads
+    # no region (FUSION_NUM_ROIS 0, WHOLE_IMAGE "none"), training doesn't run the detector.
     node.IMAGE_ENCODERS = []
     node.IMAGE_ENCODER_SIZES = []
     # True averages what they make of the photo and of its mirror image, in twice the time.
     node.IMAGE_ENCODER_MIRRORED = False
+    # So many of their groups of layers stay frozen where they learn, counted from the photo on: the
+    # stem is the first, then come the stages (timm's `group_matcher(coarse=True)`).
+    node.IMAGE_ENCODER_FREEZE_AT = 0
     # False stops the gradient of the image branch at the fusion.
     node.FUSION_GRADIENT = True
     # Beyond the paper (1.0): a factor on the gradient with which the image branch reaches what the
@@ -261,6 +269,7 @@ def _add_region_dh(cfg: CN) -> None:
     node.LR_FACTORS.INSTANCE_HASH = 1.0
     node.LR_FACTORS.IMAGE_HASH = 1.0
     node.LR_FACTORS.OBJECT_HASH = 1.0
+    node.LR_FACTORS.IMAGE_ENCODERS = 0.0  # their norms keep ImageNet's statistics all the same
 
     # The most pixels of an image that are read. A larger JPEG is decoded at a half, a quarter or an
     # eighth of its width and height; a larger image of another format is refused.

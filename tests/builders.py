@@ -197,3 +197,15 @@ def registered_scenes(root, prefix, *, database=None, queries=1):
         generate_scenes(root, num_database=database, num_queries=queries)
     with registered():
         yield register_scenes(root, prefix)
+
+
+def with_squares(inputs, *sizes, seed=0):
+    """Give dicts of images random squares, as image encoders read them."""
+    import torch
+
+    g = torch.Generator().manual_seed(seed)
+    for x in inputs:
+        x["squares"] = {
+            s: torch.randint(256, (3, s, s), generator=g, dtype=torch.uint8) for s in sizes
+        }
+    return inputs

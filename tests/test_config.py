@@ -52,7 +52,8 @@ def test_defaults_are_the_papers():
     weights = node.LOSS_WEIGHTS
     assert weights.GAMMA_H1 == weights.GAMMA_H2 == [0.05, 10.0]
     assert [*weights.ALPHA, *weights.BETA] == [1.0] * 5
-    assert set(node.LR_FACTORS.values()) == {1.0}
+    assert {part for part, factor in node.LR_FACTORS.items() if factor != 1.0} == {"IMAGE_ENCODERS"}
+    assert node.LR_FACTORS.IMAGE_ENCODERS == 0.0
     assert cfg.TEST.RETRIEVAL.TOPK == 1000
     assert cfg.TEST.RETRIEVAL.COUNT_DIFFICULT is True
 
@@ -74,7 +75,12 @@ def settings_of_version_0_1(cfg):
     taken += ("TEST.DETECTIONS_PER_IMAGE", "TEST.RETRIEVAL.INSTANCE_MIN_SCORE")
     left = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.REGION_DH.FEATURE_CACHE")
     left += ("MODEL.REGION_DH.LOSS_WEIGHTS.", "MODEL.REGION_DH.LR_FACTORS.")
-    new = ("CODE_QUEUE", "FUSED_DROPOUT", "IMAGE_GRADIENT_SCALE")  # and of training alone
+    new = (
+        "CODE_QUEUE",
+        "FUSED_DROPOUT",
+        "IMAGE_ENCODER_FREEZE_AT",
+        "IMAGE_GRADIENT_SCALE",
+    )  # and of training alone
     left += tuple(f"MODEL.REGION_DH.{key}" for key in new)
     return "\n".join(
         f"{key} {value!r}"

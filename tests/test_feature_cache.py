@@ -319,6 +319,13 @@ def test_a_vertical_flip_is_refused(cfg):
         FeatureCache(cfg)
 
 
+@pytest.mark.parametrize("part", ["BACKBONE", "PROPOSAL_GENERATOR", "IMAGE_ENCODERS"])
+def test_what_made_the_features_must_be_frozen(cfg, part):
+    cfg.MODEL.REGION_DH.LR_FACTORS[part] = 0.1
+    with pytest.raises(RegionDHError, match=rf"FEATURE_CACHE .*LR_FACTORS\.{part} to 0\.0"):
+        FeatureCache(cfg)
+
+
 @pytest.mark.parametrize("content", ["", "text", "truncated"])
 def test_a_damaged_file_is_named(cfg, model, scenes, content):
     cache = FeatureCache(cfg)

@@ -186,12 +186,14 @@ def fused_by_loop(p, a, norm, eps=1e-6):
                 row[k] += float(p[i, c]) * float(a[i, k])
         if norm == "mean":
             row = [v / num for v in row]
-        if norm in ("class_mean", "class_presence"):
+        if norm.startswith("class_"):
             weight = sum(float(p[i, c]) for i in range(num)) + eps
             presence = max(float(p[i, c]) for i in range(num))
             row = [v / weight for v in row]
-            if norm == "class_presence":
+            if norm in ("class_presence", "class_summary"):
                 row = [(v - 0.5) * presence for v in row]
+            if norm == "class_summary":
+                row = [sum(abs(v) for v in row) / bits]
             row.append(presence)
         out += row
     return torch.tensor(out)
@@ -304,12 +306,13 @@ def test_image_hash_head_classifies_the_activations():
 def test_everything_computes_in_float32_under_autocast():
     """Equal to the last bit to the result without autocast; bfloat16 has 3 digits."""
     torch.manual_seed(0)
-    latent, head = LatentLayer(16, 12, init_std=1.0), ImageHashHead(24, 12, 2, init_std=0.1)
+    latent = LatentLayer(16, 12, init_std=1.0)
+    heads = {n: ImageHashHead(fusion_width(2, 12, n), 12, 2, init_std=0.1) for n in FUSION_NORMS}
     x, p, labels = rand(9, 16), rand(9, 2), torch.tensor([[1.0, 0.0]])
 
     def everything(norm):
         a = latent(x)
-        codes = head(cross_proposal_fusion(p, a, norm)[None, :24])
+        codes = heads[norm](cross_proposal_fusion(p, a, norm)[None])
         losses = [f(a) for f in (forcing_binary_loss, bit_balance_loss)]
         losses.append(multi_label_logistic_loss(codes.scores, labels))
         losses.append(multi_label_softmax_loss(codes.scores, labels))

@@ -1,28 +1,25 @@
-"""Image encoders: what they compute, that they stay frozen, and what H2 makes of them."""
+"""Image encoders: what they compute, what of them learns, and what H2 makes of them."""
+
+import copy
 
 import pytest
 import timm
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from builders import with_squares
+from regiondh_d2 import add_regiondh_config
 from regiondh_d2.checkpoint import RegionDHCheckpointer, model_fingerprint
 from regiondh_d2.checkpoint import checkpointer as checkpointer_module
+from regiondh_d2.engine.optimizer import PARTS, build_optimizer
 from regiondh_d2.modeling.image_encoders import ImageEncoder, ImageEncoders, encoder_width
 from regiondh_d2.utils.errors import RegionDHError
 
 TINY = "test_efficientnet"  # of timm, for tests
 HASH = "MODEL.REGION_DH."
 ENCODERS = (HASH + "IMAGE_ENCODERS", [TINY, TINY], HASH + "IMAGE_ENCODER_SIZES", [32, 48])
-
-
-def with_squares(inputs, *sizes, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    for x in inputs:
-        x["squares"] = {
-            s: torch.randint(256, (3, s, s), generator=g, dtype=torch.uint8) for s in sizes
-        }
-    return inputs
 
 
 @pytest.fixture
@@ -67,6 +64,64 @@ def test_training_leaves_encoders_as_they_are(make_model, inputs):
     assert model.roi_heads.image_hash.latent.linear.weight.grad.abs().sum() > 0
     for key, value in model.image_encoders.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+LEARN = (HASH + "LR_FACTORS.IMAGE_ENCODERS", 1.0)
+# H2 reads the encoders alone, and nothing else learns.
+ALONE = (
+    *(*ENCODERS, *LEARN, HASH + "FUSION_NUM_ROIS", 0),
+    *(v for part in PARTS if part[:5] != "IMAGE" for v in (f"{HASH}LR_FACTORS.{part}", 0.0)),
+)
+
+
+def test_an_encoder_learns_above_its_frozen_groups(make_model, inputs):
+    model = make_model(*ENCODERS, *LEARN, HASH + "IMAGE_ENCODER_FREEZE_AT", 3).train()
+    before = {k: v.clone() for k, v in model.image_encoders.state_dict().items()}
+    assert not any(m.training for e in model.image_encoders for m in e.modules())
+    with EventStorage():
+        sum(model(inputs).values()).backward()
+    frozen = ("model.conv_stem.", "model.blocks.0.", "model.blocks.1.")  # the first three groups
+    for encoder in model.image_encoders:
+        for name, parameter in encoder.named_parameters():
+            learned = parameter.grad is not None and parameter.grad.abs().sum() > 0
+            assert learned is not name.startswith(frozen), name
+    # Norms, their statistics among them, are not parameters.
+    assert all(torch.equal(v, before[k]) for k, v in model.image_encoders.state_dict().items())
+
+
+def test_encoders_learn_without_the_detector(make_model, inputs, monkeypatch):
+    """Where H2 reads nothing else, losses and codes are those of the whole network."""
+    whole = make_model(*ENCODERS, *LEARN, HASH + "FUSION_NUM_ROIS", 0)
+    model = make_model(*ALONE)
+    cfg = get_cfg()
+    add_regiondh_config(cfg)
+    cfg.merge_from_list([*ALONE, "SOLVER.BASE_LR", 0.1])
+    optimizer = build_optimizer(cfg, model)
+    state = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(model.backbone, "forward", None)
+    losses = []
+    for network in (whole, model):
+        with EventStorage():
+            losses.append(network.train()(inputs))
+    expected, found = losses
+    assert list(found) == list(expected)
+    for name in found:
+        if "image" in name:
+            torch.testing.assert_close(found[name], expected[name])
+        else:
+            assert found[name] == 0.0
+    sum(found.values()).backward()
+    optimizer.step()
+    moved = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, state[k])}
+    assert moved == {"image_encoders", "roi_heads"}
+    model.load_state_dict(whole.state_dict())
+    with torch.no_grad():
+        codes = [network.eval().encode_images(inputs) for network in (whole, model)]
+        described = whole(inputs)
+    for one, other, third in zip(*codes, described, strict=True):
+        for key in ("image_code", "image_activation", "image_scores"):
+            assert torch.equal(one[key], other[key])
+            torch.testing.assert_close(one[key], third[key])
 
 
 def test_h2_reads_the_vectors_behind_the_fused_regions(make_model, inputs):
@@ -119,6 +174,10 @@ def test_without_encoders_nothing_changes(make_model, tiny_cfg):
         (
             (HASH + "IMAGE_ENCODERS", ["vit_tiny_patch16_224"], HASH + "IMAGE_ENCODER_SIZES", [64]),
             "IMAGE_ENCODER_SIZES: 'vit_tiny_patch16_224' takes 224, not 64",
+        ),
+        (
+            (*ENCODERS, *LEARN, HASH + "IMAGE_ENCODER_FREEZE_AT", 9),
+            "IMAGE_ENCODER_FREEZE_AT is 9, and 'test_efficientnet' has [5-9] groups of layers",
         ),
         ((*ENCODERS, "INPUT.FORMAT", "L"), "INPUT.FORMAT is L: .* take RGB or BGR"),
         ((*ENCODERS, "MODEL.META_ARCHITECTURE", "ImageHash"), "ImageHash reads none. RegionDH"),

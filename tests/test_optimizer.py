@@ -8,6 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from builders import with_squares
 from regiondh_d2 import add_regiondh_config
 from regiondh_d2.engine.optimizer import PARTS, build_optimizer, freeze_parts
 from regiondh_d2.utils.errors import RegionDHError
@@ -20,8 +21,14 @@ FACTORS = {
     "INSTANCE_HASH": 5.0,
     "IMAGE_HASH": 10.0,
     "OBJECT_HASH": 20.0,
+    "IMAGE_ENCODERS": 30.0,
 }
-OBJECT_HASH = ("MODEL.REGION_DH.OBJECT_CODE", "True")  # a network that has this part, too
+# A network that has every part.
+WHOLE = (
+    *("MODEL.REGION_DH.OBJECT_CODE", "True", "MODEL.REGION_DH.LR_FACTORS.IMAGE_ENCODERS", 1.0),
+    *("MODEL.REGION_DH.IMAGE_ENCODERS", ["test_efficientnet"]),
+    *("MODEL.REGION_DH.IMAGE_ENCODER_SIZES", [32]),
+)
 
 
 def settings(model, optimizer):
@@ -37,7 +44,7 @@ def set_factors(cfg, factors):
 
 def test_every_parameter_belongs_to_a_part(make_model, tiny_cfg):
     assert set(PARTS) == set(tiny_cfg.MODEL.REGION_DH.LR_FACTORS) == set(FACTORS)
-    names = [n for n, _ in make_model(*OBJECT_HASH).named_parameters()]
+    names = [n for n, _ in make_model(*WHOLE).named_parameters()]
     for name in names:
         assert sum(name.startswith(prefix) for prefix in PARTS.values()) == 1, name
     for prefix in PARTS.values():
@@ -54,7 +61,7 @@ def test_every_parameter_belongs_to_a_part(make_model, tiny_cfg):
 def test_factors_multiply_the_base_learning_rate(make_model, tiny_cfg, bias_factor):
     set_factors(tiny_cfg, FACTORS)
     tiny_cfg.merge_from_list(["SOLVER.BASE_LR", 0.04, "SOLVER.BIAS_LR_FACTOR", bias_factor])
-    model = make_model(*OBJECT_HASH)
+    model = make_model(*WHOLE)
     groups = settings(model, build_optimizer(tiny_cfg, model))
     assert set(groups) == {n for n, p in model.named_parameters() if p.requires_grad}
     for name, group in groups.items():
@@ -137,13 +144,12 @@ class Counter(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("part", PARTS)
+# Image encoders are always in evaluation mode: test_image_encoders.py.
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "IMAGE_ENCODERS"])
 def test_a_factor_of_zero_freezes_a_part_wholly(make_model, make_inputs, tiny_cfg, part):
     """Parameters and statistics, also after train() and evaluations, and in a copy."""
-    model = make_model(*BATCH_NORMS, *OBJECT_HASH)
-    tiny_cfg.merge_from_list(
-        [*BATCH_NORMS, *OBJECT_HASH, f"MODEL.REGION_DH.LR_FACTORS.{part}", 0.0]
-    )
+    model = make_model(*BATCH_NORMS, *WHOLE)
+    tiny_cfg.merge_from_list([*BATCH_NORMS, *WHOLE, f"MODEL.REGION_DH.LR_FACTORS.{part}", 0.0])
     # Each part gets a norm that really updates itself, run by hand below.
     owner = model.get_submodule(PARTS[part].rstrip("."))
     owner.extra = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(Counter()), nn.Dropout(0.5))
@@ -156,7 +162,7 @@ def test_a_factor_of_zero_freezes_a_part_wholly(make_model, make_inputs, tiny_cf
         model.train()
         torch.manual_seed(0)
         with EventStorage():
-            losses = sum(model(make_inputs((64, 64), (64, 64))).values())
+            losses = sum(model(with_squares(make_inputs((64, 64), (64, 64)), 32)).values())
         extra = model.get_submodule(PARTS[part].rstrip(".")).extra
         (losses + extra(torch.randn(5, 3)).sum()).backward()
         optimizer.step()

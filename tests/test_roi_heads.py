@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from regiondh_d2.modeling.cpu_layers import use_cpu_layers
 from regiondh_d2.modeling.hashing import (
+    FUSION_NORMS,
     ImageCodes,
     binarize,
     bit_balance_loss,
@@ -114,7 +115,7 @@ def image_code_by_hand(heads, fused):
 
 
 @pytest.mark.parametrize("classifier_input", ["h1", "box_features"])
-@pytest.mark.parametrize("norm", ["sum", "mean", "class_mean", "class_presence"])
+@pytest.mark.parametrize("norm", FUSION_NORMS)
 @torch.no_grad()
 def test_image_codes_are_the_hashed_fusion_of_the_best_proposals(
     make_heads, norm, classifier_input
@@ -128,7 +129,7 @@ def test_image_codes_are_the_hashed_fusion_of_the_best_proposals(
         activations, image_scores = image_code_by_hand(heads, fused)
         torch.testing.assert_close(codes.activations[i], activations, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(codes.scores[i], image_scores, rtol=1e-4, atol=1e-4)
-    assert (codes.activations[0] - codes.activations[1]).abs().max() > 0.01
+    assert (codes.activations[0] - codes.activations[1]).abs().max() > 0.005
 
 
 @pytest.mark.parametrize("norm", ["mean", "class_mean"])
@@ -466,7 +467,7 @@ def losses_region_by_region(heads, features, sampled, fused, labels):
     }
 
 
-@pytest.mark.parametrize("norm", ["sum", "mean", "class_mean", "class_presence"])
+@pytest.mark.parametrize("norm", FUSION_NORMS)
 @pytest.mark.parametrize("rois", ["topk", "sampled"])
 def test_losses_and_gradients_are_those_of_regions_read_one_by_one(make_heads, rois, norm):
     """On layers for CPUs, regions read once and images fused at once, against neither."""

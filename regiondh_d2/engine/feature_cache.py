@@ -80,7 +80,7 @@ class FeatureCache:
         self._encoders = EncoderCache(cfg)
         self._cfg = cfg
         frozen = cfg.MODEL.REGION_DH.LR_FACTORS
-        for part in ("BACKBONE", "PROPOSAL_GENERATOR"):
+        for part in ("BACKBONE", "PROPOSAL_GENERATOR", "IMAGE_ENCODERS"):
             if frozen[part] != 0.0:
                 raise RegionDHError(
                     f"MODEL.REGION_DH.FEATURE_CACHE needs a frozen network below the heads: set "

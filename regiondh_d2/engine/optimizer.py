@@ -22,6 +22,7 @@ PARTS = {
     "INSTANCE_HASH": "roi_heads.instance_hash.",
     "IMAGE_HASH": "roi_heads.image_hash.",
     "OBJECT_HASH": "roi_heads.object_hash.",
+    "IMAGE_ENCODERS": "image_encoders.",
 }
 
 

@@ -31,7 +31,7 @@ __all__ = [
     "update_statistics",
 ]
 
-FUSION_NORMS = ("sum", "mean", "class_mean", "class_presence")
+FUSION_NORMS = ("sum", "mean", "class_mean", "class_presence", "class_summary")
 
 
 def binarize(activations: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,8 @@ def label_similarity_loss(activations: torch.Tensor, labels: torch.Tensor) -> to
 
 def fusion_width(num_classes: int, bits: int, norm: str) -> int:
     """Number of columns that :func:`cross_proposal_fusion` returns."""
-    return num_classes * (bits + 1 if norm in ("class_mean", "class_presence") else bits)
+    columns = {"class_mean": bits + 1, "class_presence": bits + 1, "class_summary": 2}
+    return num_classes * columns.get(norm, bits)
 
 
 def cross_proposal_fusion(
@@ -161,7 +162,8 @@ def cross_proposal_fusion(
     "sum" gives P^T A (the paper), "mean" P^T A / N (as IAH does), and "class_mean" the mean of the
     activations weighted by each class's probabilities, joined with the class's largest probability,
     which tells absent classes from present ones. "class_presence" also scales the mean's deviation
-    from 0.5 by that probability, since the mean of an absent class is only noise.
+    from 0.5 by that probability, since the mean of an absent class is only noise. "class_summary"
+    replaces the K scaled deviations of a class by the mean of their absolute values.
 
     Args:
         probabilities: (N, C) float of an image, background column dropped, or (B, N, C) of B
@@ -172,8 +174,8 @@ def cross_proposal_fusion(
         eps: keeps the weights of the class means finite.
 
     Returns:
-        (C * K,) or (B, C * K) float32, row-major, or C * (K + 1) for the class means. Zeros for an
-        image without regions.
+        (C * K,) or (B, C * K) float32, row-major, or C * (K + 1) for the class means, and
+        C * 2 for their summary. Zeros for an image without regions.
     """
     probabilities, activations = probabilities.float(), activations.float()
     *images, num_regions, num_classes = probabilities.shape
@@ -187,11 +189,13 @@ def cross_proposal_fusion(
     if norm == "mean":
         number = num_regions if counts is None else counts.clamp(min=1)[:, None, None]
         fused = fused / number
-    elif norm in ("class_mean", "class_presence"):
+    elif norm in ("class_mean", "class_presence", "class_summary"):
         presence = probabilities.amax(dim=-2)[..., None]
         fused = fused / (probabilities.sum(dim=-2)[..., None] + eps)
-        if norm == "class_presence":
+        if norm != "class_mean":
             fused = (fused - 0.5) * presence
+        if norm == "class_summary":
+            fused = fused.abs().mean(dim=-1, keepdim=True)
         fused = torch.cat([fused, presence], dim=-1)
     elif norm != "sum":
         raise RegionDHError(f"fusion norm {norm!r}: expected one of {', '.join(FUSION_NORMS)}")

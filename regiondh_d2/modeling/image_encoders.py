@@ -1,9 +1,10 @@
-"""Frozen classifiers that read whole photos, beside the detector.
+"""Classifiers that read whole photos, beside the detector.
 
 A detector's backbone loses some of what ImageNet taught it, and reads photos at a size that suits
 its regions. An *image encoder* is a second network for the image as a whole: a classifier without
-its last layer, frozen, which reads the photo squashed to a square of a size of its own. The mapper
-and the loader of photos make the squares of the photo as it was read (``data/squares.py``).
+its last layer, which reads the photo squashed to a square of a size of its own. It is frozen, or
+learns what the image code needs. The mapper and the loader of photos make the squares of the photo
+as it was read (``data/squares.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import timm
 import torch
 from detectron2.config import configurable
 from timm.layers import freeze_batch_norm_2d
+from timm.models import group_parameters
 from torch import nn
 
 from ..utils.errors import RegionDHError
@@ -32,8 +34,8 @@ ENCODED = "encoded"
 class ImageEncoder(nn.Module):
     """A timm classifier without its last layer: from a square photo to one vector.
 
-    It is frozen: it has no gradient and stays in evaluation mode. The network keeps timm's own
-    parameter names below ``model.``.
+    It stays in evaluation mode, and its norms keep their statistics, scales and offsets. The
+    network keeps timm's own parameter names below ``model.``.
 
     Attributes:
         name: of the network in timm.
@@ -44,16 +46,28 @@ class ImageEncoder(nn.Module):
     _mean: torch.Tensor
     _std: torch.Tensor
 
-    def __init__(self, name: str, size: int, *, mirrored: bool = False, bgr: bool = False):
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        *,
+        mirrored: bool = False,
+        bgr: bool = False,
+        learns: bool = False,
+        freeze_at: int = 0,
+    ):
         """
         Args:
             name: a timm model name.
             size: the side of the squares in pixels.
             mirrored: average the vectors of the photo and of its mirror image.
             bgr: whether the squares' channels are blue, green, red.
+            learns: False freezes all of it.
+            freeze_at: how many of its groups of layers stay frozen where it learns.
 
         Raises:
-            RegionDHError: timm doesn't know the network, or it reads squares of another size only.
+            RegionDHError: timm doesn't know the network, it reads squares of another size only, or
+                ``freeze_at`` leaves nothing that learns.
         """
         super().__init__()
         model = _classifier(name)
@@ -71,13 +85,26 @@ class ImageEncoder(nn.Module):
         self.register_buffer("_mean", mean, persistent=False)
         self.register_buffer("_std", std, persistent=False)
         self.requires_grad_(False)
+        if learns:
+            self._let_learn(freeze_at)
         self.eval()
+
+    def _let_learn(self, freeze_at: int) -> None:
+        network: Any = self.model
+        groups = group_parameters(network, network.group_matcher(coarse=True))
+        learning = [name for group, names in groups.items() if group >= freeze_at for name in names]
+        if not learning:
+            raise RegionDHError(
+                f"MODEL.REGION_DH.IMAGE_ENCODER_FREEZE_AT is {freeze_at}, and {self.name!r} has "
+                f"{len(groups)} groups of layers: take a smaller number"
+            )
+        for name in learning:
+            network.get_parameter(name).requires_grad_(True)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, squares: torch.Tensor) -> torch.Tensor:
         """Map squares (B, 3, S, S), pixel values 0 to 255, to vectors (B, D) float32."""
         x = (squares.flip(1) if self._bgr else squares).float()
@@ -113,7 +140,12 @@ class ImageEncoders(nn.ModuleList):
                 f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: MODEL.REGION_DH.IMAGE_ENCODERS take RGB or "
                 "BGR"
             )
-        options = {"mirrored": node.IMAGE_ENCODER_MIRRORED, "bgr": cfg.INPUT.FORMAT == "BGR"}
+        options = {
+            "mirrored": node.IMAGE_ENCODER_MIRRORED,
+            "bgr": cfg.INPUT.FORMAT == "BGR",
+            "learns": node.LR_FACTORS.IMAGE_ENCODERS > 0.0,
+            "freeze_at": node.IMAGE_ENCODER_FREEZE_AT,
+        }
         pairs = zip(names, sizes, strict=True)
         return {"encoders": [ImageEncoder(name, size, **options) for name, size in pairs]}
 

@@ -154,7 +154,26 @@ class RegionDH(GeneralizedRCNN):
                 "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, and Region-DH trains its "
                 "RPN: take RPN"
             )
+        encoders = self._encoders_alone()
+        if encoders is not None and not self._objects_learn():
+            targets = [x["instances"].to(self.device) for x in batched_inputs]
+            losses = self.roi_heads.image_losses(encoders(batched_inputs), targets)
+            zero = losses["loss_cls"]
+            return self.weigh({"loss_rpn_cls": zero, "loss_rpn_loc": zero, **losses})
         return self.weigh(super().forward(batched_inputs))
+
+    def _encoders_alone(self) -> ImageEncoders | None:
+        """The image encoders where H2 reads nothing else. Heads of others may not tell."""
+        return None if getattr(self.roi_heads, "reads_regions", True) else self.image_encoders
+
+    def _objects_learn(self) -> bool:
+        """Whether anything learns but H2 and the image encoders."""
+        image = ("image_encoders.", "roi_heads.image_hash.")
+        return any(
+            parameter.requires_grad
+            for name, parameter in self.named_parameters()
+            if not name.startswith(image)
+        )
 
     def preprocess_image(self, batched_inputs: list[dict]):
         """As in the base class; in training the images carry what the encoders make of them."""
@@ -195,6 +214,9 @@ class RegionDH(GeneralizedRCNN):
 
     def encode_images(self, batched_inputs: list[dict]) -> list[dict]:
         """Image codes alone: the dicts of :meth:`inference` without ``instances``, in less time."""
+        encoders = self._encoders_alone()
+        if encoders is not None:
+            return per_image(self.roi_heads.image_codes(encoders(batched_inputs)))
         features, proposals, _ = self.propose(batched_inputs)
         return per_image(self.roi_heads.forward_hash(features, proposals, detect=False)[1])
 

@@ -243,6 +243,28 @@ class RegionDHROIHeads(StandardROIHeads):
     def _image_losses(self, fused: list[RegionOutputs], labels, encoded) -> dict[str, torch.Tensor]:
         return image_code_losses(self, self._fuse(fused, encoded), labels)
 
+    @property
+    def reads_regions(self) -> bool:
+        """Whether H2 reads regions or the whole image by the detector, not encoders alone."""
+        fuses = self.fusion_rois != "topk" or self.fusion_num_rois > 0
+        return fuses or self.whole_image != "none" or not self.image_encoders
+
+    def image_losses(self, encoded: torch.Tensor, targets: list[Instances]):
+        """The unweighted losses of :meth:`forward`, those of regions 0, by what image encoders
+        make of B images, (B, D), alone; to be used where H2 reads no region."""
+        labels = multi_hot_labels(targets, self.num_classes)
+        losses = self._image_losses(self._no_regions(len(encoded)), labels, [encoded.float()])
+        return dict.fromkeys(LOSSES, encoded.new_zeros(())) | losses
+
+    def image_codes(self, encoded: torch.Tensor) -> ImageCodes:
+        """The codes of images as of :meth:`forward_hash`, by the same alone."""
+        return self._fuse(self._no_regions(len(encoded)), [encoded.float()])
+
+    def _no_regions(self, images: int) -> list[RegionOutputs]:
+        weight = self.box_predictor.bbox_pred.weight
+        x = weight.new_zeros(0, weight.shape[1])
+        return [self._outputs(x, x)] * images
+
     def forward_hash(
         self, features: dict[str, torch.Tensor], proposals: list[Instances], detect: bool = True
     ) -> tuple[list[Instances] | None, ImageCodes]:
