@@ -214,7 +214,7 @@ def _add_region_dh(cfg: CN) -> None:
     # So many of their groups of layers stay frozen where they learn, counted from the photo on: the
     # stem is the first, then come the stages (timm's `group_matcher(coarse=True)`).
     node.IMAGE_ENCODER_FREEZE_AT = 0
-    # False stops the gradient of the image branch at the fusion.
+    # False stops the gradient of the image branch at the fusion, not at what IMAGE_ENCODERS give.
     node.FUSION_GRADIENT = True
     # Beyond the paper (1.0): a factor on the gradient with which the image branch reaches what the
     # box head reads and gives of the fused regions and of the whole image. H1, H2 and the

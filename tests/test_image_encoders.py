@@ -74,8 +74,10 @@ ALONE = (
 )
 
 
-def test_an_encoder_learns_above_its_frozen_groups(make_model, inputs):
-    model = make_model(*ENCODERS, *LEARN, HASH + "IMAGE_ENCODER_FREEZE_AT", 3).train()
+@pytest.mark.parametrize("fusion", [True, False])
+def test_an_encoder_learns_above_its_frozen_groups(make_model, inputs, fusion):
+    opts = (HASH + "IMAGE_ENCODER_FREEZE_AT", 3, HASH + "FUSION_GRADIENT", fusion)
+    model = make_model(*ENCODERS, *LEARN, *opts).train()
     before = {k: v.clone() for k, v in model.image_encoders.state_dict().items()}
     assert not any(m.training for e in model.image_encoders for m in e.modules())
     with EventStorage():

@@ -370,8 +370,10 @@ class RegionDHROIHeads(StandardROIHeads):
             self.fusion_norm,
             counts=torch.tensor([len(rows) for rows in p], device=p[0].device),
         )
-        fused = torch.cat([self.fusion_scale * fused, *beside, *encoded], dim=1)
-        return self.image_hash(fused if self.fusion_gradient else fused.detach())
+        fused = torch.cat([self.fusion_scale * fused, *beside], dim=1)
+        if not self.fusion_gradient:
+            fused = fused.detach()
+        return self.image_hash(torch.cat([fused, *encoded], dim=1))
 
 
 def image_code_losses(heads, codes: ImageCodes, labels: torch.Tensor) -> dict[str, torch.Tensor]:
