@@ -8,6 +8,7 @@ but for the proposals that are left, so the networks are new ones.
 import argparse
 import multiprocessing
 import os
+import re
 import resource
 import statistics
 import sys
@@ -92,9 +93,16 @@ def encoding_cost(config: str, opts: Sequence[str], files: Sequence[str]) -> tup
             start = time.process_time()
             model.encode_images([load(file)])
             times.append(time.process_time() - start)
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return 1000.0 * statistics.median(times), peak / 1e6
+    return 1000.0 * statistics.median(times), _peak_memory() / 1e6
+
+
+def _peak_memory() -> int:
+    """The largest resident memory of this process until now, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux getrusage counts what the parent held, too
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _encoding_options(row: Row) -> list[str]:
