@@ -55,9 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     results = check_study_options(args)
     files = [record["file_name"] for record in load_dataset(args.dataset)[: args.images]]
-    costs: dict[
-        str, tuple[float, float]
-    ] = {}  # by the settings that change how an image is encoded
+    # By the settings that change how an image is encoded.
+    costs: dict[str, tuple[float, float]] = {}
     found: dict[str, dict[str, float]] = {"milliseconds": {}, "megabytes": {}}
     for row in read_table(args.table):
         opts = _encoding_options(row)
